@@ -1,0 +1,42 @@
+"""Audio-text retrieval: corpora, encoders, losses and training behind the numbered notebooks."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atr.config import RunConfig
+    from atr.corpora import Corpus, load_corpus
+    from atr.profiles import profile
+    from atr.records import Run
+    from atr.runs import run_all
+    from atr.training import fit
+
+__version__ = "0.1.0"
+__all__ = ["Corpus", "Run", "RunConfig", "fit", "load_corpus", "profile", "run_all"]
+
+_HOMES = {
+    "Corpus": "atr.corpora",
+    "Run": "atr.records",
+    "RunConfig": "atr.config",
+    "fit": "atr.training",
+    "load_corpus": "atr.corpora",
+    "profile": "atr.profiles",
+    "run_all": "atr.runs",
+}
+_MODULES = (
+    "audio config corpora encoders features figures losses metrics model profiles records runs sampling statistics "
+    "store study tables training"
+).split()
+
+
+def __getattr__(name: str) -> Any:
+    """Load names and modules on first use: importing PyTorch takes seconds that `atr --help` need not wait for."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"atr.{name}")
+    raise AttributeError(f"module 'atr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_MODULES]

@@ -1,0 +1,222 @@
+"""The command line: `atr study`, `atr check`, `atr runs`, `atr reference`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(
+    help="Audio-text retrieval: run the studies, check a corpus, look after the runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+runs_app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+console = Console()
+
+ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10 or paper: which data and encoders.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+
+
+def fail(error: BaseException) -> typer.Exit:
+    """Say an expected error in plain words."""
+    Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+    return typer.Exit(1)
+
+
+def printed(table, title: str = "") -> None:
+    view = Table(title=title or None, title_justify="left")
+    for column in table.columns:
+        view.add_column(str(column), overflow="fold")
+    for row in table.itertuples(index=False):
+        view.add_row(*(escape(f"{value:.1f}" if isinstance(value, float) else str(value)) for value in row))
+    console.print(view)
+
+
+@app.command()
+def study(
+    numbers: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 01 03; all if none.")] = None,
+    profile: ProfileOption = "demo",
+    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.")] = None,
+    device: DeviceOption = "auto",
+    executor: Annotated[str, typer.Option(help="Where runs execute: local.")] = "local",
+    clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profile esc10.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the runs and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Run the numbered notebooks: trains what is missing, then writes tables, figures and the executed notebooks.
+
+    Interrupt it whenever you like: the same command continues where it stopped.
+    """
+    from atr import runs as many
+    from atr import study as studies
+    from atr.profiles import profile as profile_of
+    from atr.training import resolve_device
+
+    try:
+        chosen = profile_of(profile)
+        chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else None
+        paths = studies.notebooks(numbers or ())
+        table = studies.plan(paths, profile, chosen_seeds)
+        if plan:
+            printed(table.drop(columns=["config", "seconds"]), f"{len(table)} runs of profile {profile}")
+            return
+        if clips is not None:
+            if not clips.is_dir():
+                raise ValueError(f"--clips: {clips}: no such folder")
+            os.environ["ATR_CLIPS"] = str(clips.resolve())
+        if chosen.needs_clips:
+            assert chosen.root is not None
+        where = resolve_device(device)
+        cores = many.default_workers("cpu")
+        said = f"{len(table)} runs, {int(table['finished'].sum())} of them finished"
+        if where == "cpu":
+            said += f"; about {studies.duration(studies.estimate(table, paths, cores))} on {cores} cores here"
+        console.print(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {said}.", soft_wrap=True)
+        os.environ["ATR_COMMAND"] = f"atr study {' '.join(numbers or [])} --profile {profile}".replace("  ", " ")
+        for path in paths:
+            parameters = {"seeds": chosen_seeds, "device": device, "executor": executor}
+            console.print(f"{path.stem} …", soft_wrap=True)
+            done = studies.execute(path, profile, parameters, quiet)
+            console.print(f"  → {done}", soft_wrap=True)
+        console.print(f"Tables: {chosen.results / 'tables'}   figures: {chosen.results / 'figures'}", soft_wrap=True)
+    except (ValueError, OSError, studies.StudyError) as error:
+        raise fail(error) from error
+
+
+@app.command()
+def check(
+    corpus: Annotated[str, typer.Argument(help="soundscapes, clipfolder or csv.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")] = None,
+    audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Read every sound file too.")] = True,
+    write_clean: Annotated[
+        Path | None, typer.Option(help="csv: write the table without the rows that have problems here.")
+    ] = None,
+) -> None:
+    """List all problems of a corpus at once; exit status 1 if there are any."""
+    from atr.corpora import CorpusError, csvfolder, load_corpus
+    from atr.store import write_atomic
+
+    try:
+        if write_clean is not None:
+            if corpus != "csv" or root is None:
+                raise ValueError("--write-clean goes with: atr check csv --root <folder>")
+            clean = csvfolder.cleaned(root)
+            write_atomic(write_clean, lambda path: clean.to_csv(path, index=False))
+            console.print(f"{write_clean}: {len(clean)} rows without problems", soft_wrap=True)
+        loaded = load_corpus(corpus, root, check=False)
+        problems = loaded.problems(audio=audio)
+    except CorpusError as error:
+        problems, loaded = error.problems, None
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    if len(problems):
+        for where, problem, mend in problems.itertuples(index=False):
+            console.print(f"{where}: {problem}; {mend}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"[red]{len(problems)} problems[/red]")
+        raise typer.Exit(1)
+    assert loaded is not None
+    counts = loaded.clips["split"].value_counts(sort=False).to_dict()
+    console.print(f"{loaded.name}: no problems; {counts}, {len(loaded.captions)} captions. {loaded.source}")
+
+
+@app.command()
+def reference(profile: ProfileOption = "demo") -> None:
+    """Copy a profile's tables, figures and executed notebooks to results/reference/, to be committed."""
+    from atr import study as studies
+
+    try:
+        console.print(f"→ {studies.commit_reference(profile)}", soft_wrap=True)
+    except (ValueError, OSError, studies.StudyError) as error:
+        raise fail(error) from error
+
+
+def _found(profile: str, address: str):
+    from atr import records
+    from atr.profiles import profile as profile_of
+
+    matches = [run for run in records.stored(profile_of(profile).runs) if run.address.startswith(address)]
+    if len(matches) != 1:
+        raise ValueError(f"{len(matches)} runs of profile {profile} begin with {address!r}; see: atr runs list")
+    return matches[0]
+
+
+@runs_app.command("list")
+def runs_list(profile: ProfileOption = "demo") -> None:
+    """All runs of a profile: address, state, what it is, text-to-audio R@10."""
+    import pandas as pd
+
+    from atr import records
+    from atr import runs as many
+    from atr.profiles import profile as profile_of
+
+    try:
+        found = records.stored(profile_of(profile).runs)
+    except ValueError as error:
+        raise fail(error) from error
+    rows = [
+        {
+            "address": run.address,
+            "state": run.status,
+            "run": many.describe(run.config) if run.status != "stale" else "by an older version: remove or run again",
+            "R@10": f"{run.metrics['t2a_r10']:.1f}" if run.status == "finished" else "",
+        }
+        for run in found
+        if (run.path / "config.json").is_file()
+    ]
+    if not rows:
+        console.print(f"no runs of profile {profile} yet: atr study --profile {profile}")
+        return
+    printed(pd.DataFrame(rows))
+
+
+@runs_app.command("show")
+def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], profile: ProfileOption = "demo") -> None:
+    """One run: config, environment, metrics."""
+    try:
+        run = _found(profile, address)
+    except ValueError as error:
+        raise fail(error) from error
+    console.print(str(run.path), soft_wrap=True, highlight=False)
+    for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
+        if (run.path / name).is_file():
+            console.print(f"[bold]{name}[/bold]")
+            console.print((run.path / name).read_text(), markup=False, soft_wrap=True)
+
+
+@runs_app.command("remove")
+def runs_remove(
+    addresses: Annotated[list[str] | None, typer.Argument(help="First digits of each.")] = None,
+    profile: ProfileOption = "demo",
+    stale: Annotated[bool, typer.Option("--stale", help="Remove all runs of older versions.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove runs from disk, after asking."""
+    from atr import records
+    from atr.profiles import profile as profile_of
+
+    try:
+        chosen = [_found(profile, address) for address in addresses or ()]
+        if stale:
+            chosen += [run for run in records.stored(profile_of(profile).runs) if run.status == "stale"]
+        if not chosen:
+            console.print("nothing to remove")
+            return
+    except ValueError as error:
+        raise fail(error) from error
+    if not yes and not typer.confirm(f"Remove {', '.join(run.address for run in chosen)}?"):
+        raise typer.Exit(1)
+    for run in chosen:
+        run.remove()
+    console.print(f"removed {len(chosen)}")
+
+
+if __name__ == "__main__":
+    sys.exit(app())

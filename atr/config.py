@@ -1,0 +1,141 @@
+"""`RunConfig`: everything that decides a run's numbers, and nothing else."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TRAININGS = ("frozen", "frozen_released", "finetuned", "scratch")
+CHOICES: dict[str, tuple] = {
+    "recipe": ("released", "paper"),
+    "training": TRAININGS,
+    "text_pooling": ("mean", "first"),
+    "caption_style": ("mei2022", "tymofieiev2025", None),
+    "pooling": ("max_mean",),
+    "sampler": ("caption_per_clip", "all_captions"),
+    "augment": ("specaugment", None),
+    "optimizer": ("adam", "adamw"),
+    "schedule": ("step", "cosine", "constant"),
+    "select_by": ("t2a_recall_sum", "recall_sum", "t2a_map10", "last"),
+    "precision": ("32", "bf16"),
+}
+GROUPS = ("heads", "audio", "text", "loss")
+
+
+class ConfigError(ValueError):
+    """A field of a RunConfig is unknown or holds what it cannot."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. Device, workers and loggers are not part of it: they do not change the numbers.
+
+    corpus          name, or {"name": …, options of its loader}; the folder it lies in is not part of it
+    recipe          "released" or "paper": the variant of the loss (see `atr.losses`)
+    audio_encoder   name for `atr.encoders.build`
+    audio_weights   "pretrained" (compact encoders: on this corpus's events), None (random), or a checkpoint file
+    text_encoder    "minilm", a Hub name, or a folder
+    text_layers     how many top layers `finetuned` trains, over cached states of the layer below; None: all
+    text_dropout    overrides the text encoder's own dropout
+    training        "frozen" (evaluation mode, cached features), "frozen_released" (parameters fixed, but training
+                    mode: batch statistics, dropout and augmentation stay on), "finetuned", "scratch" (random audio
+                    encoder, everything trained)
+    loss            {"name": …, parameters}
+    sampler         see `atr.sampling`
+    learning_rates  by group: heads, audio, text, loss (its learned parameters); missing groups use heads'
+    schedule        "step" (× step_factor every step_epochs), "cosine" (to 0 at the last epoch), "constant"
+    warmup_epochs   linear rise from 0, by step
+    clip_norm       largest gradient norm, None: no clipping
+    select_by       validation metric of the best epoch, ties to the later; "last" takes the last epoch
+    """
+
+    corpus: str | Mapping[str, Any] = "soundscapes"
+    recipe: str = "released"
+    audio_encoder: str = "compact"
+    audio_weights: str | None = "pretrained"
+    text_encoder: str = "minilm"
+    text_pooling: str = "mean"
+    text_layers: int | None = 2
+    text_dropout: float | None = None
+    caption_style: str | None = "mei2022"
+    training: str = "frozen"
+    pooling: str = "max_mean"
+    embedding_dim: int = 256
+    loss: Mapping[str, Any] = field(default_factory=lambda: {"name": "nt_xent", "temperature": 0.07})
+    sampler: str = "caption_per_clip"
+    augment: str | None = "specaugment"
+    optimizer: str = "adam"
+    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"heads": 1e-3})
+    weight_decay: float = 0.0
+    schedule: str = "step"
+    step_epochs: int = 20
+    step_factor: float = 0.1
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = 2.0
+    batch_size: int = 32
+    epochs: int = 50
+    select_by: str = "t2a_recall_sum"
+    precision: str = "32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.corpus, str):
+            object.__setattr__(self, "corpus", {"name": self.corpus})
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}: unknown {getattr(self, name)!r}; known: {', '.join(map(repr, allowed))}")
+        for name in ("embedding_dim", "batch_size", "epochs", "step_epochs"):
+            value = getattr(self, name)
+            least = 0 if name == "epochs" else 1  # 0 epochs: the untrained model
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"{name}: {value!r} is not a whole number of {least} or more")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ConfigError(f"seed: {self.seed!r} is not a whole number of 0 or more")
+        for name in ("corpus", "loss"):
+            if not isinstance(getattr(self, name), Mapping) or "name" not in getattr(self, name):
+                raise ConfigError(f'{name}: {getattr(self, name)!r} has no "name"; write {{"name": …, parameters}}')
+        unknown = set(self.learning_rates) - set(GROUPS)
+        if unknown or "heads" not in self.learning_rates:
+            raise ConfigError(
+                f"learning_rates: {', '.join(map(repr, sorted(unknown))) or 'no heads'}; "
+                f"known groups: {', '.join(GROUPS)}, heads is needed"
+            )
+        for group, rate in self.learning_rates.items():
+            if not 0 <= rate < float("inf"):
+                raise ConfigError(f"learning_rates: {group}: {rate!r} is not a finite number of 0 or more")
+        from atr.losses import build
+
+        try:
+            build(**self.loss, variant=self.recipe)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"loss: {error}") from error
+
+    def replace(self, **changes: Any) -> "RunConfig":
+        """A copy with some fields changed."""
+        return from_dict({**self.to_dict(), **changes})
+
+    def rate(self, group: str) -> float:
+        return self.learning_rates.get(group, self.learning_rates["heads"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+def from_dict(fields: Mapping[str, Any]) -> RunConfig:
+    """A config from plain fields; an unknown one is an error."""
+    known = {entry.name for entry in dataclasses.fields(RunConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ConfigError(f"unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return RunConfig(**fields)
+
+
+def read(path: Path) -> RunConfig:
+    """A config from a JSON file."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -1,0 +1,39 @@
+"""Data sets by name."""
+
+import inspect
+from collections.abc import Callable
+from os import PathLike
+
+from atr.corpora import clipfolder, csvfolder, soundscapes
+from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Reader
+
+LOADERS: dict[str, Callable[..., Corpus]] = {
+    "soundscapes": soundscapes.load,
+    "clipfolder": clipfolder.load,
+    "csv": csvfolder.load,
+}
+
+
+def load_corpus(name: str, root: str | PathLike[str] | None = None, *, check: bool = True, **options) -> Corpus:
+    """Load a corpus by its name in LOADERS and check it.
+
+    root: the folder of a corpus that lies on disk ("clipfolder", "csv"); the others take none.
+    check: raise CorpusError if the corpus has problems; without it the caller looks at `Corpus.problems` himself.
+    options: the loader's keyword arguments. Unknown names and options are ValueErrors that list the known ones.
+    """
+    if name not in LOADERS:
+        raise ValueError(f"unknown corpus {name!r}; known: {', '.join(LOADERS)}")
+    known = inspect.signature(LOADERS[name]).parameters
+    if "root" in known and root is None:
+        raise ValueError(f"corpus {name!r} lies in a folder: give root=<folder>")
+    if "root" not in known and root is not None:
+        raise ValueError(f"corpus {name!r} takes no root (got {str(root)!r}): leave it out")
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        listed = ", ".join(option for option in known if option != "root")
+        raise ValueError(f"corpus {name!r}: unknown option(s) {', '.join(unknown)}; known: {listed}")
+    corpus = LOADERS[name](**options) if root is None else LOADERS[name](root, **options)
+    return corpus.check() if check else corpus
+
+
+__all__ = ["LOADERS", "SPLITS", "Corpus", "CorpusError", "Reader", "load_corpus"]

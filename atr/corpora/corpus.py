@@ -1,0 +1,260 @@
+"""The one form that every data set takes, and the checks that it must pass."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from atr.audio import AudioError
+
+SPLITS = ("train", "validation", "test")
+CLIP_COLUMNS = ("clip", "split", "duration", "digest", "description")
+CAPTION_COLUMNS = ("clip", "caption")
+EVENT_COLUMNS = ("clip", "event", "onset", "offset")
+EVENT_TOLERANCE = 0.01  # seconds by which an annotated event may reach over its clip's end
+SHOWN = 50
+
+
+class Problem(NamedTuple):
+    where: str
+    problem: str
+    mend: str
+
+
+class CorpusError(ValueError):
+    """A corpus with problems. `problems` is the table of all of them; the message shows the first ones."""
+
+    def __init__(self, name: str, problems: pd.DataFrame) -> None:
+        self.name, self.problems = name, problems
+        lines = [f"  {row.where}: {row.problem}; {row.mend}" for row in problems.head(SHOWN).itertuples()]
+        if len(problems) > SHOWN:
+            lines.append(f"  and {len(problems) - SHOWN} more")
+        super().__init__("\n".join([f"corpus {name!r} has {len(problems)} problem(s):", *lines]))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.name, self.problems)
+
+
+class Reader(Protocol):
+    """Gives a clip's waveform, float32 (samples,), and its sample rate. Picklable, so that it can go to workers."""
+
+    def __call__(self, clip: str) -> tuple[np.ndarray, int]: ...
+
+
+def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
+    return pd.DataFrame(list(problems), columns=list(Problem._fields), dtype="str")
+
+
+def no_events() -> pd.DataFrame:
+    """The events of a corpus where none are known."""
+    return pd.DataFrame({"clip": [], "event": [], "onset": [], "offset": []}).astype(
+        {"clip": "str", "event": "str", "onset": "float64", "offset": "float64"}
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Clips with their captions, splits and known sound events.
+
+    clips: one row a clip. clip (str, unique), split (one of SPLITS), duration (seconds), digest (hex: the hash of all
+        that determines the clip's audio), description (str: clips of one split whose descriptions are equal and not
+        empty are relevant to each other's captions).
+    captions: clip, caption. One row or more a clip, in an order that counts.
+    events: clip, event, onset, offset (seconds). Empty where unknown.
+    read: gives a clip's audio.
+    source: origin and licence in one line.
+    found: problems that a loader met before it could build the tables; `problems` lists them with its own.
+    """
+
+    name: str
+    clips: pd.DataFrame
+    captions: pd.DataFrame
+    events: pd.DataFrame
+    read: Reader
+    source: str = ""
+    found: tuple[Problem, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of clips, captions and events, rows in order; neither the name nor the source counts."""
+        tables = (self.clips, CLIP_COLUMNS), (self.captions, CAPTION_COLUMNS), (self.events, EVENT_COLUMNS)
+        return _hash([[_column(table[name]) for name in columns] for table, columns in tables])
+
+    def audio_fingerprint(self, split: str) -> str:
+        """Hash of one split's clips and their digests, in order: what packed audio depends on, and nothing else."""
+        clips = self.split(split).clips
+        return _hash([_column(clips["clip"]), _column(clips["digest"])])
+
+    def split(self, name: str) -> "Corpus":
+        """The corpus of one split. Rows keep their order."""
+        if name not in SPLITS:
+            raise ValueError(f"unknown split {name!r}; known: {', '.join(SPLITS)}")
+        clips = self.clips[self.clips["split"] == name].reset_index(drop=True)
+        captions, events = (
+            t[t["clip"].isin(clips["clip"])].reset_index(drop=True) for t in (self.captions, self.events)
+        )
+        return replace(self, clips=clips, captions=captions, events=events)
+
+    def relevance(self) -> np.ndarray:
+        """Which clips answer which caption, for a corpus of one split.
+
+        (captions,) int: the row in `clips` of each caption's clip. Where clips share a description, a (captions, clips)
+        bool matrix instead, true for the caption's own clip and for those described alike.
+        """
+        if self.clips["split"].nunique() > 1:
+            raise ValueError(f"corpus {self.name!r}: relevance is defined within one split; take .split(name) first")
+        own = pd.Index(self.clips["clip"]).get_indexer(pd.Index(self.captions["clip"]))
+        if (own < 0).any():
+            raise ValueError(f"corpus {self.name!r}: captions of unknown clips; .check() lists them")
+        groups, names = pd.factorize(self.clips["description"].fillna(""))
+        alone = self.clips["description"].fillna("").to_numpy() == ""
+        groups[alone] = len(names) + np.arange(alone.sum())
+        if len(np.unique(groups)) == len(groups):
+            return own
+        return groups[own][:, None] == groups[None, :]
+
+    def problems(self, audio: bool = False) -> pd.DataFrame:
+        """All problems at once: columns where, problem, mend; no rows if the corpus is sound. Never raises.
+
+        audio: also read every clip.
+        """
+        problems = list(self.found)
+        malformed = [
+            *_column_problems("clips", self.clips, CLIP_COLUMNS),
+            *_column_problems("captions", self.captions, CAPTION_COLUMNS),
+            *_column_problems("events", self.events, EVENT_COLUMNS),
+        ]
+        if malformed:
+            return problem_table(problems + malformed)
+        durations = dict(zip(_texts(self.clips["clip"]), _numbers(self.clips["duration"]), strict=True))
+        problems += _clip_problems(self.clips)
+        problems += _caption_problems(self.captions, set(durations))
+        problems += _event_problems(self.events, durations)
+        if audio:
+            problems += self._audio_problems(durations)
+        return problem_table(problems)
+
+    def check(self, audio: bool = False) -> "Corpus":
+        """The corpus itself; raises CorpusError listing every problem if it has any."""
+        problems = self.problems(audio)
+        if len(problems):
+            raise CorpusError(self.name, problems)
+        return self
+
+    def _audio_problems(self, durations: dict[str, float]) -> Iterator[Problem]:
+        def problem(clip: str) -> Problem | None:
+            try:
+                waveform, rate = self.read(clip)
+                samples, finite = len(waveform), bool(np.isfinite(waveform).all())
+            except AudioError as error:
+                return Problem(error.where, error.problem, error.mend)
+            except Exception as error:  # whatever a reader stumbles over is that clip's problem
+                return Problem(f"clip {clip!r}", f"cannot be read ({type(error).__name__}: {error})", "replace it")
+            if not samples or not finite:
+                return Problem(f"clip {clip!r}", "no samples, or samples that are not finite", "replace it")
+            if abs(samples / rate - durations[clip]) > 0.1 + 0.01 * durations[clip]:
+                lengths = f"{samples / rate:.2f} s of audio, {durations[clip]:.2f} s in the table"
+                return Problem(f"clip {clip!r}", lengths, "correct the duration or replace the audio")
+            return None
+
+        clips = [clip for clip in durations if clip]
+        with ThreadPoolExecutor() as pool:
+            found = tqdm(pool.map(problem, clips), total=len(clips), desc="reading audio", disable=None, leave=False)
+            yield from (one for one in found if one)
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def _column(column: pd.Series) -> list:
+    """Plain values, the same for every dtype that holds them."""
+    return [float(v) if isinstance(v, (int, float, np.number)) else str(v) for v in column.tolist()]
+
+
+def _texts(column: pd.Series) -> list[str]:
+    """The column's strings; empty where a value is blank or no string."""
+    return [value if isinstance(value, str) and value.strip() else "" for value in column]
+
+
+def _numbers(column: pd.Series) -> list[float]:
+    return [float(v) if isinstance(v, (int, float, np.number)) else math.nan for v in column]
+
+
+def _column_problems(name: str, table: pd.DataFrame, columns: tuple[str, ...]) -> Iterator[Problem]:
+    present = list(table.columns)
+    for column in columns:
+        if present.count(column) != 1:
+            problem = f"column {column!r} is there {present.count(column)} times"
+            yield Problem(f"table {name}", problem, f"give it once; it has {', '.join(map(str, present)) or 'none'}")
+
+
+def _clip_problems(clips: pd.DataFrame) -> Iterator[Problem]:
+    rows: dict[str, list[int]] = {}
+    splits, digests = _texts(clips["split"]), _texts(clips["digest"])
+    values = zip(_texts(clips["clip"]), splits, _numbers(clips["duration"]), digests, clips["description"], strict=True)
+    for row, (clip, split, seconds, digest, description) in enumerate(values):
+        where = f"clip {clip!r}" if clip else f"clips, row {row}"
+        rows.setdefault(clip, []).append(row)
+        if not clip:
+            yield Problem(where, "no clip id", "give it a text that is unique over the corpus")
+        if split not in SPLITS:
+            yield Problem(where, f"unknown split {clips['split'].iloc[row]!r}", f"use one of {', '.join(SPLITS)}")
+        if not (math.isfinite(seconds) and seconds > 0):
+            yield Problem(where, f"duration {clips['duration'].iloc[row]!r}", "give a positive number of seconds")
+        if not re.fullmatch("[0-9a-f]+", digest):
+            yield Problem(where, f"digest {clips['digest'].iloc[row]!r}", "give the hexadecimal hash of its audio")
+        if not isinstance(description, str):
+            yield Problem(where, f"description {description!r}", "give a text, empty if there is none")
+    for clip, places in rows.items():
+        used = [split for split in SPLITS if split in {splits[row] for row in places}]
+        if clip and len(used) > 1:
+            yield Problem(f"clip {clip!r}", f"in {len(used)} splits: {', '.join(used)}", "keep it in one of them")
+        elif clip and len(places) > 1:
+            yield Problem(f"clip {clip!r}", f"listed {len(places)} times", "list it once")
+    if "train" not in splits:
+        yield Problem("table clips", "no clip in the split 'train'", "put most clips there")
+
+
+def _caption_problems(captions: pd.DataFrame, clips: set[str]) -> Iterator[Problem]:
+    seen: set[tuple[str, str]] = set()
+    captioned = set()
+    for row, (clip, caption) in enumerate(zip(_texts(captions["clip"]), _texts(captions["caption"]), strict=True)):
+        where = f"captions, row {row} (clip {clip!r})"
+        captioned.add(clip)
+        if clip not in clips or not clip:
+            yield Problem(where, "caption of an unknown clip", "add the clip or remove the caption")
+        if not caption:
+            yield Problem(where, "empty caption", "write one or remove the row")
+        elif (clip, caption) in seen:
+            yield Problem(where, f"caption twice on one clip: {caption!r}", "keep it once")
+        seen.add((clip, caption))
+    for clip in sorted(clips - captioned - {""}):
+        yield Problem(f"clip {clip!r}", "no caption", "write one or remove the clip")
+
+
+def _event_problems(events: pd.DataFrame, durations: dict[str, float]) -> Iterator[Problem]:
+    columns = _texts(events["clip"]), _texts(events["event"]), _numbers(events["onset"]), _numbers(events["offset"])
+    for row, (clip, event, onset, offset) in enumerate(zip(*columns, strict=True)):
+        where = f"events, row {row} (clip {clip!r})"
+        if clip not in durations or not clip:
+            yield Problem(where, "event of an unknown clip", "add the clip or remove the event")
+        if not event:
+            yield Problem(where, "event without a name", "name it or remove it")
+        seconds = durations.get(clip, math.inf)
+        end = seconds if seconds > 0 else math.inf  # a bad duration is listed with its clip
+        if not 0 <= onset < offset <= end + EVENT_TOLERANCE:
+            problem = f"from {onset} to {offset} s in a clip of {seconds:.2f} s"
+            yield Problem(where, problem, "give 0 <= onset < offset, both within the clip")

@@ -1,0 +1,329 @@
+"""A table of captions and a folder of audio as a corpus."""
+
+import csv
+import hashlib
+import io
+import math
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from atr import audio as audio_files
+from atr.corpora.corpus import (
+    EVENT_COLUMNS,
+    EVENT_TOLERANCE,
+    SPLITS,
+    Corpus,
+    CorpusError,
+    Problem,
+    no_events,
+    problem_table,
+)
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "dev", "development"), "train"),
+    **dict.fromkeys(("validation", "val", "valid"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+CAPTION_COLUMN = re.compile(r"caption|caption_\d+")
+Fact = tuple[float, str]  # an audio file's length in seconds and SHA-256
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads a clip by its path below `folder`."""
+
+    folder: Path
+
+    def __call__(self, clip: str) -> tuple[np.ndarray, int]:
+        return audio_files.read(self.folder / clip)
+
+
+def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> Corpus:
+    """The corpus of `root/table` and the audio files that it names.
+
+    table: comma-separated, in UTF-8, with the columns
+        file_name   path of the audio file below the audio folder
+        caption, or caption_1, caption_2, …; a file may also have several rows
+        split       optional: train, validation or test. training, val, valid, testing, eval and evaluation are
+                    understood; dev and development mean train, as in Clotho, or validation where the column has train
+                    too. Without the column the SHA-256 of the file name decides: 80 % train, 10 % validation,
+                    10 % test.
+    audio: the audio folder, relative to `root`; `root` itself if None.
+    root/events.csv, optional: file_name, event, onset, offset (seconds). It may cover more files than the table.
+
+    A table or folder that cannot be read at all raises CorpusError. A row with a problem is left out and the problem
+    listed, with its line, by `Corpus.problems`; `Corpus.check`, and so `atr.load_corpus`, refuses such a corpus.
+    """
+    sheet, events, folder = _open(Path(root), table, audio)
+    clips, splits, facts = _validate(sheet, folder, decode=False)
+    kept = sheet.good()
+    split_of = {clips[row]: splits[row] for row in kept}
+    if "split" not in sheet.header:
+        for split in SPLITS[1:]:
+            if split_of and split not in split_of.values():
+                problem = f"split by the hash of their names, its {len(split_of)} files leave none for {split}"
+                sheet.problems.append(Problem(table, problem, "add a column 'split'"))
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in kept:
+        texts[clips[row]] += [text for _, text in _captions(sheet, row)]
+
+    values = [(clip, split, *facts[clip], "") for clip, split in split_of.items()]
+    clip_table = pd.DataFrame(values, columns=["clip", "split", "duration", "digest", "description"]).astype(
+        {"clip": "str", "split": "str", "duration": "float64", "digest": "str", "description": "str"}
+    )
+    pairs = [(clip, text) for clip in split_of for text in texts[clip]]
+    caption_table = pd.DataFrame(pairs, columns=["clip", "caption"], dtype="str")
+    event_table = _events(events, folder, {clip: facts[clip][0] for clip in split_of}) if events else no_events()
+    found = (*sheet.problems, *(events.problems if events else ()))
+    source = f"own data: {table} in {Path(root).resolve().name}"
+    return Corpus("csv", clip_table, caption_table, event_table, FolderReader(folder), source, found)
+
+
+def cleaned(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> pd.DataFrame:
+    """The table as it stands in the file, as text, without the rows that have problems; every audio file is decoded.
+
+    Of rows that repeat one another the first stays; of a file in two splits none does, since nobody knows which row is
+    right. Raises CorpusError where `load` does.
+    """
+    sheet, _, folder = _open(Path(root), table, audio)
+    _validate(sheet, folder, decode=True)
+    return pd.DataFrame([sheet.rows[row] for row in sheet.good()], columns=sheet.header, dtype="str")
+
+
+@dataclass
+class _Sheet:
+    """A CSV file's cells, and what is wrong with which of its rows."""
+
+    name: str
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)  # where each row begins in the file
+    problems: list[Problem] = field(default_factory=list)
+    bad: set[int] = field(default_factory=set)
+
+    def cell(self, row: int, column: str) -> str:
+        return self.rows[row][self.header.index(column)].strip()
+
+    def good(self) -> list[int]:
+        return [row for row in range(len(self.rows)) if row not in self.bad]
+
+    def reject(self, rows: list[int], problem: str, mend: str, column: str = "") -> None:
+        """List one problem, at the first of the rows that it spoils."""
+        where = f"{self.name}, line {self.lines[rows[0]]}" + (f", {column}" if column else "")
+        self.problems.append(Problem(where, problem, mend))
+        self.bad.update(rows)
+
+
+def _open(root: Path, table: str, audio: str | None) -> tuple[_Sheet, _Sheet | None, Path]:
+    """The two tables and the audio folder; CorpusError if one of them is unusable as a whole."""
+    folder, fatal = root / (audio or ""), []
+    if not folder.is_dir():
+        fatal.append(Problem(str(folder), "no such folder of audio", "create it or name the right one"))
+    sheet, events = _Sheet(table), None
+    fatal += _read(sheet, root / table, ("file_name",))
+    columns = [name for name in sheet.header if CAPTION_COLUMN.fullmatch(name)]
+    if sheet.header and not columns:
+        fatal.append(Problem(table, f"no caption column ({_listed(sheet)})", "add 'caption', or 'caption_1' and so on"))
+    if "caption" in columns and len(columns) > 1:
+        fatal.append(Problem(table, "both 'caption' and numbered caption columns", "keep one of the two forms"))
+    if (root / "events.csv").exists():
+        events = _Sheet("events.csv")
+        fatal += _read(events, root / "events.csv", ("file_name", "event", "onset", "offset"))
+    if fatal:
+        raise CorpusError("csv", problem_table(fatal))
+    return sheet, events, folder
+
+
+def _listed(sheet: _Sheet) -> str:
+    return f"the header has {', '.join(map(repr, sheet.header))}"
+
+
+def _read(sheet: _Sheet, path: Path, required: tuple[str, ...]) -> list[Problem]:
+    """Fill the sheet from its file; returns what makes the file unusable as a whole."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        return [Problem(str(path), f"cannot be read ({error.strerror})", "put the table there or name the right one")]
+    try:
+        text, at = raw.decode("utf-8-sig"), raw.find(b"\0")
+    except UnicodeDecodeError as error:
+        text, at = "", error.start
+    if at >= 0:
+        line = raw.count(b"\n", 0, at) + 1
+        problem = f"byte {at} of the file, 0x{raw[at]:02x}, is no UTF-8 text"
+        return [Problem(f"{sheet.name}, line {line}", problem, "save the table again as UTF-8")]
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    start = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if not sheet.header:
+                    sheet.header = [cell.strip() for cell in cells]
+                else:
+                    sheet.rows.append(cells)
+                    sheet.lines.append(start)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        return [Problem(f"{sheet.name}, line {start}", f"no valid CSV from here on ({error})", "mend its quotes")]
+    problems = []
+    for column in required:
+        if column not in sheet.header:
+            mend = "rename or add it" if len(sheet.header) > 1 else "save the table with commas between its columns"
+            problems.append(Problem(sheet.name, f"no column {column!r} ({_listed(sheet)})", mend))
+    for column in sorted({name for name in sheet.header if sheet.header.count(name) > 1}):
+        problems.append(Problem(sheet.name, f"column {column!r} is there twice", "remove or rename one"))
+    for row, cells in enumerate(sheet.rows):
+        if len(cells) != len(sheet.header):
+            problem = f"{len(cells)} fields where the header has {len(sheet.header)}"
+            sheet.reject([row], problem, "put quotes around a text that contains commas")
+    return problems
+
+
+def _captions(sheet: _Sheet, row: int) -> list[tuple[str, str]]:
+    """The row's captions with their columns."""
+    return [(name, sheet.cell(row, name)) for name in sheet.header if CAPTION_COLUMN.fullmatch(name)]
+
+
+def _clip(name: str) -> str:
+    """One spelling a file, so that './a.wav' and 'a.wav' are the same clip; empty for a path out of the folder."""
+    path = posixpath.normpath(name)
+    outside = path in (".", "..") or path.startswith(("../", "/")) or PureWindowsPath(name).is_absolute()
+    return "" if outside else path
+
+
+def _hashed_split(clip: str) -> str:
+    place = int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big") / 2**64
+    return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
+
+
+def _validate(sheet: _Sheet, folder: Path, decode: bool) -> tuple[list[str], list[str], dict[str, Fact]]:
+    """Reject every row with a problem. Returns each row's clip and split, and each usable file's seconds and digest."""
+    clips, splits = [""] * len(sheet.rows), [""] * len(sheet.rows)
+    whole = sheet.good()
+    written = [sheet.cell(row, "split").lower() if "split" in sheet.header else "" for row in whole]
+    names = SPLIT_NAMES | (dict.fromkeys(("dev", "development"), "validation") if "train" in written else {})
+    for row, split in zip(whole, written, strict=True):
+        name = sheet.cell(row, "file_name")
+        clips[row] = _clip(name) if name else ""
+        if not name:
+            sheet.reject([row], "no file name", "write it or remove the row", "file_name")
+        elif not clips[row]:
+            sheet.reject([row], f"{name!r} lies outside the audio folder", "give a path below it", "file_name")
+        splits[row] = names.get(split, "") if "split" in sheet.header else _hashed_split(clips[row])
+        if not splits[row]:
+            sheet.reject([row], f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}", "split")
+    _reject_captions(sheet, clips, whole)
+    facts = _reject_files(sheet, clips, folder, decode)
+    _reject_splits(sheet, clips, splits, facts)
+    return clips, splits, facts
+
+
+def _reject_captions(sheet: _Sheet, clips: list[str], whole: list[int]) -> None:
+    first_row: dict[tuple[str, ...], int] = {}
+    first_text: dict[tuple[str, str], int] = {}
+    for row in whole:
+        captions = _captions(sheet, row)
+        for column, text in captions:
+            if not text:
+                sheet.reject([row], "empty caption", "write one, or use one row a caption", column)
+        earlier = first_row.setdefault(tuple(sheet.rows[row]), row)
+        if earlier != row:
+            sheet.reject([row], f"the same row as line {sheet.lines[earlier]}", "remove one of them")
+            continue
+        for position, (column, text) in enumerate(captions):
+            here = text in [other for _, other in captions[:position]]
+            earlier = first_text.get((clips[row], text), row)
+            if text and (here or earlier != row):
+                problem = f"caption as in line {sheet.lines[earlier]}, of the same file: {text!r}"
+                sheet.reject([row], problem, "keep it once", column)
+        if row not in sheet.bad:
+            first_text.update({(clips[row], text): row for _, text in captions})
+
+
+def _reject_files(sheet: _Sheet, clips: list[str], folder: Path, decode: bool) -> dict[str, Fact]:
+    def inspect(clip: str) -> Fact | audio_files.AudioError:
+        try:
+            seconds = audio_files.duration(folder / clip)
+            if decode:
+                audio_files.read(folder / clip)
+            with open(folder / clip, "rb") as file:
+                return seconds, hashlib.file_digest(file, "sha256").hexdigest()
+        except audio_files.AudioError as error:
+            return error
+
+    rows = _grouped(clips, range(len(clips)))
+    with ThreadPoolExecutor() as pool:  # reading and hashing let go of the interpreter's lock
+        results = tqdm(pool.map(inspect, rows), "inspecting audio", len(rows), disable=None, leave=False)
+        inspected = dict(zip(rows, results, strict=True))
+    facts = {}
+    for clip, fact in inspected.items():
+        if isinstance(fact, audio_files.AudioError):
+            sheet.reject(rows[clip], f"{fact.where}: {fact.problem}", fact.mend, "file_name")
+        else:
+            facts[clip] = fact
+    return facts
+
+
+def _reject_splits(sheet: _Sheet, clips: list[str], splits: list[str], facts: dict[str, Fact]) -> None:
+    for clip, rows in _grouped(clips, sheet.good()).items():
+        used = {splits[row] for row in rows}
+        if len(used) > 1:
+            lines = ", ".join(str(sheet.lines[row]) for row in rows)
+            problem = f"{clip!r} is in {len(used)} splits (lines {lines})"
+            sheet.reject(rows, problem, "keep it in one of them", "split")
+    first: dict[str, tuple[str, str]] = {}
+    for clip, rows in _grouped(clips, sheet.good()).items():
+        other, split = first.setdefault(facts[clip][1], (clip, splits[rows[0]]))
+        if split != splits[rows[0]]:
+            problem = f"{clip!r} holds the same bytes as {other!r}, which is in another split ({split})"
+            sheet.reject(rows, problem, "remove one of them or put both into one split", "file_name")
+
+
+def _grouped(clips: list[str], rows: Iterable[int]) -> dict[str, list[int]]:
+    """The given rows of each clip, in order; rows without a clip are left out."""
+    groups = defaultdict(list)
+    for row in rows:
+        if clips[row]:
+            groups[clips[row]].append(row)
+    return groups
+
+
+def _events(sheet: _Sheet, folder: Path, durations: dict[str, float]) -> pd.DataFrame:
+    """The events of the corpus's clips; rows with a problem are rejected."""
+    values = []
+    for row in sheet.good():
+        name, event = sheet.cell(row, "file_name"), sheet.cell(row, "event")
+        clip = _clip(name) if name else ""
+        if clip not in durations:
+            if not clip or not (folder / clip).is_file():
+                sheet.reject(
+                    [row], f"no file {name!r} in the audio folder", "correct it or remove the row", "file_name"
+                )
+            continue
+        if not event:
+            sheet.reject([row], "no event", "name it or remove the row", "event")
+        onset, offset = (_number(sheet.cell(row, column)) for column in ("onset", "offset"))
+        if not 0 <= onset < offset <= durations[clip] + EVENT_TOLERANCE:
+            problem = f"from {sheet.cell(row, 'onset')!r} to {sheet.cell(row, 'offset')!r} s"
+            mend = f"give 0 <= onset < offset <= {durations[clip]:.2f}, the clip's length"
+            sheet.reject([row], problem, mend, "onset, offset")
+        if row not in sheet.bad:
+            values.append((clip, event, onset, offset))
+    return pd.DataFrame(values, columns=list(EVENT_COLUMNS)).astype(no_events().dtypes.to_dict())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,93 @@
+"""Pre-train a compact encoder on tagging a corpus's sound events, as PANNs was on AudioSet (Kong et al. 2020)."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from atr import encoders, store
+from atr.corpora.corpus import Corpus
+from atr.encoders.compact import ENCODER_VERSION
+
+PRETRAINING_VERSION = 1
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 30, 32, 2e-3
+
+
+def labels(corpus: Corpus, events: list[str]) -> Tensor:
+    """(clips, events) of 0 and 1: which event occurs in which clip."""
+    table = torch.zeros(len(corpus), len(events))
+    place = {clip: row for row, clip in enumerate(corpus.clips["clip"])}
+    column = {event: number for number, event in enumerate(events)}
+    for clip, event in zip(corpus.events["clip"], corpus.events["event"], strict=True):
+        table[place[clip], column[event]] = 1
+    return table
+
+
+def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0, quiet: bool = False) -> Path:
+    """File of the encoder `name` pre-trained on `corpus`, trained the first time and kept.
+
+    Multi-label tagging of the training split: binary cross-entropy, SpecAugment, mixup of pairs of clips, Adam with a
+    cosine schedule, the last epoch's weights. Raises ValueError if the corpus knows no events.
+    """
+    epochs = epochs or int(os.environ.get("ATR_PRETRAINING_EPOCHS", EPOCHS))
+    part = corpus.split("train")
+    if part.events.empty:
+        raise ValueError(
+            f"{corpus.name}: knows no sound events to pre-train {name} on; set audio_weights to a file (say, of "
+            'atr.encoders.pretraining.weights(atr.load_corpus("soundscapes"), …)), or training to "scratch"'
+        )
+    events = sorted(part.events["event"].unique())
+    heard = part.events[["clip", "event"]].drop_duplicates().sort_values(["clip", "event"]).to_numpy().tolist()
+    recipe = (PRETRAINING_VERSION, epochs, BATCH_SIZE, LEARNING_RATE, seed)
+    shapes = [(key, tuple(tensor.shape)) for key, tensor in encoders.build(name).state_dict().items()]
+    key = store.content_key(name, ENCODER_VERSION, shapes, part.audio_fingerprint("train"), heard, recipe)
+
+    def build(folder: Path) -> None:
+        from atr.features import log_mels  # `features` needs this module for its "pretrained" weights
+
+        with torch.random.fork_rng(), store.threads(os.cpu_count() or 1):
+            torch.manual_seed(seed)
+            encoder = encoders.build(name, augment=True)
+            features = log_mels(part, encoder, quiet)
+            train(encoder, features, labels(part, events), epochs, seed, f"{corpus.name}: pre-training {name}", quiet)
+        tensors = {key: tensor.contiguous() for key, tensor in encoder.state_dict().items()}
+        save_file(tensors, folder / "weights.safetensors", {"events": ", ".join(events)})
+
+    return store.cached("weights", key, build) / "weights.safetensors"
+
+
+def train(
+    encoder: nn.Module, features: store.Packed, targets: Tensor, epochs: int, seed: int, title: str, quiet: bool
+) -> None:
+    """Train `encoder` in place to tag `targets` (clips, events) from `features`."""
+    tagger = nn.Linear(encoder.dim, targets.shape[1])
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *tagger.parameters()], LEARNING_RATE, fused=True)
+    steps = max(1, len(features) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, epochs=epochs, steps_per_epoch=steps)
+    generator = np.random.default_rng(seed)
+    encoder.train()
+    with tqdm(total=epochs, desc=title, unit="epoch", disable=quiet) as bar:
+        for _ in range(epochs):
+            order, total = generator.permutation(len(features)), 0.0
+            for step in range(steps):
+                chosen = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+                batch, lengths = features.batch(chosen)
+                target = targets[chosen]
+                share = torch.from_numpy(generator.beta(0.5, 0.5, (len(chosen), 1)).astype(np.float32))
+                batch = share[:, :, None] * batch + (1 - share[:, :, None]) * batch.flip(0)
+                lengths = torch.maximum(lengths, lengths.flip(0))
+                target = share * target + (1 - share) * target.flip(0)
+                logits = tagger(encoder.pool(*encoder.encode(batch.transpose(1, 2), lengths)))
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.item()
+            bar.set_postfix(loss=f"{total / steps:.3f}")
+            bar.update()
+    encoder.eval()

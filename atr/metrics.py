@@ -1,0 +1,229 @@
+"""Retrieval metrics in both directions, from similarities or from embeddings.
+
+A query's relevant candidates are ranked among all candidates by counting the scores that reach theirs; nothing is
+sorted. Ties go against the model: an irrelevant candidate with an equal score stands ahead, so that a model which gives
+everything the same score comes last, not first. Among a query's own relevant candidates, ties need no rule.
+
+Relevance is one of
+- (captions,) integers: the index of each caption's clip;
+- (captions, clips) booleans: which clips a caption fits, where it fits several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Matrix = Tensor | np.ndarray
+Direction = Literal["t2a", "a2t"]
+BLOCK = 2**22  # similarities held at a time unless `chunk` says otherwise: 16 MiB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Ranks, from 1 and ascending, of each query's relevant candidates, padded with 0.
+
+    t2a: (captions, most relevant clips of a caption); a2t: (clips, most relevant captions of a clip).
+    `np.savez(path, **vars(ranks))` keeps them, `Ranks(**np.load(path))` brings them back.
+    """
+
+    t2a: np.ndarray
+    a2t: np.ndarray
+
+    def best(self, direction: Direction) -> np.ndarray:
+        """(queries,) rank of each query's best-ranked relevant candidate."""
+        return getattr(self, direction)[:, 0]
+
+
+def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Matrix, chunk: int | None = None) -> Ranks:
+    """Ranks of the relevant candidates in both directions.
+
+    similarity: (captions, clips), or embeddings (text (captions, D), audio (clips, D)), compared by their cosine and
+    never held against each other as a whole: `chunk` queries at a time (default: about 16 MiB of similarities).
+    ValueError: non-finite numbers, shapes that do not fit, a caption without a clip, a clip without a caption.
+    """
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; give at least one query at a time")
+    if isinstance(similarity, tuple):
+        text, audio = (_finite(_matrix(x, name), name) for x, name in zip(similarity, ("text", "audio"), strict=True))
+        if text.shape[1] != audio.shape[1]:
+            raise ValueError(
+                f"text has {text.shape[1]} dimensions, audio {audio.shape[1]}; give embeddings of one space"
+            )
+        text, audio = F.normalize(text, dim=1), F.normalize(audio, dim=1)
+        to_audio, to_text = _products(text, audio, chunk), _products(audio, text, chunk)
+        shape = len(text), len(audio)
+    else:
+        matrix = _finite(_matrix(similarity, "similarity"), "similarity")
+        to_audio, to_text = _rows(matrix, chunk), _rows(matrix.t(), chunk)
+        shape = matrix.shape[0], matrix.shape[1]
+    captions, clips = relevant_pairs(relevance, shape)
+    return Ranks(
+        t2a=_ranks(to_audio, _grouped(captions, clips, shape[0])),
+        a2t=_ranks(to_text, _grouped(clips, captions, shape[1])),
+    )
+
+
+def retrieval_metrics(
+    similarity: Matrix | tuple[Matrix, Matrix] | Ranks,
+    relevance: Matrix | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    map_at: int = 10,
+) -> dict[str, float]:
+    """R@k, mAP@k, median and mean rank, text to audio (`t2a_`) and audio to text (`a2t_`).
+
+    similarity and relevance as `ranks` takes them, or Ranks alone. Keys: t2a_r1 (one for each of `ks`), t2a_map10 (by
+    `map_at`), t2a_median_rank, t2a_mean_rank, and the same with a2t_; in percent, but ranks count from 1.
+
+    A query's rank is that of its best-ranked relevant candidate. R@k: queries with a rank up to k. mAP@k: precision at
+    the rank of each relevant candidate found within k, summed, divided by the number of relevant candidates (Mei 2022,
+    DCASE task 6b); for one relevant candidate, the reciprocal rank cut at k. The median is rounded down to a rank, as
+    in the released code of Mei 2022.
+    """
+    if isinstance(similarity, Ranks):
+        if relevance is not None:
+            raise ValueError("relevance is already part of Ranks; leave it out, or give the similarity")
+        found = similarity
+    elif relevance is None:
+        raise ValueError("relevance is missing; give the clip of each caption, or a (captions, clips) boolean matrix")
+    else:
+        found = ranks(similarity, relevance)
+    metrics: dict[str, float] = {}
+    for direction, table in (("t2a", found.t2a), ("a2t", found.a2t)):
+        best = table[:, 0]
+        hits = (table > 0) & (table <= map_at)
+        precision = np.where(hits, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0)
+        average_precision = precision.sum(1) / (table > 0).sum(1)
+        metrics |= {f"{direction}_r{k}": 100 * float((best <= k).mean()) for k in ks}
+        metrics[f"{direction}_map{map_at}"] = 100 * float(average_precision.mean())
+        metrics[f"{direction}_median_rank"] = float(np.floor(np.median(best)))
+        metrics[f"{direction}_mean_rank"] = float(best.mean())
+    return metrics
+
+
+def chance(relevance: Matrix, ks: Sequence[int] = (1, 5, 10), map_at: int = 10) -> dict[str, float]:
+    """What `retrieval_metrics` is expected to give for a ranking drawn at random, exactly, under the same keys.
+
+    The median rank is that of all queries' ranks taken together: the smallest that half of them are expected to reach.
+    """
+    captions, clips = relevant_pairs(relevance)
+    shape = int(captions.max()) + 1, int(clips.max()) + 1
+    metrics: dict[str, float] = {}
+    for direction, queries, candidates in (("t2a", captions, shape[1]), ("a2t", clips, shape[0])):
+        relevant, weight = np.unique(np.bincount(queries), return_counts=True)
+        weight = weight / weight.sum()
+        rank = np.arange(1, candidates + 1)
+        # Chance that the best of m relevant ones lies within each rank; m by row, rank by column.
+        irrelevant = np.maximum(candidates - relevant[:, None] - rank + 1, 0)
+        within = 1 - np.cumprod(irrelevant / (candidates - rank + 1), axis=1)
+        # Given a relevant candidate at rank r, r - 1 places ahead hold (m - 1) / (n - 1) relevant ones each.
+        others = (relevant[:, None] - 1) / max(candidates - 1, 1)
+        precision = (1 + (rank - 1) * others) / rank / candidates
+        metrics |= {f"{direction}_r{k}": 100 * float(weight @ within[:, min(k, candidates) - 1]) for k in ks}
+        metrics[f"{direction}_map{map_at}"] = 100 * float(weight @ precision[:, :map_at].sum(1))
+        metrics[f"{direction}_median_rank"] = float(rank[np.argmax(weight @ within >= 0.5 - 1e-12)])
+        metrics[f"{direction}_mean_rank"] = float(weight @ ((candidates + 1) / (relevant + 1)))
+    return metrics
+
+
+def relevant_pairs(relevance: Matrix, shape: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Caption and clip index of every relevant pair, by caption: two (pairs,) integer arrays.
+
+    shape: (captions, clips) to hold the relevance against; without it, that of the relevance.
+    ValueError: it does not fit, a caption has no clip, or a clip no caption.
+    """
+    array: np.ndarray = relevance.detach().cpu().numpy() if isinstance(relevance, Tensor) else np.asarray(relevance)
+    if array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and array.size:
+        expected = shape or (len(array), int(array.max()) + 1)
+        if len(array) != expected[0]:
+            raise ValueError(f"relevance has {len(array)} rows for {expected[0]} captions; give one clip a caption")
+        outside = (array < 0) | (array >= expected[1])
+        _none_of(outside, "caption", f"clip outside 0 to {expected[1] - 1}", "index clips")
+        captions, clips = np.arange(len(array)), array.astype(np.int64)
+    elif array.ndim == 2 and array.dtype == bool and array.size:
+        expected = shape or (array.shape[0], array.shape[1])
+        if array.shape != expected:
+            raise ValueError(f"relevance is {array.shape}, (captions, clips) is {expected}; give one row a caption")
+        _none_of(~np.any(array, axis=1), "caption", "no relevant clip", "mark its clip or drop it")
+        captions, clips = np.nonzero(array)
+    else:
+        raise ValueError(
+            f"relevance is {array.dtype} of shape {array.shape}; give integers (captions,) or booleans by clip"
+        )
+    captionless = np.bincount(clips, minlength=expected[1]) == 0
+    _none_of(captionless, "clip", "no relevant caption", "give it one or drop it")
+    return captions, clips
+
+
+def _ranks(blocks: Iterator[Tensor], relevant: np.ndarray) -> np.ndarray:
+    """(queries, most relevant) ranks from similarities, some queries a block; relevant: indices, -1 where none."""
+    parts, start = [], 0
+    for block in blocks:
+        index = torch.from_numpy(relevant[start : start + len(block)]).to(block.device)
+        start += len(block)
+        # Scores come from the block itself: a second product could round otherwise and rank an item behind itself.
+        scores = block.gather(1, index.clamp(min=0)).masked_fill(index < 0, -torch.inf).sort(1, descending=True).values
+        ahead = torch.stack([_count(block >= score[:, None]) for score in scores.t()], dim=1)
+        relevant_ahead = (scores[:, None, :] >= scores[:, :, None]).sum(2)
+        order = torch.arange(1, index.shape[1] + 1, device=block.device)
+        parts.append((order + ahead - relevant_ahead).masked_fill(scores == -torch.inf, 0).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _count(hits: Tensor) -> Tensor:
+    # torch sums booleans about 15 times slower than numpy on a CPU.
+    if hits.device.type == "cpu":
+        return torch.from_numpy(np.count_nonzero(hits.numpy(), axis=1))
+    return hits.sum(1)
+
+
+def _products(queries: Tensor, candidates: Tensor, chunk: int | None) -> Iterator[Tensor]:
+    for rows in queries.split(chunk or max(1, BLOCK // len(candidates))):
+        yield rows @ candidates.t()
+
+
+def _rows(matrix: Tensor, chunk: int | None) -> Iterator[Tensor]:
+    for rows in matrix.split(chunk or max(1, BLOCK // matrix.shape[1])):
+        yield rows.contiguous()
+
+
+def _grouped(groups: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
+    """(count, largest group) members of each group, -1 where it has no more."""
+    order = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups, minlength=count)
+    table = np.full((count, sizes.max()), -1, dtype=np.int64)
+    table[np.arange(table.shape[1]) < sizes[:, None]] = members[order]
+    return table
+
+
+def _matrix(values: Matrix, name: str) -> Tensor:
+    tensor = torch.as_tensor(values).detach()
+    if tensor.ndim != 2 or tensor.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; give two dimensions, none of them empty")
+    return tensor if tensor.is_floating_point() else tensor.double()
+
+
+def _finite(matrix: Tensor, name: str) -> Tensor:
+    # A sum is non-finite wherever an entry is, and needs no second matrix in memory; the suspects are then looked at.
+    suspects = (~matrix.sum(1).isfinite()).nonzero()[:, 0]
+    bad = suspects[(~matrix[suspects].isfinite()).any(1)]
+    if len(bad):
+        raise ValueError(
+            f"{name}: {len(bad)} of {len(matrix)} rows hold non-finite numbers, the first is row {int(bad[0])}; "
+            "look for a diverged training or an overflow in half precision"
+        )
+    return matrix
+
+
+def _none_of(bad: np.ndarray, item: str, problem: str, mend: str) -> None:
+    if bad.any():
+        raise ValueError(
+            f"relevance: {int(bad.sum())} of {len(bad)} {item}s have {problem}, the first is {item} "
+            f"{int(np.argmax(bad))}; {mend}"
+        )

@@ -1,0 +1,151 @@
+"""What each profile fixes: the one table behind `profile=` in every notebook."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atr import store
+from atr.config import RunConfig
+
+# Learning rates of the two kinds of training, found by the search that each notebook shows for its own methods.
+SMALL_RATES = {"frozen": {"heads": 1e-3}, "finetuned": {"heads": 1e-3, "audio": 1e-3, "text": 1e-4}}
+PAPER_RATES = {"frozen": {"heads": 1e-4}, "finetuned": {"heads": 1e-4}}
+# Mei et al. 2022 as released: see `RunConfig` for the fields.
+MEI2022 = {
+    "audio_encoder": "resnet38",
+    "text_encoder": "bert-base-uncased",
+    "text_pooling": "first",
+    "text_layers": None,
+    "text_dropout": 0.2,
+    "embedding_dim": 1024,
+    "sampler": "all_captions",
+    "step_epochs": 20,
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile: data, encoders and sizes; nothing else differs between profiles.
+
+    corpora   name shown in tables → `RunConfig.corpus`
+    base      fields of every RunConfig; `epochs` and `rates` by kind of training, `batch_sizes` by corpus
+    seeds     default seeds; `published`: our runs are the published experiment, so differences may be computed
+    """
+
+    name: str
+    corpora: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    epochs: Mapping[str, int]
+    rates: Mapping[str, Mapping[str, float]]
+    frozen: str = "frozen"  # how "frozen" rows are trained
+    base: Mapping[str, Any] = field(default_factory=dict)
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: tuple[int, ...] = (32, 128)  # batch sizes compared in notebook 02
+    needs_clips: bool = False
+    published: bool = False
+
+    @property
+    def results(self) -> Path:
+        """`results/<profile>/`: tables, figures, executed notebooks and runs."""
+        return store.results_home() / self.name
+
+    @property
+    def runs(self) -> Path:
+        return self.results / "runs"
+
+    @property
+    def root(self) -> Path | None:
+        """Folder of labelled clips, from ATR_CLIPS, where the profile needs one."""
+        if not self.needs_clips:
+            return None
+        folder = os.environ.get("ATR_CLIPS")
+        if not folder:
+            raise ValueError(
+                f"profile {self.name}: needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); "
+                f"pass it: make study PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS"
+            )
+        return Path(folder).expanduser()
+
+    def name_of(self, config: RunConfig) -> str:
+        """The name under which tables show a config's corpus."""
+        return next((name for name, corpus in self.corpora.items() if corpus == config.corpus), config.corpus["name"])
+
+    def config(self, corpus: str, training: str, loss: str, seed: int, rate: float = 1.0, **changes: Any) -> RunConfig:
+        """A run on one of the profile's corpora; `rate` scales every learning rate of the kind of training."""
+        rates = {group: value * rate for group, value in self.rates[training].items()}
+        epochs = self.epochs[training]
+        fields = {
+            "corpus": self.corpora[corpus],
+            "training": self.frozen if training == "frozen" else training,
+            "loss": {"name": loss},
+            "learning_rates": rates,
+            "epochs": epochs,
+            "step_epochs": max(1, round(0.4 * epochs)),  # as 20 of 50 in Mei et al. 2022
+            "batch_size": self.batch_sizes.get(corpus, 32),
+            "seed": seed,
+        }
+        return RunConfig(**{**fields, **self.base, **changes})
+
+    def longer(self, corpus: str, training: str, loss: str, seed: int, factor: int = 2) -> RunConfig:
+        """The same run for `factor` times the epochs, its schedule stretched."""
+        short = self.config(corpus, training, loss, seed)
+        return short.replace(epochs=factor * short.epochs, step_epochs=factor * short.step_epochs)
+
+    @property
+    def compared_sizes(self) -> tuple[int, int]:
+        """The two batch sizes that Mei et al. 2022, table 2, compare: 32 and 128, or the profile's ends."""
+        return (32, 128) if {32, 128} <= set(self.sizes) else (self.sizes[0], self.sizes[-1])
+
+
+def scenes(train: int, validation: int, test: int, name: str = "soundscapes") -> dict[str, Any]:
+    return {"name": name, "train": train, "validation": validation, "test": test}
+
+
+PROFILES = {
+    "smoke": Profile(
+        "smoke",
+        corpora={"soundscapes": {**scenes(64, 16, 32), "duration": 4.0}},
+        seeds=(0, 1),
+        epochs={"frozen": 3, "finetuned": 1},
+        rates=SMALL_RATES,
+        base={"embedding_dim": 64},
+        batch_sizes={"soundscapes": 16},
+        sizes=(16, 32),
+    ),
+    "demo": Profile(
+        "demo",
+        corpora={"soundscapes": scenes(1000, 200, 500)},
+        seeds=(0, 1, 2),
+        epochs={"frozen": 30, "finetuned": 5},
+        rates=SMALL_RATES,
+        sizes=(16, 32, 128, 512),
+    ),
+    "esc10": Profile(
+        "esc10",
+        corpora={"scenes of clips": scenes(1000, 200, 500, "clipfolder")},
+        seeds=(0, 1, 2),
+        epochs={"frozen": 30, "finetuned": 5},
+        rates=SMALL_RATES,
+        sizes=(16, 32, 128, 512),
+        needs_clips=True,
+    ),
+    "paper": Profile(
+        "paper",
+        corpora={"AudioCaps": {"name": "audiocaps"}, "Clotho": {"name": "clotho"}},
+        seeds=(0, 1, 2),
+        epochs={"frozen": 50, "finetuned": 50},
+        rates=PAPER_RATES,
+        frozen="frozen_released",
+        base=MEI2022,
+        batch_sizes={"AudioCaps": 32, "Clotho": 24},
+        published=True,
+    ),
+}
+
+
+def profile(name: str) -> Profile:
+    if name not in PROFILES:
+        raise ValueError(f"profile: unknown {name!r}; known: {', '.join(PROFILES)}")
+    return PROFILES[name]

@@ -1,0 +1,179 @@
+"""One finished or unfinished run on disk, and the folder that holds them.
+
+`<runs>/<address>/` holds config.json, environment.json, history.csv, metrics.json, embeddings.safetensors and
+checkpoint.safetensors; state.pt while unfinished; error.txt if it failed. metrics.json is written last: its presence
+means finished.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from atr import config as configs
+from atr import store
+from atr.config import RunConfig
+from atr.metrics import Ranks
+
+RESULT_VERSION = 1  # raised when a fix changes results
+RECORDED = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
+
+
+def default_folder() -> Path:
+    return store.results_home() / "runs"
+
+
+def address(config: RunConfig, corpus_fingerprint: str, weights: dict[str, str]) -> str:
+    """16 hexadecimal digits that name a run by all that decides its numbers."""
+    return store.content_key(config.to_dict(), corpus_fingerprint, weights, RESULT_VERSION)[:16]
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    return {
+        "device": device,
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in RECORDED},
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """Commit of the checkout that `atr` runs from, "+" appended if it was changed; None outside of one."""
+    git = ["git", "-C", str(store.PROJECT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "atr"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def write_json(path: Path, content: Any) -> None:
+    store.write_atomic(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def provenance(runs: Iterable["Run"]) -> dict[str, Any]:
+    """Where numbers come from: addresses of the runs, devices, versions and commits, and a note in words."""
+    runs = list({run.address: run for run in runs}.values())
+    made = [run.environment for run in runs]
+    devices = sorted({f"{one['device']}, {one['platform']}" for one in made})
+    versions = {name: sorted({one["versions"][name] for one in made}) for name in RECORDED} if made else {}
+    note = ""
+    if made:
+        hours = sum(one["seconds"] for one in made) / 3600
+        note = f"{len(runs)} runs, {hours:.2f} h in sum; {'; '.join(devices)}; PyTorch {', '.join(versions['torch'])}."
+    commits = sorted({one["commit"] for one in made if one["commit"]})
+    return {
+        "note": note,
+        "runs": [run.address for run in runs],
+        "devices": devices,
+        "versions": versions,
+        "commits": commits,
+        "result_version": RESULT_VERSION,
+        "command": os.environ.get("ATR_COMMAND", ""),
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. Reading `metrics` or `embeddings` of an unfinished run raises FileNotFoundError."""
+
+    path: Path
+
+    @property
+    def address(self) -> str:
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "metrics.json").is_file()
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return configs.from_dict(self._record["config"])
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def stale(self) -> bool:
+        """Made by an older version of the code, whose results differ."""
+        return self._record["result_version"] != RESULT_VERSION
+
+    @property
+    def status(self) -> str:
+        """finished, stale, failed or unfinished."""
+        if not (self.path / "config.json").is_file():
+            return "unfinished"
+        if self.stale:
+            return "stale"
+        if self.finished:
+            return "finished"
+        return "failed" if (self.path / "error.txt").is_file() else "unfinished"
+
+    @cached_property
+    def _metrics(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "metrics.json").read_text())
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.path}: not finished; atr.fit(run.config) continues it") from error
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Test metrics of the selected epoch, as `atr.metrics.retrieval_metrics` names them."""
+        return self._metrics["test"]
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """Validation metrics of the selected epoch."""
+        return self._metrics["validation"]
+
+    @property
+    def best_epoch(self) -> int:
+        """The selected epoch, from 1; 0 is before any training."""
+        return self._metrics["best_epoch"]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return json.loads((self.path / "environment.json").read_text())
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch: epoch, loss, learning rate, validation metrics."""
+        return pd.read_csv(self.path / "history.csv")
+
+    @cached_property
+    def embeddings(self) -> dict[str, torch.Tensor]:
+        """Test split: audio (clips, dim), text (captions, dim), relevance as in `Corpus.relevance`, ranks t2a and a2t."""
+        return load_file(self.path / "embeddings.safetensors")
+
+    @property
+    def ranks(self) -> Ranks:
+        """Ranks of the test split."""
+        return Ranks(self.embeddings["t2a"].numpy(), self.embeddings["a2t"].numpy())
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path)
+
+
+def stored(folder: Path | None = None) -> list[Run]:
+    """All runs in a folder, whatever their state, oldest first."""
+    folder = folder or default_folder()
+    paths = [path for path in folder.glob("*") if path.is_dir()] if folder.is_dir() else []
+    return [Run(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]

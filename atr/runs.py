@@ -1,0 +1,196 @@
+"""Many configs: skip what is finished, continue what was cut off, run several side by side, survive what fails."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from atr import features, records, store, training
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.encoders import pretraining
+from atr.records import Run
+
+EXECUTORS = ("local",)
+
+
+@dataclass
+class Runs:
+    """What `run_all` brings back: a run for each config, None where it failed, and the failures' reasons."""
+
+    configs: list[RunConfig]
+    runs: list[Run | None]
+    failures: dict[int, str] = field(default_factory=dict)
+
+    def __iter__(self):
+        """Pairs (config, run) of those that finished."""
+        return iter([(c, run) for c, run in zip(self.configs, self.runs, strict=True) if run is not None])
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def raise_failures(self) -> None:
+        if self.failures:
+            lines = [f"{describe(self.configs[place])}: {reason}" for place, reason in self.failures.items()]
+            raise RuntimeError(f"{len(lines)} of {len(self)} runs failed:\n" + "\n".join(lines))
+
+
+def describe(config: RunConfig) -> str:
+    """A config in a few words."""
+    return (
+        f"{config.loss['name']} {config.training} D{config.embedding_dim} B{config.batch_size} "
+        f"lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}"
+    )
+
+
+def default_workers(device: str) -> int:
+    """Runs side by side: one a core on a CPU, where a run has one thread; one on a GPU."""
+    return (
+        1
+        if device == "cuda"
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
+
+
+def run_all(
+    configs: Sequence[RunConfig],
+    *,
+    root: str | Path | None = None,
+    device: str = "auto",
+    runs: Path | None = None,
+    workers: int | None = None,
+    executor: str = "local",
+    on_run: Callable[[RunConfig, Run], Any] | None = None,
+    quiet: bool = False,
+) -> Runs:
+    """Fit every config, each in a process of its own, `workers` at a time; equal configs are run once.
+
+    root     folder of the corpora that lie in one
+    on_run   called in this process as each run is at hand, finished ones first
+    A run that fails, even one whose process is killed, does not touch the others: see `Runs.failures`.
+    """
+    if executor not in EXECUTORS:
+        raise ValueError(f"executor: unknown {executor!r}; known: {', '.join(EXECUTORS)}")
+    device = training.resolve_device(device)
+    corpora: dict[str, Corpus] = {}
+    outcome = Runs(list(configs), [None] * len(configs))
+    places: dict[str, list[int]] = {}  # run address → configs that share it
+    todo: list[tuple[RunConfig, Corpus, Run]] = []
+
+    def done(run: Run) -> None:
+        for place in places[run.address]:
+            outcome.runs[place] = run
+            if on_run is not None:
+                on_run(outcome.configs[place], run)
+        bar.update(len(places[run.address]))
+
+    with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar:
+        for place, config in enumerate(configs):
+            name = store.content_key(dict(config.corpus))
+            if name not in corpora:
+                needs_root = config.corpus["name"] in ("clipfolder", "csv")
+                corpora[name] = training.corpus_of(config, root if needs_root else None)
+            try:
+                run = training.locate(config, corpora[name], runs, quiet)
+                if run.address not in places and not run.finished:
+                    features.prepare(config, corpora[name], quiet=quiet)  # once, here, on all cores
+                    todo.append((config, corpora[name], run))
+            except Exception as error:
+                outcome.failures[place] = f"{type(error).__name__}: {error}"
+                bar.update()
+                continue
+            places.setdefault(run.address, []).append(place)
+        for address in places:
+            finished = Run((runs or records.default_folder()) / address)
+            if finished.finished:
+                done(finished)
+        _side_by_side(todo, workers or default_workers(device), device, runs, done, outcome, places, bar)
+    return outcome
+
+
+def _side_by_side(todo, workers, device, runs, done, outcome, places, bar) -> None:
+    context = store.worker_context()
+    running: dict[int, tuple[Any, RunConfig, Run]] = {}
+    # The longest first, so that none is left alone at the end.
+    waiting = sorted(todo, key=lambda item: cost(item[0]))
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                config, corpus, run = waiting.pop()
+                process = context.Process(target=_work, args=(config, corpus, device, runs), daemon=True)
+                process.start()
+                running[process.sentinel] = (process, config, run)
+            for sentinel in wait(list(running)):
+                process, config, run = running.pop(sentinel)
+                process.join()
+                fresh = Run(run.path)
+                if fresh.finished:
+                    done(fresh)
+                else:
+                    for place in places[run.address]:
+                        outcome.failures[place] = _reason(fresh, process.exitcode)
+                    bar.update(len(places[run.address]))
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+
+
+def _work(config: RunConfig, corpus: Corpus, device: str, runs: Path | None) -> None:
+    try:
+        training.fit(config, corpus, device=device, runs=runs)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _reason(run: Run, exitcode: int | None) -> str:
+    error = run.path / "error.txt"
+    if error.is_file():
+        return f"{error.read_text().strip().splitlines()[-1]} (see {error})"
+    return f"its process ended with {exitcode}, as when it is killed or memory runs out; run again to continue it"
+
+
+# Seconds a run takes on one core of the machine that the estimate was made on, and a yardstick to scale them by.
+YARDSTICK_SECONDS = 0.1
+PAIR_SECONDS = {"frozen": 5e-5, "frozen_released": 2e-2, "finetuned": 8e-3, "scratch": 8e-3}
+STEP_SECONDS = 2e-3
+
+
+def pairs(config: RunConfig) -> int:
+    """(clip, caption) pairs that a run visits; a corpus of unknown size counts as 1,200 clips."""
+    clips = config.corpus.get("train", 1200)
+    return config.epochs * clips * (5 if config.sampler == "all_captions" else 1)
+
+
+def cost(config: RunConfig) -> float:
+    """Rough seconds of a run on one core, before scaling by `speed`."""
+    visits = pairs(config)
+    return 1 + visits * PAIR_SECONDS[config.training] + visits / config.batch_size * STEP_SECONDS
+
+
+def preparation(corpus: Mapping[str, Any], cores: int) -> float:
+    """Rough seconds to decode a corpus, pre-train its encoder and encode its captions, before scaling by `speed`."""
+    train = corpus.get("train", 1200)
+    clips = train + corpus.get("validation", 200) + corpus.get("test", 500)
+    return clips * (0.03 / cores + 5 * 2 * 3e-3) + train * 0.0022 * pretraining.EPOCHS
+
+
+def speed() -> float:
+    """How many times slower one core is here than where the constants above were measured."""
+    import torch
+
+    weight, batch = torch.randn(512, 512), torch.randn(512, 512)
+    with store.threads(1):
+        batch @ weight
+        started = time.perf_counter()
+        for _ in range(50):
+            batch @ weight
+        return (time.perf_counter() - started) / YARDSTICK_SECONDS

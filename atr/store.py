@@ -1,0 +1,196 @@
+"""What is computed once and kept: packed waveforms, features, token states, under content hashes.
+
+An entry is a folder `<home>/cache/<kind>/<key>/`. It is built under a temporary name and renamed when complete, behind
+a lock file, so a kill, a full disk or a second process leaves either the whole entry or none.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from atr.audio import resample
+from atr.corpora.corpus import Corpus
+
+PROJECT = Path(__file__).resolve().parents[1]
+WAVEFORM_VERSION = 1
+
+
+def home() -> Path:
+    """Folder of downloads and caches: `ATR_HOME`, else `data/` of the checkout, else `~/.cache/atr`."""
+    if os.environ.get("ATR_HOME"):
+        return Path(os.environ["ATR_HOME"]).expanduser()
+    return PROJECT / "data" if (PROJECT / "pyproject.toml").exists() else Path.home() / ".cache" / "atr"
+
+
+def results_home() -> Path:
+    """Folder of results: `ATR_RESULTS`, else `results/` of the checkout, else `./results`."""
+    if os.environ.get("ATR_RESULTS"):
+        return Path(os.environ["ATR_RESULTS"]).expanduser()
+    return PROJECT / "results" if (PROJECT / "pyproject.toml").exists() else Path("results").resolve()
+
+
+def content_key(*parts: Any) -> str:
+    """24 hexadecimal digits that name JSON-serialisable `parts` by their content."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cached(kind: str, key: str, build: Callable[[Path], object]) -> Path:
+    """Folder of the entry `kind`/`key`; `build(folder)` fills it the first time."""
+    path = home() / "cache" / kind / key
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{key}.lock")):
+        if not path.exists():
+            for leftover in path.parent.glob(f".{key}.*.tmp"):  # of a killed process: we hold the lock
+                shutil.rmtree(leftover)
+            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{key}.", suffix=".tmp"))
+            try:
+                build(temporary)
+                os.rename(temporary, path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of unequal length in one memory-mapped array.
+
+    data: (total length, ...); offsets: (rows + 1,) int64. Row i is `data[offsets[i]:offsets[i + 1]]`.
+    """
+
+    data: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.data[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def batch(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, longest, ...) padded with zeros, and lengths (B,) int64."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        padded = np.zeros((len(rows), int(lengths.max()), *self.data.shape[1:]), self.data.dtype)
+        for place, row in enumerate(rows):
+            padded[place, : lengths[place]] = self[row]
+        return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+def pack(folder: Path, rows: Iterable[np.ndarray]) -> None:
+    """Write rows (length, ...) of one dtype to `folder` as `data.npy` and `offsets.npy`, one at a time."""
+    offsets, shape, dtype = [0], None, None
+    with open(folder / "raw", "wb") as file:
+        for row in rows:
+            row = np.ascontiguousarray(row)
+            if shape is None:
+                shape, dtype = row.shape[1:], row.dtype
+            if row.shape[1:] != shape or row.dtype != dtype:
+                raise ValueError(f"rows differ: {row.shape[1:]} {row.dtype} after {shape} {dtype}")
+            row.tofile(file)
+            offsets.append(offsets[-1] + len(row))
+    if shape is None:
+        raise ValueError("nothing to pack: no rows")
+    np.save(folder / "offsets.npy", np.array(offsets))
+    (folder / "layout.json").write_text(json.dumps({"shape": [offsets[-1], *shape], "dtype": str(dtype)}))
+
+
+def open_packed(folder: Path) -> Packed:
+    """The rows that `pack` wrote, memory-mapped."""
+    layout = json.loads((folder / "layout.json").read_text())
+    try:
+        data = np.memmap(folder / "raw", dtype=layout["dtype"], mode="c", shape=tuple(layout["shape"]))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'raw'}: shorter than it was written; delete {folder} and run again") from error
+    return Packed(data, np.load(folder / "offsets.npy"))
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Run PyTorch on `number` threads. The number changes the last bits of sums, so it is always set on purpose."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def worker_context() -> Any:
+    """Fork from a clean server: PyTorch is imported once, and no thread pool is forked half-way."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["atr.training"])
+    return context
+
+
+class _Decode:
+    def __init__(self, corpus: Corpus, sample_rate: int) -> None:
+        self.read, self.sample_rate = corpus.read, sample_rate
+
+    def __call__(self, clip: str) -> np.ndarray:
+        waveform, rate = self.read(clip)
+        waveform = resample(waveform, rate, self.sample_rate)
+        return np.round(np.clip(waveform, -1, 1) * 32767).astype(np.int16)
+
+
+def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False) -> Packed:
+    """16-bit waveforms of the clips of a one-split corpus, in order, decoded and resampled once.
+
+    Rows are (samples,) int16; divide by 32767 for the range -1 to 1.
+    """
+    clips = corpus.clips["clip"].tolist()
+    split = corpus.clips["split"].iloc[0]
+
+    def build(folder: Path) -> None:
+        decode, workers = _Decode(corpus, sample_rate), os.cpu_count() or 1
+        bar = {"total": len(clips), "desc": f"{corpus.name} {split}: audio", "unit": "clip", "disable": quiet}
+        if len(clips) < 200 or workers == 1:
+            pack(folder, tqdm(map(decode, clips), **bar))
+        else:
+            with worker_context().Pool(workers) as pool:
+                pack(folder, tqdm(pool.imap(decode, clips, chunksize=8), **bar))
+
+    key = content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION)
+    return open_packed(cached("waveforms", key, build))

@@ -1,0 +1,139 @@
+"""Run the numbered notebooks headless, say beforehand what they will do and how long it takes."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from atr import records, runs, store
+from atr.config import RunConfig
+from atr.profiles import profile as profile_of
+
+NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
+
+
+class StudyError(RuntimeError):
+    """A notebook did not run to its end."""
+
+
+def notebooks(numbers: Sequence[str] = ()) -> list[Path]:
+    """Paths of the numbered notebooks, all or those whose number is listed: "01", "1", or the whole name."""
+    folder = store.PROJECT / "notebooks"
+    known = {path.stem[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    names = {path.stem: path for path in known.values()}
+    chosen = []
+    for number in numbers or known:
+        path = names.get(number) or known.get(str(number).zfill(2))
+        if path is None:
+            raise StudyError(f"no notebook {number!r} in {folder}; known: {', '.join(names)}")
+        chosen.append(path)
+    return chosen
+
+
+def grid(notebook: Path, parameters: dict[str, Any]) -> list[RunConfig]:
+    """The configs of a notebook: its cells tagged "parameters" and "grid", run here; they define `grid`."""
+    space: dict[str, Any] = {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        tags = cell.metadata.get("tags", [])
+        if "parameters" in tags or "grid" in tags:
+            exec(compile(cell.source, str(notebook), "exec"), space)
+        if "parameters" in tags:
+            space.update(parameters)
+    if "grid" not in space:
+        raise StudyError(f"{notebook}: no cell tagged 'grid' that defines `grid`")
+    return list(space["grid"])
+
+
+def plan(paths: Sequence[Path], profile: str, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+    """A row a distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core."""
+    chosen = profile_of(profile)
+    finished = {
+        json.dumps(run._record["config"], sort_keys=True)
+        for run in records.stored(chosen.runs)
+        if run.status == "finished"
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for config in grid(path, {"profile": profile, "seeds": list(seeds) if seeds else None}):
+            key = json.dumps(config.to_dict(), sort_keys=True)
+            row = rows.setdefault(
+                key,
+                {
+                    "notebooks": "",
+                    "run": runs.describe(config),
+                    "epochs": config.epochs,
+                    "finished": key in finished,
+                    "seconds": runs.cost(config),
+                    "config": config,
+                },
+            )
+            if path.stem[:2] not in row["notebooks"].split():
+                row["notebooks"] = f"{row['notebooks']} {path.stem[:2]}".strip()
+    return pd.DataFrame(list(rows.values()))
+
+
+def estimate(table: pd.DataFrame, paths: Sequence[Path], cores: int) -> float:
+    """Seconds that the plan takes here, on a CPU: runs side by side, preparation of unseen corpora, the notebooks."""
+    todo = table[~table["finished"]] if len(table) else table
+    seconds = float(todo["seconds"].sum()) / cores
+    if len(todo):
+        started = {json.dumps(config.to_dict()["corpus"]) for config in table.loc[table["finished"], "config"]}
+        corpora = {json.dumps(config.to_dict()["corpus"]): config.corpus for config in todo["config"]}
+        seconds += sum(runs.preparation(corpus, cores) for key, corpus in corpora.items() if key not in started)
+    return seconds * runs.speed() + NOTEBOOK_SECONDS * len(paths)
+
+
+def duration(seconds: float) -> str:
+    """ "40 seconds", "12 minutes", "3.5 hours", rounded as an estimate deserves."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = False) -> Path:
+    """Run one notebook through papermill into `results/<profile>/notebooks/`; returns the executed copy.
+
+    A failure keeps what was executed as `<name>.failed.ipynb`; the last good copy stays.
+    """
+    import papermill
+
+    folder = profile_of(profile).results / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    target, partial = folder / path.name, folder / f"{path.stem}.failed.ipynb"
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    try:
+        papermill.execute_notebook(
+            path,
+            partial,
+            parameters={"profile": profile, **parameters},
+            kernel_name="python3",
+            progress_bar=not quiet and sys.stderr.isatty(),
+            cwd=str(path.parent),
+        )
+    except papermill.exceptions.PapermillExecutionError as error:
+        raise StudyError(f"{path.name}: {error.ename}: {error.evalue}\nexecuted so far: {partial}") from error
+    os.replace(partial, target)
+    return target
+
+
+def commit_reference(profile: str) -> Path:
+    """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`."""
+    source = profile_of(profile).results
+    target = store.results_home() / "reference" / profile
+    parts = ("tables", "figures", "notebooks")
+    missing = [path.name for path in notebooks() if not (source / "notebooks" / path.name).is_file()]
+    if missing:
+        raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile}")
+    fresh = target.with_name(f".{profile}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for part in parts:
+        shutil.copytree(source / part, fresh / part, ignore=shutil.ignore_patterns("*.failed.ipynb", ".*", "*.pdf"))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(fresh, target)
+    return target

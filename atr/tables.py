@@ -1,0 +1,261 @@
+"""Tables: our numbers with their uncertainty, beside the published ones, as CSV, Markdown and LaTeX."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from atr import metrics, records, statistics, store
+from atr.config import RunConfig
+from atr.profiles import Profile
+from atr.records import Run
+
+RECALLS = ("t2a_r1", "t2a_r5", "t2a_r10", "a2t_r1", "a2t_r5", "a2t_r10")
+HEADINGS = {
+    **{f"t2a_r{k}": f"T→A R@{k}" for k in (1, 5, 10)},
+    **{f"a2t_r{k}": f"A→T R@{k}" for k in (1, 5, 10)},
+    "t2a_map10": "T→A mAP@10",
+    "a2t_map10": "A→T mAP@10",
+}
+DATASETS = {"audiocaps": "AudioCaps", "clotho": "Clotho"}
+LOSS_NAMES = {
+    "triplet_sum": "Triplet-sum",
+    "triplet_max": "Triplet-max",
+    "triplet_weighted": "Triplet-weighted",
+    "nt_xent": "NT-Xent",
+    "sigmoid": "Sigmoid",
+}
+
+
+def published(name: str) -> pd.DataFrame:
+    """A table of `data/reference/`: a row a cell, its mean and deviation as printed, and training, loss and batch in
+    the words of our own tables.
+    """
+    path = store.PROJECT / "data" / "reference" / f"{name}.csv"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv")))
+        raise FileNotFoundError(f"{path}: no such published table; known: {known}")
+    table = pd.read_csv(path)
+    table["training"] = table["fine_tuned"].map({True: "finetuned", False: "frozen"})
+    table["loss"] = table["loss"].map(LOSS_NAMES)
+    return table.rename(columns={"batch_size": "batch"})
+
+
+def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
+    """A row a run: corpus, training, loss, rate (that of the heads), batch size, epochs, seed, best epoch,
+    validation R@10 (selected epoch), test metrics, the run itself.
+    """
+    rows = [
+        {
+            "corpus": profile.name_of(config),
+            "training": config.training.removesuffix("_released"),
+            "loss": LOSS_NAMES[config.loss["name"]],
+            "rate": config.rate("heads"),
+            "batch": config.batch_size,
+            "epochs": config.epochs,
+            "seed": config.seed,
+            "best_epoch": run.best_epoch,
+            "validation_t2a_r10": run.validation["t2a_r10"],
+            **run.metrics,
+            "run": run,
+        }
+        for config, run in runs
+    ]
+    return pd.DataFrame(rows)
+
+
+def as_printed(reference: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """A published table as it was printed: rows `by`, `mean ± deviation` of each metric."""
+    cells = [plus_minus(mean, std) for mean, std in zip(reference["mean"], reference["std"], strict=True)]
+    table = reference.assign(cell=cells, dataset=reference["dataset"].map(DATASETS), order=range(len(reference)))
+    wide = table.pivot(index=list(by), columns="metric", values="cell")
+    first = table.groupby(list(by))["order"].min().sort_values()
+    return wide.loc[first.index, list(RECALLS)].rename(columns=HEADINGS).rename_axis(columns=None)
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """Distinct losses in the order of the papers."""
+    present = set(values)
+    return [name for name in LOSS_NAMES.values() if name in present]
+
+
+def with_baselines(
+    table: pd.DataFrame, untrained: pd.DataFrame, chance: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
+    """A summary with rows below it for the untrained model and for chance, by corpus."""
+    names = list(table.index.names)
+    below = [
+        {"corpus": corpus, "loss": "untrained", **row}
+        for corpus, row in summary(untrained, ["corpus"]).to_dict("index").items()
+    ]
+    below += [
+        {"corpus": corpus, "loss": "chance", **{key: row[key] for key in RECALLS}} for corpus, row in chance.items()
+    ]
+    blank = {name: "" for name in names}
+    return pd.concat([table, pd.DataFrame([blank | row for row in below]).set_index(names)])[list(table.columns)]
+
+
+def not_converged(table: pd.DataFrame, among: Sequence[str], by: Sequence[str], share: float = 0.5) -> pd.DataFrame:
+    """How many runs did not converge, by `by`: validation T→A R@10 below `share` of the best run's that agrees in
+    `among`. Columns: failed, runs.
+    """
+    best = table.groupby(list(among))["validation_t2a_r10"].transform("max")
+    failed = table.assign(failed=table["validation_t2a_r10"] < share * best)
+    return failed.groupby(list(by), sort=False)["failed"].agg(failed="sum", runs="count")
+
+
+def sensitivity_claim(failed: pd.DataFrame, suspects: Sequence[str]) -> dict[str, Any]:
+    """Judge "only `suspects` fail to converge" on a table of `not_converged`."""
+    by_loss = failed.groupby("loss")["failed"].sum()
+    theirs, others = by_loss[by_loss.index.isin(suspects)].sum(), by_loss[~by_loss.index.isin(suspects)].sum()
+    verdict = "holds" if theirs and not others else "contradicted" if others and not theirs else "undecided"
+    words = f"only {' and '.join(suspects)} fail to converge ({theirs} of theirs, {others} of the others)"
+    return {"claim": words, "difference": np.nan, "low": np.nan, "high": np.nan, "p (Holm)": np.nan, "verdict": verdict}
+
+
+def select(table: pd.DataFrame, by: Sequence[str], over: str = "rate") -> pd.DataFrame:
+    """Rows at the value of `over` whose mean validation T→A R@10 over seeds is highest, within each group of `by`.
+
+    Every method is searched over the same values, and the test split has no say.
+    """
+    means = table.groupby([*by, over], sort=False)["validation_t2a_r10"].mean().reset_index()
+    best = means.loc[means.groupby(list(by), sort=False)["validation_t2a_r10"].idxmax(), [*by, over]]
+    return table.merge(best, on=[*by, over], how="inner")
+
+
+def runs_by(table: pd.DataFrame, **where: Any) -> list[Run]:
+    """Runs of the rows that agree with `where`, in order of their seeds."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table.sort_values("seed")["run"].tolist()
+
+
+def beside(ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Published and own `mean ± deviation` side by side: rows `by`, columns (metric, whose).
+
+    ours: a row a run, as `frame` gives it; reference: as `published` gives it, with the columns of `by` added.
+    Sources stand side by side; no difference is computed, as data and encoders differ outside of profile `paper`.
+    """
+    result = pd.DataFrame()
+    for column in columns:
+        cells = reference[reference["metric"] == column]
+        for dataset, group in cells.groupby("dataset", sort=False):
+            values = [plus_minus(mean, std) for mean, std in zip(group["mean"], group["std"], strict=True)]
+            keyed = pd.Series(values, index=pd.MultiIndex.from_frame(group[list(by)]))
+            result[HEADINGS[column], f"{DATASETS[str(dataset)]}, published"] = keyed
+        for corpus, group in ours.groupby("corpus", sort=False):
+            means = summary(group, by, [column])
+            keyed = shown(means, [column])[HEADINGS[column]]
+            keyed.index = pd.MultiIndex.from_tuples([key if isinstance(key, tuple) else (key,) for key in keyed.index])
+            result[HEADINGS[column], f"{corpus}, ours"] = keyed
+    result.columns = pd.MultiIndex.from_tuples(result.columns)
+    result.index.names = list(by)
+    return result.fillna("—")
+
+
+def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = RECALLS) -> pd.DataFrame:
+    """Mean and deviation over seeds (ddof 1) of `columns`: indexed by `by`; seeds, `<column>`, `<column>_std`."""
+    rows = []
+    for keys, group in table.groupby(list(by), sort=False):
+        row = {**dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True)), "seeds": len(group)}
+        for column in columns:
+            row[column], row[f"{column}_std"] = statistics.mean_std(group[column].to_numpy())
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(list(by)) if rows else pd.DataFrame(columns=[*by, "seeds", *columns])
+
+
+def plus_minus(mean: float, deviation: float | None, digits: int = 1) -> str:
+    """`17.2 ± 0.5`; the mean alone where there is no deviation."""
+    if mean is None or not np.isfinite(mean):
+        return "—"
+    spread = deviation is not None and np.isfinite(deviation)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if spread else f"{mean:.{digits}f}"
+
+
+def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int = 1) -> pd.DataFrame:
+    """A summary as people read it: `mean ± deviation` under headings."""
+    result = pd.DataFrame(index=table.index)
+    for column in columns:
+        deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
+        result[HEADINGS.get(column, column)] = [
+            plus_minus(mean, deviation, digits) for mean, deviation in zip(table[column], deviations, strict=True)
+        ]
+    if "seeds" in table:
+        result.insert(0, "seeds", table["seeds"])
+    return result
+
+
+def chance(corpus: Any) -> dict[str, float]:
+    """Expected metrics of a random ranking of a corpus's test split."""
+    return metrics.chance(corpus.split("test").relevance())
+
+
+def scores(runs: Sequence[Run], k: int = 10, direction: statistics.Direction = "t2a") -> np.ndarray:
+    """(seeds, clips): percent of a clip's queries answered within the first k, for runs that differ by seed."""
+    return np.stack([statistics.clip_scores(run.ranks, run.embeddings["relevance"], k, direction) for run in runs])
+
+
+def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
+    """Judge claims on pairs of systems, paired by seed and clip (`statistics.paired_test`).
+
+    Each row: claim (words), a and b (runs that pair by seed), optionally k (10) and direction ("t2a").
+    "a beats b": holds or is contradicted if the p value, Holm-corrected over these rows, is below `alpha`.
+    With `within` (points) the claim is "a and b differ by less": it holds if the 95 % interval of the difference lies
+    inside, is contradicted if it lies outside. Everything else is undecided.
+    """
+    tests = [
+        statistics.paired_test(*(scores(row[side], row.get("k", 10), row.get("direction", "t2a")) for side in "ab"))
+        for row in rows
+    ]
+    ordered = [place for place, row in enumerate(rows) if "within" not in row]
+    adjusted = dict(zip(ordered, statistics.holm([tests[place].p for place in ordered]), strict=True))
+    result = []
+    for place, (row, test) in enumerate(zip(rows, tests, strict=True)):
+        if "within" in row:
+            margin, nearest = row["within"], max(test.low, -test.high, 0.0)
+            inside = -margin < test.low and test.high < margin
+            verdict = "holds" if inside else "contradicted" if nearest >= margin else "undecided"
+        else:
+            verdict = statistics.judge((test.difference, adjusted[place]), alpha)
+        result.append(
+            {
+                "claim": row["claim"],
+                "difference": test.difference,
+                "low": test.low,
+                "high": test.high,
+                "p (Holm)": adjusted.get(place, np.nan),
+                "verdict": verdict,
+            }
+        )
+    return pd.DataFrame(result)
+
+
+def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
+    """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them."""
+    target = folder / "tables"
+    flat = table.reset_index() if any(table.index.names) else table
+    flat = flat.drop(columns="run", errors="ignore")
+    if isinstance(flat.columns, pd.MultiIndex):
+        flat.columns = [" ".join(part for part in column if part) for column in flat.columns]
+    provenance = records.provenance(runs)
+    note = f"{caption} {provenance['note']}".strip()
+    texts = {
+        "csv": flat.to_csv(index=False),
+        "md": f"{note}\n\n{flat.to_markdown(index=False, floatfmt='.3g')}\n",
+        "tex": flat.style.hide(axis="index")
+        .format(escape="latex", precision=2)
+        .format_index(escape="latex", axis=1)
+        .to_latex(caption=_latex(note), label=f"tab:{name}", hrules=True),
+    }
+    for ending, text in texts.items():
+        store.write_atomic(target / f"{name}.{ending}", lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    records.write_json(target / f"{name}.json", {"caption": caption, **provenance})
+    return target / f"{name}.csv"
+
+
+def _latex(text: str) -> str:
+    for mark in "&%$#_":
+        text = text.replace(mark, f"\\{mark}")
+    return text

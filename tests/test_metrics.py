@@ -1,0 +1,198 @@
+"""Metrics: the released code's numbers, values by hand, and a sort by brute force."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atr.metrics import Ranks, chance, ranks, retrieval_metrics
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# Three clips; captions 0 and 1 are of clip 0, 2 of clip 1, 3 of clip 2.
+CLIP_OF = np.array([0, 0, 1, 2])
+SIMILARITY = np.array([[0.9, 0.1, 0.2], [0.3, 0.5, 0.4], [0.6, 0.5, 0.1], [0.2, 0.8, 0.7]])
+
+
+def by_sorting(scores, relevant):
+    """Ranks of one query's relevant candidates by a full sort in which irrelevant ones win ties."""
+    order = sorted(range(len(scores)), key=lambda j: (-scores[j], relevant[j]))
+    return [rank for rank, j in enumerate(order, start=1) if relevant[j]]
+
+
+def average_precision(found, k):
+    return sum(n / rank for n, rank in enumerate(found, start=1) if rank <= k) / len(found)
+
+
+def check_against_sorting(similarity, relevance, k=4):
+    result = ranks(similarity, relevance)
+    metrics = retrieval_metrics(result, ks=(1, k), map_at=k)
+    for direction, scores, relevant in (("t2a", similarity, relevance), ("a2t", similarity.T, relevance.T)):
+        expected = [by_sorting(*query) for query in zip(scores, relevant, strict=True)]
+        table = getattr(result, direction)
+        assert [[r for r in row if r] for row in table.tolist()] == expected
+        best = [found[0] for found in expected]
+        assert metrics[f"{direction}_r{k}"] == pytest.approx(100 * np.mean([r <= k for r in best]))
+        assert metrics[f"{direction}_mean_rank"] == pytest.approx(np.mean(best))
+        mean = np.mean([average_precision(found, k) for found in expected])
+        assert metrics[f"{direction}_map{k}"] == pytest.approx(100 * mean)
+
+
+def test_metrics_match_the_released_evaluation():
+    golden = np.load(GOLDEN / "metrics_mei2022.npz")
+    clip_of = np.repeat(np.arange(100), 5)
+    metrics = retrieval_metrics((golden["caption"], golden["audio"]), clip_of, ks=(1, 5, 10, 50))
+    for direction in ("t2a", "a2t"):
+        for name, value in zip(golden["names"], golden[direction], strict=True):
+            assert metrics[f"{direction}_{name}"] == pytest.approx(value, rel=1e-4)
+
+
+def test_ranks_and_metrics_by_hand():
+    result = ranks(SIMILARITY, CLIP_OF)
+    np.testing.assert_array_equal(result.t2a, [[1], [3], [2], [2]])
+    # Clip 0's captions score 0.9 and 0.3, caption 2 gets between them; clip 1's 0.5 is beaten by 0.8 and tied by 0.5.
+    np.testing.assert_array_equal(result.a2t, [[1, 3], [3, 0], [1, 0]])
+    np.testing.assert_array_equal(result.best("a2t"), [1, 3, 1])
+    metrics = retrieval_metrics(result, ks=(1, 2), map_at=2)
+    assert metrics == pytest.approx(
+        {
+            "t2a_r1": 25.0,
+            "t2a_r2": 75.0,
+            "t2a_map2": 100 * (1 + 0 + 1 / 2 + 1 / 2) / 4,
+            "t2a_median_rank": 2.0,
+            "t2a_mean_rank": 2.0,
+            "a2t_r1": 200 / 3,
+            "a2t_r2": 200 / 3,
+            "a2t_map2": 100 * (1 / 2 + 0 + 1) / 3,
+            "a2t_median_rank": 1.0,
+            "a2t_mean_rank": 5 / 3,
+        }
+    )
+
+
+def test_default_keys():
+    names = ["r1", "r5", "r10", "map10", "median_rank", "mean_rank"]
+    assert list(retrieval_metrics(SIMILARITY, CLIP_OF)) == [f"{d}_{n}" for d in ("t2a", "a2t") for n in names]
+    assert "a2t_map16" in retrieval_metrics(SIMILARITY, CLIP_OF, map_at=16)
+
+
+def test_an_even_median_is_rounded_down():
+    table = np.array([[1], [2], [3], [9]])
+    assert retrieval_metrics(Ranks(t2a=table, a2t=table))["t2a_median_rank"] == 2.0
+
+
+def test_a_collapsed_model_comes_last():
+    result = ranks((torch.ones(20, 3), torch.ones(4, 3)), np.repeat(np.arange(4), 5))
+    np.testing.assert_array_equal(result.best("t2a"), 4)
+    np.testing.assert_array_equal(result.a2t, np.tile([16, 17, 18, 19, 20], (4, 1)))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(seed=st.integers(0, 100_000), clips=st.integers(1, 7), extra=st.integers(0, 9), ties=st.booleans())
+def test_one_clip_a_caption_agrees_with_sorting(seed, clips, extra, ties):
+    rng = np.random.default_rng(seed)
+    clip_of = rng.permutation(np.concatenate([np.arange(clips), rng.integers(clips, size=extra)]))
+    similarity = rng.standard_normal((clips + extra, clips))
+    similarity = similarity.round() if ties else similarity
+    check_against_sorting(similarity, clip_of[:, None] == np.arange(clips))
+    np.testing.assert_array_equal(
+        ranks(similarity, clip_of).a2t, ranks(similarity, clip_of[:, None] == np.arange(clips)).a2t
+    )
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(seed=st.integers(0, 100_000), captions=st.integers(1, 12), clips=st.integers(1, 8), ties=st.booleans())
+def test_several_clips_a_caption_agree_with_sorting(seed, captions, clips, ties):
+    rng = np.random.default_rng(seed)
+    relevance = rng.random((captions, clips)) < 0.3
+    relevance[np.arange(captions), rng.integers(clips, size=captions)] = True
+    relevance[rng.integers(captions, size=clips), np.arange(clips)] = True
+    similarity = rng.standard_normal((captions, clips))
+    check_against_sorting(similarity.round() if ties else similarity, relevance)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_chunks_and_embeddings_give_what_the_matrix_gives(chunk):
+    rng = np.random.default_rng(0)
+    text, audio = rng.standard_normal((50, 6)), rng.standard_normal((10, 6))
+    clip_of = rng.permutation(np.repeat(np.arange(10), 5))
+    norms = np.linalg.norm(text, axis=1)[:, None] * np.linalg.norm(audio, axis=1)
+    whole = ranks(text @ audio.T / norms, clip_of)
+    for similarity in ((text, audio), (torch.tensor(text), torch.tensor(3 * audio)), text @ audio.T / norms):
+        result = ranks(similarity, clip_of, chunk=chunk)
+        np.testing.assert_array_equal(result.t2a, whole.t2a)
+        np.testing.assert_array_equal(result.a2t, whole.a2t)
+
+
+def test_the_order_of_captions_and_clips_does_not_matter():
+    rng = np.random.default_rng(1)
+    similarity, clip_of = rng.standard_normal((40, 8)), np.repeat(np.arange(8), 5)
+    captions, clips = rng.permutation(40), rng.permutation(8)
+    shuffled = similarity[captions][:, clips], np.argsort(clips)[clip_of[captions]]
+    assert retrieval_metrics(*shuffled) == pytest.approx(retrieval_metrics(similarity, clip_of))
+
+
+def test_ranks_survive_a_file(tmp_path):
+    result = ranks(SIMILARITY, CLIP_OF)
+    np.savez(tmp_path / "ranks.npz", **vars(result))
+    again = Ranks(**np.load(tmp_path / "ranks.npz"))
+    assert retrieval_metrics(again) == retrieval_metrics(SIMILARITY, CLIP_OF)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_chance_is_the_mean_over_random_rankings(several):
+    rng = np.random.default_rng(0)
+    relevance = np.repeat(np.arange(6), [1, 2, 2, 3, 4, 4])
+    if several:
+        relevance = (relevance[:, None] == np.arange(6)) | (rng.random((16, 6)) < 0.2)
+    expected = chance(relevance, ks=(1, 3, 20), map_at=4)
+    drawn = [retrieval_metrics(rng.random((16, 6)), relevance, ks=(1, 3, 20), map_at=4) for _ in range(1500)]
+    assert expected.keys() == drawn[0].keys()
+    for name, value in expected.items():
+        if "median" not in name:
+            sample = np.array([metrics[name] for metrics in drawn])
+            assert abs(sample.mean() - value) <= 4 * sample.std() / np.sqrt(len(sample)) + 1e-9, name
+
+
+def test_chance_of_one_clip_a_caption_by_hand():
+    metrics = chance(np.arange(100), map_at=2)
+    assert metrics["t2a_r1"] == pytest.approx(1) and metrics["a2t_r10"] == pytest.approx(10)
+    assert metrics["t2a_map2"] == pytest.approx(1.5)
+    assert metrics["t2a_median_rank"] == 50 and metrics["t2a_mean_rank"] == pytest.approx(50.5)
+
+
+def test_errors_say_where_and_what_to_do():
+    broken = SIMILARITY.copy()
+    broken[2, 1] = np.nan
+    with pytest.raises(ValueError, match="similarity: 1 of 4 rows .* first is row 2; look for a diverged"):
+        ranks(broken, CLIP_OF)
+    broken[1] = [np.inf, -np.inf, 0]
+    with pytest.raises(ValueError, match="audio: 2 of 4 rows .* first is row 1"):
+        ranks((SIMILARITY, broken), CLIP_OF)
+    with pytest.raises(ValueError, match="text has 3 dimensions, audio 2"):
+        ranks((SIMILARITY, SIMILARITY[:, :2]), CLIP_OF)
+    with pytest.raises(ValueError, match="3 rows for 4 captions"):
+        ranks(SIMILARITY, CLIP_OF[:3])
+    with pytest.raises(ValueError, match=r"\(4, 2\), \(captions, clips\) is \(4, 3\)"):
+        ranks(SIMILARITY, np.ones((4, 2), dtype=bool))
+    with pytest.raises(ValueError, match="1 of 4 captions have clip outside 0 to 2, the first is caption 3"):
+        ranks(SIMILARITY, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="1 of 3 clips have no relevant caption, the first is clip 1"):
+        ranks(SIMILARITY, [0, 0, 2, 2])
+    fits = CLIP_OF[:, None] == np.arange(3)
+    fits[1] = False
+    with pytest.raises(ValueError, match="1 of 4 captions have no relevant clip, the first is caption 1"):
+        ranks(SIMILARITY, fits)
+    with pytest.raises(ValueError, match="relevance is float64 of shape"):
+        ranks(SIMILARITY, CLIP_OF.astype(float))
+    with pytest.raises(ValueError, match="relevance is missing"):
+        retrieval_metrics(SIMILARITY)
+    with pytest.raises(ValueError, match="already part of Ranks"):
+        retrieval_metrics(ranks(SIMILARITY, CLIP_OF), CLIP_OF)
+    with pytest.raises(ValueError, match="two dimensions"):
+        ranks(SIMILARITY[0], CLIP_OF)
+    with pytest.raises(ValueError, match="at least one query"):
+        ranks(SIMILARITY, CLIP_OF, chunk=0)

@@ -1,0 +1,85 @@
+"""The published tables in data/reference: their structure, and every cell against the paper where it is at hand."""
+
+import re
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAPERS = sorted((ROOT / "../shared/papers").glob("000_*.txt"))
+COLUMNS = ["dataset", "fine_tuned", "loss", "learning_rate", "batch_size", "metric", "mean", "std"]
+LOSSES = ["triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"]
+METRICS = ["t2a_r1", "t2a_r5", "t2a_r10", "a2t_r1", "a2t_r5", "a2t_r10"]
+
+
+def table(number):
+    return pd.read_csv(ROOT / f"data/reference/mei2022_table{number}.csv")
+
+
+@pytest.mark.parametrize(
+    "number, columns, levels",
+    [
+        (1, ["dataset", "fine_tuned", "loss", "metric"], (["audiocaps", "clotho"], [False, True], LOSSES, METRICS)),
+        (2, ["batch_size", "loss", "metric"], ([32, 128], LOSSES, METRICS)),
+    ],
+)
+def test_every_cell_is_there_once_in_the_papers_order(number, columns, levels):
+    cells = table(number)
+    assert list(cells.columns) == COLUMNS
+    assert list(cells[columns].itertuples(index=False, name=None)) == list(product(*levels))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_cells_are_percentages_that_grow_with_k(number):
+    cells = table(number)
+    assert cells["mean"].between(5, 90).all() and cells["std"].between(0.1, 3).all()
+    runs = cells.pivot(columns="metric", values="mean", index=["dataset", "fine_tuned", "loss", "batch_size"])
+    for direction in ("t2a", "a2t"):
+        assert (runs[f"{direction}_r1"] < runs[f"{direction}_r5"]).all()
+        assert (runs[f"{direction}_r5"] < runs[f"{direction}_r10"]).all()
+
+
+def test_settings_are_those_of_the_paper():
+    first, second = table(1), table(2)
+    assert first.groupby("dataset")["batch_size"].unique().map(list).to_dict() == {"audiocaps": [32], "clotho": [24]}
+    halved = first[first["learning_rate"] == 5e-5][["dataset", "fine_tuned", "loss"]].drop_duplicates()
+    assert sorted(halved.itertuples(index=False, name=None)) == [
+        ("clotho", False, "triplet_weighted"),
+        ("clotho", True, "triplet_max"),
+        ("clotho", True, "triplet_weighted"),
+    ]
+    assert set(first["learning_rate"]) == {1e-4, 5e-5} and set(second["learning_rate"]) == {1e-4}
+    assert set(second["dataset"]) == {"audiocaps"} and not second["fine_tuned"].any()
+
+
+def test_batch_size_32_repeats_the_frozen_rows_of_table_1():
+    first, second = table(1), table(2)
+    frozen = first[(first["dataset"] == "audiocaps") & ~first["fine_tuned"]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(second[second["batch_size"] == 32].reset_index(drop=True), frozen)
+
+
+def published(caption):
+    """The lines of the paper's table that stands next to its caption: its loss, its star, its twelve numbers."""
+    lines = PAPERS[0].read_text().splitlines()
+    header = next(k for k, line in enumerate(lines) if line.startswith(caption))
+    for line in lines[header + 1 :]:
+        if found := re.search(r"(Triplet-sum|Triplet-max|Triplet-weighted|NT-Xent)(\*?)\t(.*)", line):
+            numbers = [float(number) for number in re.findall(r"\d+\.\d", found[3])]
+            yield found[1].lower().replace("-", "_"), bool(found[2]), numbers
+        elif not line.strip():
+            return
+
+
+@pytest.mark.skipif(not PAPERS, reason="needs the paper's text")
+@pytest.mark.parametrize("number, caption, rows", [(1, "Dataset\tFine-tune", 16), (2, "Batch size\tObjective", 8)])
+def test_every_cell_is_the_papers(number, caption, rows):
+    cells = table(number)
+    lines = list(published(caption))
+    assert len(lines) == rows and len(cells) == 6 * rows
+    for start, (loss, star, numbers) in zip(range(0, len(cells), 6), lines, strict=True):
+        row = cells.iloc[start : start + 6]
+        assert row["loss"].unique().tolist() == [loss] and row["metric"].tolist() == METRICS
+        assert row["learning_rate"].unique().tolist() == [5e-5 if star else 1e-4]
+        assert row[["mean", "std"]].to_numpy().ravel().tolist() == numbers

@@ -1,0 +1,166 @@
+"""Statistics: values by hand, and what intervals and p values promise on simulated data."""
+
+import numpy as np
+import pytest
+
+from atr.metrics import Ranks, ranks, retrieval_metrics
+from atr.statistics import Comparison, clip_scores, holm, judge, mean_std, nested_bootstrap, paired_test
+
+
+def simulated(rng, seeds=8, clips=60, mean=0.0):
+    """Scores with an effect of the seed, of the clip, and of both."""
+    seed, clip = rng.standard_normal((seeds, 1)), 3 * rng.standard_normal((1, clips))
+    return mean + 0.5 * seed + clip + rng.standard_normal((seeds, clips))
+
+
+def test_clip_scores_by_hand():
+    # Captions 0 and 1 are of clip 0, 2 of clip 1.
+    found = Ranks(t2a=np.array([[1], [7], [3]]), a2t=np.array([[2, 3], [6, 0]]))
+    clip_of = np.array([0, 0, 1])
+    np.testing.assert_array_equal(clip_scores(found, clip_of, k=5), [50, 100])
+    np.testing.assert_array_equal(clip_scores(found, clip_of, k=5, direction="a2t"), [100, 0])
+
+
+def test_a_caption_of_several_clips_counts_for_each():
+    found = Ranks(t2a=np.array([[1, 2], [9, 0]]), a2t=np.array([[1, 2], [1, 0]]))
+    np.testing.assert_array_equal(clip_scores(found, np.array([[True, True], [True, False]]), k=5), [50, 100])
+
+
+@pytest.mark.parametrize("direction", ["t2a", "a2t"])
+def test_the_mean_clip_score_is_recall(direction):
+    rng = np.random.default_rng(0)
+    clip_of = np.repeat(np.arange(12), 5)
+    found = ranks(rng.standard_normal((60, 12)), clip_of)
+    metrics = retrieval_metrics(found, ks=(3,))
+    assert clip_scores(found, clip_of, k=3, direction=direction).mean() == pytest.approx(metrics[f"{direction}_r3"])
+
+
+def test_mean_std_divides_by_one_less_and_knows_no_deviation_of_one_seed():
+    assert mean_std([1, 2, 6]) == pytest.approx((3, np.sqrt(7)))
+    mean, std = mean_std([4.0])
+    assert mean == 4 and np.isnan(std)
+
+
+def test_the_interval_holds_the_mean_and_repeats():
+    values = simulated(np.random.default_rng(0))
+    interval = nested_bootstrap(values)
+    assert interval.low < interval.mean < interval.high
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval == nested_bootstrap(values)
+    assert interval != nested_bootstrap(values, seed=1)
+
+
+def test_the_interval_of_one_seed_has_the_width_of_the_mean_over_clips():
+    values = np.random.default_rng(0).standard_normal((1, 400))
+    interval = nested_bootstrap(values, draws=4000)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(400), rel=0.08)
+
+
+def test_seeds_are_resampled_too():
+    # Given clips that do not differ, all uncertainty is the seeds'.
+    values = np.tile([[0.0], [1.0], [2.0]], (1, 50))
+    interval = nested_bootstrap(values)
+    assert interval.low == pytest.approx(0) and interval.high == pytest.approx(2)  # 1 in 27 draws is one seed thrice
+    constant = nested_bootstrap(np.full((3, 50), 7.0))
+    assert (constant.low, constant.high) == pytest.approx((7, 7))
+
+
+def test_blocks_do_not_bound_the_number_of_clips(monkeypatch):
+    monkeypatch.setattr("atr.statistics.BLOCK", 100)
+    values = np.random.default_rng(0).standard_normal((3, 30))
+    assert nested_bootstrap(values, draws=500).low == pytest.approx(values.mean() - 0.35, abs=0.15)
+
+
+def test_coverage_is_about_nominal():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for draw in range(300):
+        interval = nested_bootstrap(simulated(rng, mean=2.0), draws=300, level=0.9, seed=draw)
+        hits += interval.low <= 2.0 <= interval.high
+    assert 0.82 <= hits / 300 <= 0.96
+
+
+def test_p_values_of_equal_systems_are_about_uniform():
+    # Given systems that favour different clips and seeds, but are equally good on average.
+    rng = np.random.default_rng(1)
+    p = [paired_test(simulated(rng), simulated(rng), draws=300, seed=draw).p for draw in range(300)]
+    assert np.mean(np.array(p) < 0.1) == pytest.approx(0.1, abs=0.06)
+    assert np.mean(p) == pytest.approx(0.5, abs=0.06)
+
+
+def test_noise_of_neither_seed_nor_clip_is_never_understated():
+    # Given systems that differ by independent noise alone, false alarms stay below the level.
+    rng = np.random.default_rng(1)
+    alarms = 0
+    for draw in range(200):
+        a, b = rng.standard_normal((2, 8, 60))
+        alarms += paired_test(a, b, draws=300, seed=draw).p < 0.1
+    assert alarms / 200 <= 0.05
+
+
+def test_pairing_by_clip_sees_through_the_clips_difficulty():
+    # Given clips that differ far more than the systems, only the pairing shows the difference.
+    rng = np.random.default_rng(0)
+    clip = 30 * rng.standard_normal((1, 200))
+    a, b = clip + 1 + rng.standard_normal((3, 200)), clip + rng.standard_normal((3, 200))
+    comparison = paired_test(a, b)
+    assert 0.7 < comparison.low < comparison.difference < comparison.high < 1.3
+    assert comparison.p == pytest.approx(2 / 2001)
+    alone = nested_bootstrap(a)
+    assert alone.low < nested_bootstrap(b).mean
+
+
+def test_a_comparison_turned_round_changes_its_sign_alone():
+    rng = np.random.default_rng(0)
+    a, b = simulated(rng), simulated(rng)
+    there, back = paired_test(a, b), paired_test(b, a)
+    assert (back.difference, back.low, back.high) == pytest.approx((-there.difference, -there.high, -there.low))
+    assert back.p == there.p
+
+
+def test_equal_scores_are_never_told_apart():
+    values = simulated(np.random.default_rng(0))
+    assert paired_test(values, values) == Comparison(0.0, 0.0, 0.0, 1.0)
+
+
+def test_p_is_never_zero():
+    assert paired_test(np.ones((3, 9)), np.zeros((3, 9)), draws=99).p == pytest.approx(2 / 100)
+
+
+def test_holm_by_hand():
+    # 4 · 0.01; 3 · 0.02, 2 · 0.03 alike; 1 · 0.5.
+    np.testing.assert_allclose(holm([0.03, 0.01, 0.5, 0.02]), [0.06, 0.04, 0.5, 0.06])
+    # The second would fall to 0.05, but no p is adjusted below a smaller one's.
+    np.testing.assert_allclose(holm([0.04, 0.05]), [0.08, 0.08])
+    np.testing.assert_allclose(holm([0.9, 0.8]), [1, 1])
+    assert holm([]).size == 0
+
+
+def test_verdicts():
+    assert judge((1.0, 0.01)) == "holds"
+    assert judge((-1.0, 0.01)) == "contradicted"
+    assert judge((-1.0, 0.01), claim="less") == "holds"
+    assert judge((1.0, 0.2)) == "undecided"
+    assert judge((1.0, 0.2), alpha=0.25) == "holds"
+    assert judge(Comparison(difference=2.0, low=1.0, high=3.0, p=0.001)) == "holds"
+
+
+def test_errors_say_where_and_what_to_do():
+    values = np.zeros((3, 5))
+    with pytest.raises(ValueError, match=r"a is \(3, 5\), b is \(3, 4\)"):
+        paired_test(values, values[:, :4])
+    values[1, 2] = np.nan
+    with pytest.raises(ValueError, match="values: non-finite score at seed 1, clip 2"):
+        nested_bootstrap(values)
+    with pytest.raises(ValueError, match="give scores"):
+        nested_bootstrap(np.zeros(5))
+    with pytest.raises(ValueError, match="level is 95"):
+        nested_bootstrap(np.zeros((3, 5)), level=95)
+    with pytest.raises(ValueError, match="draws is 0"):
+        nested_bootstrap(np.zeros((3, 5)), draws=0)
+    with pytest.raises(ValueError, match="numbers from 0 to 1"):
+        holm([0.1, np.nan])
+    with pytest.raises(ValueError, match="p nan"):
+        judge((1.0, np.nan))
+    with pytest.raises(ValueError, match="one number a seed"):
+        mean_std([])
