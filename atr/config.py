@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ CHOICES: dict[str, tuple] = {
     "precision": ("32", "bf16"),
 }
 GROUPS = ("heads", "audio", "text", "loss")
+BELOW = {"text_dropout": 1.0, **dict.fromkeys(("weight_decay", "step_factor", "warmup_epochs", "clip_norm"), math.inf)}
 
 
 class ConfigError(ValueError):
@@ -51,7 +53,7 @@ class RunConfig:
     select_by       validation metric of the best epoch, ties to the later; "last" takes the last epoch
     """
 
-    corpus: str | Mapping[str, Any] = "soundscapes"
+    corpus: Any = "soundscapes"  # a mapping once the config is built
     recipe: str = "released"
     audio_encoder: str = "compact"
     audio_weights: str | None = "pretrained"
@@ -91,11 +93,25 @@ class RunConfig:
             least = 0 if name == "epochs" else 1  # 0 epochs: the untrained model
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{name}: {value!r} is not a whole number of {least} or more")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ConfigError(f"seed: {self.seed!r} is not a whole number of 0 or more")
         for name in ("corpus", "loss"):
             if not isinstance(getattr(self, name), Mapping) or "name" not in getattr(self, name):
                 raise ConfigError(f'{name}: {getattr(self, name)!r} has no "name"; write {{"name": …, parameters}}')
+        for name, limit in BELOW.items():
+            number = getattr(self, name)
+            if number is None and name in ("text_dropout", "clip_norm"):
+                continue
+            if not _is_number(number) or not 0 <= number < limit:
+                raise ConfigError(f"{name}: {number!r} is not a number from 0 and below {limit}")
+        layers = self.text_layers
+        if layers is not None and (not isinstance(layers, int) or isinstance(layers, bool) or layers < 1):
+            raise ConfigError(f"text_layers: {layers!r} is not a whole number of 1 or more, nor None")
+        for name in ("audio_encoder", "text_encoder"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not a name")
+        if not isinstance(self.learning_rates, Mapping):
+            raise ConfigError(f'learning_rates: {self.learning_rates!r}; write {{"heads": …}}, a rate a group')
         unknown = set(self.learning_rates) - set(GROUPS)
         if unknown or "heads" not in self.learning_rates:
             raise ConfigError(
@@ -103,7 +119,7 @@ class RunConfig:
                 f"known groups: {', '.join(GROUPS)}, heads is needed"
             )
         for group, rate in self.learning_rates.items():
-            if not 0 <= rate < float("inf"):
+            if not _is_number(rate) or not 0 <= rate < float("inf"):
                 raise ConfigError(f"learning_rates: {group}: {rate!r} is not a finite number of 0 or more")
         from atr.losses import build
 
@@ -124,6 +140,10 @@ class RunConfig:
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def from_dict(fields: Mapping[str, Any]) -> RunConfig:
     """A config from plain fields; an unknown one is an error."""
     known = {entry.name for entry in dataclasses.fields(RunConfig)}
@@ -136,6 +156,9 @@ def from_dict(fields: Mapping[str, Any]) -> RunConfig:
 def read(path: Path) -> RunConfig:
     """A config from a JSON file."""
     try:
-        return from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, ConfigError) as error:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ConfigError("not a table of fields")
+        return from_dict(fields)
+    except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error

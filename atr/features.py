@@ -1,5 +1,6 @@
 """What a run reads of a corpus: log-mels, pooled features, captions as token states, all from the store."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False) -> Packed:
                 for row, length in zip(features, encoder.feature_lengths(lengths).tolist(), strict=True):
                     yield row[:length]
 
-        with torch.no_grad():
+        with torch.no_grad(), store.threads(os.cpu_count() or 1):
             store.pack(folder, rows())
 
     key = store.content_key(corpus.audio_fingerprint(split), encoder.logmel.description, store.WAVEFORM_VERSION)
@@ -44,7 +45,7 @@ def pooled(corpus: Corpus, name: str, weights: Path, quiet: bool = False) -> Ten
     def build(folder: Path) -> None:
         encoder = encoders.build(name, weights).eval()
         features = log_mels(corpus, encoder, quiet)
-        with torch.no_grad():
+        with torch.no_grad(), store.threads(os.cpu_count() or 1):
             rows = []
             for start in range(0, len(features), 64):
                 batch, lengths = features.batch(np.arange(start, min(start + 64, len(features))))
@@ -113,10 +114,12 @@ def prepare(config: RunConfig, corpus: Corpus, splits: tuple[str, ...] = SPLITS,
     prepared = weights(config, corpus, quiet)
     # Built only if the store lacks something: loading a text model takes longer than many a frozen run's epoch.
     language: list[text.TextEncoder] = []
+    over_states = config.training in ("finetuned", "scratch") and config.text_layers is not None
 
     def text_encoder() -> text.TextEncoder:
         if not language:
-            language.append(text.TextEncoder(prepared.text_folder, config.text_pooling, config.text_layers))
+            layers = config.text_layers if over_states else None
+            language.append(text.TextEncoder(prepared.text_folder, config.text_pooling, layers))
         return language[0]
 
     known = prepared.fingerprints["text"]
@@ -136,9 +139,9 @@ def prepare(config: RunConfig, corpus: Corpus, splits: tuple[str, ...] = SPLITS,
         else:
             audio = log_mels(part, encoders.build(config.audio_encoder), quiet)
             spoken = (
-                text.ids(captions, text_encoder())
-                if config.text_layers is None or config.training == "frozen_released"
-                else text.computed(captions, known, text_encoder, below=config.text_layers, quiet=quiet)
+                text.computed(captions, known, text_encoder, below=config.text_layers, quiet=quiet)
+                if over_states
+                else text.ids(captions, text_encoder())
             )
         prepared.splits[name] = Inputs(audio, spoken, clip_of_caption, part.relevance())
     return prepared

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from atr import records, store
 from atr.records import Run
@@ -43,6 +44,9 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[Run]]], columns: Mapping[s
                 axis.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
             if row == 0:
                 axis.set_title(title)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if column == "loss":  # losses differ in scale, not in meaning of their curves
+                axis.set_yscale("log")
             if row == len(columns) - 1:
                 axis.set_xlabel("epoch")
             if place == 0:
@@ -65,7 +69,7 @@ def dots(
     for axis, direction in zip(axes[0], directions, strict=True):
         height, ticks = 0.0, {}
         for title, lines in panels.items():
-            axis.annotate(title, (0, height), (2, 0), "data", "offset points", weight="bold", va="center", size=8)
+            axis.annotate(title, (0, height), (3, 0), "data", "offset points", weight="bold", va="center", size=8)
             height -= 1
             for number, (name, runs) in enumerate(lines.items()):
                 values = scores(runs, k, direction)  # type: ignore[arg-type]
@@ -78,8 +82,11 @@ def dots(
                 height -= 1
         for name, level in (marks or {}).items():
             axis.axvline(level, color="0.5", lw=1, ls=":")
-            axis.annotate(name, (level, height + 0.6), (2, 0), "data", "offset points", size=7, color="0.4")
+            axis.annotate(
+                name, (level, height + 0.5), (3, 0), "data", "offset points", va="center", size=7, color="0.4"
+            )
         axis.set_yticks(list(ticks), list(ticks.values()))
+        axis.set_ylim(height, 0.7)
         axis.grid(axis="y", visible=False)
         axis.set_xlim(left=0)
         axis.set_xlabel(f"{HEADINGS.get(f'{direction}_r{k}', f'R@{k}')} (%)")
@@ -100,7 +107,7 @@ def lines(
     """
     style()
     names = list(dict.fromkeys(table[panels])) if panels else [""]
-    figure, axes = plt.subplots(1, len(names), figsize=(PAGE if panels else COLUMN, 2.7), squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(PAGE if panels else COLUMN, 2.7), squeeze=False, sharey=True)
     for axis, name in zip(axes[0], names, strict=True):
         part = table[table[panels] == name] if panels else table
         for number, (label, group) in enumerate(part.groupby(hue, sort=False)):
@@ -115,7 +122,7 @@ def lines(
         axis.minorticks_off()
         axis.set_title(name)
         axis.set_xlabel((labels or {}).get(x, x.replace("_", " ")))
-        axis.set_ylabel(f"{HEADINGS.get(column, column)} (%)")
+    axes[0, 0].set_ylabel(f"{HEADINGS.get(column, column)} (%)")
     handles, texts = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=len(texts))
     return figure

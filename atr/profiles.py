@@ -10,7 +10,9 @@ from atr import store
 from atr.config import RunConfig
 
 # Learning rates of the two kinds of training, found by the search that each notebook shows for its own methods.
-SMALL_RATES = {"frozen": {"heads": 1e-3}, "finetuned": {"heads": 1e-3, "audio": 1e-3, "text": 1e-4}}
+SMALL_RATES = {"frozen": {"heads": 1e-3}, "finetuned": {"heads": 2e-3, "audio": 1e-3, "text": 3e-4}}
+SMALL_EPOCHS = {"frozen": 25, "finetuned": 6}
+SMALL_SCHEDULES = {"frozen": "step", "finetuned": "cosine"}  # six epochs leave a step schedule no time to settle
 PAPER_RATES = {"frozen": {"heads": 1e-4}, "finetuned": {"heads": 1e-4}}
 # Mei et al. 2022 as released: see `RunConfig` for the fields.
 MEI2022 = {
@@ -39,6 +41,7 @@ class Profile:
     seeds: tuple[int, ...]
     epochs: Mapping[str, int]
     rates: Mapping[str, Mapping[str, float]]
+    schedules: Mapping[str, str] = field(default_factory=lambda: {"frozen": "step", "finetuned": "step"})
     frozen: str = "frozen"  # how "frozen" rows are trained
     base: Mapping[str, Any] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
@@ -82,6 +85,7 @@ class Profile:
             "loss": {"name": loss},
             "learning_rates": rates,
             "epochs": epochs,
+            "schedule": self.schedules[training],
             "step_epochs": max(1, round(0.4 * epochs)),  # as 20 of 50 in Mei et al. 2022
             "batch_size": self.batch_sizes.get(corpus, 32),
             "seed": seed,
@@ -118,16 +122,18 @@ PROFILES = {
         "demo",
         corpora={"soundscapes": scenes(1000, 200, 500)},
         seeds=(0, 1, 2),
-        epochs={"frozen": 30, "finetuned": 5},
+        epochs=SMALL_EPOCHS,
         rates=SMALL_RATES,
+        schedules=SMALL_SCHEDULES,
         sizes=(16, 32, 128, 512),
     ),
     "esc10": Profile(
         "esc10",
         corpora={"scenes of clips": scenes(1000, 200, 500, "clipfolder")},
         seeds=(0, 1, 2),
-        epochs={"frozen": 30, "finetuned": 5},
+        epochs=SMALL_EPOCHS,
         rates=SMALL_RATES,
+        schedules=SMALL_SCHEDULES,
         sizes=(16, 32, 128, 512),
         needs_clips=True,
     ),

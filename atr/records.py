@@ -160,7 +160,7 @@ class Run:
 
     @cached_property
     def embeddings(self) -> dict[str, torch.Tensor]:
-        """Test split: audio (clips, dim), text (captions, dim), relevance as in `Corpus.relevance`, ranks t2a and a2t."""
+        """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t."""
         return load_file(self.path / "embeddings.safetensors")
 
     @property
@@ -175,5 +175,5 @@ class Run:
 def stored(folder: Path | None = None) -> list[Run]:
     """All runs in a folder, whatever their state, oldest first."""
     folder = folder or default_folder()
-    paths = [path for path in folder.glob("*") if path.is_dir()] if folder.is_dir() else []
+    paths = [path for path in folder.glob("[0-9a-f]*") if path.is_dir()] if folder.is_dir() else []
     return [Run(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]

@@ -3,7 +3,7 @@
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from atr import features, records, store, training
+from atr import features, store, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.encoders import pretraining
@@ -60,6 +60,16 @@ def default_workers(device: str) -> int:
     )
 
 
+@dataclass
+class Task:
+    """A run to be made, and the places of the configs that ask for it."""
+
+    config: RunConfig
+    corpus: Corpus
+    run: Run
+    places: list[int]
+
+
 def run_all(
     configs: Sequence[RunConfig],
     *,
@@ -80,66 +90,63 @@ def run_all(
     if executor not in EXECUTORS:
         raise ValueError(f"executor: unknown {executor!r}; known: {', '.join(EXECUTORS)}")
     device = training.resolve_device(device)
-    corpora: dict[str, Corpus] = {}
     outcome = Runs(list(configs), [None] * len(configs))
-    places: dict[str, list[int]] = {}  # run address → configs that share it
-    todo: list[tuple[RunConfig, Corpus, Run]] = []
+    corpora: dict[str, Corpus] = {}
+    tasks: dict[str, Task] = {}  # by the run's address
 
-    def done(run: Run) -> None:
-        for place in places[run.address]:
-            outcome.runs[place] = run
-            if on_run is not None:
-                on_run(outcome.configs[place], run)
-        bar.update(len(places[run.address]))
+    def settle(task: Task, exitcode: int | None) -> None:
+        run = Run(task.run.path)
+        for place in task.places:
+            if run.finished:
+                outcome.runs[place] = run
+                if on_run is not None:
+                    on_run(outcome.configs[place], run)
+            else:
+                outcome.failures[place] = _reason(run, exitcode)
+            bar.update()
 
     with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar:
         for place, config in enumerate(configs):
-            name = store.content_key(dict(config.corpus))
-            if name not in corpora:
-                needs_root = config.corpus["name"] in ("clipfolder", "csv")
-                corpora[name] = training.corpus_of(config, root if needs_root else None)
             try:
-                run = training.locate(config, corpora[name], runs, quiet)
-                if run.address not in places and not run.finished:
-                    features.prepare(config, corpora[name], quiet=quiet)  # once, here, on all cores
-                    todo.append((config, corpora[name], run))
+                key = store.content_key(dict(config.corpus))
+                if key not in corpora:
+                    corpora[key] = training.corpus_of(config, root)
+                run = training.locate(config, corpora[key], runs, quiet)
+                if run.address not in tasks:
+                    if not run.finished:
+                        features.prepare(config, corpora[key], quiet=quiet)  # once, here, on all cores
+                    tasks[run.address] = Task(config, corpora[key], run, [])
+                tasks[run.address].places.append(place)
             except Exception as error:
                 outcome.failures[place] = f"{type(error).__name__}: {error}"
                 bar.update()
-                continue
-            places.setdefault(run.address, []).append(place)
-        for address in places:
-            finished = Run((runs or records.default_folder()) / address)
-            if finished.finished:
-                done(finished)
-        _side_by_side(todo, workers or default_workers(device), device, runs, done, outcome, places, bar)
+        todo = [task for task in tasks.values() if not task.run.finished]
+        for task in tasks.values():
+            if task.run.finished:
+                settle(task, None)
+        for task, exitcode in _side_by_side(todo, workers or default_workers(device), device, runs):
+            settle(task, exitcode)
     return outcome
 
 
-def _side_by_side(todo, workers, device, runs, done, outcome, places, bar) -> None:
+def _side_by_side(tasks: list[Task], workers: int, device: str, runs: Path | None) -> Iterator[tuple[Task, int | None]]:
+    """Run tasks in processes, the shortest first so that a table soon has rows; give each as it ends."""
     context = store.worker_context()
-    running: dict[int, tuple[Any, RunConfig, Run]] = {}
-    # The longest first, so that none is left alone at the end.
-    waiting = sorted(todo, key=lambda item: cost(item[0]))
+    running: dict[int, tuple[Any, Task]] = {}
+    waiting = sorted(tasks, key=lambda task: cost(task.config), reverse=True)
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                config, corpus, run = waiting.pop()
-                process = context.Process(target=_work, args=(config, corpus, device, runs), daemon=True)
+                task = waiting.pop()
+                process = context.Process(target=_work, args=(task.config, task.corpus, device, runs), daemon=True)
                 process.start()
-                running[process.sentinel] = (process, config, run)
+                running[process.sentinel] = (process, task)
             for sentinel in wait(list(running)):
-                process, config, run = running.pop(sentinel)
+                process, task = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
-                fresh = Run(run.path)
-                if fresh.finished:
-                    done(fresh)
-                else:
-                    for place in places[run.address]:
-                        outcome.failures[place] = _reason(fresh, process.exitcode)
-                    bar.update(len(places[run.address]))
+                yield task, process.exitcode
     finally:
-        for process, _, _ in running.values():
+        for process, _ in running.values():
             process.terminate()
 
 

@@ -44,7 +44,7 @@ def results_home() -> Path:
 
 def content_key(*parts: Any) -> str:
     """24 hexadecimal digits that name JSON-serialisable `parts` by their content."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def file_hash(path: Path) -> str:
@@ -84,6 +84,7 @@ def cached(kind: str, key: str, build: Callable[[Path], object]) -> Path:
             temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{key}.", suffix=".tmp"))
             try:
                 build(temporary)
+                temporary.chmod(path.parent.stat().st_mode)  # mkdtemp's own lets nobody else in
                 os.rename(temporary, path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -129,7 +130,7 @@ def pack(folder: Path, rows: Iterable[np.ndarray]) -> None:
                 shape, dtype = row.shape[1:], row.dtype
             if row.shape[1:] != shape or row.dtype != dtype:
                 raise ValueError(f"rows differ: {row.shape[1:]} {row.dtype} after {shape} {dtype}")
-            row.tofile(file)
+            file.write(row.tobytes())  # ndarray.tofile does not notice a disk that is full
             offsets.append(offsets[-1] + len(row))
     if shape is None:
         raise ValueError("nothing to pack: no rows")
@@ -139,12 +140,12 @@ def pack(folder: Path, rows: Iterable[np.ndarray]) -> None:
 
 def open_packed(folder: Path) -> Packed:
     """The rows that `pack` wrote, memory-mapped."""
-    layout = json.loads((folder / "layout.json").read_text())
     try:
+        layout = json.loads((folder / "layout.json").read_text())
         data = np.memmap(folder / "raw", dtype=layout["dtype"], mode="c", shape=tuple(layout["shape"]))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'raw'}: shorter than it was written; delete {folder} and run again") from error
-    return Packed(data, np.load(folder / "offsets.npy"))
+        return Packed(data, np.load(folder / "offsets.npy"))
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{folder}: files missing or cut short ({error}); delete it and run again") from error
 
 
 @contextmanager
@@ -185,7 +186,8 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False) -> Packed:
 
     def build(folder: Path) -> None:
         decode, workers = _Decode(corpus, sample_rate), os.cpu_count() or 1
-        bar = {"total": len(clips), "desc": f"{corpus.name} {split}: audio", "unit": "clip", "disable": quiet}
+        title = f"{corpus.name} {split}: audio"
+        bar: dict[str, Any] = {"total": len(clips), "desc": title, "unit": "clip", "disable": quiet}
         if len(clips) < 200 or workers == 1:
             pack(folder, tqdm(map(decode, clips), **bar))
         else:

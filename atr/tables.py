@@ -1,11 +1,13 @@
 """Tables: our numbers with their uncertainty, beside the published ones, as CSV, Markdown and LaTeX."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from atr import metrics, records, statistics, store
 from atr.config import RunConfig
@@ -18,6 +20,7 @@ HEADINGS = {
     **{f"a2t_r{k}": f"A→T R@{k}" for k in (1, 5, 10)},
     "t2a_map10": "T→A mAP@10",
     "a2t_map10": "A→T mAP@10",
+    "validation_t2a_r10": "validation T→A R@10",
 }
 DATASETS = {"audiocaps": "AudioCaps", "clotho": "Clotho"}
 LOSS_NAMES = {
@@ -27,6 +30,8 @@ LOSS_NAMES = {
     "nt_xent": "NT-Xent",
     "sigmoid": "Sigmoid",
 }
+# Signs that plain LaTeX does not know.
+SIGNS = str.maketrans({"→": r"$\rightarrow$", "±": r"$\pm$", "—": "---", "≥": r"$\geq$", "×": r"$\times$"})
 
 
 def published(name: str) -> pd.DataFrame:
@@ -132,26 +137,31 @@ def runs_by(table: pd.DataFrame, **where: Any) -> list[Run]:
     return table.sort_values("seed")["run"].tolist()
 
 
+def runs_by_loss(table: pd.DataFrame, **where: Any) -> dict[str, list[Run]]:
+    """Loss → its runs among the rows that agree with `where`."""
+    return {loss: runs_by(table, loss=loss, **where) for loss in in_order(table["loss"])}
+
+
 def beside(ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Published and own `mean ± deviation` side by side: rows `by`, columns (metric, whose).
 
     ours: a row a run, as `frame` gives it; reference: as `published` gives it, with the columns of `by` added.
     Sources stand side by side; no difference is computed, as data and encoders differ outside of profile `paper`.
     """
-    result = pd.DataFrame()
+    parts: dict[tuple[str, str], pd.Series] = {}
     for column in columns:
         cells = reference[reference["metric"] == column]
         for dataset, group in cells.groupby("dataset", sort=False):
             values = [plus_minus(mean, std) for mean, std in zip(group["mean"], group["std"], strict=True)]
-            keyed = pd.Series(values, index=pd.MultiIndex.from_frame(group[list(by)]))
-            result[HEADINGS[column], f"{DATASETS[str(dataset)]}, published"] = keyed
+            index = group.set_index(list(by)).index
+            parts[HEADINGS[column], f"{DATASETS[str(dataset)]}, published"] = pd.Series(values, index=index)
         for corpus, group in ours.groupby("corpus", sort=False):
             means = summary(group, by, [column])
-            keyed = shown(means, [column])[HEADINGS[column]]
-            keyed.index = pd.MultiIndex.from_tuples([key if isinstance(key, tuple) else (key,) for key in keyed.index])
-            result[HEADINGS[column], f"{corpus}, ours"] = keyed
-    result.columns = pd.MultiIndex.from_tuples(result.columns)
-    result.index.names = list(by)
+            parts[HEADINGS[column], f"{corpus}, ours"] = shown(means, [column])[HEADINGS[column]]
+    result = pd.concat(parts, axis=1)  # rows that only one side has stay
+    numbers = [name for name in by if pd.api.types.is_numeric_dtype(result.index.get_level_values(name))]
+    if numbers:
+        result = result.sort_index(level=numbers, sort_remaining=False, kind="stable")
     return result.fillna("—")
 
 
@@ -187,9 +197,26 @@ def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int = 1
     return result
 
 
-def chance(corpus: Any) -> dict[str, float]:
-    """Expected metrics of a random ranking of a corpus's test split."""
-    return metrics.chance(corpus.split("test").relevance())
+def of(table: pd.DataFrame, configs: Iterable[RunConfig]) -> pd.DataFrame:
+    """The rows of a frame whose runs are those of `configs`."""
+    wanted = {json.dumps(config.to_dict(), sort_keys=True) for config in configs}
+    return table[[json.dumps(run.config.to_dict(), sort_keys=True) in wanted for run in table["run"]]]
+
+
+def progress(runs: Sequence[tuple[RunConfig, Run]], total: int, profile: Profile, by: Sequence[str]) -> Styler:
+    """The table so far, marked as partial until all `total` runs are in."""
+    state = "complete" if len(runs) == total else "partial"
+    view = shown(summary(frame(runs, profile), by)).style
+    return view.set_caption(f"{state}: {len(runs)} of {total} runs")
+
+
+def chance(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Expected metrics of a random ranking of the test split, by corpus of a frame."""
+    first = table.drop_duplicates("corpus")
+    return {
+        corpus: metrics.chance(run.embeddings["relevance"])
+        for corpus, run in zip(first["corpus"], first["run"], strict=True)
+    }
 
 
 def scores(runs: Sequence[Run], k: int = 10, direction: statistics.Direction = "t2a") -> np.ndarray:
@@ -247,7 +274,8 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
         "tex": flat.style.hide(axis="index")
         .format(escape="latex", precision=2)
         .format_index(escape="latex", axis=1)
-        .to_latex(caption=_latex(note), label=f"tab:{name}", hrules=True),
+        .to_latex(caption=_latex(note), label=f"tab:{name}", hrules=True)
+        .translate(SIGNS),
     }
     for ending, text in texts.items():
         store.write_atomic(target / f"{name}.{ending}", lambda path, text=text: path.write_text(text, encoding="utf-8"))
@@ -256,6 +284,6 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
 
 
 def _latex(text: str) -> str:
-    for mark in "&%$#_":
-        text = text.replace(mark, f"\\{mark}")
-    return text
+    marks = {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    marks |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+    return text.translate(str.maketrans(marks))

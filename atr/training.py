@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atr import features, losses, metrics, model, records, store
 from atr.config import RunConfig
-from atr.corpora import load_corpus
+from atr.corpora import IN_FOLDER, load_corpus
 from atr.corpora.corpus import Corpus
 from atr.records import Run
 from atr.sampling import epoch_batches
@@ -61,9 +61,10 @@ def selection_score(config: RunConfig, scores: dict[str, float], epoch: int) -> 
 
 
 def corpus_of(config: RunConfig, root: str | Path | None = None) -> Corpus:
-    """The corpus that a config names."""
+    """The corpus that a config names; `root` goes to the corpora that lie in a folder."""
     options = dict(config.corpus)
-    return load_corpus(options.pop("name"), root, **options)
+    name = options.pop("name")
+    return load_corpus(name, root if name in IN_FOLDER else None, **options)
 
 
 def fit(
@@ -90,7 +91,9 @@ def fit(
     if run.finished:
         return run
     run.path.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.path.with_name(f".{run.address}.lock")):
+    locks = run.path.parent / ".locks"
+    locks.mkdir(exist_ok=True)
+    with FileLock(locks / run.address):
         if not run.finished:
             try:
                 prepared = features.prepare(config, corpus, quiet=quiet)

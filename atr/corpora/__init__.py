@@ -12,6 +12,7 @@ LOADERS: dict[str, Callable[..., Corpus]] = {
     "clipfolder": clipfolder.load,
     "csv": csvfolder.load,
 }
+IN_FOLDER = ("clipfolder", "csv")  # these need a root
 
 
 def load_corpus(name: str, root: str | PathLike[str] | None = None, *, check: bool = True, **options) -> Corpus:
@@ -36,4 +37,4 @@ def load_corpus(name: str, root: str | PathLike[str] | None = None, *, check: bo
     return corpus.check() if check else corpus
 
 
-__all__ = ["LOADERS", "SPLITS", "Corpus", "CorpusError", "Reader", "load_corpus"]
+__all__ = ["IN_FOLDER", "LOADERS", "SPLITS", "Corpus", "CorpusError", "Reader", "load_corpus"]

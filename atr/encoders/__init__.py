@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -50,7 +51,10 @@ def load_strict(module: nn.Module, path: Path) -> None:
         raise ValueError(f"{path}: not a .safetensors file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights")
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it or fetch it again") from error
     own = module.state_dict()
     wrong = [f"missing {key}" for key in own.keys() - tensors.keys()]
     wrong += [f"unexpected {key}" for key in tensors.keys() - own.keys()]

@@ -47,18 +47,18 @@ class Compact(nn.Module):
 
     sample_rate = 16_000
 
-    def __init__(self, block: type[nn.Module], width: int = 48, dim: int = 192, augment: bool = False) -> None:
+    def __init__(self, block: type[nn.Module], width: int = 32, dim: int = 192, augment: bool = False) -> None:
         super().__init__()
         self.dim = dim
         self.logmel = LogMel(self.sample_rate, window=1024, hop=320, bands=64, low=50, high=8000)
-        # PANNs' bn0 without its scale and shift, which the stem can absorb: no gradient to carry through the largest map.
+        # PANNs' bn0 without its scale and shift, which the stem can absorb: no gradient through the largest map.
         self.bn0 = nn.BatchNorm1d(64, affine=False)
         self.augment = SpecAugment(time=32) if augment else nn.Identity()  # frames of 20 ms: half of PANNs' number
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 8, stride=(8, 4), padding=(4, 2), bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
         self.blocks = nn.ModuleList([block(width, 2 * width, 2), block(2 * width, dim, 2)])
-        self.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
 
     def frontend(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, samples), lengths (B,) in samples → (B, 64, frames) in dB."""
@@ -72,9 +72,13 @@ class Compact(nn.Module):
         if lengths is None:
             lengths = torch.full((len(features),), features.shape[2], device=features.device)
         ragged = bool((lengths < features.shape[2]).any())
-        x = self.augment(self.bn0(features).transpose(1, 2))[:, None]  # (B, 1, time, bands)
-        if ragged:
-            x = x * self._mask(lengths, x.shape[2])[:, None, :, None]
+        if ragged:  # batch statistics of the clips alone: padding, 0 dB, is louder than any of them
+            valid = self._mask(lengths, features.shape[2])
+            x = torch.zeros_like(features.transpose(1, 2))
+            x[valid] = self.bn0(features.transpose(1, 2)[valid]).to(x.dtype)
+        else:
+            x = self.bn0(features).transpose(1, 2)
+        x = self.augment(x)[:, None]  # (B, 1, time, bands)
         x, lengths = self.stem(x), lengths // 8 + 1
         for block in self.blocks:
             if ragged:

@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 
 from atr import encoders, store
 from atr.corpora.corpus import Corpus
-from atr.encoders.compact import ENCODER_VERSION
+from atr.encoders.compact import ENCODER_VERSION, Compact
 
 PRETRAINING_VERSION = 1
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 30, 32, 2e-3
+SILENCE = -100.0  # dB, what the frontend makes of zeros
 
 
 def labels(corpus: Corpus, events: list[str]) -> Tensor:
@@ -61,7 +62,7 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
 
 
 def train(
-    encoder: nn.Module, features: store.Packed, targets: Tensor, epochs: int, seed: int, title: str, quiet: bool
+    encoder: Compact, features: store.Packed, targets: Tensor, epochs: int, seed: int, title: str, quiet: bool
 ) -> None:
     """Train `encoder` in place to tag `targets` (clips, events) from `features`."""
     tagger = nn.Linear(encoder.dim, targets.shape[1])
@@ -76,6 +77,8 @@ def train(
             for step in range(steps):
                 chosen = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
                 batch, lengths = features.batch(chosen)
+                padding = torch.arange(batch.shape[1]) >= lengths[:, None]
+                batch = batch.masked_fill(padding[:, :, None], SILENCE)
                 target = targets[chosen]
                 share = torch.from_numpy(generator.beta(0.5, 0.5, (len(chosen), 1)).astype(np.float32))
                 batch = share[:, :, None] * batch + (1 - share[:, :, None]) * batch.flip(0)

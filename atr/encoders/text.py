@@ -1,6 +1,7 @@
 """Text encoders: any transformers model by name or folder, with the parts of it that stay frozen computed once."""
 
 import importlib.util
+import os
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from atr.store import Packed, cached, content_key, file_hash, open_packed, pack
+from atr.store import Packed, cached, content_key, file_hash, open_packed, pack, threads
 
 MINILM = "minilm"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -29,7 +30,7 @@ def normalise(caption: str, style: str | None) -> str:
     if style is None:
         return caption
     if style == "mei2022":
-        return " ".join(caption.lower().translate(str.maketrans({mark: " " for mark in ',.!?;:"'})).split())
+        return " ".join(caption.lower().translate(str.maketrans(',.!?;:"', " " * 7)).split())
     if style == "tymofieiev2025":
         return caption.lower().translate(str.maketrans("", "", string.punctuation))
     raise ValueError(f"unknown caption style {style!r}; known: 'mei2022', 'tymofieiev2025', None")
@@ -52,7 +53,7 @@ def folder(name: str) -> Path:
         name = MINILM_HUB
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "model.safetensors", "model-*.safetensors"]
+    patterns = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
@@ -64,7 +65,7 @@ def folder(name: str) -> Path:
 
 def fingerprint(path: Path) -> str:
     """Content hash of a model folder: weights, tokenizer and configuration."""
-    files = sorted(file for pattern in ("*.safetensors", "*.json", "*.txt") for file in path.glob(pattern))
+    files = sorted(file for pattern in ("*.safetensors", "*.json", "*.txt", "*.model") for file in path.glob(pattern))
     if not any(file.suffix == ".safetensors" for file in files):
         raise FileNotFoundError(f"{path}: no .safetensors weights; save the model with save_pretrained")
     return content_key(TEXT_VERSION, [(file.name, file_hash(file)) for file in files])
@@ -135,6 +136,7 @@ class TextEncoder(nn.Module):
         return (hidden * keep).sum(1) / keep.sum(1)
 
     def _top(self, states: Tensor, mask: Tensor) -> Tensor:
+        assert self.layers is not None
         visible = mask[:, None, None, :].expand(-1, -1, states.shape[1], -1)
         hidden = states
         for layer in self.model.encoder.layer[-self.layers :]:
@@ -157,6 +159,11 @@ class TextEncoder(nn.Module):
             batch, mask = batch.masked_fill(~mask, self.padding).to(device), mask.to(device)
             output = self.model(input_ids=batch, attention_mask=mask.long(), output_hidden_states=True)
             hidden = output.hidden_states[-1 - (below or 0)]
+            if below is not None and start == 0:
+                # Some models give their layers more than states and a mask: better no numbers than wrong ones.
+                again, full = self._top(hidden, mask), output.hidden_states[-1]
+                if not torch.allclose(again[mask], full[mask], atol=1e-3, rtol=1e-3):
+                    raise ValueError("text_layers: this model's top layers cannot run alone; use None to train all")
             if below is None:
                 hidden, lengths = self.pool(hidden, mask)[:, None], torch.ones_like(lengths)
             for row, states, length in zip(chosen, hidden.cpu().numpy(), lengths.tolist(), strict=True):
@@ -183,7 +190,8 @@ def computed(
     """`TextEncoder.rows` from the store; `encoder()` is called only if it lacks them."""
 
     def build(folder: Path) -> None:
-        with tqdm(total=len(captions), desc="captions", unit="caption", disable=quiet) as bar:
+        bars = tqdm(total=len(captions), desc="captions", unit="caption", disable=quiet)
+        with bars as bar, threads(os.cpu_count() or 1):
             pack(folder, encoder().rows(captions, below, bar))
 
     return open_packed(cached("text", content_key(fingerprint, pooling, below, captions), build))

@@ -1,0 +1,182 @@
+import json
+import math
+
+import pytest
+
+from atr import profiles
+from atr.config import CHOICES, ConfigError, RunConfig, from_dict, read
+from atr.profiles import PROFILES, profile
+from atr.sampling import SAMPLERS
+
+
+def test_a_config_is_fixed():
+    with pytest.raises(AttributeError):
+        RunConfig().seed = 1
+
+
+def test_the_corpus_may_be_given_by_its_name_alone():
+    assert RunConfig(corpus="csv").corpus == {"name": "csv"}
+    assert RunConfig(corpus="csv") == RunConfig(corpus={"name": "csv"})
+
+
+def test_a_config_survives_json_and_a_file(tmp_path):
+    config = RunConfig(
+        loss={"name": "triplet_max", "margin": 0.1}, learning_rates={"heads": 1e-3, "text": 1e-5}, seed=7
+    )
+    assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert read(tmp_path / "config.json") == config
+
+
+def test_replace_changes_what_it_names_and_checks_it():
+    config = RunConfig(seed=3)
+    changed = config.replace(batch_size=64)
+    assert (changed.batch_size, changed.seed, config.batch_size) == (64, 3, 32)
+    with pytest.raises(ConfigError, match="unknown field bach_size"):
+        config.replace(bach_size=64)
+
+
+def test_a_group_without_a_rate_uses_that_of_the_heads():
+    config = RunConfig(learning_rates={"heads": 1e-3, "text": 1e-5})
+    assert [config.rate(group) for group in ("heads", "audio", "text", "loss")] == [1e-3, 1e-3, 1e-5, 1e-3]
+
+
+def test_zero_epochs_are_allowed():
+    assert RunConfig(epochs=0).epochs == 0
+
+
+def test_the_samplers_offered_are_those_that_exist():
+    assert CHOICES["sampler"] == SAMPLERS
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_unknown_choice_names_the_field_and_the_known_ones(name):
+    with pytest.raises(ConfigError, match=f"{name}: unknown 'nonsense'; known: .*{CHOICES[name][0]!r}"):
+        RunConfig(**{name: "nonsense"})
+
+
+FAULTS = [
+    ("batch_size", 0, "batch_size: 0 is not a whole number of 1 or more"),
+    ("batch_size", 32.0, "batch_size: 32.0"),
+    ("embedding_dim", True, "embedding_dim: True"),
+    ("epochs", -1, "epochs: -1 is not a whole number of 0 or more"),
+    ("step_epochs", 0, "step_epochs: 0"),
+    ("seed", -1, "seed: -1"),
+    ("seed", True, "seed: True"),
+    ("seed", 1.5, "seed: 1.5"),
+    ("corpus", {"train": 3}, 'corpus: .* has no "name"'),
+    ("corpus", None, 'corpus: None has no "name"'),
+    ("loss", "nt_xent", "loss: 'nt_xent' has no \"name\""),
+    ("loss", {"name": "nt_xnt"}, "loss: .*nt_xnt.*nt_xent"),
+    ("loss", {"name": "nt_xent", "temprature": 0.1}, "loss: nt_xent: no parameter 'temprature'; known: 'temperature'"),
+    ("loss", {"name": "nt_xent", "temperature": "hot"}, "loss: "),
+    ("loss", {"name": "nt_xent", "variant": "paper"}, "loss: .*variant"),
+    ("learning_rates", {"audio": 1e-3}, "learning_rates: no heads; known groups: heads, audio, text, loss"),
+    ("learning_rates", {"heads": 1e-3, "haeds": 1e-3}, "learning_rates: 'haeds'"),
+    ("learning_rates", {"heads": -1e-3}, "learning_rates: heads: -0.001"),
+    ("learning_rates", {"heads": math.nan}, "learning_rates: heads: nan"),
+    ("learning_rates", {"heads": math.inf}, "learning_rates: heads: inf"),
+    ("learning_rates", {"heads": "1e-3"}, "learning_rates: heads: '1e-3'"),
+    ("learning_rates", 1e-3, "learning_rates: 0.001; write"),
+    ("clip_norm", "2", "clip_norm: '2'"),
+    ("clip_norm", math.inf, "clip_norm: inf"),
+    ("weight_decay", None, "weight_decay: None"),
+    ("weight_decay", math.nan, "weight_decay: nan"),
+    ("step_factor", -0.1, "step_factor: -0.1"),
+    ("warmup_epochs", -1, "warmup_epochs: -1"),
+    ("text_dropout", 1.0, "text_dropout: 1.0 is not a number from 0 and below 1.0"),
+    ("text_layers", 0, "text_layers: 0"),
+    ("text_layers", 1.5, "text_layers: 1.5"),
+    ("audio_encoder", None, "audio_encoder: None"),
+    ("text_encoder", "", "text_encoder: ''"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), FAULTS)
+def test_a_wrong_value_is_an_error_that_names_its_field(name, value, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        RunConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["text_dropout", "clip_norm", "text_layers", "audio_weights", "augment"])
+def test_what_can_be_switched_off_takes_none(name):
+    assert getattr(RunConfig(**{name: None}), name) is None
+
+
+def test_an_unknown_field_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="unknown field learning_rate; known: .*learning_rates"):
+        from_dict({"learning_rate": 1e-3})
+
+
+@pytest.mark.parametrize("content", [b'{"seed": 1', b'{"sede": 1}', b'{"seed": -1}', b"[1, 2]", b'{"corpus": "\xff"}'])
+def test_a_bad_file_is_an_error_that_names_it(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^{path}: "):
+        read(path)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("training", ["frozen", "finetuned"])
+def test_every_profile_makes_configs_for_its_corpora(name, training):
+    setting = profile(name)
+    for corpus in setting.corpora:
+        config = setting.config(corpus, training, "nt_xent", seed=5)
+        assert config.corpus == setting.corpora[corpus] and setting.name_of(config) == corpus
+        assert (config.epochs, config.seed, config.loss) == (setting.epochs[training], 5, {"name": "nt_xent"})
+        assert config.training == (setting.frozen if training == "frozen" else training)
+
+
+def test_the_paper_profile_is_the_published_experiment():
+    paper = profile("paper")
+    frozen = paper.config("AudioCaps", "frozen", "nt_xent", 0)
+    tuned = paper.config("Clotho", "finetuned", "nt_xent", 0, rate=0.5)
+    assert (frozen.training, frozen.batch_size, tuned.batch_size) == ("frozen_released", 32, 24)
+    assert (frozen.embedding_dim, frozen.epochs, frozen.step_epochs, frozen.step_factor) == (1024, 50, 20, 0.1)
+    assert (frozen.optimizer, frozen.clip_norm, frozen.select_by) == ("adam", 2.0, "t2a_recall_sum")
+    assert (frozen.text_pooling, frozen.text_dropout, frozen.sampler) == ("first", 0.2, "all_captions")
+    assert frozen.rate("heads") == 1e-4 and {tuned.rate(group) for group in ("heads", "audio", "text")} == {5e-5}
+    assert paper.published and not any(PROFILES[name].published for name in PROFILES if name != "paper")
+
+
+def test_a_rate_scales_every_group_and_changes_win():
+    demo = profile("demo")
+    half = demo.config("soundscapes", "finetuned", "nt_xent", 0, rate=0.5, batch_size=128)
+    whole = demo.config("soundscapes", "finetuned", "nt_xent", 0)
+    assert half.learning_rates == {group: rate / 2 for group, rate in whole.learning_rates.items()}
+    assert (half.batch_size, whole.batch_size) == (128, 32)
+
+
+def test_a_longer_run_stretches_its_schedule():
+    demo = profile("demo")
+    short = demo.config("soundscapes", "frozen", "nt_xent", 0)
+    longer = demo.longer("soundscapes", "frozen", "nt_xent", 0)
+    assert (longer.epochs, longer.step_epochs) == (2 * short.epochs, 2 * short.step_epochs)
+    assert longer.replace(epochs=short.epochs, step_epochs=short.step_epochs) == short
+
+
+def test_the_compared_batch_sizes_are_the_papers_where_the_profile_has_them():
+    assert profile("demo").compared_sizes == (32, 128)
+    assert profile("smoke").compared_sizes == (16, 32)
+
+
+def test_a_corpus_of_no_profile_goes_by_its_own_name():
+    assert profile("demo").name_of(RunConfig(corpus="csv")) == "csv"
+
+
+def test_results_lie_in_a_folder_of_the_profile(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
+    assert profile("demo").results == tmp_path / "demo" and profile("demo").runs == tmp_path / "demo" / "runs"
+
+
+def test_only_the_profile_of_real_clips_asks_for_their_folder(monkeypatch, tmp_path):
+    assert profile("demo").root is None
+    with pytest.raises(ValueError, match="profile esc10: needs a folder .* CLIPS=<folder>"):
+        _ = profile("esc10").root
+    monkeypatch.setenv("ATR_CLIPS", str(tmp_path))
+    assert profile("esc10").root == tmp_path
+
+
+def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="profile: unknown 'demmo'; known: smoke, demo, esc10, paper"):
+        profiles.profile("demmo")

@@ -1,0 +1,349 @@
+import errno
+import multiprocessing
+import os
+import signal
+import stat
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from atr import store
+from atr.audio import AudioError
+from atr.corpora.corpus import Corpus, no_events
+
+RATE = 8000
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    return tmp_path
+
+
+def entries(home):
+    """What lies in the cache, but for the files of the locks."""
+    return [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+# --- where things lie
+
+
+def test_folders_come_from_the_environment_else_from_the_checkout(monkeypatch, tmp_path):
+    monkeypatch.setenv("ATR_HOME", "~/there")
+    monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
+    assert store.home() == Path.home() / "there" and store.results_home() == tmp_path
+    monkeypatch.delenv("ATR_HOME")
+    monkeypatch.delenv("ATR_RESULTS")
+    assert store.home() == store.PROJECT / "data" and store.results_home() == store.PROJECT / "results"
+
+
+def test_an_installed_package_keeps_its_files_out_of_the_package(monkeypatch, tmp_path):
+    monkeypatch.delenv("ATR_HOME")
+    monkeypatch.delenv("ATR_RESULTS")
+    monkeypatch.setattr(store, "PROJECT", tmp_path / "site-packages")
+    monkeypatch.chdir(tmp_path)
+    assert store.home() == Path.home() / ".cache" / "atr" and store.results_home() == tmp_path / "results"
+
+
+# --- keys
+
+
+def test_a_key_is_a_function_of_content_and_of_order():
+    assert store.content_key({"a": 1, "b": [2]}, "x") == store.content_key({"b": [2], "a": 1}, "x")
+    keys = [store.content_key(*parts) for parts in [(1, 2), (2, 1), ([1, 2],), ("1", 2), (1,), ("12",)]]
+    assert len(set(keys)) == len(keys) and all(len(key) == 24 for key in keys)
+
+
+def test_a_key_of_something_without_a_fixed_text_is_an_error():
+    with pytest.raises(TypeError):
+        store.content_key(np.arange(10_000))
+
+
+def test_a_file_hash_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert (
+        store.file_hash(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )  # FIPS 180-2, appendix B.1
+
+
+# --- writing a file
+
+
+def test_a_written_file_has_its_content_and_the_usual_permissions(tmp_path):
+    path = tmp_path / "new" / "file"
+    store.write_atomic(path, lambda temporary: temporary.write_text("new"))
+    (tmp_path / "plain").write_text("")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("ne")
+        raise error
+
+    with pytest.raises(type(error)):
+        store.write_atomic(path, write)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+# --- entries of the cache
+
+
+def build_number(folder):
+    (folder / "number").write_text("7")
+
+
+def test_an_entry_is_built_once(home):
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        build_number(folder)
+
+    first, second = store.cached("kind", "key", build), store.cached("kind", "key", build)
+    assert first == second == home / "cache" / "kind" / "key"
+    assert (first / "number").read_text() == "7" and len(built) == 1
+
+
+def test_entries_of_other_kinds_and_keys_are_others(home):
+    folders = {store.cached(kind, key, build_number) for kind in "ab" for key in "xy"}
+    assert len(folders) == 4
+
+
+def test_others_may_read_an_entry_as_they_may_read_the_cache(home):
+    folder = store.cached("kind", "key", build_number)
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode)
+
+
+def test_a_build_that_raises_leaves_nothing_and_may_be_tried_again(home):
+    def full_disk(folder):
+        (folder / "half").write_text("7")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        store.cached("kind", "key", full_disk)
+    assert entries(home) == []
+    assert (store.cached("kind", "key", build_number) / "number").read_text() == "7"
+
+
+def build_and_wait(home):
+    os.environ["ATR_HOME"] = str(home)
+
+    def build(folder):
+        (folder / "half").write_text("7")
+        time.sleep(60)
+
+    store.cached("kind", "key", build)
+
+
+def test_the_leftover_of_a_killed_build_is_no_entry_and_is_cleaned_up(home):
+    process = multiprocessing.get_context("fork").Process(target=build_and_wait, args=(home,))
+    process.start()
+    while not any(home.rglob("half")):
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    leftover = next(home.rglob("half"))
+    folder = store.cached("kind", "key", build_number)
+    assert [path.name for path in folder.iterdir()] == ["number"]
+    assert not leftover.parent.exists() and len(entries(home)) == 1
+
+
+def build_slowly(home, barrier, results):
+    os.environ["ATR_HOME"] = str(home)
+
+    def build(folder):
+        with open(home / "builds", "a") as file:
+            file.write("one\n")
+        (folder / "pid").write_text(str(os.getpid()))
+        time.sleep(0.2)
+
+    barrier.wait()
+    results.put((store.cached("kind", "key", build) / "pid").read_text())
+
+
+def test_processes_that_want_the_same_entry_at_once_build_it_once_and_agree(home):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=build_slowly, args=(home, barrier, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    seen = {results.get(timeout=30) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(seen) == 1 and (home / "builds").read_text() == "one\n"
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+# --- packed rows
+
+
+ROWS = [np.arange(6, dtype=np.int16).reshape(3, 2), np.full((1, 2), -9, np.int16), np.ones((4, 2), np.int16)]
+
+
+def test_packed_rows_come_back_as_they_were(tmp_path):
+    store.pack(tmp_path, iter(ROWS))
+    packed = store.open_packed(tmp_path)
+    assert len(packed) == 3 and packed.lengths.tolist() == [3, 1, 4] and packed.data.dtype == np.int16
+    for number, row in enumerate(ROWS):
+        np.testing.assert_array_equal(packed[number], row)
+
+
+def test_a_row_that_is_not_contiguous_is_packed_in_its_own_order(tmp_path):
+    row = np.arange(12.0).reshape(3, 4)
+    store.pack(tmp_path, [row.T])
+    np.testing.assert_array_equal(store.open_packed(tmp_path)[0], row.T)
+
+
+def test_a_batch_is_padded_with_zeros_to_its_longest_row_in_the_order_asked_for(tmp_path):
+    store.pack(tmp_path, ROWS)
+    batch, lengths = store.open_packed(tmp_path).batch(np.array([1, 0]))
+    expected = [[[-9, -9], [0, 0], [0, 0]], [[0, 1], [2, 3], [4, 5]]]
+    assert batch.tolist() == expected and batch.dtype == torch.int16
+    assert lengths.tolist() == [1, 3] and lengths.dtype == torch.int64
+
+
+def test_a_batch_is_a_copy(tmp_path):
+    store.pack(tmp_path, ROWS)
+    packed = store.open_packed(tmp_path)
+    packed.batch(np.array([0]))[0].fill_(5)
+    np.testing.assert_array_equal(packed[0], ROWS[0])
+
+
+@pytest.mark.parametrize("other", [np.ones((2, 3), np.int16), np.ones((2, 2), np.int32), np.ones(2, np.int16)])
+def test_rows_of_another_shape_or_type_are_an_error(tmp_path, other):
+    with pytest.raises(ValueError, match="rows differ: "):
+        store.pack(tmp_path, [ROWS[0], other])
+
+
+def test_no_rows_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing to pack"):
+        store.pack(tmp_path, [])
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+@pytest.mark.parametrize("name", ["raw", "offsets.npy", "layout.json"])
+def test_a_damaged_entry_is_reported_with_its_folder_and_the_mend(tmp_path, name, damage):
+    store.pack(tmp_path, ROWS)
+    path = tmp_path / name
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-2])
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=f"^{tmp_path}: files missing or cut short .*; delete it and run again"):
+        store.open_packed(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("samples", [10, 1_000_000])
+def test_a_disk_that_is_full_stops_packing(tmp_path, samples):
+    (tmp_path / "raw").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        store.pack(tmp_path, [np.ones(samples, np.int16)])
+
+
+# --- waveforms
+
+
+class Tone:
+    """A reader whose clips are tones of as many tenths of a second as their names say; it counts what it reads."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def __call__(self, clip):
+        self.reads += 1
+        if clip == "broken":
+            raise AudioError("broken.wav", "0 samples", "delete it or fetch it again")
+        samples = int(clip.split("-")[0]) * RATE // 10
+        return np.sin(np.arange(samples) / 3).astype(np.float32) * 1.5, RATE
+
+
+def tones(names, read=None, digests=None):
+    clips = pd.DataFrame({"clip": names, "split": "train", "duration": 1.0, "description": ""})
+    clips["digest"] = digests or [f"{number:02x}" for number in range(len(names))]
+    captions = pd.DataFrame({"clip": names, "caption": "a tone"})
+    return Corpus("tones", clips, captions, no_events(), read or Tone())
+
+
+def test_waveforms_are_the_clips_in_order_clipped_to_16_bit_and_resampled(home):
+    corpus = tones(["3", "1", "2"])
+    same, half = (store.waveforms(corpus, rate, quiet=True) for rate in (RATE, RATE // 2))
+    assert same.lengths.tolist() == [2400, 800, 1600] and half.lengths.tolist() == [1200, 400, 800]
+    expected = np.clip(np.sin(np.arange(800) / 3) * 1.5, -1, 1) * 32767
+    assert same.data.dtype == np.int16 and np.abs(same[1] - expected).max() <= 0.6
+    assert same.data.max() == 32767 and same.data.min() == -32767
+    # 1.5 sin, clipped after resampling: the same tone at every second sample, away from the ends
+    assert np.abs(half[0][100:-100] - same[0][::2][100:-100]).max() < 0.02 * 32767
+
+
+def test_waveforms_are_decoded_once(home):
+    read = Tone()
+    first = store.waveforms(tones(["1", "2"], read), RATE, quiet=True)
+    again = store.waveforms(tones(["1", "2"], read), RATE, quiet=True)
+    assert read.reads == 2
+    np.testing.assert_array_equal(first.data, again.data)
+
+
+def test_a_changed_corpus_or_sample_rate_never_meets_the_old_waveforms(home):
+    read = Tone()
+    store.waveforms(tones(["1", "2"], read), RATE, quiet=True)
+    for corpus, rate in [
+        (tones(["2", "1"], read), RATE),
+        (tones(["1", "2"], read, ["00", "ff"]), RATE),
+        (tones(["1"], read), RATE),
+        (tones(["1", "2"], read), RATE // 2),
+    ]:
+        before = read.reads
+        packed = store.waveforms(corpus, rate, quiet=True)
+        assert read.reads == before + len(corpus) == before + len(packed)
+
+
+def test_captions_and_the_corpus_name_do_not_decode_anew(home):
+    read = Tone()
+    corpus = tones(["1", "2"], read)
+    store.waveforms(corpus, RATE, quiet=True)
+    store.waveforms(replace(corpus, name="other", captions=corpus.captions.assign(caption="a hum")), RATE, quiet=True)
+    assert read.reads == 2
+
+
+def test_a_clip_that_cannot_be_read_stops_the_packing_and_leaves_nothing(home):
+    with pytest.raises(AudioError, match="broken.wav: 0 samples; delete it"):
+        store.waveforms(tones(["1", "broken"]), RATE, quiet=True)
+    assert entries(home) == []
+
+
+def test_many_clips_are_decoded_in_several_processes_to_the_same_waveforms(home, monkeypatch):
+    names = [f"{1 + number % 3}-{number}" for number in range(200)]
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    read = Tone()
+    together = store.waveforms(tones(names, read), RATE, quiet=True)
+    assert read.reads == 0  # others read
+    assert together.lengths.tolist() == [800 * (1 + number % 3) for number in range(200)]
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setenv("ATR_HOME", str(home / "alone"))
+    alone = store.waveforms(tones(names, read), RATE, quiet=True)
+    assert read.reads == 200
+    np.testing.assert_array_equal(together.data, alone.data)
+
+
+# --- threads
+
+
+def test_the_number_of_threads_is_put_back_also_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="stop"), store.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError("stop")
+    assert torch.get_num_threads() == before

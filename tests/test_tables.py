@@ -1,0 +1,341 @@
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import made_run, ranks_with
+
+from atr import RunConfig, profile, tables
+
+CLIPS = 60
+
+
+def results(**columns):
+    """A frame of runs as `tables.frame` gives it, columns by name."""
+    return pd.DataFrame(columns)
+
+
+def seeds(folder, share, name, count=3, clips=CLIPS, config=None):
+    """Runs that differ by seed, each finding `share` of its queries at rank 1."""
+    config = config or RunConfig()
+    return [
+        made_run(
+            folder,
+            f"{name}-{seed}",
+            config.replace(seed=seed),
+            ranks_with(share, 2 * clips, seed),
+            ranks_with(share, clips, seed),
+        )
+        for seed in range(count)
+    ]
+
+
+def test_summary_gives_mean_and_sample_deviation_over_seeds():
+    table = results(loss=["a", "a", "a", "b"], seed=[0, 1, 2, 0], t2a_r10=[1.0, 2.0, 6.0, 4.0])
+    summary = tables.summary(table, ["loss"], ["t2a_r10"])
+    assert summary.loc["a", "t2a_r10"] == 3 and summary.loc["a", "seeds"] == 3
+    assert summary.loc["a", "t2a_r10_std"] == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / (3 - 1)
+    assert summary.loc["b", "t2a_r10"] == 4 and math.isnan(summary.loc["b", "t2a_r10_std"])
+
+
+def test_summary_of_nothing_is_an_empty_table():
+    empty = pd.DataFrame({"loss": [], "t2a_r10": []})
+    assert len(tables.summary(empty, ["loss"], ["t2a_r10"])) == 0
+
+
+@pytest.mark.parametrize(
+    "mean, deviation, text",
+    [
+        (17.24, 0.45, "17.2 ± 0.5"),
+        (17.24, None, "17.2"),
+        (17.24, float("nan"), "17.2"),
+        (float("nan"), 0.5, "—"),
+        (None, None, "—"),
+    ],
+)
+def test_a_cell_is_mean_plus_minus_deviation(mean, deviation, text):
+    assert tables.plus_minus(mean, deviation) == text
+
+
+def test_shown_names_columns_for_readers_and_keeps_the_number_of_seeds():
+    table = results(loss=["a", "a", "b"], t2a_r10=[1.0, 3.0, 4.0])
+    shown = tables.shown(tables.summary(table, ["loss"], ["t2a_r10"]), ["t2a_r10"])
+    assert shown.to_dict("index") == {
+        "a": {"seeds": 2, "T→A R@10": "2.0 ± 1.4"},
+        "b": {"seeds": 1, "T→A R@10": "4.0"},
+    }
+
+
+def searched(test_values):
+    return results(
+        loss=["a"] * 4 + ["b"] * 4,
+        rate=[1e-3, 1e-3, 5e-4, 5e-4] * 2,
+        seed=[0, 1, 0, 1] * 2,
+        # a: one lucky seed at 1e-3, the better mean at 5e-4; b: the better mean at 1e-3
+        validation_t2a_r10=[60.0, 10.0, 40.0, 42.0, 30.0, 32.0, 20.0, 50.0 - 30.0],
+        t2a_r10=test_values,
+    )
+
+
+@pytest.mark.parametrize("test_values", [[0.0] * 8, [99, 99, 1, 1, 1, 1, 99, 99], list(range(8))])
+def test_select_takes_the_rate_with_the_best_mean_validation_whatever_the_test_split_says(test_values):
+    chosen = tables.select(searched(test_values), ["loss"])
+    assert chosen.groupby("loss")["rate"].unique().map(list).to_dict() == {"a": [5e-4], "b": [1e-3]}
+    assert chosen["seed"].tolist() == [0, 1, 0, 1]
+
+
+def test_a_run_below_half_of_the_best_of_its_group_did_not_converge():
+    table = results(
+        corpus=["x"] * 4 + ["y"] * 2,
+        loss=["a", "a", "b", "b", "a", "b"],
+        validation_t2a_r10=[40.0, 20.0, 19.9, 1.0, 2.0, 1.5],  # y is a harder corpus: its own best counts
+    )
+    failed = tables.not_converged(table, ["corpus"], ["corpus", "loss"])
+    assert failed["failed"].to_dict() == {("x", "a"): 0, ("x", "b"): 2, ("y", "a"): 0, ("y", "b"): 0}
+    assert failed["runs"].tolist() == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "counts, verdict",
+    [([0, 2, 1], "holds"), ([1, 0, 0], "contradicted"), ([1, 2, 0], "undecided"), ([0, 0, 0], "undecided")],
+)
+def test_sensitivity_holds_if_only_the_suspects_fail(counts, verdict):
+    failed = pd.DataFrame({"failed": counts, "runs": 3}, index=pd.Index(["sum", "max", "weighted"], name="loss"))
+    row = tables.sensitivity_claim(failed, ["max", "weighted"])
+    assert row["verdict"] == verdict
+    assert f"({counts[1] + counts[2]} of theirs, {counts[0]} of the others)" in row["claim"]
+
+
+def test_a_clear_difference_holds_or_is_contradicted(tmp_path):
+    good, bad = seeds(tmp_path, 0.9, "good"), seeds(tmp_path, 0.2, "bad")
+    judged = tables.claims([{"claim": "good first", "a": good, "b": bad}, {"claim": "bad first", "a": bad, "b": good}])
+    assert judged["verdict"].tolist() == ["holds", "contradicted"]
+    assert judged["difference"].tolist() == pytest.approx([70, -70])
+    assert (judged["low"] < judged["difference"]).all() and (judged["difference"] < judged["high"]).all()
+
+
+def test_equal_systems_stay_undecided(tmp_path):
+    same, other = seeds(tmp_path, 0.5, "same"), seeds(tmp_path, 0.5, "other")
+    assert tables.claims([{"claim": "better", "a": same, "b": other}])["verdict"].tolist() == ["undecided"]
+
+
+def test_p_values_are_corrected_over_the_ordered_claims_only(tmp_path):
+    good, bad = seeds(tmp_path, 0.9, "good"), seeds(tmp_path, 0.2, "bad")
+    alone = tables.claims([{"claim": "better", "a": good, "b": bad}])
+    rows = [{"claim": "better", "a": good, "b": bad}] * 3 + [{"claim": "alike", "a": good, "b": bad, "within": 3.0}]
+    together = tables.claims(rows)
+    assert together["p (Holm)"][:3].tolist() == pytest.approx([3 * alone["p (Holm)"][0]] * 3)
+    assert math.isnan(together["p (Holm)"][3])
+
+
+@pytest.mark.parametrize("share, margin, verdict", [(0.5, 3.0, "holds"), (0.9, 3.0, "contradicted")])
+def test_within_holds_if_the_interval_of_the_difference_lies_inside(tmp_path, share, margin, verdict):
+    a, b = seeds(tmp_path, 0.5, "a"), seeds(tmp_path, share, "b")
+    rows = [{"claim": "alike", "a": a, "b": b, "within": margin}, {"claim": "alike", "a": b, "b": a, "within": margin}]
+    assert tables.claims(rows)["verdict"].tolist() == [verdict, verdict]
+
+
+def test_within_is_undecided_if_the_interval_reaches_over_the_margin(tmp_path):
+    a = [made_run(tmp_path, "a", RunConfig(), ranks_with(0.5, 20, 0), ranks_with(0.5, 10, 0))]
+    b = [made_run(tmp_path, "b", RunConfig(), ranks_with(0.55, 20, 1), ranks_with(0.5, 10, 1))]
+    judged = tables.claims([{"claim": "alike", "a": a, "b": b, "within": 3.0}])
+    assert judged["low"][0] < -3 and judged["high"][0] > 3 and judged["verdict"][0] == "undecided"
+
+
+def test_a_claim_may_ask_for_another_k_and_direction(tmp_path):
+    a = [made_run(tmp_path, "a", RunConfig(), [1] * 8, [7] * 8)]
+    b = [made_run(tmp_path, "b", RunConfig(), [20] * 8, [7] * 8)]
+    row = {"claim": "a first", "a": a, "b": b}
+    assert tables.claims([row])["difference"].tolist() == [100]
+    assert tables.claims([row | {"direction": "a2t"}])["difference"].tolist() == [0]
+    assert tables.claims([row | {"k": 20}])["difference"].tolist() == [0]
+
+
+def test_frame_has_a_row_a_run_with_the_words_of_the_tables(tmp_path):
+    smoke = profile("smoke")
+    config = smoke.config("soundscapes", "frozen", "triplet_max", seed=4, rate=0.5)
+    run = made_run(tmp_path, "one", config, [1, 2, 11, 1], [1, 30], validation_r10=12.5)
+    row = tables.frame([(config, run)], smoke).iloc[0]
+    assert row[["corpus", "training", "loss", "seed"]].tolist() == ["soundscapes", "frozen", "Triplet-max", 4]
+    assert row["rate"] == 5e-4 and row["batch"] == 16 and row["epochs"] == config.epochs and row["best_epoch"] == 3
+    assert row["validation_t2a_r10"] == 12.5 and row["t2a_r10"] == 75 and row["t2a_r1"] == 50 and row["a2t_r10"] == 50
+    assert row["run"] is run
+
+
+def test_the_released_kind_of_frozen_training_is_called_frozen(tmp_path):
+    paper = profile("paper")
+    config = paper.config("Clotho", "frozen", "nt_xent", seed=0)
+    table = tables.frame([(config, made_run(tmp_path, "one", config, [1, 2], [1, 2]))], paper)
+    assert config.training == "frozen_released" and table["training"].tolist() == ["frozen"]
+    assert table["corpus"].tolist() == ["Clotho"]
+
+
+def test_runs_by_gives_the_matching_runs_in_order_of_their_seeds():
+    table = results(loss=["a", "b", "a", "a"], batch=[16, 16, 16, 32], seed=[1, 0, 0, 0], run=["a1", "b0", "a0", "big"])
+    assert tables.runs_by(table, loss="a", batch=16) == ["a0", "a1"]
+
+
+def test_losses_stand_in_the_order_of_the_papers():
+    assert tables.in_order(["NT-Xent", "Triplet-max", "NT-Xent"]) == ["Triplet-max", "NT-Xent"]
+
+
+def test_baselines_follow_below_the_results():
+    table = results(corpus=["x"] * 2, training=["frozen"] * 2, loss=["NT-Xent"] * 2)
+    for column in tables.RECALLS:
+        table[column] = [40.0, 42.0]
+    untrained = results(corpus=["x"] * 2, **{column: [1.0, 3.0] for column in tables.RECALLS})
+    chance = {"x": dict.fromkeys(tables.RECALLS, 0.5) | {"t2a_map10": 9.9}}
+    summary = tables.summary(table, ["corpus", "training", "loss"])
+    below = tables.with_baselines(summary, untrained, chance)
+    assert below.index.tolist() == [("x", "frozen", "NT-Xent"), ("x", "", "untrained"), ("x", "", "chance")]
+    assert below["t2a_r10"].tolist() == [41, 2, 0.5] and list(below.columns) == list(summary.columns)
+    assert tables.shown(below)["T→A R@10"].tolist() == ["41.0 ± 1.4", "2.0 ± 1.4", "0.5"]
+
+
+def test_scores_hold_a_row_a_seed_and_a_column_a_clip(tmp_path):
+    run = made_run(tmp_path, "one", RunConfig(), [1, 1, 1, 50], [1, 50])
+    assert tables.scores([run, run]).tolist() == [[100, 50], [100, 50]]
+    assert tables.scores([run], direction="a2t").tolist() == [[100, 0]]
+
+
+# The paper's table 1, AudioCaps, frozen, T→A and A→T; and of table 2, batch size 128.
+FROZEN_SUM = ["17.2 ± 0.5", "47.6 ± 0.2", "64.3 ± 0.1", "19.3 ± 1.5"]
+
+
+def test_a_published_table_is_shown_as_it_was_printed():
+    table = tables.as_printed(tables.published("mei2022_table1"), ["dataset", "training", "loss"])
+    assert table.loc[("AudioCaps", "frozen", "Triplet-sum")].tolist()[:4] == FROZEN_SUM
+    assert len(table) == 16 and list(table.columns) == [tables.HEADINGS[column] for column in tables.RECALLS]
+    assert table.index[:2].tolist() == [("AudioCaps", "frozen", "Triplet-sum"), ("AudioCaps", "frozen", "Triplet-max")]
+    assert table.index[4][1] == "finetuned" and table.index[8][0] == "Clotho"
+
+
+def test_the_second_published_table_goes_by_batch_size():
+    table = tables.as_printed(tables.published("mei2022_table2"), ["batch", "loss"])
+    assert table.loc[(32, "Triplet-sum")].tolist()[:4] == FROZEN_SUM
+    assert [batch for batch, _ in table.index] == [32] * 4 + [128] * 4
+
+
+def test_an_unknown_published_table_is_refused_with_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="mei2022_table9.*known: .*mei2022_table1, mei2022_table2"):
+        tables.published("mei2022_table9")
+
+
+def test_published_and_own_numbers_stand_side_by_side():
+    ours = results(
+        corpus=["soundscapes"] * 2,
+        training=["frozen"] * 2,
+        loss=["Triplet-sum"] * 2,
+        seed=[0, 1],
+        t2a_r1=[10.0, 12.0],
+    )
+    side = tables.beside(ours, tables.published("mei2022_table1"), ["training", "loss"], ["t2a_r1"])
+    row = side.loc[("frozen", "Triplet-sum"), "T→A R@1"]
+    assert row["AudioCaps, published"] == "17.2 ± 0.5" and row["soundscapes, ours"] == "11.0 ± 1.4"
+    assert list(row.index) == ["AudioCaps, published", "Clotho, published", "soundscapes, ours"]
+    assert side.loc[("finetuned", "Triplet-sum"), ("T→A R@1", "soundscapes, ours")] == "—"
+    assert side.index.names == ["training", "loss"] and len(side) == 8
+
+
+def test_rows_that_only_our_runs_have_are_not_lost_beside_the_published_ones():
+    ours = results(corpus=["soundscapes"] * 2, batch=[16, 32], loss=["NT-Xent"] * 2, seed=[0, 0], t2a_r1=[10.0, 12.0])
+    side = tables.beside(ours, tables.published("mei2022_table2"), ["batch", "loss"], ["t2a_r1"])["T→A R@1"]
+    assert side.loc[(16, "NT-Xent")].tolist() == ["—", "10.0"]
+    assert side.loc[(32, "NT-Xent"), "soundscapes, ours"] == "12.0"
+    assert len(side) == 9
+
+
+def test_beside_works_by_one_column():
+    ours = results(corpus=["x"], loss=["NT-Xent"], t2a_r1=[12.0])
+    reference = tables.published("mei2022_table2").query("batch == 32")
+    side = tables.beside(ours, reference, ["loss"], ["t2a_r1"])
+    assert side.loc["NT-Xent", ("T→A R@1", "x, ours")] == "12.0"
+
+
+def test_a_saved_table_can_be_read_again_from_each_form(tmp_path):
+    run = made_run(tmp_path / "runs", "0123456789abcdef", RunConfig(), [1, 2], [1, 2])
+    table = tables.summary(results(loss=["a", "a", "b"], t2a_r10=[1.0, 2.0, 4.0]), ["loss"], ["t2a_r10"])
+    path = tables.save(table, tmp_path, "01_losses", "Losses.", [run, run])
+
+    assert path == tmp_path / "tables" / "01_losses.csv"
+    read = pd.read_csv(path).set_index("loss")
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+
+    markdown = path.with_suffix(".md").read_text()
+    assert markdown.startswith("Losses. 1 runs, 0.50 h in sum; cpu, Linux x86_64; PyTorch 1.0.")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
+    assert rows[0] == ["loss", "seeds", "t2a_r10", "t2a_r10_std"] and [row[0] for row in rows[2:]] == ["a", "b"]
+    assert float(rows[2][2]) == 1.5
+
+    latex = path.with_suffix(".tex").read_text()
+    assert latex.count(r"\toprule") == 1 and r"\label{tab:01_losses}" in latex
+    assert re.search(r"a & 2 & 1\.50 & 0\.71 \\\\", latex)
+
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["caption"] == "Losses." and record["runs"] == ["0123456789abcdef"]
+    assert record["commits"] == ["0123456789ab"] and record["versions"]["torch"] == ["1.0"]
+
+
+def test_a_table_of_runs_is_saved_without_the_run_objects(tmp_path):
+    path = tables.save(results(loss=["a"], run=[object()]), tmp_path, "one", "One.")
+    assert path.read_text() == "loss\na\n"
+
+
+def test_two_levels_of_columns_are_saved_as_one(tmp_path):
+    side = pd.DataFrame([["17.2 ± 0.5", "—"]], index=pd.Index(["NT-Xent"], name="loss"))
+    side.columns = pd.MultiIndex.from_tuples([("T→A R@1", "AudioCaps, published"), ("T→A R@1", "x, ours")])
+    read = pd.read_csv(tables.save(side, tmp_path, "side", "Side by side."))
+    assert read.columns.tolist() == ["loss", "T→A R@1 AudioCaps, published", "T→A R@1 x, ours"]
+    assert read.iloc[0].tolist() == ["NT-Xent", "17.2 ± 0.5", "—"]
+
+
+def test_latex_escapes_what_would_not_compile(tmp_path):
+    table = results(**{"R@1 in % of_all": ["5 % & more_{x}"], "b#c": ["~1^2 \\ $"]})
+    path = tables.save(table, tmp_path, "marks", "Half of R&D, 5 % in a_b, T→A, ± 3, #1 ~x^2 {y} \\z.")
+    latex = path.with_suffix(".tex").read_text()
+    assert r"5 \% \& more\_\{x\}" in latex and r"R@1 in \% of\_all & b\#c" in latex
+    caption = re.search(r"\\caption\{(.*)\}", latex)[1]
+    expected = r"Half of R\&D, 5 \% in a\_b, T$\rightarrow$A, $\pm$ 3, \#1 \textasciitilde{}x\textasciicircum{}2 \{y\} "
+    assert caption == expected + r"\textbackslash{}z."
+
+
+def test_latex_holds_no_sign_that_plain_latex_lacks(tmp_path):
+    side = results(**{"T→A R@1": ["17.2 ± 0.5", "—"]})
+    latex = tables.save(side, tmp_path, "signs", "T→A.").with_suffix(".tex").read_text()
+    assert latex.isascii() and r"T$\rightarrow$A R@1" in latex and r"17.2 $\pm$ 0.5" in latex
+
+
+def test_saving_again_replaces_the_table_and_leaves_nothing_else(tmp_path):
+    tables.save(results(a=[1]), tmp_path, "one", "One.")
+    tables.save(results(a=[2]), tmp_path, "one", "One.")
+    assert pd.read_csv(tmp_path / "tables" / "one.csv")["a"].tolist() == [2]
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [f"one.{e}" for e in "csv json md tex".split()]
+
+
+def test_a_made_share_of_hits_is_what_the_metrics_count(tmp_path):
+    run = made_run(tmp_path, "one", RunConfig(), ranks_with(0.3, 20), ranks_with(0.5, 10))
+    assert run.metrics["t2a_r1"] == pytest.approx(30) and run.metrics["a2t_r10"] == pytest.approx(50)
+    assert np.sort(run.ranks.best("t2a")).tolist() == [1] * 6 + [50] * 14
+
+
+def test_rows_of_some_configs_are_found_in_a_frame_by_what_their_runs_are(tmp_path):
+    configs = [RunConfig(seed=seed, epochs=5) for seed in range(3)]
+    pairs = [(config, made_run(tmp_path, f"{config.seed}", config, [1, 2], [1, 2])) for config in configs]
+    table = tables.frame(pairs, profile("demo"))
+    assert tables.of(table, [RunConfig(seed=2, epochs=5), RunConfig(seed=0, epochs=6)])["seed"].tolist() == [2]
+
+
+def test_chance_is_that_of_each_corpus_of_a_frame(tmp_path):
+    small = made_run(tmp_path, "small", RunConfig(), [1] * 20, [1] * 20)
+    large = made_run(tmp_path, "large", RunConfig(), [1] * 40, [1] * 40)
+    chance = tables.chance(results(corpus=["x", "x", "y"], run=[small, small, large]))
+    assert {name: row["t2a_r10"] for name, row in chance.items()} == pytest.approx({"x": 50, "y": 25})
+
+
+def test_runs_by_loss_goes_through_the_losses_in_order():
+    table = results(
+        loss=["NT-Xent", "Triplet-sum", "NT-Xent"], batch=[16, 16, 32], seed=[0, 0, 0], run=["a", "b", "c"]
+    )
+    assert tables.runs_by_loss(table, batch=16) == {"Triplet-sum": ["b"], "NT-Xent": ["a"]}
