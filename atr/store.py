@@ -26,6 +26,7 @@ from atr.corpora.corpus import Corpus
 
 PROJECT = Path(__file__).resolve().parents[1]
 WAVEFORM_VERSION = 1
+TRANSFORMERS = ("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
 
 
 def home() -> Path:
@@ -162,7 +163,9 @@ def threads(number: int) -> Iterator[None]:
 def worker_context() -> Any:
     """Fork from a clean server: PyTorch is imported once, and no thread pool is forked half-way."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["atr.training"])
+    # A model's module takes seconds to import, and transformers does so only when a model is loaded: once here instead
+    # of in every process.
+    context.set_forkserver_preload(["atr.training", "transformers.models.bert.modeling_bert", *TRANSFORMERS])
     return context
 
 

@@ -118,6 +118,11 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
         )
     except papermill.exceptions.PapermillExecutionError as error:
         raise StudyError(f"{path.name}: {error.ename}: {error.evalue}\nexecuted so far: {partial}") from error
+    notebook = nbformat.read(partial, as_version=4)
+    notebook.metadata.pop("papermill", None)  # where the files lay, which is nobody's business in a committed copy
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+    nbformat.write(notebook, partial)
     os.replace(partial, target)
     return target
 
@@ -133,7 +138,7 @@ def commit_reference(profile: str) -> Path:
     fresh = target.with_name(f".{profile}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     for part in parts:
-        shutil.copytree(source / part, fresh / part, ignore=shutil.ignore_patterns("*.failed.ipynb", ".*", "*.pdf"))
+        shutil.copytree(source / part, fresh / part, ignore=shutil.ignore_patterns("*.failed.ipynb", ".*"))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(fresh, target)
     return target

@@ -176,6 +176,18 @@ def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = REC
     return pd.DataFrame(rows).set_index(list(by)) if rows else pd.DataFrame(columns=[*by, "seeds", *columns])
 
 
+def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str = "t2a_r10") -> pd.DataFrame:
+    """A summary with the 95 % interval of a recall, `<column>_low` and `<column>_high`: nested bootstrap over seeds
+    and clips. runs: the frame that was summarised.
+    """
+    direction, k = column.split("_r")
+    low, high = {}, {}
+    for keys, group in runs.groupby(list(table.index.names), sort=False):
+        interval = statistics.nested_bootstrap(scores(list(group["run"]), int(k), direction))  # type: ignore[arg-type]
+        low[keys], high[keys] = interval.low, interval.high
+    return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
+
+
 def plus_minus(mean: float, deviation: float | None, digits: int = 1) -> str:
     """`17.2 ± 0.5`; the mean alone where there is no deviation."""
     if mean is None or not np.isfinite(mean):
@@ -192,8 +204,13 @@ def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int = 1
         result[HEADINGS.get(column, column)] = [
             plus_minus(mean, deviation, digits) for mean, deviation in zip(table[column], deviations, strict=True)
         ]
+        if f"{column}_low" in table:
+            result[f"{HEADINGS.get(column, column)}, 95 %"] = [
+                f"{low:.{digits}f} to {high:.{digits}f}" if np.isfinite(low) else "—"
+                for low, high in zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
+            ]
     if "seeds" in table:
-        result.insert(0, "seeds", table["seeds"])
+        result.insert(0, "seeds", [f"{number:.0f}" if np.isfinite(number) else "" for number in table["seeds"]])
     return result
 
 

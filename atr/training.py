@@ -138,6 +138,10 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     def evaluate(split: features.Inputs) -> tuple[metrics.Ranks, Tensor, Tensor]:
         audio, text = model.embed(dual, split, to_device)
         if not (audio.isfinite().all() and text.isfinite().all()):
+            if state is None:
+                raise TrainingError(
+                    "embeddings are not finite before any training: check audio_weights and text_encoder"
+                )
             raise TrainingError("embeddings are not finite: the run has diverged; lower its learning_rates")
         return metrics.ranks((text, audio), split.relevance), audio, text
 
@@ -211,7 +215,8 @@ def _load_state(path: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:
-        raise TrainingError(f"{path}: cannot be read ({error}); delete it to start the run anew") from error
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(f"{path}: cannot be read ({first}); delete it to start the run anew") from error
 
 
 def _write_history(folder: Path, history: list[dict[str, float]]) -> None:

@@ -1,12 +1,15 @@
 """Shared by all tests: caches and results in a folder of the session, and a corpus small enough to train on."""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads it when it is imported
 
 import pytest  # noqa: E402
 
 from atr.corpora import load_corpus  # noqa: E402
+from atr.encoders import text  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,3 +36,20 @@ def homes(tmp_path_factory):
 def corpus():
     """Soundscapes of 4 s: 48 clips to train on, 12 to validate on, 16 to test on."""
     return load_corpus("soundscapes", train=48, validation=12, test=16, duration=4.0)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    """Folder of a BERT of four layers with random weights, saved as transformers saves one."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    vocabulary = shutil.copy(text.folder("minilm") / "vocab.txt", folder)
+    words = len(Path(vocabulary).read_text(encoding="utf-8").splitlines())
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(BertConfig(vocab_size=words, **sizes)).save_pretrained(folder)
+    BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
+    return folder

@@ -83,7 +83,7 @@ def test_captions_state_nothing_that_the_scene_does_not():
     for scene in drawn():
         parts = {part.event: part for part in scene.parts}
         for _ in range(5):
-            text = caption(rng, scene, WORDS, times)
+            text = caption(rng, scene, WORDS, scenes.SYNTHETIC, times)
             words = text.replace(",", "").split()
             assert set(words) & set(parts)
             assert not any(word == name for word in words for name in set(KINDS) - set(parts))
@@ -105,7 +105,7 @@ def test_order_words_match_the_order_of_events():
     words = {name: Words((f"{name}|ing|s",)) for name in ("alpha", "beta", "gamma")}
     for scene in (Scene("then", (a, b)), Scene("then then", (a, b, c)), Scene("then over", (a, b, c))):
         for seed in range(300):
-            text = caption(random.Random(seed), scene, words)
+            text = caption(random.Random(seed), scene, words, scenes.SYNTHETIC)
             mentioned = [word for word in text.replace(",", "").split() if word in ("alpha", "beta")]
             if any(
                 f" {word} " in f" {text.lower()} " for word in ("then", "followed", "before", "later", "afterwards")
@@ -121,7 +121,7 @@ def test_order_words_match_the_order_of_events():
 
 def test_five_captions_differ_and_keep_to_the_length():
     for index, scene in enumerate(drawn(100)):
-        five = captions(random.Random(index), scene, WORDS)
+        five = captions(random.Random(index), scene, WORDS, scenes.SYNTHETIC)
         assert len({text.lower().rstrip(".") for text in five}) == 5
         assert all(scenes.WORDS[0] <= len(text.split()) <= scenes.WORDS[1] for text in five)
 
@@ -131,7 +131,7 @@ def test_articles_fit_the_word_that_follows():
     texts = {}
     for register in ("", "low", "high"):
         scene = Scene("alone", (Part("engine", ((0.0, 1.0),), register=register),))
-        texts[register] = {caption(random.Random(seed), scene, words) for seed in range(50)}
+        texts[register] = {caption(random.Random(seed), scene, words, scenes.SYNTHETIC) for seed in range(50)}
     assert any("an engine" in text for text in texts[""]) and not any("a engine" in text for text in texts[""])
     assert any("an odd engine" in text for text in texts["low"])
     assert any("a high engine" in text for text in texts["high"])
@@ -150,7 +150,9 @@ def test_too_few_different_scenes_are_an_error_that_names_the_mend():
 
 def test_mix_keeps_levels_and_stays_below_full_scale():
     wave = np.sin(np.arange(3 * RATE, dtype=np.float32) * 0.3)
-    quiet, plain, clipped = (mix(np.random.default_rng(0), [(2.0, wave, level)], 8.0) for level in (-40, -20, 6))
+    quiet, plain, clipped = (
+        mix(np.random.default_rng(0), [(2.0, wave, level)], 8.0, (-60.0, -46.0)) for level in (-40, -20, 6)
+    )
     assert quiet.shape == (8 * RATE,) and quiet.dtype == np.float32
     inside = slice(int(2.5 * RATE), int(4.5 * RATE))
     gain = 20 * np.log10(np.std(plain[inside]) / np.std(quiet[inside]))

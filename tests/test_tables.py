@@ -311,7 +311,9 @@ def test_saving_again_replaces_the_table_and_leaves_nothing_else(tmp_path):
     tables.save(results(a=[1]), tmp_path, "one", "One.")
     tables.save(results(a=[2]), tmp_path, "one", "One.")
     assert pd.read_csv(tmp_path / "tables" / "one.csv")["a"].tolist() == [2]
-    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [f"one.{e}" for e in "csv json md tex".split()]
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
+        f"one.{e}" for e in "csv json md tex".split()
+    ]
 
 
 def test_a_made_share_of_hits_is_what_the_metrics_count(tmp_path):
@@ -335,7 +337,5 @@ def test_chance_is_that_of_each_corpus_of_a_frame(tmp_path):
 
 
 def test_runs_by_loss_goes_through_the_losses_in_order():
-    table = results(
-        loss=["NT-Xent", "Triplet-sum", "NT-Xent"], batch=[16, 16, 32], seed=[0, 0, 0], run=["a", "b", "c"]
-    )
+    table = results(loss=["NT-Xent", "Triplet-sum", "NT-Xent"], batch=[16, 16, 32], seed=[0, 0, 0], run=["a", "b", "c"])
     assert tables.runs_by_loss(table, batch=16) == {"Triplet-sum": ["b"], "NT-Xent": ["a"]}

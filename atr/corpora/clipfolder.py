@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from atr import audio
 from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
-from atr.corpora.scenes import MANY, RATE, Kind, Scene, Words, captions, distinct, draw, fade, mix
+from atr.corpora.scenes import MANY, RATE, RECORDED, Kind, Scene, Words, captions, distinct, draw, fade, mix
 
 MIXER_VERSION = 1  # raise it when the same scene sounds different
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
@@ -145,10 +145,10 @@ def load(
             clip = f"{split}-{index:05d}"
             scenes[clip] = (int(hashlib.sha256(f"{seed} {clip}".encode()).hexdigest()[:16], 16), scene)
             wording = random.Random(f"captions {seed} {split} {index}")
-            texts += [(clip, text) for text in captions(wording, scene, words, TIMES)]
+            texts += [(clip, text) for text in captions(wording, scene, words, RECORDED, TIMES)]
             spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
             used = [(hashes[part.source], *part.spans, part.level) for part in scene.parts]
-            content = (MIXER_VERSION, seed, split, index, duration, scene.description, used)
+            content = (MIXER_VERSION, RECORDED.noise, seed, split, index, duration, scene.description, used)
             clips.append((clip, split, duration, hashlib.sha256(repr(content).encode()).hexdigest(), scene.description))
         alike = count - len({scene.description for scene in found})
         counts.append(
@@ -184,7 +184,7 @@ class SceneReader:
             for onset, offset in part.spans:
                 piece = _stretch(wave, round((offset - onset) * RATE))
                 sounds.append((onset, fade(piece, 0.005, 0.05), part.level))
-        return mix(np.random.default_rng(seed), sounds, self.duration), RATE
+        return mix(np.random.default_rng(seed), sounds, self.duration, RECORDED.noise), RATE
 
 
 @lru_cache(maxsize=2_000)

@@ -24,7 +24,6 @@ WORDS = (5, 16)  # fewest and most words of a caption
 # How hard the scenes are. Levels in dB relative to full scale, of an event's louder parts.
 LEVELS = {"soft": (-37.0, -33.0), "": (-28.0, -22.0), "loud": (-17.0, -13.0)}
 BACKGROUND_LEVEL = (-38.0, -33.0)  # an event under others
-NOISE_LEVEL = (-48.0, -32.0)  # steady noise under everything
 NOISE_TILT = (-9.0, 0.0)  # its colour in dB per octave
 REVERB_SECONDS = (0.1, 0.6)  # time to fall by 60 dB
 REVERB_LEVEL = (-20.0, -6.0)  # energy of the reverberation relative to the direct sound, dB
@@ -32,8 +31,6 @@ MICROPHONE_TILT = (-1.5, 1.5)  # dB per octave
 LOUDNESS_SHARE = 0.4  # of events whose loudness is remarkable (soft or loud)
 PITCH_SHARE = 0.6  # of events with a pitch whose pitch is remarkable (low or high)
 PITCHES = {"low": (0.58, 0.72), "": (0.92, 1.08), "high": (1.4, 1.7)}
-SAY = {1: 0.6, 2: 0.45, 3: 0.2}  # chance that a caption mentions an attribute, by the number of events
-VAGUE = 0.3  # chance that a caption leaves the relation open
 
 RELATIONS = {
     1: {"alone": 1.0},
@@ -44,6 +41,23 @@ EVENTS = {1: 0.25, 2: 0.5, 3: 0.25}  # share of scenes with so many events
 
 MANY = 4  # counts from here on are only "many"
 COUNTS = {1: "once", 2: "twice", 3: "three times", MANY: "many times"}
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard one source of sounds is made, so that systems differ: recordings are hard enough by themselves.
+
+    noise: lowest and highest level of the steady noise under a scene, dB. say: chance that a caption mentions an
+    attribute, by the number of events. vague: chance that a caption leaves the relation open.
+    """
+
+    noise: tuple[float, float]
+    say: Mapping[int, float]
+    vague: float
+
+
+SYNTHETIC = Difficulty(noise=(-48.0, -32.0), say={1: 0.6, 2: 0.45, 3: 0.2}, vague=0.3)
+RECORDED = Difficulty(noise=(-70.0, -55.0), say={1: 0.9, 2: 0.8, 3: 0.6}, vague=0.05)
 
 
 @dataclass(frozen=True)
@@ -271,28 +285,32 @@ OPEN_TEMPLATES = {
 }
 
 
-def caption(rng: random.Random, scene: Scene, words: Mapping[str, Words], times: Mapping = TIMES) -> str:
+def caption(
+    rng: random.Random, scene: Scene, words: Mapping[str, Words], difficulty: Difficulty, times: Mapping = TIMES
+) -> str:
     """One caption in lower case without final punctuation."""
     number = len(scene.parts)
     templates = TEMPLATES[scene.relation]
-    if number > 1 and rng.random() < VAGUE:
+    if number > 1 and rng.random() < difficulty.vague:
         templates = OPEN_TEMPLATES[number]
     letters = dict(zip("abc", scene.parts, strict=False)) | {"z": scene.parts[-1]}
 
     def fill(match: re.Match) -> str:
         letter = match[1]
         part = letters[letter.lower()]
-        return _clause(rng, part, words[part.event], letter.isupper(), SAY[number], times)
+        return _clause(rng, part, words[part.event], letter.isupper(), difficulty.say[number], times)
 
     return re.sub(r"{(\w)}", fill, rng.choice(templates))
 
 
-def captions(rng: random.Random, scene: Scene, words: Mapping[str, Words], times: Mapping = TIMES) -> list[str]:
+def captions(
+    rng: random.Random, scene: Scene, words: Mapping[str, Words], difficulty: Difficulty, times: Mapping = TIMES
+) -> list[str]:
     """CAPTIONS captions of a scene in different wordings and styles of writing."""
     found: dict[str, str] = {}
     attempts = 0
     while len(found) < CAPTIONS:
-        text = caption(rng, scene, words, times)
+        text = caption(rng, scene, words, difficulty, times)
         attempts += 1
         # Long class names may leave no wording within the limits.
         if text in found or not (WORDS[0] <= text.count(" ") + 1 <= WORDS[1] or attempts > 200):
@@ -326,8 +344,13 @@ def _clause(rng: random.Random, part: Part, words: Words, finite: bool, say: flo
     return " ".join(clause)
 
 
-def mix(rng: np.random.Generator, sounds: Sequence[tuple[float, np.ndarray, float]], duration: float) -> np.ndarray:
-    """Mix sounds, each (onset in seconds, waveform, level in dB), in a random room with noise: peak below 1."""
+def mix(
+    rng: np.random.Generator,
+    sounds: Sequence[tuple[float, np.ndarray, float]],
+    duration: float,
+    noise: tuple[float, float],
+) -> np.ndarray:
+    """Mix sounds, each (onset in seconds, waveform, level in dB), in a random room over noise (dB): peak below 1."""
     length = round(duration * RATE)
     size = next_fast_len(length + round(REVERB_SECONDS[1] * RATE), real=True)  # the last echo must not wrap around
     dry = np.zeros(size, np.float32)
@@ -345,7 +368,7 @@ def mix(rng: np.random.Generator, sounds: Sequence[tuple[float, np.ndarray, floa
     hiss = rng.standard_normal(2 * len(frequency), dtype=np.float32).view(np.complex64)
     hiss *= frequency ** np.float32(rng.uniform(*NOISE_TILT) / 6.02)
     power = np.sqrt(2 * np.sum(np.abs(hiss) ** 2)) / size  # RMS after the inverse transform
-    spectrum += hiss * (10 ** (rng.uniform(*NOISE_LEVEL) / 20) / power)
+    spectrum += hiss * (10 ** (rng.uniform(*noise) / 20) / power)
     wave = irfft(spectrum, size)[:length]
     peak = np.abs(wave).max()
     return wave if peak < 0.7 else (np.tanh(wave / 0.9) * 0.9).astype(np.float32)  # an overloaded microphone

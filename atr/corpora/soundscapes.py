@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from atr.corpora.corpus import SPLITS, Corpus
-from atr.corpora.scenes import RATE, Kind, Scene, Words, captions, distinct, draw, fade, mix
+from atr.corpora.scenes import RATE, SYNTHETIC, Kind, Scene, Words, captions, distinct, draw, fade, mix
 from atr.corpora.synthesis import SYNTHESISERS
 
 GENERATOR_VERSION = 1  # raise it when the same scene sounds different
@@ -156,9 +156,19 @@ def load(
             clip = f"{split}-{index:05d}"
             scenes[clip] = scene
             wording = random.Random(f"captions {seed} {split} {index}")
-            texts += [(clip, text) for text in captions(wording, scene, WORDS)]
+            texts += [(clip, text) for text in captions(wording, scene, WORDS, SYNTHETIC)]
             spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
-            content = (GENERATOR_VERSION, seed, split, index, names, duration, scene.description, scene)
+            content = (
+                GENERATOR_VERSION,
+                SYNTHETIC.noise,
+                seed,
+                split,
+                index,
+                names,
+                duration,
+                scene.description,
+                scene,
+            )
             digest = hashlib.sha256(repr(content).encode()).hexdigest()
             clips.append((clip, split, duration, digest, scene.description))
     return Corpus(
@@ -200,4 +210,4 @@ class SceneReader:
                 wave = SYNTHESISERS[part.event](np.random.default_rng(timbre), offset - onset, part.pitch)
                 ends = (0.15, 0.4) if EVENTS[part.event][0].sustained else (0.001, 0.02)
                 sounds.append((onset, fade(wave, *ends), part.level + float(rng.uniform(-1, 1))))
-        return mix(rng, sounds, self.duration), RATE
+        return mix(rng, sounds, self.duration, SYNTHETIC.noise), RATE

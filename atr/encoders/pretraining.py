@@ -44,7 +44,8 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
     events = sorted(part.events["event"].unique())
     heard = part.events[["clip", "event"]].drop_duplicates().sort_values(["clip", "event"]).to_numpy().tolist()
     recipe = (PRETRAINING_VERSION, epochs, BATCH_SIZE, LEARNING_RATE, seed)
-    shapes = [(key, tuple(tensor.shape)) for key, tensor in encoders.build(name).state_dict().items()]
+    with torch.random.fork_rng():  # only the shapes are of interest
+        shapes = [(key, tuple(tensor.shape)) for key, tensor in encoders.build(name).state_dict().items()]
     key = store.content_key(name, ENCODER_VERSION, shapes, part.audio_fingerprint("train"), heard, recipe)
 
     def build(folder: Path) -> None:

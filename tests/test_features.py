@@ -1,0 +1,199 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from atr import encoders, features, store
+from atr.config import RunConfig
+from atr.encoders import text
+from atr.encoders.text import TextEncoder
+from atr.features import log_mels, pooled, prepare
+
+
+@pytest.fixture(scope="module")
+def config(tiny_bert):
+    return RunConfig(text_encoder=str(tiny_bert), batch_size=16, embedding_dim=8)
+
+
+@pytest.fixture(scope="module")
+def part(corpus):
+    return corpus.split("validation")
+
+
+@pytest.fixture(scope="module")
+def weights(config, corpus):
+    return features.weights(config, corpus, quiet=True).audio_weights
+
+
+class Uneven:
+    """The corpus's reader, every clip cut to a length of its own."""
+
+    def __init__(self, read):
+        self.read = read
+
+    def __call__(self, clip):
+        waveform, rate = self.read(clip)
+        return waveform[: rate + 3000 * int(clip[-2:])], rate
+
+
+@pytest.fixture(scope="module")
+def uneven(part):
+    digests = ["e" + digest for digest in part.clips["digest"]]
+    return replace(part, clips=part.clips.assign(digest=digests), read=Uneven(part.read))
+
+
+def refuse(*arguments, **options):
+    raise AssertionError("computed again")
+
+
+@pytest.mark.parametrize("which", ["part", "uneven"])
+def test_log_mels_are_the_frontend_of_each_clip_alone(request, which):
+    corpus = request.getfixturevalue(which)
+    encoder = encoders.build("compact")
+    packed = log_mels(corpus, encoder, quiet=True)
+    assert len(packed) == len(corpus) and packed.data.dtype == np.float32
+    for row, clip in enumerate(corpus.clips["clip"]):
+        waveform = torch.from_numpy(corpus.read(clip)[0])[None]
+        expected = encoder.frontend((waveform.clamp(-1, 1) * 32767).round() / 32767)[0].T
+        assert packed[row].shape == expected.shape == (1 + waveform.shape[1] // 320, 64)
+        # The frontend's own rounding is amplified where a band is nearly silent
+        np.testing.assert_allclose(packed[row], expected, atol=0.05)
+
+
+@pytest.mark.parametrize("which", ["part", "uneven"])
+def test_pooled_features_are_the_encoder_in_evaluation_mode_on_each_clip_alone(request, which, weights):
+    corpus = request.getfixturevalue(which)
+    encoder = encoders.build("compact", weights).eval()
+    ours = pooled(corpus, "compact", weights, quiet=True)
+    mels = log_mels(corpus, encoder, quiet=True)
+    with torch.no_grad():
+        for row in range(len(corpus)):
+            alone = encoder.pool(*encoder.encode(torch.from_numpy(mels[row].T[None].copy())))
+            torch.testing.assert_close(ours[row], alone[0], atol=1e-4, rtol=1e-4)
+    assert ours.shape == (len(corpus), encoder.dim)
+
+
+def test_features_are_computed_once(part, weights, monkeypatch):
+    encoder = encoders.build("compact")
+    first = log_mels(part, encoder, quiet=True).data, pooled(part, "compact", weights, quiet=True)
+    monkeypatch.setattr(store, "pack", refuse)
+    again = log_mels(part, encoder, quiet=True).data, pooled(part, "compact", weights, quiet=True)
+    np.testing.assert_array_equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+
+
+def test_other_audio_and_other_weights_never_meet_the_old_features(part, weights, tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other.safetensors"
+    save_file({key: tensor + 0.01 for key, tensor in load_file(weights).items()}, other)
+    first = pooled(part, "compact", weights, quiet=True)
+    assert not torch.allclose(first, pooled(part, "compact", other, quiet=True))
+    fewer = replace(part, clips=part.clips.iloc[1:].reset_index(drop=True))
+    torch.testing.assert_close(pooled(fewer, "compact", weights, quiet=True), first[1:], atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(store, "pack", refuse)
+    with pytest.raises(AssertionError, match="computed again"):
+        changed = part.clips.assign(digest=["f" + digest for digest in part.clips["digest"]])
+        pooled(replace(part, clips=changed), "compact", weights, quiet=True)
+
+
+def test_features_do_not_depend_on_the_threads_of_whoever_asks(part, weights, monkeypatch, tmp_path):
+    seen = []
+    for number in (1, 2):
+        monkeypatch.setenv("ATR_HOME", str(tmp_path / str(number)))
+        with store.threads(number):
+            captions = ["a dog barks", "rain falls on a roof"] * 40
+            encoder = TextEncoder(text.folder("minilm"))
+            spoken = text.computed(captions, "any", lambda encoder=encoder: encoder, quiet=True)
+            seen.append((pooled(part, "compact", weights, quiet=True).numpy(), spoken.data))
+    np.testing.assert_array_equal(seen[0][0], seen[1][0])
+    np.testing.assert_array_equal(seen[0][1], seen[1][1])
+
+
+# --- what a config reads
+
+
+def test_a_frozen_run_reads_pooled_features_and_captions(config, corpus, weights, tiny_bert):
+    prepared = prepare(config, corpus, quiet=True)
+    assert list(prepared.splits) == ["train", "validation", "test"]
+    for name, inputs in prepared.splits.items():
+        part = corpus.split(name)
+        captions = part.captions["caption"].tolist()
+        assert inputs.audio.shape == (len(part), 192) and inputs.text.shape == (len(captions), 16)
+        assert part.clips["clip"].iloc[inputs.clip_of_caption].tolist() == part.captions["clip"].tolist()
+        np.testing.assert_array_equal(inputs.relevance, part.relevance())
+        assert torch.equal(inputs.audio, pooled(part, "compact", weights, quiet=True))
+    encoder = TextEncoder(tiny_bert).eval()
+    chosen = [text.normalise(caption, "mei2022") for caption in captions[:3]]
+    with torch.no_grad():
+        expected = encoder(*text.ids(chosen, encoder).batch(np.arange(3)))
+    torch.testing.assert_close(inputs.text[:3], expected, atol=1e-5, rtol=0)
+    clips = np.array([2, 0])
+    audio, no_lengths = inputs.audio_batch(clips)
+    assert torch.equal(audio, inputs.audio[clips]) and no_lengths is None
+    spoken, no_lengths = inputs.text_batch(np.array([5, 1]))
+    assert torch.equal(spoken, inputs.text[[5, 1]]) and no_lengths is None
+
+
+@pytest.mark.parametrize("training", ["finetuned", "scratch"])
+def test_a_fine_tuned_run_reads_log_mels_and_the_states_below_its_layers(config, corpus, training):
+    inputs = prepare(config.replace(training=training), corpus, ("test",), quiet=True).splits["test"]
+    audio, frames = inputs.audio_batch(np.array([3, 1]))
+    assert audio.shape == (2, 64, 201) and frames.tolist() == [201, 201]
+    np.testing.assert_array_equal(audio[1].T, inputs.audio[1])
+    states, tokens = inputs.text_batch(np.array([7, 0]))
+    assert states.shape == (2, int(tokens.max()), 16) and states.is_floating_point()
+
+
+@pytest.mark.parametrize("changes", [{"training": "frozen_released"}, {"training": "finetuned", "text_layers": None}])
+def test_a_run_that_needs_the_whole_text_encoder_reads_tokens(config, corpus, tiny_bert, changes):
+    inputs = prepare(config.replace(**changes), corpus, ("test",), quiet=True).splits["test"]
+    ids, tokens = inputs.text_batch(np.array([7, 0]))
+    caption = text.normalise(corpus.split("test").captions["caption"][7], "mei2022")
+    expected = TextEncoder(tiny_bert).tokenize([caption])[0]
+    assert ids.dtype == torch.int64 and ids[0, : tokens[0]].tolist() == expected.tolist()
+
+
+def test_a_frozen_run_does_not_mind_a_text_encoder_with_few_layers(config, corpus, tiny_bert, tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    config = config.replace(text_encoder=str(tmp_path), text_layers=2)
+    assert prepare(config, corpus, ("test",), quiet=True).splits["test"].text.shape[1] == 8
+    with pytest.raises(ValueError, match="text_layers: cannot train the top 2 layers"):
+        prepare(config.replace(training="finetuned"), corpus, ("test",), quiet=True)
+
+
+def test_all_is_read_from_the_store_without_loading_a_text_model_again(config, corpus, monkeypatch):
+    prepare(config, corpus, quiet=True)
+    monkeypatch.setattr(text, "TextEncoder", refuse)
+    monkeypatch.setattr(store, "pack", refuse)
+    prepare(config, corpus, quiet=True)
+
+
+# --- weights
+
+
+def test_weights_come_from_the_corpus_from_a_file_or_from_nowhere(config, corpus, weights):
+    own = features.weights(config, corpus, quiet=True)
+    file = features.weights(config.replace(audio_weights=str(weights)), corpus, quiet=True)
+    assert own.audio_weights == file.audio_weights == weights and own.fingerprints == file.fingerprints
+    assert own.fingerprints["audio"] == store.file_hash(weights)
+    for changes in ({"training": "scratch"}, {"training": "finetuned", "audio_weights": None}):
+        random = features.weights(config.replace(**changes), corpus, quiet=True)
+        assert random.audio_weights is None and random.fingerprints["audio"] == "random"
+        assert random.fingerprints["text"] == own.fingerprints["text"]
+
+
+def test_wrong_weights_are_errors_that_name_the_field(config, corpus, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"audio_weights: {tmp_path}/none.safetensors: no such file"):
+        features.weights(config.replace(audio_weights=str(tmp_path / "none.safetensors")), corpus)
+    with pytest.raises(ValueError, match="training 'frozen' needs audio_weights"):
+        features.weights(config.replace(audio_weights=None), corpus)
+    with pytest.raises(ValueError, match="audio_encoder: unknown 'cnn99'; known: compact"):
+        features.weights(config.replace(audio_encoder="cnn99"), corpus)

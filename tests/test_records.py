@@ -1,0 +1,165 @@
+import json
+
+import pytest
+
+from atr import RunConfig, fit, load_corpus, records, store, training
+from atr.records import Run
+
+TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+WEIGHTS = {"audio": "a", "text": "t"}
+
+
+def config(**changes):
+    return RunConfig(**({"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16} | changes))
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    return fit(config(), corpus, runs=tmp_path_factory.mktemp("runs"), device="cpu")
+
+
+class TestAddress:
+    def test_it_is_sixteen_hexadecimal_digits_and_always_the_same(self):
+        address = records.address(config(), "corpus", WEIGHTS)
+        assert len(address) == 16 and int(address, 16) >= 0
+        assert address == records.address(config(), "corpus", dict(reversed(WEIGHTS.items())))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"seed": 1},
+            {"precision": "bf16"},
+            {"epochs": 2},
+            {"loss": {"name": "nt_xent", "temperature": 0.05}},
+            {"learning_rates": {"heads": 1e-3, "text": 1e-3}},
+        ],
+        ids=lambda changes: next(iter(changes)),
+    )
+    def test_every_field_of_the_config_changes_it(self, changes):
+        assert records.address(config(**changes), "corpus", WEIGHTS) != records.address(config(), "corpus", WEIGHTS)
+
+    def test_the_corpus_and_the_weights_change_it(self):
+        known = records.address(config(), "corpus", WEIGHTS)
+        assert records.address(config(), "other", WEIGHTS) != known
+        assert records.address(config(), "corpus", WEIGHTS | {"audio": "b"}) != known
+        assert records.address(config(), "corpus", WEIGHTS | {"text": "u"}) != known
+
+    def test_the_version_of_the_results_changes_it(self, monkeypatch):
+        known = records.address(config(), "corpus", WEIGHTS)
+        monkeypatch.setattr(records, "RESULT_VERSION", records.RESULT_VERSION + 1)
+        assert records.address(config(), "corpus", WEIGHTS) != known
+
+    def test_another_corpus_under_the_same_name_gives_another_run(self, corpus, run):
+        larger = load_corpus("soundscapes", **{key: TINY[key] for key in TINY if key != "name"} | {"test": 17})
+        assert training.locate(config(), larger, run.path.parent).address != run.address
+
+    def test_device_and_threads_do_not_change_it(self, corpus, run):
+        again = fit(config(), corpus, runs=run.path.parent, device="auto", threads=2)
+        assert again.address == run.address and again.environment["threads"] == 1
+
+
+class TestRun:
+    def test_it_gives_back_what_was_recorded(self, run):
+        assert run.config == config() and run.finished and run.status == "finished" and not run.stale
+        assert run.best_epoch in (0, 1) and run.history["epoch"].tolist() == [1]
+        assert set(run.metrics) == set(run.validation) and 0 <= run.metrics["t2a_r10"] <= 100
+        assert run.ranks.t2a.shape == (80, 1) and run.ranks.best("a2t").min() >= 1
+        assert run.metrics["t2a_r10"] == pytest.approx(100 * (run.ranks.best("t2a") <= 10).mean())
+
+    def test_the_environment_says_where_and_with_what(self, run):
+        made = run.environment
+        assert made["device"] == "cpu" and made["seconds"] > 0 and set(made["versions"]) == set(records.RECORDED)
+        assert set(made["weights"]) == {"audio", "text"} and len(made["weights"]["audio"]) == 64
+
+    def test_a_run_that_is_not_finished_says_how_to_continue(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
+            _ = Run(tmp_path).metrics
+        assert Run(tmp_path).status == "unfinished"
+
+    @pytest.mark.parametrize(
+        "files, status",
+        [
+            ([], "unfinished"),
+            (["error.txt"], "failed"),
+            (["metrics.json"], "finished"),
+            (["metrics.json", "error.txt"], "finished"),
+        ],
+    )
+    def test_status(self, files, status, tmp_path):
+        records.write_json(
+            tmp_path / "config.json", {"result_version": records.RESULT_VERSION, "config": config().to_dict()}
+        )
+        for name in files:
+            (tmp_path / name).write_text("{}")
+        assert Run(tmp_path).status == status
+
+    def test_a_run_of_an_older_version_is_stale_even_if_its_config_is_not_understood_any_more(self, tmp_path):
+        records.write_json(tmp_path / "config.json", {"result_version": 0, "config": {"gone": 1}})
+        (tmp_path / "metrics.json").write_text("{}")
+        assert Run(tmp_path).stale and Run(tmp_path).status == "stale"
+
+
+class TestStore:
+    def test_runs_are_listed_oldest_first(self, tmp_path):
+        for place, name in enumerate(["b0", "a1", "c2"]):
+            (tmp_path / name).mkdir()
+            records.os.utime(tmp_path / name, (place, place))
+        (tmp_path / ".locks").mkdir()
+        (tmp_path / "0file").touch()
+        assert [run.address for run in records.stored(tmp_path)] == ["b0", "a1", "c2"]
+
+    def test_a_folder_that_is_not_there_holds_no_runs(self, tmp_path):
+        assert records.stored(tmp_path / "none") == []
+
+    def test_the_default_folder_lies_in_the_results(self):
+        assert records.default_folder() == store.results_home() / "runs"
+        assert records.stored() == records.stored(records.default_folder())
+
+    def test_a_removed_run_is_gone(self, tmp_path):
+        (tmp_path / "a1").mkdir()
+        Run(tmp_path / "a1").remove()
+        assert records.stored(tmp_path) == []
+
+
+class TestProvenance:
+    def test_it_names_each_run_once_with_devices_versions_and_time(self, run, monkeypatch):
+        monkeypatch.setenv("ATR_COMMAND", "atr study 01")
+        found = records.provenance([run, run, Run(run.path)])
+        versions = run.environment["versions"]
+        assert found["runs"] == [run.address] and found["command"] == "atr study 01"
+        assert found["versions"] == {name: [version] for name, version in versions.items()}
+        assert found["note"].startswith("1 runs, ") and found["note"].endswith(f"PyTorch {versions['torch']}.")
+        assert found["result_version"] == records.RESULT_VERSION and found["devices"][0].startswith("cpu, ")
+
+    def test_without_runs_it_says_nothing(self):
+        found = records.provenance([])
+        assert found["note"] == "" and found["runs"] == [] and found["versions"] == {}
+
+    def test_outside_of_a_checkout_there_is_no_commit(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(store, "PROJECT", tmp_path)
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+        assert records.commit() is None
+
+    def test_in_a_checkout_changed_code_is_marked(self, tmp_path, monkeypatch):
+        def git(*words):
+            records.subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+
+        monkeypatch.setattr(store, "PROJECT", tmp_path)
+        for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+            monkeypatch.setenv(name, "someone")
+        git("init")
+        (tmp_path / "atr").mkdir()
+        (tmp_path / "atr" / "code.py").write_text("1\n")
+        git("add", ".")
+        git("commit", "-m", "first")
+        clean = records.commit()
+        (tmp_path / "atr" / "code.py").write_text("2\n")
+        assert len(clean) == 12 and records.commit() == f"{clean}+"
+
+
+def test_json_is_replaced_as_a_whole(tmp_path):
+    records.write_json(tmp_path / "a.json", {"number": 1})
+    with pytest.raises(TypeError):
+        records.write_json(tmp_path / "a.json", {"number": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"number": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,178 @@
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from atr import RunConfig, fit, run_all, training
+from atr.corpora import load_corpus
+from atr.runs import Runs, cost, default_workers, describe, pairs, preparation, speed
+
+TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+DIVERGES = {"learning_rates": {"heads": 1e30}, "clip_norm": None}
+
+
+def config(**changes):
+    return RunConfig(**({"corpus": TINY, "epochs": 2, "batch_size": 16, "embedding_dim": 16} | changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared(corpus, tmp_path_factory):
+    """Everything in the store, so that each test pays for its runs alone."""
+    fit(config(epochs=0), corpus, runs=tmp_path_factory.mktemp("prepared"))
+
+
+def test_two_side_by_side_give_what_each_gives_alone(tmp_path, corpus):
+    configs = [config(seed=seed) for seed in range(2)]
+    outcome = run_all(configs, runs=tmp_path / "many", workers=2, device="cpu", quiet=True)
+    assert not outcome.failures and len(outcome) == 2 and [found for found, _ in outcome] == configs
+    for found, run in outcome:
+        alone = fit(found, corpus, runs=tmp_path / "alone", device="cpu")
+        assert alone.metrics == run.metrics and torch.equal(alone.embeddings["text"], run.embeddings["text"])
+
+
+def test_equal_configs_run_once_and_finished_ones_not_at_all(tmp_path, corpus, monkeypatch):
+    first = fit(config(seed=0), corpus, runs=tmp_path)
+    made = (first.path / "metrics.json").stat().st_mtime_ns
+    called = []
+    configs = [config(seed=1), config(seed=0), config(seed=1)]
+    outcome = run_all(configs, runs=tmp_path, quiet=True, on_run=lambda found, run: called.append((found, run.address)))
+    assert [run.address for run in outcome.runs] == [called[1][1], first.address, called[1][1]]
+    assert [found.seed for found, _ in called] == [0, 1, 1]  # what is finished comes first
+    assert (first.path / "metrics.json").stat().st_mtime_ns == made
+    assert len([path for path in tmp_path.iterdir() if (path / "config.json").is_file()]) == 2
+
+    monkeypatch.setattr("atr.runs.store.worker_context", None)  # nothing may be started now
+    again = run_all(configs, runs=tmp_path, quiet=True)
+    assert [run.address for run in again.runs] == [run.address for run in outcome.runs]
+
+
+def test_a_failing_run_is_reported_and_the_others_finish(tmp_path, capfd):
+    configs = [config(**DIVERGES), config(), config(**DIVERGES)]
+    outcome = run_all(configs, runs=tmp_path, workers=2, quiet=True)
+    assert outcome.runs[1].finished and outcome.runs[0] is outcome.runs[2] is None
+    assert [found for found, _ in outcome] == [configs[1]]
+    assert set(outcome.failures) == {0, 2} and "lower learning_rates" in outcome.failures[0]
+    assert "error.txt" in outcome.failures[0] and "TrainingError" in capfd.readouterr().err
+    with pytest.raises(RuntimeError, match=r"2 of 3 runs failed:\n.*nt_xent frozen D16 B16 lr 1e\+30 seed 0"):
+        outcome.raise_failures()
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"corpus": "music"}, "ValueError: unknown corpus 'music'; known: "),
+        ({"corpus": TINY | {"minutes": 3}}, "unknown option.* minutes"),
+        ({"corpus": "csv"}, "lies in a folder: give root"),
+        ({"audio_encoder": "cnn99"}, "cnn99"),
+        ({"audio_weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),
+        ({"text_encoder": "nobody/nothing"}, "text encoder 'nobody/nothing'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_config_that_cannot_start_does_not_stop_the_others(changes, reason, tmp_path):
+    outcome = run_all([config(**changes), config(epochs=1)], runs=tmp_path, workers=1, quiet=True)
+    assert outcome.runs[0] is None and outcome.runs[1].finished and list(outcome.failures) == [0]
+    with pytest.raises(RuntimeError, match=reason):
+        outcome.raise_failures()
+
+
+def test_a_worker_that_is_killed_is_reported_and_continued_the_next_time(tmp_path, corpus):
+    long, short = config(epochs=60), config(epochs=1)
+    folder = training.locate(long, corpus, tmp_path / "cut").path
+    killed = []
+
+    def kill():
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not (folder / "history.csv").is_file():
+            time.sleep(0.001)
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(process.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    outcome = run_all([long, short], runs=tmp_path / "cut", workers=1, quiet=True)
+    thread.join()
+    assert len(killed) == 1 and outcome.runs[0] is None and outcome.runs[1].finished
+    assert "its process ended with -9" in outcome.failures[0] and "run again to continue it" in outcome.failures[0]
+    reached = torch.load(folder / "state.pt", weights_only=True)["epoch"]
+    assert 1 <= reached < 60
+
+    again = run_all([long, short], runs=tmp_path / "cut", workers=1, quiet=True)
+    again.raise_failures()
+    whole = fit(long, corpus, runs=tmp_path / "whole")
+    for name in ("history.csv", "metrics.json", "embeddings.safetensors"):
+        assert (whole.path / name).read_bytes() == (again.runs[0].path / name).read_bytes()
+
+
+def test_short_runs_come_first(tmp_path):
+    order = []
+    configs = [config(epochs=12), config(epochs=1), config(epochs=4)]
+    run_all(configs, runs=tmp_path, workers=1, quiet=True, on_run=lambda found, run: order.append(found.epochs))
+    assert order == [1, 4, 12]
+
+
+def test_nothing_to_run_is_no_error(tmp_path):
+    assert list(run_all([], runs=tmp_path, quiet=True)) == []
+
+
+def test_an_unknown_executor_or_device_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="executor: unknown 'slurm'; known: local"):
+        run_all([config()], executor="slurm", runs=tmp_path)
+    with pytest.raises(ValueError, match="device: unknown 'tpu'"):
+        run_all([config()], device="tpu", runs=tmp_path)
+
+
+def test_the_corpus_of_a_folder_is_found_by_its_root(tmp_path, corpus):
+    # Given a folder of sounds, its own captions and an encoder's weights from elsewhere
+    soundfile = pytest.importorskip("soundfile")
+    lines = ["file_name,split,caption"]
+    for number, clip in enumerate(corpus.clips["clip"][:12]):
+        waveform, rate = corpus.read(clip)
+        soundfile.write(tmp_path / f"{clip}.wav", waveform, rate)
+        split = "train" if number < 8 else "validation" if number < 10 else "test"
+        lines.append(f'{clip}.wav,{split},"{corpus.captions.loc[corpus.captions["clip"] == clip, "caption"].iloc[0]}"')
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    weights = str(training.features.pretraining.weights(corpus, "compact", quiet=True))
+    # When a run of it stands beside one that needs no folder
+    own = config(corpus="csv", audio_weights=weights, batch_size=4, epochs=1)
+    outcome = run_all([own, config(epochs=1)], root=tmp_path, runs=tmp_path / "runs", workers=1, quiet=True)
+    # Then both finish, and the folder is no part of the address
+    outcome.raise_failures()
+    loaded = load_corpus("csv", tmp_path)
+    assert outcome.runs[0].embeddings["audio"].shape == (2, 16)
+    assert training.locate(own, loaded, tmp_path / "runs").address == outcome.runs[0].address
+
+
+class TestEstimates:
+    def test_a_config_in_words(self):
+        words = describe(config(loss={"name": "triplet_max"}, seed=3, learning_rates={"heads": 5e-4}))
+        assert words == "triplet_max frozen D16 B16 lr 0.0005 seed 3 on soundscapes"
+
+    def test_pairs_count_clips_and_epochs_and_with_all_captions_five_times_as_many(self):
+        assert pairs(config(epochs=10)) == 480 and pairs(config(epochs=10, sampler="all_captions")) == 2400
+        assert pairs(config(corpus="csv", epochs=1)) == 1200
+
+    def test_cost_grows_with_epochs_and_falls_with_the_batch_size(self):
+        assert cost(config(epochs=0)) < cost(config(epochs=5)) < cost(config(epochs=5, batch_size=4))
+        assert cost(config(training="finetuned")) > cost(config())
+
+    def test_preparation_grows_with_the_corpus_and_shrinks_with_cores(self):
+        small, large = {"train": 100}, {"train": 1000}
+        assert preparation(small, 2) < preparation(large, 2) < preparation(large, 1)
+
+    def test_speed_is_a_positive_factor(self):
+        assert 0 < speed() < 1000
+
+    def test_one_run_at_a_time_on_a_gpu_and_one_a_core_on_a_cpu(self, monkeypatch):
+        assert default_workers("cuda") == 1 and default_workers("cpu") >= 1
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: 6)
+        assert default_workers("cpu") == 6
+
+    def test_no_failures_raise_nothing(self):
+        assert Runs([config()], [None]).raise_failures() is None

@@ -1,0 +1,240 @@
+import json
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+from made_runs import made_run
+
+from atr import profile, store, study
+from atr.profiles import PROFILES
+from atr.study import StudyError
+
+PATHS = study.notebooks()
+NAMES = ["01_loss_comparison", "02_batch_size"]
+LOSSES = {"triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"}
+
+
+def grid(number, name, seeds=None):
+    return study.grid(study.notebooks([number])[0], {"profile": name, "seeds": seeds})
+
+
+def distinct(configs):
+    return {json.dumps(config.to_dict(), sort_keys=True) for config in configs}
+
+
+class TestNotebooks:
+    @pytest.mark.parametrize("numbers", [["02", "1"], ["2", "01_loss_comparison"], ["02_batch_size", "01"]])
+    def test_they_are_found_by_number_or_name_in_the_order_asked_for(self, numbers):
+        assert [path.stem for path in study.notebooks(numbers)] == [NAMES[1], NAMES[0]]
+
+    def test_all_of_them_without_numbers(self):
+        assert [path.stem for path in PATHS][:2] == NAMES
+
+    def test_an_unknown_number_is_refused_with_the_known_ones(self):
+        with pytest.raises(StudyError, match="no notebook '77'.*known: 01_loss_comparison, 02_batch_size"):
+            study.notebooks(["77"])
+
+    @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+    def test_they_are_committed_without_outputs(self, path):
+        for cell in nbformat.read(path, as_version=4).cells:
+            assert not cell.get("outputs") and cell.get("execution_count") is None
+
+    @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+    def test_they_take_the_same_parameters_and_open_with_their_question(self, path):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        space = {}
+        exec(tagged[0].source, space)
+        assert len(tagged) == 1
+        found = {name: space[name] for name in ("profile", "seeds", "device", "executor")}
+        assert found == {"profile": "demo", "seeds": None, "device": "auto", "executor": "local"}
+        assert notebook.cells[0].cell_type == "markdown" and "?" in notebook.cells[0].source
+
+
+class TestGrids:
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_losses_by_corpora_trainings_rates_and_seeds(self, name):
+        setting, configs = profile(name), grid("01", name)
+        seeds, corpora = len(setting.seeds), len(setting.corpora)
+        assert len(distinct(configs)) == len(configs)
+        # four losses, two kinds of training, two rates; untrained and longer besides
+        assert len(configs) == corpora * seeds * (4 * 2 * 2 + 2)
+        assert {config.loss["name"] for config in configs} == LOSSES
+        assert {config.seed for config in configs} == set(setting.seeds)
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_batch_sizes_by_losses_rates_and_seeds(self, name):
+        setting, configs = profile(name), grid("02", name)
+        assert len(distinct(configs)) == len(configs) == len(setting.sizes) * 4 * 2 * len(setting.seeds)
+        assert {config.batch_size for config in configs} == set(setting.sizes)
+        assert set(setting.compared_sizes) <= set(setting.sizes) and len(set(setting.compared_sizes)) == 2
+        assert {config.training.removesuffix("_released") for config in configs} == {"frozen"}
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_the_notebooks_share_the_runs_at_the_usual_batch_size(self, name):
+        shared = distinct(grid("01", name)) & distinct(grid("02", name))
+        assert len(shared) == 4 * 2 * len(profile(name).seeds)
+
+    @pytest.mark.parametrize("name", ["demo", "esc10"])
+    def test_further_sizes_either_side_of_the_published_ones(self, name):
+        sizes = profile(name).sizes
+        assert {32, 128} <= set(sizes) and min(sizes) < 32 and max(sizes) > 128
+        assert profile(name).compared_sizes == (32, 128)
+
+    def test_seeds_can_be_chosen(self):
+        assert {config.seed for number in ("01", "02") for config in grid(number, "demo", [7, 8])} == {7, 8}
+
+    def test_the_paper_grid_of_losses_is_the_published_one(self):
+        configs = [config for config in grid("01", "paper") if config.epochs == 50]
+        assert len(configs) == 2 * 2 * 4 * 2 * 3
+        published = pd.read_csv(store.PROJECT / "data" / "reference" / "mei2022_table1.csv")
+        ours = {
+            (c.corpus["name"], c.training == "finetuned", c.loss["name"], c.rate("heads"), c.batch_size)
+            for c in configs
+        }
+        columns = ["dataset", "fine_tuned", "loss", "learning_rate", "batch_size"]
+        assert set(published[columns].itertuples(index=False, name=None)) <= ours
+        assert {config.rate(group) for config in configs for group in ("heads", "audio", "text")} == {1e-4, 5e-5}
+        assert {(config.corpus["name"], config.batch_size) for config in configs} == {("audiocaps", 32), ("clotho", 24)}
+
+    def test_the_paper_grid_of_batch_sizes_is_the_published_one(self):
+        configs = grid("02", "paper")
+        assert {config.batch_size for config in configs} == {32, 128}
+        assert {config.corpus["name"] for config in configs} == {"audiocaps"}
+        assert {config.rate("heads") for config in configs} == {1e-4, 5e-5}
+
+    @pytest.mark.parametrize("number", ["01", "02"])
+    def test_the_paper_recipe(self, number):
+        for config in grid(number, "paper"):
+            assert config.embedding_dim == 1024 and config.recipe == "released" and config.sampler == "all_captions"
+            assert (config.audio_encoder, config.text_encoder) == ("resnet38", "bert-base-uncased")
+            assert config.training in ("frozen_released", "finetuned") and config.text_pooling == "first"
+            assert config.epochs in (0, 50, 100) and config.schedule == "step" and config.step_factor == 0.1
+            assert config.step_epochs == (40 if config.epochs == 100 else 20) and config.text_layers is None
+
+    @pytest.mark.parametrize("name", ["demo", "esc10"])
+    def test_the_small_recipe(self, name):
+        for config in grid("01", name):
+            assert config.embedding_dim == 256 and config.batch_size == 32 and config.sampler == "caption_per_clip"
+            assert config.training in ("frozen", "finetuned") and config.text_layers == 2
+
+    def test_a_notebook_without_a_grid_is_refused(self, tmp_path):
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]), tmp_path / "99.ipynb")
+        with pytest.raises(StudyError, match="no cell tagged 'grid'"):
+            study.grid(tmp_path / "99.ipynb", {})
+
+
+class TestPlan:
+    @pytest.fixture
+    def results(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
+        return tmp_path
+
+    def test_every_distinct_run_once_with_its_notebooks(self, results):
+        table = study.plan(PATHS[:2], "smoke")
+        assert len(table) == len(distinct(grid("01", "smoke") + grid("02", "smoke")))
+        shared = 4 * 2 * len(profile("smoke").seeds)
+        assert (table["notebooks"] == "01 02").sum() == shared and set(table["notebooks"]) == {"01", "02", "01 02"}
+        assert not table["finished"].any() and (table["seconds"] > 0).all()
+
+    def test_what_is_finished_is_marked_and_costs_nothing_more(self, results, monkeypatch):
+        monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
+        before = study.plan(PATHS[:1], "smoke")
+        for place, config in enumerate(before["config"]):
+            made_run(results / "smoke" / "runs", f"{place:016x}", config, [1, 2], [1, 2])
+        after = study.plan(PATHS[:1], "smoke")
+        assert after["finished"].all()
+        assert study.estimate(after, PATHS[:1], 2) == study.NOTEBOOK_SECONDS
+        assert study.estimate(before, PATHS[:1], 2) > study.estimate(after, PATHS[:1], 2)
+        assert study.estimate(before, PATHS[:1], 2) < study.estimate(before, PATHS[:1], 1)
+
+    def test_a_corpus_that_runs_have_used_needs_no_preparation(self, results, monkeypatch):
+        monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
+        table = study.plan(PATHS[:1], "smoke")
+        fresh = study.estimate(table, PATHS[:1], 1)
+        made_run(results / "smoke" / "runs", "0" * 16, table["config"][0], [1, 2], [1, 2])
+        begun = study.estimate(study.plan(PATHS[:1], "smoke"), PATHS[:1], 1)
+        saved = table["seconds"][0] + study.runs.preparation(table["config"][0].corpus, 1)
+        assert fresh - begun == pytest.approx(saved)
+
+    def test_seeds_are_counted(self, results):
+        assert len(study.plan(PATHS[:2], "demo", [0])) * 3 == len(study.plan(PATHS[:2], "demo"))
+
+    @pytest.mark.parametrize(
+        "seconds, words",
+        [(3, "10 seconds"), (44, "40 seconds"), (89, "90 seconds"), (700, "12 minutes"), (12600, "3.5 hours")],
+    )
+    def test_durations_in_words(self, seconds, words):
+        assert study.duration(seconds) == words
+
+
+class TestExecute:
+    @pytest.fixture(autouse=True)
+    def results(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
+        return tmp_path / "results"
+
+    def notebook(self, folder, *cells):
+        made = [nbformat.v4.new_code_cell("profile, x = 'demo', 1", metadata={"tags": ["parameters"]})]
+        notebook = nbformat.v4.new_notebook(cells=made + [nbformat.v4.new_code_cell(cell) for cell in cells])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / "99_test.ipynb")
+        return folder / "99_test.ipynb"
+
+    def test_parameters_are_passed_and_a_failure_keeps_the_last_good_copy(self, tmp_path, results):
+        path = self.notebook(tmp_path, "print(profile, x)\nassert x > 0, 'x is too small'")
+        done = study.execute(path, "smoke", {"x": 7}, quiet=True)
+        assert done == results / "smoke" / "notebooks" / "99_test.ipynb"
+        assert "smoke 7" in done.read_text()
+        good = done.read_bytes()
+        with pytest.raises(
+            StudyError, match=r"99_test\.ipynb: AssertionError: x is too small\nexecuted so far: .*failed"
+        ):
+            study.execute(path, "smoke", {"x": -1}, quiet=True)
+        assert done.read_bytes() == good and done.with_name("99_test.failed.ipynb").is_file()
+
+    def test_reference_copies_what_was_made_and_nothing_else(self, results):
+        with pytest.raises(StudyError, match="not run yet: 01_loss_comparison.ipynb.*atr study --profile smoke"):
+            study.commit_reference("smoke")
+        source = results / "smoke"
+        for part in ("tables", "figures", "notebooks", "runs"):
+            (source / part).mkdir(parents=True)
+            (source / part / f"{part}.txt").write_text(part)
+        for path in PATHS:
+            shutil.copy(path, source / "notebooks")
+        (source / "notebooks" / "01_loss_comparison.failed.ipynb").write_text("{}")
+        target = results / "reference" / "smoke"
+        (target / "tables").mkdir(parents=True)
+        (target / "tables" / "old.csv").write_text("old")
+        assert study.commit_reference("smoke") == target
+        assert sorted(path.name for path in target.iterdir()) == ["figures", "notebooks", "tables"]
+        assert sorted(path.name for path in (target / "tables").iterdir()) == ["tables.txt"]
+        assert not list(target.rglob("*.failed.ipynb")) and (target / "notebooks" / PATHS[0].name).is_file()
+
+
+class TestProfiles:
+    def test_an_unknown_profile_is_refused_with_the_known_ones(self):
+        with pytest.raises(ValueError, match="profile: unknown 'big'; known: smoke, demo, esc10, paper"):
+            profile("big")
+
+    def test_a_folder_of_clips_is_asked_for_where_it_is_needed(self, monkeypatch, tmp_path):
+        with pytest.raises(ValueError, match="make study PROFILE=esc10 CLIPS=<folder>, or set ATR_CLIPS"):
+            _ = profile("esc10").root
+        monkeypatch.setenv("ATR_CLIPS", str(tmp_path))
+        assert profile("esc10").root == tmp_path and profile("demo").root is None
+
+    def test_the_corpus_is_shown_by_the_profiles_name(self):
+        paper = profile("paper")
+        config = paper.config("Clotho", "frozen", "nt_xent", 0)
+        assert paper.name_of(config) == "Clotho" and profile("demo").name_of(config) == "clotho"
+
+    def test_longer_stretches_the_schedule(self):
+        demo = profile("demo")
+        short, long = (
+            demo.config("soundscapes", "frozen", "nt_xent", 0),
+            demo.longer("soundscapes", "frozen", "nt_xent", 0),
+        )
+        assert (long.epochs, long.step_epochs) == (2 * short.epochs, 2 * short.step_epochs)
+        assert long.replace(epochs=short.epochs, step_epochs=short.step_epochs) == short

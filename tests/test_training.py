@@ -1,0 +1,436 @@
+import errno
+import math
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from atr import RunConfig, encoders, fit, model, store, training
+from atr.encoders import pretraining
+from atr.training import TrainingError, rate_factor, selection_score
+
+TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+
+
+def config(**changes):
+    """Frozen encoders, three batches an epoch; quick enough to train a few times a second."""
+    return RunConfig(**({"corpus": TINY, "epochs": 2, "batch_size": 16, "embedding_dim": 16} | changes))
+
+
+def assert_same(run, other):
+    """Bit by bit the same numbers."""
+    for name in ("history.csv", "metrics.json", "embeddings.safetensors", "checkpoint.safetensors"):
+        assert (run.path / name).read_bytes() == (other.path / name).read_bytes(), name
+
+
+class TestRates:
+    def test_step_schedule_divides_by_ten_every_step_epochs(self):
+        steps = config(schedule="step", step_epochs=2, step_factor=0.1, epochs=5)
+        factors = [rate_factor(steps, step, 10) for step in (0, 19, 20, 39, 40)]
+        assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+    def test_cosine_schedule_falls_to_zero_at_the_last_epoch(self):
+        cosine = config(schedule="cosine", epochs=4)
+        factors = [rate_factor(cosine, step, 10) for step in (0, 10, 20, 30, 40)]
+        assert factors == pytest.approx([1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0])
+
+    def test_constant_schedule_stays(self):
+        assert [rate_factor(config(schedule="constant"), step, 3) for step in (0, 100)] == [1, 1]
+
+    def test_warm_up_rises_from_zero_by_step_then_hands_over(self):
+        warm = config(schedule="step", warmup_epochs=0.5, step_epochs=1, epochs=3)
+        assert [rate_factor(warm, step, 4) for step in (0, 1, 2, 4)] == pytest.approx([0, 0.5, 1, 0.1])
+
+    def test_each_group_has_its_own_rate_and_the_missing_ones_that_of_the_heads(self, corpus):
+        kind = config(training="finetuned", learning_rates={"heads": 1e-3, "text": 1e-5}, loss={"name": "sigmoid"})
+        network = model.build(kind, training.features.prepare(kind, corpus, quiet=True))
+        groups = model.groups(network, training.losses.build("sigmoid"), kind)
+        assert {group["name"]: group["peak"] for group in groups} == {
+            "heads": 1e-3,
+            "audio": 1e-3,
+            "text": 1e-5,
+            "loss": 1e-3,
+        }
+
+    def test_the_history_holds_the_rate_that_each_epoch_began_with(self, corpus, tmp_path):
+        run = fit(config(epochs=3, step_epochs=2, learning_rates={"heads": 2e-3}), corpus, runs=tmp_path)
+        assert run.history["learning_rate"].tolist() == pytest.approx([2e-3, 2e-3, 2e-4])
+
+
+class TestSelection:
+    SCORES = {f"{way}_r{k}": base + k for way, base in (("t2a", 10.0), ("a2t", 20.0)) for k in (1, 5, 10)} | {
+        "t2a_map10": 33.0
+    }
+
+    @pytest.mark.parametrize(
+        "select_by, score", [("t2a_recall_sum", 46), ("recall_sum", 122), ("t2a_map10", 33), ("last", 7)]
+    )
+    def test_the_score_of_an_epoch(self, select_by, score):
+        assert selection_score(config(select_by=select_by), self.SCORES, 7) == score
+
+    @pytest.mark.parametrize("select_by", ["t2a_recall_sum", "recall_sum", "t2a_map10", "last"])
+    def test_the_best_epoch_on_validation_is_kept(self, select_by, corpus, tmp_path):
+        kind = config(select_by=select_by, epochs=6, learning_rates={"heads": 0.02})
+        run = fit(kind, corpus, runs=tmp_path)
+        rows = run.history.to_dict("records")
+        scores = [selection_score(kind, row, row["epoch"]) for row in rows]
+        best = max(place for place, score in enumerate(scores) if score == max(scores))
+        assert run.best_epoch == best + 1
+        assert run.validation == {key: rows[best][key] for key in run.validation}
+
+    def test_ties_go_to_the_later_epoch(self, corpus, tmp_path):
+        run = fit(config(epochs=3, learning_rates={"heads": 0.0}), corpus, runs=tmp_path)
+        assert run.history["t2a_r10"].nunique() == 1 and run.best_epoch == 3
+
+    def test_metrics_embeddings_and_checkpoint_are_those_of_the_best_epoch(self, corpus, tmp_path):
+        kind = config(epochs=6, learning_rates={"heads": 0.02})
+        run = fit(kind, corpus, runs=tmp_path)
+        prepared = training.features.prepare(kind, corpus, quiet=True)
+        network = model.build(kind, prepared)
+        network.load_state_dict(load_file(run.path / "checkpoint.safetensors"))
+        with store.threads(1):
+            audio, text = model.embed(network, prepared.splits["test"])
+        assert torch.equal(audio, run.embeddings["audio"]) and torch.equal(text, run.embeddings["text"])
+        found = training.metrics.retrieval_metrics((text, audio), run.embeddings["relevance"])
+        assert found == run.metrics
+
+
+class TestKinds:
+    @pytest.mark.parametrize("kind", ["frozen", "finetuned", "scratch", "frozen_released"])
+    def test_each_kind_of_training_runs_and_learns(self, kind, corpus, tmp_path):
+        run = fit(config(training=kind), corpus, runs=tmp_path)
+        assert run.finished and run.history["epoch"].tolist() == [1, 2]
+        assert run.history["loss"][1] < run.history["loss"][0]
+        audio, text = run.embeddings["audio"], run.embeddings["text"]
+        assert audio.shape == (16, 16) and text.shape == (80, 16)
+        assert torch.allclose(audio.norm(dim=1), torch.ones(16), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "kind, groups",
+        [("frozen", set()), ("frozen_released", set()), ("finetuned", {"audio_encoder", "text_encoder"})],
+    )
+    def test_only_what_a_kind_trains_is_changed(self, kind, groups, corpus, tmp_path):
+        changes = config(training=kind, epochs=1)
+        run = fit(changes, corpus, runs=tmp_path)
+        torch.manual_seed(0)
+        before = model.build(changes, training.features.prepare(changes, corpus, quiet=True))
+        kept = load_file(run.path / "checkpoint.safetensors")
+        fixed = dict(before.named_parameters())
+        changed = {name.split(".")[0] for name in kept if name in fixed and not torch.equal(kept[name], fixed[name])}
+        assert changed == groups | {"audio_head", "text_head"}
+
+    def test_released_training_goes_on_with_batch_statistics_of_the_encoder(self, corpus, tmp_path):
+        run = fit(config(training="frozen_released", epochs=1), corpus, runs=tmp_path)
+        weights = load_file(pretraining.weights(corpus, "compact", quiet=True))
+        kept = load_file(run.path / "checkpoint.safetensors")
+        statistics = [name for name in weights if "running_mean" in name]
+        assert statistics
+        assert any(not torch.equal(kept[f"audio_encoder.{name}"], weights[name]) for name in statistics)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"optimizer": "adamw", "weight_decay": 0.1},
+            {"precision": "bf16"},
+            {"sampler": "all_captions"},
+            {"schedule": "cosine", "warmup_epochs": 1},
+            {"learning_rates": {"heads": 1e-2}},
+            {"loss": {"name": "triplet_max", "margin": 0.2}},
+            {"recipe": "paper"},
+            {"seed": 1},
+        ],
+        ids=lambda changes: next(iter(changes)),
+    )
+    def test_fields_of_the_config_change_the_numbers(self, changes, corpus, tmp_path):
+        plain = fit(config(epochs=1), corpus, runs=tmp_path)
+        other = fit(config(epochs=1, **changes), corpus, runs=tmp_path)
+        assert other.address != plain.address
+        if changes != {"recipe": "paper"}:  # NT-Xent is the same in both on pairs of distinct clips
+            assert not torch.equal(other.embeddings["text"], plain.embeddings["text"])
+
+    def test_clipping_bounds_the_first_step(self, corpus, tmp_path):
+        plain = {"optimizer": "adamw", "learning_rates": {"heads": 1e-3}, "epochs": 2}
+        free = fit(config(clip_norm=None, **plain), corpus, runs=tmp_path)
+        bounded = fit(config(clip_norm=1e-9, **plain), corpus, runs=tmp_path)
+        assert bounded.history["loss"][1] > free.history["loss"][1]
+
+    def test_no_epochs_give_the_untrained_model(self, corpus, tmp_path):
+        run = fit(config(epochs=0), corpus, runs=tmp_path)
+        assert run.best_epoch == 0 and len(run.history) == 0 and run.history.columns[0] == "epoch"
+        assert 0 <= run.validation["t2a_r10"] <= 100 and run.metrics["t2a_r10"] < 100
+
+    def test_a_run_finds_its_corpus_by_its_config(self, corpus, tmp_path):
+        assert fit(config(epochs=1), runs=tmp_path).address == fit(config(epochs=1), corpus, runs=tmp_path).address
+
+    def test_a_random_encoder_cannot_stay_frozen(self, corpus, tmp_path):
+        with pytest.raises(ValueError, match="needs audio_weights"):
+            fit(config(audio_weights=None), corpus, runs=tmp_path)
+
+    def test_weights_that_are_missing_are_named(self, corpus, tmp_path):
+        with pytest.raises(FileNotFoundError, match="audio_weights: .*none.safetensors: no such file"):
+            fit(config(audio_weights=str(tmp_path / "none.safetensors")), corpus, runs=tmp_path)
+
+
+class TestRepeating:
+    def test_the_same_config_gives_the_same_bits(self, corpus, tmp_path):
+        assert_same(fit(config(), corpus, runs=tmp_path / "a"), fit(config(), corpus, runs=tmp_path / "b"))
+
+    def test_fine_tuning_gives_the_same_bits(self, corpus, tmp_path):
+        kind = config(training="finetuned")
+        assert_same(fit(kind, corpus, runs=tmp_path / "a"), fit(kind, corpus, runs=tmp_path / "b"))
+
+    def test_caches_made_anew_give_the_same_bits(self, corpus, tmp_path, monkeypatch):
+        first = fit(config(), corpus, runs=tmp_path / "a")
+        monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
+        again = fit(config(), corpus, runs=tmp_path / "b")
+        assert (tmp_path / "home" / "cache" / "pooled").is_dir() and again.address == first.address
+        assert_same(first, again)
+
+    def test_the_number_of_threads_around_a_run_does_not_matter(self, corpus, tmp_path):
+        before = torch.get_num_threads()
+        first = fit(config(), corpus, runs=tmp_path / "a")
+        with store.threads(2):
+            assert_same(first, fit(config(), corpus, runs=tmp_path / "b"))
+        assert torch.get_num_threads() == before
+
+    def test_a_finished_run_is_not_trained_again(self, corpus, tmp_path, monkeypatch):
+        first = fit(config(), corpus, runs=tmp_path)
+        monkeypatch.setattr(training, "_train", None)
+        assert fit(config(), corpus, runs=tmp_path).path == first.path
+
+    def test_a_finished_run_leaves_no_state_behind(self, corpus, tmp_path):
+        run = fit(config(), corpus, runs=tmp_path)
+        assert sorted(path.name for path in run.path.iterdir()) == [
+            "checkpoint.safetensors",
+            "config.json",
+            "embeddings.safetensors",
+            "environment.json",
+            "history.csv",
+            "metrics.json",
+        ]
+
+
+def child(kind, corpus, runs, environment, dies_at=None):
+    """Train in this process; with dies_at, be killed just before the file of that number is put in place."""
+    os.environ.update(environment)
+    replace, count = os.replace, 0
+
+    def deadly(source, target):
+        nonlocal count
+        count += 1
+        if count == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = deadly
+    fit(kind, corpus, runs=runs)
+
+
+def start(kind, corpus, runs, dies_at=None):
+    environment = {name: value for name, value in os.environ.items() if name.startswith("ATR_")}
+    process = store.worker_context().Process(target=child, args=(kind, corpus, runs, environment, dies_at), daemon=True)
+    process.start()
+    return process
+
+
+def kill_at(kind, corpus, runs, epoch):
+    """Start a process that trains, and kill it once its saved state has seen `epoch`."""
+    folder = training.locate(kind, corpus, runs).path
+    process = start(kind, corpus, runs)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.is_alive():
+        history = folder / "history.csv"  # written after the state, a line an epoch below its header
+        if history.is_file() and history.read_text().count("\n") > epoch:
+            break
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+    return torch.load(folder / "state.pt", weights_only=True)["epoch"]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """Three epochs without interruption."""
+    return fit(config(epochs=3), corpus, runs=tmp_path_factory.mktemp("whole"))
+
+
+class TestKilled:
+    def test_killed_three_times_and_continued(self, corpus, tmp_path):
+        kind = config(epochs=40, step_epochs=20)
+        whole = fit(kind, corpus, runs=tmp_path / "whole")
+        reached = [kill_at(kind, corpus, tmp_path / "cut", epoch) for epoch in (1, 5, 12)]
+        assert reached == sorted(reached) and 12 <= reached[-1] < 40
+        assert_same(whole, fit(kind, corpus, runs=tmp_path / "cut"))
+
+    def test_fine_tuning_killed_and_continued(self, corpus, tmp_path):
+        kind = config(training="finetuned", epochs=3, select_by="last")
+        whole = fit(kind, corpus, runs=tmp_path / "whole")
+        assert 1 <= kill_at(kind, corpus, tmp_path / "cut", 1) < 3
+        assert_same(whole, fit(kind, corpus, runs=tmp_path / "cut"))
+
+    # Files in the order in which they are put in place: config, then state and history of three epochs, then
+    # embeddings, checkpoint, history, environment, metrics.
+    @pytest.mark.parametrize(
+        "dies_at, left",
+        [
+            (1, []),
+            (2, ["config.json"]),
+            (3, ["config.json", "state.pt"]),
+            (6, ["config.json", "history.csv", "state.pt"]),
+            (9, ["config.json", "embeddings.safetensors", "history.csv", "state.pt"]),
+        ],
+    )
+    def test_killed_while_a_file_is_put_in_place(self, dies_at, left, corpus, tmp_path, whole):
+        process = start(config(epochs=3), corpus, tmp_path, dies_at)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        run = training.locate(config(epochs=3), corpus, tmp_path)
+        assert sorted(path.name for path in run.path.iterdir() if not path.name.startswith(".")) == left
+        assert not run.finished and run.status == "unfinished"
+        assert_same(whole, fit(config(epochs=3), corpus, runs=tmp_path))
+
+    def test_killed_before_the_metrics(self, corpus, tmp_path, whole):
+        process = start(config(epochs=3), corpus, tmp_path, 12)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not training.locate(config(epochs=3), corpus, tmp_path).finished
+        assert_same(whole, fit(config(epochs=3), corpus, runs=tmp_path))
+
+
+def interrupt_after(monkeypatch, epochs):
+    """Let training be interrupted from the keyboard once it has saved so many epochs."""
+    write = training._write_history
+
+    def interrupted(folder, history):
+        write(folder, history)
+        if len(history) == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_write_history", interrupted)
+
+
+class TestInterrupted:
+    def test_an_interrupted_run_is_unfinished_not_failed(self, corpus, tmp_path, monkeypatch):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_after(patch, 1)
+            fit(config(), corpus, runs=tmp_path)
+        run = training.locate(config(), corpus, tmp_path)
+        assert run.status == "unfinished" and pd.read_csv(run.path / "history.csv")["epoch"].tolist() == [1]
+        with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
+            _ = run.metrics
+        assert fit(config(), corpus, runs=tmp_path).status == "finished"
+
+    def test_the_losss_own_parameters_are_trained_and_restored(self, corpus, tmp_path, monkeypatch):
+        kind = config(epochs=3, loss={"name": "sigmoid"}, learning_rates={"heads": 1e-3, "loss": 0.3})
+        whole = fit(kind, corpus, runs=tmp_path / "whole")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_after(patch, 2)
+            fit(kind, corpus, runs=tmp_path / "cut")
+        state = torch.load(training.locate(kind, corpus, tmp_path / "cut").path / "state.pt", weights_only=True)
+        initial = training.losses.build("sigmoid", "released").state_dict()
+        learned = dict(training.losses.build("sigmoid", "released").named_parameters())
+        assert learned and all(not torch.equal(state["loss"][name], initial[name]) for name in learned)
+        assert_same(whole, fit(kind, corpus, runs=tmp_path / "cut"))
+
+    def test_dropout_augmentation_and_batch_statistics_continue_too(self, corpus, tmp_path, monkeypatch):
+        kind = config(training="frozen_released", select_by="last")
+        complete = fit(kind, corpus, runs=tmp_path / "whole")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_after(patch, 1)
+            fit(kind, corpus, runs=tmp_path / "cut")
+        assert_same(complete, fit(kind, corpus, runs=tmp_path / "cut"))
+
+    def test_a_full_disk_leaves_the_last_epoch_readable(self, corpus, tmp_path, monkeypatch, whole):
+        save, saved = torch.save, []
+
+        def full(state, path):
+            if len(saved) == 2:
+                path.write_bytes(b"the beginning of a sta")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            saved.append(path)
+            save(state, path)
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(torch, "save", full)
+            fit(config(epochs=3), corpus, runs=tmp_path / "cut")
+        run = training.locate(config(epochs=3), corpus, tmp_path / "cut")
+        assert torch.load(run.path / "state.pt", weights_only=True)["epoch"] == 2
+        assert not [path for path in run.path.iterdir() if path.name.startswith(".state")]
+        assert run.status == "failed" and "No space left" in (run.path / "error.txt").read_text()
+        again = fit(config(epochs=3), corpus, runs=tmp_path / "cut")
+        assert again.status == "finished" and not (again.path / "error.txt").exists()
+        assert_same(whole, again)
+
+    def test_a_state_that_cannot_be_read_is_named_with_the_mend(self, corpus, tmp_path):
+        run = training.locate(config(), corpus, tmp_path)
+        run.path.mkdir(parents=True)
+        (run.path / "state.pt").write_bytes(b"not a state")
+        with pytest.raises(TrainingError, match=r"state\.pt: cannot be read .*; delete it to start the run anew"):
+            fit(config(), corpus, runs=tmp_path)
+        (run.path / "state.pt").unlink()
+        assert fit(config(), corpus, runs=tmp_path).finished
+
+
+class TestDiverging:
+    def failed(self, kind, corpus, tmp_path):
+        with pytest.raises(TrainingError) as caught:
+            fit(kind, corpus, runs=tmp_path)
+        run = training.locate(kind, corpus, tmp_path)
+        assert run.status == "failed" and str(caught.value) in (run.path / "error.txt").read_text()
+        return str(caught.value)
+
+    def test_a_loss_that_is_not_finite(self, corpus, tmp_path):
+        message = self.failed(config(learning_rates={"heads": 1e30}, clip_norm=None), corpus, tmp_path)
+        assert "epoch 1: the loss is nan; lower learning_rates" in message
+
+    def test_embeddings_that_are_not_finite(self, corpus, tmp_path):
+        # One step an epoch: its loss is still that of the initial model.
+        message = self.failed(config(learning_rates={"heads": 1e30}, clip_norm=None, batch_size=48), corpus, tmp_path)
+        assert "embeddings are not finite: the run has diverged; lower its learning_rates" in message
+
+    def test_weights_that_are_not_finite_are_not_taken_for_a_rate_too_high(self, corpus, tmp_path):
+        encoder = encoders.build("compact", pretraining.weights(corpus, "compact", quiet=True))
+        state = {
+            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in encoder.state_dict().items()
+        }
+        name = next(name for name in state if name.endswith("weight"))
+        state[name].view(-1)[0] = float("nan")
+        save_file(state, tmp_path / "broken.safetensors")
+        kind = config(audio_weights=str(tmp_path / "broken.safetensors"))
+        message = self.failed(kind, corpus, tmp_path / "runs")
+        assert "before any training" in message and "audio_weights" in message and "learning_rates" not in message
+
+
+class TestDevice:
+    def test_an_unknown_device_is_refused(self, corpus, tmp_path):
+        with pytest.raises(ValueError, match="device: unknown 'tpu'; known: 'auto', 'cpu', 'cuda'"):
+            fit(config(), corpus, device="tpu", runs=tmp_path)
+
+    def test_a_gpu_that_is_not_there_is_refused(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(ValueError, match="PyTorch sees no GPU; use 'cpu' or 'auto'"):
+            training.resolve_device("cuda")
+        assert training.resolve_device() == "cpu"
+
+    def test_auto_takes_a_gpu_if_there_is_one(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert [training.resolve_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+
+
+def test_two_processes_that_want_the_same_run_train_it_once(corpus, tmp_path):
+    kind = config(epochs=30)
+    first, second = start(kind, corpus, tmp_path), start(kind, corpus, tmp_path)
+    first.join()
+    second.join()
+    assert [first.exitcode, second.exitcode] == [0, 0]
+    run = training.locate(kind, corpus, tmp_path)
+    assert run.finished and run.history["epoch"].tolist() == list(range(1, 31))
+    shutil.rmtree(run.path)
+    assert np.array_equal(fit(kind, corpus, runs=tmp_path).history["epoch"], np.arange(1, 31))
