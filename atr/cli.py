@@ -62,7 +62,10 @@ def study(
 
     try:
         chosen = profile_of(profile)
-        chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else None
+        try:
+            chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else None
+        except ValueError:
+            raise ValueError(f"--seeds: {seeds!r}; give whole numbers, such as 0,1,2") from None
         paths = studies.notebooks(numbers or ())
         table = studies.plan(paths, profile, chosen_seeds)
         if plan:
@@ -206,6 +209,7 @@ def runs_remove(
         chosen = [_found(profile, address) for address in addresses or ()]
         if stale:
             chosen += [run for run in records.stored(profile_of(profile).runs) if run.status == "stale"]
+        chosen = list({run.path: run for run in chosen}.values())
         if not chosen:
             console.print("nothing to remove")
             return

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def not_converged(table: pd.DataFrame, among: Sequence[str], by: Sequence[str], 
     """
     best = table.groupby(list(among))["validation_t2a_r10"].transform("max")
     failed = table.assign(failed=table["validation_t2a_r10"] < share * best)
-    return failed.groupby(list(by), sort=False)["failed"].agg(failed="sum", runs="count")
+    return failed.groupby(list(by), sort=False).agg(failed=("failed", "sum"), runs=("failed", "count"))
 
 
 def sensitivity_claim(failed: pd.DataFrame, suspects: Sequence[str]) -> dict[str, Any]:
@@ -182,7 +183,8 @@ def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str = "t2a_r10") 
     """
     direction, k = column.split("_r")
     low, high = {}, {}
-    for keys, group in runs.groupby(list(table.index.names), sort=False):
+    names = list(table.index.names)
+    for keys, group in runs.groupby(names if len(names) > 1 else names[0], sort=False):
         interval = statistics.nested_bootstrap(scores(list(group["run"]), int(k), direction))  # type: ignore[arg-type]
         low[keys], high[keys] = interval.low, interval.high
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
@@ -249,10 +251,10 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     With `within` (points) the claim is "a and b differ by less": it holds if the 95 % interval of the difference lies
     inside, is contradicted if it lies outside. Everything else is undecided.
     """
-    tests = [
-        statistics.paired_test(*(scores(row[side], row.get("k", 10), row.get("direction", "t2a")) for side in "ab"))
-        for row in rows
-    ]
+    tests = []
+    for row in rows:
+        k, direction = row.get("k", 10), row.get("direction", "t2a")
+        tests.append(statistics.paired_test(scores(row["a"], k, direction), scores(row["b"], k, direction)))
     ordered = [place for place, row in enumerate(rows) if "within" not in row]
     adjusted = dict(zip(ordered, statistics.holm([tests[place].p for place in ordered]), strict=True))
     result = []
@@ -295,12 +297,12 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
         .translate(SIGNS),
     }
     for ending, text in texts.items():
-        store.write_atomic(target / f"{name}.{ending}", lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        store.write_atomic(target / f"{name}.{ending}", partial(Path.write_text, data=text, encoding="utf-8"))
     records.write_json(target / f"{name}.json", {"caption": caption, **provenance})
     return target / f"{name}.csv"
 
 
 def _latex(text: str) -> str:
-    marks = {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    marks: dict[str, str | int | None] = {mark: f"\\{mark}" for mark in "&%$#_{}"}
     marks |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
     return text.translate(str.maketrans(marks))

@@ -21,7 +21,7 @@ from atr.corpora.corpus import Corpus
 from atr.records import Run
 from atr.sampling import epoch_batches
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
 class TrainingError(RuntimeError):

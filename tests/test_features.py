@@ -103,7 +103,7 @@ def test_features_do_not_depend_on_the_threads_of_whoever_asks(part, weights, mo
     for number in (1, 2):
         monkeypatch.setenv("ATR_HOME", str(tmp_path / str(number)))
         with store.threads(number):
-            captions = ["a dog barks", "rain falls on a roof"] * 40
+            captions = ["a dog barks", "rain falls on a tin roof while the wind blows"] * 70
             encoder = TextEncoder(text.folder("minilm"))
             spoken = text.computed(captions, "any", lambda encoder=encoder: encoder, quiet=True)
             seen.append((pooled(part, "compact", weights, quiet=True).numpy(), spoken.data))

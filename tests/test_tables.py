@@ -63,8 +63,8 @@ def test_shown_names_columns_for_readers_and_keeps_the_number_of_seeds():
     table = results(loss=["a", "a", "b"], t2a_r10=[1.0, 3.0, 4.0])
     shown = tables.shown(tables.summary(table, ["loss"], ["t2a_r10"]), ["t2a_r10"])
     assert shown.to_dict("index") == {
-        "a": {"seeds": 2, "T→A R@10": "2.0 ± 1.4"},
-        "b": {"seeds": 1, "T→A R@10": "4.0"},
+        "a": {"seeds": "2", "T→A R@10": "2.0 ± 1.4"},
+        "b": {"seeds": "1", "T→A R@10": "4.0"},
     }
 
 
@@ -339,3 +339,19 @@ def test_chance_is_that_of_each_corpus_of_a_frame(tmp_path):
 def test_runs_by_loss_goes_through_the_losses_in_order():
     table = results(loss=["NT-Xent", "Triplet-sum", "NT-Xent"], batch=[16, 16, 32], seed=[0, 0, 0], run=["a", "b", "c"])
     assert tables.runs_by_loss(table, batch=16) == {"Triplet-sum": ["b"], "NT-Xent": ["a"]}
+
+
+@pytest.mark.parametrize("by", [["loss"], ["corpus", "loss"]], ids=" ".join)
+def test_a_summary_may_carry_the_interval_over_seeds_and_clips(tmp_path, by):
+    runs = {share: seeds(tmp_path, share, f"{share}-") for share in (0.5, 0.9)}
+    table = results(
+        corpus=["x"] * 6,
+        loss=["a"] * 3 + ["b"] * 3,
+        run=runs[0.5] + runs[0.9],
+        t2a_r10=[run.metrics["t2a_r10"] for run in runs[0.5] + runs[0.9]],
+    )
+    found = tables.intervals(tables.summary(table, by, ["t2a_r10"]), table)
+    assert found["t2a_r10"].tolist() == pytest.approx([50, 90])
+    assert (found["t2a_r10_low"] < found["t2a_r10"]).all() and (found["t2a_r10"] < found["t2a_r10_high"]).all()
+    low, high = found["t2a_r10_low"].iloc[0], found["t2a_r10_high"].iloc[0]
+    assert tables.shown(found, ["t2a_r10"])["T→A R@10, 95 %"].iloc[0] == f"{low:.1f} to {high:.1f}"

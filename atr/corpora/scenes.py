@@ -22,8 +22,8 @@ CAPTIONS = 5
 WORDS = (5, 16)  # fewest and most words of a caption
 
 # How hard the scenes are. Levels in dB relative to full scale, of an event's louder parts.
-LEVELS = {"soft": (-37.0, -33.0), "": (-28.0, -22.0), "loud": (-17.0, -13.0)}
-BACKGROUND_LEVEL = (-38.0, -33.0)  # an event under others
+LEVELS = {"soft": (-35.0, -31.0), "": (-28.0, -22.0), "loud": (-17.0, -13.0)}
+BACKGROUND_LEVEL = (-36.0, -32.0)  # an event under others
 NOISE_TILT = (-9.0, 0.0)  # its colour in dB per octave
 REVERB_SECONDS = (0.1, 0.6)  # time to fall by 60 dB
 REVERB_LEVEL = (-20.0, -6.0)  # energy of the reverberation relative to the direct sound, dB
@@ -56,7 +56,7 @@ class Difficulty:
     vague: float
 
 
-SYNTHETIC = Difficulty(noise=(-48.0, -32.0), say={1: 0.6, 2: 0.45, 3: 0.2}, vague=0.3)
+SYNTHETIC = Difficulty(noise=(-48.0, -34.0), say={1: 0.6, 2: 0.45, 3: 0.2}, vague=0.3)
 RECORDED = Difficulty(noise=(-70.0, -55.0), say={1: 0.9, 2: 0.8, 3: 0.6}, vague=0.05)
 
 

@@ -1,0 +1,245 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from made_runs import made_run
+from typer.testing import CliRunner
+
+import atr
+from atr import cli, profile, records, study
+
+runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal wide enough that no line of a table is folded, without colours."""
+    from rich.console import Console
+
+    monkeypatch.setattr(cli, "console", Console(width=200, no_color=True, force_terminal=False))
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results"
+
+
+def call(*words, status=0, **options):
+    outcome = runner.invoke(cli.app, [str(word) for word in words], **options)
+    assert outcome.exit_code == status, outcome.output
+    return outcome.output
+
+
+class TestHelp:
+    def test_the_commands_are_explained(self):
+        text = call("--help")
+        for word in ("study", "check", "runs", "reference", "Run the numbered notebooks"):
+            assert word in text
+
+    @pytest.mark.parametrize(
+        "command, words",
+        [
+            (["study"], ["--profile", "--seeds", "--device", "--plan", "--clips", "continues where it stopped"]),
+            (["check"], ["--root", "--write-clean", "List all problems"]),
+            (["runs"], ["list", "show", "remove"]),
+            (["runs", "remove"], ["--stale", "--yes"]),
+        ],
+        ids=lambda value: " ".join(value[:2]),
+    )
+    def test_each_command_explains_its_options(self, command, words):
+        text = call(*command, "--help")
+        assert all(word in text for word in words)
+
+    def test_python_m_atr_is_the_same(self):
+        done = subprocess.run([sys.executable, "-m", "atr", "runs", "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and "List, show and remove runs" in done.stdout
+
+    def test_help_does_not_wait_for_pytorch(self):
+        code = "import sys, atr.cli; from atr.cli import app; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+class TestPackage:
+    def test_names_and_modules_are_loaded_on_use(self):
+        assert atr.tables.__name__ == "atr.tables" and atr.profile is profile and callable(atr.fit)
+        assert {"fit", "tables", "run_all"} <= set(dir(atr))
+
+    def test_an_unknown_name_is_an_attribute_error(self):
+        with pytest.raises(AttributeError, match="module 'atr' has no attribute 'train'"):
+            _ = atr.train
+
+
+class TestStudy:
+    def test_the_plan_lists_the_runs_and_trains_nothing(self, results, monkeypatch):
+        monkeypatch.setattr(study, "execute", None)
+        text = call("study", "2", "--profile", "smoke", "--plan", "--seeds", "5")
+        sizes = len(profile("smoke").sizes)
+        assert f"{sizes * 8} runs of profile smoke" in text and text.count("seed 5") == sizes * 8
+        assert not results.exists()
+
+    def test_notebooks_are_run_with_what_was_asked_for(self, results, monkeypatch):
+        monkeypatch.setenv("ATR_COMMAND", "")
+        called = []
+
+        def execute(path, *given):
+            called.append((path.stem, *given))
+            return results / path.name
+
+        monkeypatch.setattr(study, "execute", execute)
+        text = call("study", "01", "--profile", "smoke", "--seeds", "3,4", "--device", "cpu", "--quiet")
+        parameters = {"seeds": [3, 4], "device": "cpu", "executor": "local"}
+        assert called == [("01_loss_comparison", "smoke", parameters, True)]
+        assert "Profile smoke: 01_loss_comparison; 36 runs, 0 of them finished; about" in text
+        assert "Tables: " in text and cli.os.environ["ATR_COMMAND"] == "atr study 01 --profile smoke"
+
+    @pytest.mark.parametrize(
+        "words, message",
+        [
+            (["--profile", "big"], "profile: unknown 'big'; known: smoke, demo, esc10, paper"),
+            (["77"], "no notebook '77'"),
+            (["--device", "tpu", "--profile", "smoke"], "device: unknown 'tpu'"),
+            (["--profile", "esc10"], "pass it: make study PROFILE=esc10 CLIPS=<folder>"),
+            (["--profile", "esc10", "--clips", "/no/such/folder"], "--clips: /no/such/folder: no such folder"),
+            (["--seeds", "one", "--profile", "smoke"], "--seeds: 'one'; give whole numbers, such as 0,1,2"),
+            (["--seeds", "-1", "--profile", "smoke", "--plan"], "seed"),
+        ],
+        ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+    )
+    def test_what_cannot_be_done_is_said_in_plain_words(self, words, message, results, monkeypatch):
+        monkeypatch.setattr(study, "execute", None)
+        text = call("study", *words, status=1)
+        assert message in text.replace("\n", "") and "Traceback" not in text
+
+    def test_a_notebook_that_fails_ends_with_its_error(self, results, monkeypatch):
+        def execute(path, *given):
+            raise study.StudyError(f"{path.name}: ValueError: no")
+
+        monkeypatch.setattr(study, "execute", execute)
+        assert "error: 01_loss_comparison.ipynb: ValueError: no" in call("study", "--profile", "smoke", status=1)
+
+    def test_a_reference_needs_results(self, results):
+        assert "not run yet: 01_loss_comparison.ipynb" in call("reference", "--profile", "smoke", status=1)
+
+    def test_a_reference_is_copied(self, results):
+        for part in ("tables", "figures", "notebooks"):
+            (results / "smoke" / part).mkdir(parents=True)
+        for path in study.notebooks():
+            (results / "smoke" / "notebooks" / path.name).write_text("{}")
+        assert "reference" in call("reference", "--profile", "smoke")
+        assert (results / "reference" / "smoke" / "notebooks" / "01_loss_comparison.ipynb").is_file()
+
+
+def folder_of_sounds(folder, extra=""):
+    """A csv corpus of five sounds, with `extra` lines below them."""
+    lines = ["file_name,split,caption"]
+    splits = ["train", "train", "train", "validation", "test"]
+    for number, split in enumerate(splits):
+        wave = 0.3 * np.sin(2 * np.pi * (300 + 50 * number) * np.arange(8000) / 8000)
+        soundfile.write(folder / f"{number}.wav", wave, 8000)
+        lines.append(f"{number}.wav,{split},a tone of kind {number}")
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n" + extra)
+    return folder
+
+
+class TestCheck:
+    BAD = "0.wav,train,\ngone.wav,train,a missing sound\n1.wav,test,a tone elsewhere\nbroken.wav,train,noise\n"
+
+    def test_a_good_corpus(self, tmp_path):
+        text = call("check", "csv", "--root", folder_of_sounds(tmp_path))
+        assert "csv: no problems; {'train': 3, 'validation': 1, 'test': 1}, 5 captions" in text
+
+    def test_all_problems_at_once(self, tmp_path):
+        folder_of_sounds(tmp_path, self.BAD)
+        (tmp_path / "broken.wav").write_bytes(b"no sound")
+        text = call("check", "csv", "--root", tmp_path, status=1)
+        for words in ("line 7, caption: empty caption", "gone.wav", "1.wav' is in 2 splits", "broken.wav"):
+            assert words in text
+        assert f"{len(text.splitlines()) - 1} problems" in text.splitlines()[-1]
+
+    def test_a_cleaned_copy_has_no_problems(self, tmp_path):
+        folder_of_sounds(tmp_path, self.BAD)
+        (tmp_path / "broken.wav").write_bytes(b"no sound")
+        before = (tmp_path / "captions.csv").read_bytes()
+        text = call("check", "csv", "--root", tmp_path, "--write-clean", tmp_path / "clean.csv", status=1)
+        assert "4 rows without problems" in text and (tmp_path / "captions.csv").read_bytes() == before
+        clean = pd.read_csv(tmp_path / "clean.csv")
+        assert clean["file_name"].tolist() == ["0.wav", "2.wav", "3.wav", "4.wav"]
+        (tmp_path / "clean.csv").replace(tmp_path / "captions.csv")
+        assert "no problems" in call("check", "csv", "--root", tmp_path)
+
+    def test_a_table_that_cannot_be_read_at_all(self, tmp_path):
+        (tmp_path / "captions.csv").write_text("name,text\na.wav,x\n")
+        text = call("check", "csv", "--root", tmp_path, status=1)
+        assert "no column 'file_name'" in text and "no caption column" in text and "2 problems" in text
+        again = call("check", "csv", "--root", tmp_path, "--write-clean", tmp_path / "clean.csv", status=1)
+        assert "no column 'file_name'" in again and not (tmp_path / "clean.csv").exists()
+
+    @pytest.mark.parametrize(
+        "words, message",
+        [
+            (["csv"], "lies in a folder: give root"),
+            (["music"], "unknown corpus 'music'; known: soundscapes, clipfolder, csv"),
+            (["soundscapes", "--root", "."], "takes no root"),
+            (["soundscapes", "--write-clean", "x.csv"], "--write-clean goes with: atr check csv --root <folder>"),
+        ],
+        ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+    )
+    def test_wrong_words(self, words, message):
+        assert message in call("check", *words, status=1).replace("\n", "")
+
+
+class TestRuns:
+    @pytest.fixture
+    def stored(self, results):
+        """Two finished runs of smoke, one that failed, one of an older version."""
+        smoke = profile("smoke")
+        made = []
+        for seed, name in enumerate(["aa0" + "0" * 13, "ab1" + "0" * 13, "ac2" + "0" * 13, "ad3" + "0" * 13]):
+            config = smoke.config("soundscapes", "frozen", "nt_xent", seed)
+            made.append(made_run(smoke.runs, name, config, [1, 2, 30, 1], [1, 2]))
+        (made[2].path / "metrics.json").unlink()
+        (made[2].path / "error.txt").write_text("TrainingError: [diverged]\n")
+        records.write_json(made[3].path / "config.json", {"result_version": 0, "config": {"gone": 1}})
+        return made
+
+    def test_list(self, stored):
+        lines = call("runs", "list", "--profile", "smoke").splitlines()
+        (first,) = [line for line in lines if "aa00" in line]
+        assert "finished" in first and "nt_xent frozen" in first and "seed 0" in first and "75.0" in first
+        assert "failed" in next(line for line in lines if "ac20" in line)
+        assert "stale" in next(line for line in lines if "ad30" in line)
+
+    def test_an_empty_list_says_how_to_fill_it(self, results):
+        assert "no runs of profile smoke yet: atr study --profile smoke" in call("runs", "list", "--profile", "smoke")
+
+    def test_show(self, stored):
+        text = call("runs", "show", "aa", "--profile", "smoke")
+        assert "config.json" in text and '"embedding_dim": 64' in text and '"t2a_r10": 75.0' in text
+        assert "TrainingError: [diverged]" in call("runs", "show", "ac", "--profile", "smoke")
+
+    @pytest.mark.parametrize("digits, count", [("a", 4), ("b", 0)])
+    def test_show_wants_one_run(self, stored, digits, count):
+        text = call("runs", "show", digits, "--profile", "smoke", status=1)
+        assert f"{count} runs of profile smoke begin with '{digits}'; see: atr runs list" in text.replace("\n", "")
+
+    def test_remove_asks_first(self, stored):
+        call("runs", "remove", "aa", "--profile", "smoke", status=1, input="n\n")
+        assert stored[0].finished
+        assert "removed 1" in call("runs", "remove", "aa", "--profile", "smoke", input="y\n")
+        assert not stored[0].path.exists() and stored[1].finished
+
+    def test_remove_what_is_stale(self, stored):
+        assert "removed 1" in call("runs", "remove", "--stale", "--yes", "--profile", "smoke")
+        assert [run.path.exists() for run in stored] == [True, True, True, False]
+        assert "nothing to remove" in call("runs", "remove", "--stale", "--yes", "--profile", "smoke")
+
+    def test_a_run_named_twice_is_removed_once(self, stored):
+        assert "removed 1" in call("runs", "remove", "ad", "ad3", "--stale", "--yes", "--profile", "smoke")
+
+    @pytest.mark.parametrize("command", [["list"], ["show", "aa"], ["remove", "aa"], ["remove", "--stale"]])
+    def test_an_unknown_profile_is_refused(self, command):
+        assert "profile: unknown 'big'" in call("runs", *command, "--profile", "big", status=1)

@@ -1,0 +1,71 @@
+"""Both notebooks as a reader runs them: from the command line, headless, under the smallest profile."""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+
+from atr import study
+
+TABLES = {"01": ["loss_comparison", "published", "sensitivity", "claims"], "02": ["batch_size", "published", "claims"]}
+FIGURES = {"01": ["learning_curves", "summary"], "02": ["learning_curves", "summary"]}
+
+
+@pytest.fixture(scope="module")
+def run_study(tmp_path_factory, homes):
+    folder = tmp_path_factory.mktemp("study")
+    environment = os.environ | {
+        "ATR_HOME": str(homes / "data"),
+        "ATR_RESULTS": str(folder),
+        "ATR_PRETRAINING_EPOCHS": "2",
+        "OMP_NUM_THREADS": "1",
+        "IPYTHONDIR": str(folder / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "jupyter"),
+    }
+    environment.pop("ATR_COMMAND", None)
+
+    def run():
+        command = [sys.executable, "-m", "atr", "study", "01", "02", "--profile", "smoke", "--device", "cpu", "--quiet"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run, folder / "smoke"
+
+
+def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
+    run, results = run_study
+    said = run()
+    assert "Profile smoke: 01_loss_comparison, 02_batch_size" in said and ", 0 of them finished" in said
+
+    for number, names in TABLES.items():
+        for name in names:
+            for ending in ("csv", "md", "tex", "json"):
+                assert (results / "tables" / f"{number}_{name}.{ending}").stat().st_size > 20, (number, name, ending)
+    for number, names in FIGURES.items():
+        for name in names:
+            for ending in ("png", "pdf"):
+                assert (results / "figures" / f"{number}_{name}.{ending}").stat().st_size > 5000, (number, name, ending)
+    for path in study.notebooks(["01", "02"]):
+        copy = results / "notebooks" / path.name
+        cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
+        assert copy.stat().st_size < 2 * 2**20 and all(cell.execution_count for cell in cells)
+        assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+
+    table = pd.read_csv(results / "tables" / "01_loss_comparison.csv")
+    assert {"Triplet-sum", "Triplet-max", "Triplet-weighted", "NT-Xent", "untrained", "chance"} == set(table["loss"])
+    trained = table[~table["loss"].isin(["untrained", "chance"])]
+    assert len(trained) == 8 and trained["t2a_r10"].between(0, 100).all() and (trained["seeds"] == 2).all()
+    verdicts = pd.read_csv(results / "tables" / "01_claims.csv")["verdict"]
+    assert set(verdicts) <= {"holds", "contradicted", "undecided"}
+
+    runs = {path: path.stat().st_mtime_ns for path in (results / "runs").glob("*/metrics.json")}
+    kept = (results / "tables" / "01_loss_comparison.csv").read_bytes()
+    assert len(runs) == len(study.plan(study.notebooks(["01", "02"]), "smoke"))
+    again = run()
+    assert f"{len(runs)} runs, {len(runs)} of them finished" in again
+    assert {path: path.stat().st_mtime_ns for path in (results / "runs").glob("*/metrics.json")} == runs
+    assert (results / "tables" / "01_loss_comparison.csv").read_bytes() == kept
