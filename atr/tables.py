@@ -183,8 +183,8 @@ def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str = "t2a_r10") 
     """
     direction, k = column.split("_r")
     low, high = {}, {}
-    names = list(table.index.names)
-    for keys, group in runs.groupby(names if len(names) > 1 else names[0], sort=False):
+    names: Any = list(table.index.names)
+    for keys, group in runs.groupby(names if len(names) > 1 else names[0], sort=False):  # keys as in the index
         interval = statistics.nested_bootstrap(scores(list(group["run"]), int(k), direction))  # type: ignore[arg-type]
         low[keys], high[keys] = interval.low, interval.high
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
