@@ -18,14 +18,14 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
 study: .venv/.stamp ## run the notebooks, or those of NN, and write their tables and figures to results/
-	$(HOMES) $(PY) -m atr study $(NN) --profile $(PROFILE) $(if $(SEEDS),--seeds "$(SEEDS)") \
+	@$(HOMES) $(PY) -m atr study $(NN) --profile $(PROFILE) $(if $(SEEDS),--seeds "$(SEEDS)") \
 		$(if $(DEVICE),--device $(DEVICE)) $(if $(CLIPS),--clips "$(CLIPS)")
 
 lab: .venv/.stamp ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
 
 test: lint ## check style and types, run the tests, measure their coverage
-	$(HOMES) $(PY) -m pytest --cov --cov-fail-under=90
+	@$(HOMES) $(PY) -m pytest --cov --cov-fail-under=90
 
 lint: .venv/.stamp ## check style and types
 	$(PY) -m ruff check .
@@ -33,7 +33,7 @@ lint: .venv/.stamp ## check style and types
 	$(PY) -m mypy atr
 
 reference: .venv/.stamp ## refresh the committed results of PROFILE in results/reference/
-	$(HOMES) $(PY) -m atr reference --profile $(PROFILE)
+	@$(HOMES) $(PY) -m atr reference --profile $(PROFILE)
 
 lock: ## resolve the dependencies of pyproject.toml into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes \
@@ -46,7 +46,7 @@ clean: ## remove the environment and the tools' caches; data/ and results/ stay
 # Each stamp is written last, so that an interrupted installation starts again.
 .venv/.stamp: .venv/.locked pyproject.toml
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
+	@mkdir -p .venv/home && touch $@
 
 .venv/.locked: requirements.lock
 	@found=; \
