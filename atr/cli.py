@@ -67,14 +67,14 @@ def study(
         except ValueError:
             raise ValueError(f"--seeds: {seeds!r}; give whole numbers, such as 0,1,2") from None
         paths = studies.notebooks(numbers or ())
-        table = studies.plan(paths, profile, chosen_seeds)
-        if plan:
-            printed(table.drop(columns=["config", "seconds"]), f"{len(table)} runs of profile {profile}")
-            return
         if clips is not None:
             if not clips.is_dir():
                 raise ValueError(f"--clips: {clips}: no such folder")
             os.environ["ATR_CLIPS"] = str(clips.resolve())
+        table = studies.plan(paths, profile, chosen_seeds)
+        if plan:
+            printed(table.drop(columns=["config", "seconds"]), f"{len(table)} runs of profile {profile}")
+            return
         if chosen.needs_clips:
             assert chosen.root is not None
         where = resolve_device(device)
@@ -164,11 +164,20 @@ def runs_list(profile: ProfileOption = "demo") -> None:
         found = records.stored(profile_of(profile).runs)
     except ValueError as error:
         raise fail(error) from error
+
+    def described(run: records.Run) -> str:
+        if run.status == "stale":
+            return "by an older version: remove or run again"
+        try:
+            return many.describe(run.config)
+        except ValueError as error:
+            return f"{run.path / 'config.json'}: {error}"
+
     rows = [
         {
             "address": run.address,
             "state": run.status,
-            "run": many.describe(run.config) if run.status != "stale" else "by an older version: remove or run again",
+            "run": described(run),
             "R@10": f"{run.metrics['t2a_r10']:.1f}" if run.status == "finished" else "",
         }
         for run in found

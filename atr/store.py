@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,13 @@ def content_key(*parts: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes, computed once a process while size and time of change stay the same."""
+    state = path.stat()
+    return _file_hash(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _file_hash(path: Path, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

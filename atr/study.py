@@ -11,8 +11,11 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from atr import records, runs, store
+from atr import runs, store, training
 from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.encoders import pretraining
+from atr.profiles import Profile
 from atr.profiles import profile as profile_of
 
 NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
@@ -53,29 +56,48 @@ def grid(notebook: Path, parameters: dict[str, Any]) -> list[RunConfig]:
 def plan(paths: Sequence[Path], profile: str, seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """A row a distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core."""
     chosen = profile_of(profile)
-    finished = {
-        json.dumps(run._record["config"], sort_keys=True)
-        for run in records.stored(chosen.runs)
-        if run.status == "finished"
-    }
+    corpora: dict[str, Corpus | None] = {}
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
         for config in grid(path, {"profile": profile, "seeds": list(seeds) if seeds else None}):
             key = json.dumps(config.to_dict(), sort_keys=True)
-            row = rows.setdefault(
-                key,
-                {
+            if key not in rows:
+                name = json.dumps(dict(config.corpus), sort_keys=True)
+                if name not in corpora:
+                    corpora[name] = _corpus(config, chosen)
+                rows[key] = {
                     "notebooks": "",
                     "run": runs.describe(config),
                     "epochs": config.epochs,
-                    "finished": key in finished,
+                    "finished": _finished(config, corpora[name], chosen),
                     "seconds": runs.cost(config),
                     "config": config,
-                },
-            )
-            if path.stem[:2] not in row["notebooks"].split():
-                row["notebooks"] = f"{row['notebooks']} {path.stem[:2]}".strip()
+                }
+            if path.stem[:2] not in rows[key]["notebooks"].split():
+                rows[key]["notebooks"] = f"{rows[key]['notebooks']} {path.stem[:2]}".strip()
     return pd.DataFrame(list(rows.values()))
+
+
+def _corpus(config: RunConfig, profile: Profile) -> Corpus | None:
+    """The corpus of a config, None if it cannot be had: a plan needs no data."""
+    try:
+        return training.corpus_of(config, profile.root)
+    except (ValueError, OSError):
+        return None
+
+
+def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> bool:
+    """Whether a run is in the store, without making the weights that it would start from."""
+    if corpus is None or not profile.runs.is_dir():
+        return False
+    try:
+        if config.audio_weights == "pretrained" and config.training != "scratch":
+            key, _ = pretraining.location(corpus, config.audio_encoder)
+            if not (store.home() / "cache" / "weights" / key).is_dir():
+                return False
+        return training.locate(config, corpus, profile.runs).finished
+    except (ValueError, OSError):
+        return False
 
 
 def estimate(table: pd.DataFrame, paths: Sequence[Path], cores: int) -> float:
@@ -115,6 +137,7 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
             kernel_name="python3",
             progress_bar=not quiet and sys.stderr.isatty(),
             cwd=str(path.parent),
+            extra_arguments=["--log-level=ERROR"],  # its warnings are about the transport between two local processes
         )
     except papermill.exceptions.PapermillExecutionError as error:
         raise StudyError(f"{path.name}: {error.ename}: {error.evalue}\nexecuted so far: {partial}") from error

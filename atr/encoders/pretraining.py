@@ -1,6 +1,7 @@
 """Pre-train a compact encoder on tagging a corpus's sound events, as PANNs was on AudioSet (Kong et al. 2020)."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,8 @@ def labels(corpus: Corpus, events: list[str]) -> Tensor:
     return table
 
 
-def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0, quiet: bool = False) -> Path:
-    """File of the encoder `name` pre-trained on `corpus`, trained the first time and kept.
-
-    Multi-label tagging of the training split: binary cross-entropy, SpecAugment, mixup of pairs of clips, Adam with a
-    cosine schedule, the last epoch's weights. Raises ValueError if the corpus knows no events.
-    """
+def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0) -> tuple[str, int]:
+    """Key in the store of what `weights` makes, and the number of epochs. ValueError if the corpus knows no events."""
     epochs = epochs or int(os.environ.get("ATR_PRETRAINING_EPOCHS", EPOCHS))
     part = corpus.split("train")
     if part.events.empty:
@@ -41,12 +38,27 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
             f"{corpus.name}: knows no sound events to pre-train {name} on; set audio_weights to a file (say, of "
             'atr.encoders.pretraining.weights(atr.load_corpus("soundscapes"), …)), or training to "scratch"'
         )
-    events = sorted(part.events["event"].unique())
     heard = part.events[["clip", "event"]].drop_duplicates().sort_values(["clip", "event"]).to_numpy().tolist()
     recipe = (PRETRAINING_VERSION, epochs, BATCH_SIZE, LEARNING_RATE, seed)
+    key = store.content_key(name, ENCODER_VERSION, _shapes(name), part.audio_fingerprint("train"), heard, recipe)
+    return key, epochs
+
+
+@cache
+def _shapes(name: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     with torch.random.fork_rng():  # only the shapes are of interest
-        shapes = [(key, tuple(tensor.shape)) for key, tensor in encoders.build(name).state_dict().items()]
-    key = store.content_key(name, ENCODER_VERSION, shapes, part.audio_fingerprint("train"), heard, recipe)
+        return tuple((key, tuple(tensor.shape)) for key, tensor in encoders.build(name).state_dict().items())
+
+
+def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0, quiet: bool = False) -> Path:
+    """File of the encoder `name` pre-trained on `corpus`, trained the first time and kept.
+
+    Multi-label tagging of the training split: binary cross-entropy, SpecAugment, mixup of pairs of clips, AdamW with a
+    one-cycle schedule, the last epoch's weights. Raises ValueError if the corpus knows no events.
+    """
+    key, epochs = location(corpus, name, epochs=epochs, seed=seed)
+    part = corpus.split("train")
+    events = sorted(part.events["event"].unique())
 
     def build(folder: Path) -> None:
         from atr.features import log_mels  # `features` needs this module for its "pretrained" weights
