@@ -11,8 +11,9 @@ from atr.config import RunConfig
 
 # Learning rates of the two kinds of training, found by the search that each notebook shows for its own methods.
 SMALL_RATES = {"frozen": {"heads": 1e-3}, "finetuned": {"heads": 2e-3, "audio": 1e-3, "text": 3e-4}}
-SMALL_EPOCHS = {"frozen": 25, "finetuned": 6}
-SMALL_SCHEDULES = {"frozen": "step", "finetuned": "cosine"}  # six epochs leave a step schedule no time to settle
+SMALL_EPOCHS = {"frozen": 20, "finetuned": 5}
+SMALL_SCHEDULES = {"frozen": "step", "finetuned": "cosine"}  # five epochs leave a step schedule no time to settle
+SMALL_BASE = {"text_dropout": 0.0}  # MiniLM's top layers train a quarter faster without, over five epochs
 PAPER_RATES = {"frozen": {"heads": 1e-4}, "finetuned": {"heads": 1e-4}}
 # Mei et al. 2022 as released: see `RunConfig` for the fields.
 MEI2022 = {
@@ -125,6 +126,7 @@ PROFILES = {
         epochs=SMALL_EPOCHS,
         rates=SMALL_RATES,
         schedules=SMALL_SCHEDULES,
+        base=SMALL_BASE,
         sizes=(16, 32, 128, 512),
     ),
     "esc10": Profile(
@@ -134,6 +136,7 @@ PROFILES = {
         epochs=SMALL_EPOCHS,
         rates=SMALL_RATES,
         schedules=SMALL_SCHEDULES,
+        base=SMALL_BASE,
         sizes=(16, 32, 128, 512),
         needs_clips=True,
     ),

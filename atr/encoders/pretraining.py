@@ -15,7 +15,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders.compact import ENCODER_VERSION, Compact
 
 PRETRAINING_VERSION = 1
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 30, 32, 2e-3
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 25, 32, 2e-3
 SILENCE = -100.0  # dB, what the frontend makes of zeros
 
 

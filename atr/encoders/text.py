@@ -114,9 +114,9 @@ class TextEncoder(nn.Module):
         return [np.array(row, dtype=np.int64) for row in ids]
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        if not inputs.is_cuda and len(inputs) > 8:  # a CPU pays for padding: shorter captions apart from longer ones
+        if not inputs.is_cuda and len(inputs) > 16:  # a CPU pays for padding: shorter captions apart from longer ones
             order = lengths.argsort(stable=True)
-            parts = [self._pooled(inputs[rows, : lengths[rows[-1]]], lengths[rows]) for rows in order.split(8)]
+            parts = [self._pooled(inputs[rows, : lengths[rows[-1]]], lengths[rows]) for rows in order.split(16)]
             return torch.cat(parts)[order.argsort()]
         return self._pooled(inputs, lengths)
 
