@@ -138,7 +138,8 @@ def _side_by_side(tasks: list[Task], workers: int, device: str, runs: Path | Non
         while waiting or running:
             while waiting and len(running) < workers:
                 task = waiting.pop()
-                process = context.Process(target=_work, args=(task.config, task.corpus, device, runs), daemon=True)
+                work = (task.config, task.corpus, device, runs, store.file_hashes)
+                process = context.Process(target=_work, args=work, daemon=True)
                 process.start()
                 running[process.sentinel] = (process, task)
             for sentinel in wait(list(running)):
@@ -150,7 +151,8 @@ def _side_by_side(tasks: list[Task], workers: int, device: str, runs: Path | Non
             process.terminate()
 
 
-def _work(config: RunConfig, corpus: Corpus, device: str, runs: Path | None) -> None:
+def _work(config: RunConfig, corpus: Corpus, device: str, runs: Path | None, file_hashes: dict) -> None:
+    store.file_hashes.update(file_hashes)
     try:
         training.fit(config, corpus, device=device, runs=runs)
     except Exception:

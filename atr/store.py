@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +48,17 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
+file_hashes: dict[tuple[str, int, int], str] = {}  # (path, size, time of change) → SHA-256; `runs` hands it to workers
+
+
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, computed once a process while size and time of change stay the same."""
+    """SHA-256 of a file's bytes, computed once while its size and time of change stay the same."""
     state = path.stat()
-    return _file_hash(path, state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _file_hash(path: Path, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    key = (str(path), state.st_size, state.st_mtime_ns)
+    if key not in file_hashes:
+        with open(path, "rb") as file:
+            file_hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hashes[key]
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -285,13 +285,14 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
     flat = flat.drop(columns="run", errors="ignore")
     if isinstance(flat.columns, pd.MultiIndex):
         flat.columns = [" ".join(part for part in column if part) for column in flat.columns]
+    blank = flat.astype(object).where(flat.notna(), None)
     provenance = records.provenance(runs)
     note = f"{caption} {provenance['note']}".strip()
     texts = {
         "csv": flat.to_csv(index=False),
-        "md": f"{note}\n\n{flat.to_markdown(index=False, floatfmt='.3g')}\n",
+        "md": f"{note}\n\n{blank.to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
         "tex": flat.style.hide(axis="index")
-        .format(escape="latex", precision=2)
+        .format(escape="latex", precision=2, na_rep="")
         .format_index(escape="latex", axis=1)
         .to_latex(caption=_latex(note), label=f"tab:{name}", hrules=True)
         .translate(SIGNS),
