@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -347,3 +348,15 @@ def test_the_number_of_threads_is_put_back_also_after_an_error():
         assert torch.get_num_threads() == before + 1
         raise RuntimeError("stop")
     assert torch.get_num_threads() == before
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(b"first")
+    before = store.file_hash(path)
+    assert before == hashlib.sha256(b"first").hexdigest()
+    monkeypatch.setattr(store.hashlib, "file_digest", None)  # a second reading would fail
+    assert store.file_hash(path) == before
+    monkeypatch.undo()
+    path.write_bytes(b"other content")
+    assert store.file_hash(path) == hashlib.sha256(b"other content").hexdigest()

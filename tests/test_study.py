@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from made_runs import made_run
 
-from atr import profile, store, study
+from atr import profile, store, study, training
 from atr.profiles import PROFILES
 from atr.study import StudyError
 
@@ -126,6 +126,13 @@ class TestGrids:
             study.grid(tmp_path / "99.ipynb", {})
 
 
+def finish(config, results):
+    """A finished run of `config` where the study looks for it."""
+    folder = results / "smoke" / "runs"
+    run = training.locate(config, training.corpus_of(config), folder)
+    made_run(folder, run.address, config, [1, 2], [1, 2])
+
+
 class TestPlan:
     @pytest.fixture
     def results(self, tmp_path, monkeypatch):
@@ -142,8 +149,8 @@ class TestPlan:
     def test_what_is_finished_is_marked_and_costs_nothing_more(self, results, monkeypatch):
         monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
         before = study.plan(PATHS[:1], "smoke")
-        for place, config in enumerate(before["config"]):
-            made_run(results / "smoke" / "runs", f"{place:016x}", config, [1, 2], [1, 2])
+        for config in before["config"]:
+            finish(config, results)
         after = study.plan(PATHS[:1], "smoke")
         assert after["finished"].all()
         assert study.estimate(after, PATHS[:1], 2) == study.NOTEBOOK_SECONDS
@@ -154,10 +161,17 @@ class TestPlan:
         monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
         table = study.plan(PATHS[:1], "smoke")
         fresh = study.estimate(table, PATHS[:1], 1)
-        made_run(results / "smoke" / "runs", "0" * 16, table["config"][0], [1, 2], [1, 2])
+        finish(table["config"][0], results)
         begun = study.estimate(study.plan(PATHS[:1], "smoke"), PATHS[:1], 1)
         saved = table["seconds"][0] + study.runs.preparation(table["config"][0].corpus, 1)
         assert fresh - begun == pytest.approx(saved)
+
+    def test_a_run_of_other_data_is_not_finished_and_planning_trains_nothing(self, results, monkeypatch):
+        monkeypatch.setenv("ATR_HOME", str(results / "home"))
+        (config,) = grid("01", "smoke")[:1]
+        made_run(results / "smoke" / "runs", "0" * 16, config, [1, 2], [1, 2])  # same config, another address
+        assert not study.plan(PATHS[:1], "smoke")["finished"].any()
+        assert not (results / "home").exists()
 
     def test_seeds_are_counted(self, results):
         assert len(study.plan(PATHS[:2], "demo", [0])) * 3 == len(study.plan(PATHS[:2], "demo"))
