@@ -1,6 +1,7 @@
 """Fit one config: a readable loop on Lightning Fabric."""
 
 import math
+import os
 import time
 import traceback
 from functools import partial
@@ -115,6 +116,9 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     records.write_json(run.path / "config.json", {"result_version": records.RESULT_VERSION, "config": config.to_dict()})
     (run.path / "error.txt").unlink(missing_ok=True)
     started = time.perf_counter()
+    if device == "cuda":  # the same bits each time, where CUDA offers them
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     train, validation, test = (prepared.splits[name] for name in ("train", "validation", "test"))
 
     fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[config.precision])
@@ -213,7 +217,7 @@ def _load_state(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TrainingError(f"{path}: cannot be read ({first}); delete it to start the run anew") from error

@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite says the same everywhere; test_cuda.py has the GPU
 os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads it when it is imported
 
 import pytest  # noqa: E402
