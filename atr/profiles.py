@@ -131,7 +131,7 @@ PROFILES = {
     ),
     "esc10": Profile(
         "esc10",
-        # Ten classes give fewer descriptions that can be told apart than the soundscapes do: fewer scenes to choose from.
+        # Ten classes tell fewer descriptions apart than the soundscapes do, so there are fewer scenes to choose from.
         corpora={"scenes of clips": scenes(1000, 200, 300, "clipfolder")},
         seeds=(0, 1, 2),
         epochs=SMALL_EPOCHS,
