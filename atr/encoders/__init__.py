@@ -1,8 +1,9 @@
 """Audio and text encoders by name."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,6 +22,13 @@ class AudioEncoder(Protocol):
     def feature_lengths(self, samples: Tensor) -> Tensor: ...
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
     def pool(self, frames: Tensor, mask: Tensor) -> Tensor: ...
+
+
+def __getattr__(name: str) -> Any:
+    """`atr.encoders.pretraining` and `.text` on first use: they import this module."""
+    if name in ("pretraining", "text"):
+        return importlib.import_module(f"atr.encoders.{name}")
+    raise AttributeError(f"module 'atr.encoders' has no attribute {name!r}")
 
 
 AUDIO_ENCODERS: dict[str, Callable[..., Compact]] = {"compact": compact, "compact_resnet": compact_resnet}
