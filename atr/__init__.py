@@ -24,8 +24,8 @@ _HOMES = {
     "run_all": "atr.runs",
 }
 _MODULES = (
-    "audio config corpora encoders features figures losses metrics model profiles records runs sampling statistics "
-    "store study tables training"
+    "audio config corpora data download encoders features figures losses metrics model planning profiles records runs "
+    "sampling statistics store study tables training"
 ).split()
 
 

@@ -1,4 +1,4 @@
-"""The command line: `atr study`, `atr check`, `atr runs`, `atr reference`."""
+"""The command line: `atr study`, `atr data`, `atr check`, `atr runs`, `atr reference`."""
 
 import os
 import sys
@@ -48,13 +48,16 @@ def study(
     device: DeviceOption = "auto",
     executor: Annotated[str, typer.Option(help="Where runs execute: local.")] = "local",
     clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profile esc10.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the runs and stop.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the runs, what they need and how long they take, and stop.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Run the numbered notebooks: trains what is missing, then writes tables, figures and the executed notebooks.
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
+    from atr import planning
     from atr import runs as many
     from atr import study as studies
     from atr.profiles import profile as profile_of
@@ -71,17 +74,22 @@ def study(
             if not clips.is_dir():
                 raise ValueError(f"--clips: {clips}: no such folder")
             os.environ["ATR_CLIPS"] = str(clips.resolve())
-        table = studies.plan(paths, profile, chosen_seeds)
+        corpora: dict = {}
+        table = studies.plan(paths, profile, chosen_seeds, corpora)
         if plan:
             printed(table.drop(columns=["config", "seconds"]), f"{len(table)} runs of profile {profile}")
+            where = resolve_device(device)
+            groups, words = planning.summary(table, corpora, where, many.default_workers(where))
+            printed(groups, "What they need")
+            console.print(words, soft_wrap=True)
             return
         if chosen.needs_clips:
             assert chosen.root is not None
         where = resolve_device(device)
         cores = many.default_workers("cpu")
         said = f"{len(table)} runs, {int(table['finished'].sum())} of them finished"
-        if where == "cpu":
-            said += f"; about {studies.duration(studies.estimate(table, paths, cores))} on {cores} cores here"
+        if where == "cpu" and not chosen.published:
+            said += f"; about {planning.duration(studies.estimate(table, paths, cores))} on {cores} cores here"
         console.print(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {said}.", soft_wrap=True)
         os.environ["ATR_COMMAND"] = f"atr study {' '.join(numbers or [])} --profile {profile}".replace("  ", " ")
         for path in paths:
@@ -96,7 +104,7 @@ def study(
 
 @app.command()
 def check(
-    corpus: Annotated[str, typer.Argument(help="soundscapes, clipfolder or csv.")],
+    corpus: Annotated[str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")] = None,
     audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Read every sound file too.")] = True,
     write_clean: Annotated[
@@ -128,6 +136,61 @@ def check(
     assert loaded is not None
     counts = loaded.clips["split"].value_counts(sort=False).to_dict()
     console.print(f"{loaded.name}: no problems; {counts}, {len(loaded.captions)} captions. {loaded.source}")
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="A data set or checkpoint; without one, all are listed.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A folder that holds the data set: it is recorded, not copied.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="audiocaps: clips fetched at a time.")] = 4,
+    again: Annotated[bool, typer.Option("--again", help="audiocaps: try clips again that were gone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """List the papers' data sets and checkpoints; fetch, verify and unpack one; or take it from a folder."""
+    from atr import data as sets
+    from atr.encoders import checkpoints
+
+    def agreed(state: str) -> None:
+        if not state.startswith("ready") and not yes and not typer.confirm("Go on?"):
+            raise typer.Exit(1)
+
+    try:
+        if name is None:
+            printed(sets.status())
+            return
+        if name in checkpoints.REGISTRY and source is None:
+            entry = checkpoints.REGISTRY[name]
+            size = "unknown" if entry.file.size is None else sets.human(entry.file.size)
+            said = f"{name}: {entry.file.name}\ndownload: {size}\nlicence: {entry.licence}\nsource: {entry.source}"
+            console.print(said, soft_wrap=True, markup=False, highlight=False)
+            agreed(sets.checkpoint_state(entry.file))
+            console.print(f"→ {checkpoints.fetch(name, quiet)}", soft_wrap=True, markup=False, highlight=False)
+            return
+        if name not in sets.DATASETS:
+            known = ", ".join(sets.DATASETS) + ("" if source else f"; checkpoints: {', '.join(checkpoints.REGISTRY)}")
+            raise ValueError(f"unknown data set {name!r}; known: {known}")
+        left, counts = "", None
+        if source is not None:
+            counts = sets.adopt(name, source, quiet)
+        else:
+            console.print(sets.announcement(name), soft_wrap=True, markup=False, highlight=False)
+            agreed(sets.state(name))
+            left, counts = sets.obtain(name, workers, again, quiet)
+        console.print(left, soft_wrap=True, markup=False, highlight=False, end="\n" if left else "")
+        if counts is None:
+            return
+        console.print(f"{name}: {sets.folder(name)}", soft_wrap=True, markup=False, highlight=False)
+        printed(counts.clips)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    for problem in counts.problems[:50]:
+        console.print(problem, soft_wrap=True, markup=False, highlight=False)
+    if counts.problems:
+        console.print(f"[red]{len(counts.problems)} problems[/red]")
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,22 +8,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TRAININGS = ("frozen", "frozen_released", "finetuned", "scratch")
+TRAININGS = ("frozen", "frozen_released", "finetuned", "scratch", "external")
 CHOICES: dict[str, tuple] = {
     "recipe": ("released", "paper"),
     "training": TRAININGS,
     "text_pooling": ("mean", "first"),
     "caption_style": ("mei2022", "tymofieiev2025", None),
-    "pooling": ("max_mean",),
+    "pooling": ("max_mean", "frequency_mean_max", "frequency_max"),
+    "padding": ("masked", "released"),
     "sampler": ("caption_per_clip", "all_captions"),
-    "augment": ("specaugment", None),
+    "augment": ("specaugment", "patchout", None),
     "optimizer": ("adam", "adamw"),
     "schedule": ("step", "cosine", "constant"),
     "select_by": ("t2a_recall_sum", "recall_sum", "t2a_map10", "last"),
     "precision": ("32", "bf16"),
 }
 GROUPS = ("heads", "audio", "text", "loss")
-BELOW = {"text_dropout": 1.0, **dict.fromkeys(("weight_decay", "step_factor", "warmup_epochs", "clip_norm"), math.inf)}
+BELOW = {
+    "text_dropout": 1.0,
+    "audio_dropout": 1.0,
+    **dict.fromkeys(("weight_decay", "step_factor", "warmup_epochs", "clip_norm"), math.inf),
+}
 
 
 class ConfigError(ValueError):
@@ -37,13 +42,23 @@ class RunConfig:
     corpus          name, or {"name": …, options of its loader}; the folder it lies in is not part of it
     recipe          "released" or "paper": the variant of the loss (see `atr.losses`)
     audio_encoder   name for `atr.encoders.build`
-    audio_weights   "pretrained" (compact encoders: on this corpus's events), None (random), or a checkpoint file
-    text_encoder    "minilm", a Hub name, or a folder
+    audio_weights   "pretrained" (published checkpoint; compact encoders: on this corpus's events), None (random), a
+                    checkpoint file, or a folder with a file named after the encoder; relative paths also below
+                    `ATR_HOME/checkpoints`
+    audio_dropout   overrides the audio encoder's own dropout
+    text_encoder    "minilm", a Hub name, or a folder; relative paths also below `ATR_HOME/checkpoints`
     text_layers     how many top layers `finetuned` trains, over cached states of the layer below; None: all
     text_dropout    overrides the text encoder's own dropout
     training        "frozen" (evaluation mode, cached features), "frozen_released" (parameters fixed, but training
                     mode: batch statistics, dropout and augmentation stay on), "finetuned", "scratch" (random audio
-                    encoder, everything trained)
+                    encoder, everything trained), "external" (`text_encoder` is a CLAP model with both towers, evaluated
+                    as it is: 0 epochs)
+    pooling         of the PANNs: "max_mean" (mean over mel bands; maximum plus mean over time), "frequency_mean_max"
+                    (mean plus maximum over bands, as the text of Mei et al. 2022 has it), "frequency_max" (maximum
+                    over bands, as Tourbabin & Ben-Hur have it); the other encoders know "max_mean", their own way
+    padding         "masked": a clip's embedding is its own; "released": a batch's zeros enter batch-norms and pooling,
+                    in evaluation too, as in the released code of Mei et al. 2022
+    max_seconds     longer clips are cut there; None: never
     loss            {"name": …, parameters}
     sampler         see `atr.sampling`
     learning_rates  by group: heads, audio, text, loss (its learned parameters); missing groups use heads'
@@ -57,6 +72,7 @@ class RunConfig:
     recipe: str = "released"
     audio_encoder: str = "compact"
     audio_weights: str | None = "pretrained"
+    audio_dropout: float | None = None
     text_encoder: str = "minilm"
     text_pooling: str = "mean"
     text_layers: int | None = 2
@@ -64,6 +80,8 @@ class RunConfig:
     caption_style: str | None = "mei2022"
     training: str = "frozen"
     pooling: str = "max_mean"
+    padding: str = "masked"
+    max_seconds: float | None = None
     embedding_dim: int = 256
     loss: Mapping[str, Any] = field(default_factory=lambda: {"name": "nt_xent", "temperature": 0.07})
     sampler: str = "caption_per_clip"
@@ -100,10 +118,16 @@ class RunConfig:
                 raise ConfigError(f'{name}: {getattr(self, name)!r} has no "name"; write {{"name": …, parameters}}')
         for name, limit in BELOW.items():
             number = getattr(self, name)
-            if number is None and name in ("text_dropout", "clip_norm"):
+            if number is None and name in ("audio_dropout", "text_dropout", "clip_norm"):
                 continue
             if not _is_number(number) or not 0 <= number < limit:
                 raise ConfigError(f"{name}: {number!r} is not a number from 0 and below {limit}")
+        if self.max_seconds is not None and (not _is_number(self.max_seconds) or not 0 < self.max_seconds < math.inf):
+            raise ConfigError(f"max_seconds: {self.max_seconds!r} is not a positive number, nor None")
+        if self.padding == "released" and self.training == "frozen":
+            raise ConfigError("padding: 'released' needs batches, and 'frozen' caches each clip's features by itself")
+        if self.training == "external" and (self.epochs, self.audio_encoder) != (0, "clap"):
+            raise ConfigError("training: 'external' evaluates as it is; set audio_encoder='clap' and epochs=0")
         layers = self.text_layers
         if layers is not None and (not isinstance(layers, int) or isinstance(layers, bool) or layers < 1):
             raise ConfigError(f"text_layers: {layers!r} is not a whole number of 1 or more, nor None")
@@ -138,6 +162,14 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that differ from their defaults: what names a run, so that a new field renames none.
+
+        Whoever changes a default raises `atr.records.RESULT_VERSION`.
+        """
+        default = RunConfig().to_dict()
+        return {name: value for name, value in self.to_dict().items() if value != default[name]}
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """The dual encoder: audio and captions into one space."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,15 +9,9 @@ from torch import Tensor, nn
 
 from atr import encoders
 from atr.config import RunConfig
-from atr.encoders.compact import Compact
 from atr.encoders.text import TextEncoder
-from atr.features import Inputs, Prepared
+from atr.features import AUDIO_BATCH, Inputs, Prepared, encode
 from atr.store import Packed
-
-AUDIO_HIDDEN = {
-    "compact": 1,
-    "compact_resnet": 1,
-}  # hidden width of the audio head in D: 1 as for CNN10, 2 as for CNN14
 
 
 def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -27,27 +22,31 @@ def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 class DualEncoder(nn.Module):
     """Audio encoder → pooling → head and text encoder → head, both L2-normalised (Mei et al. 2022, section 2.2).
 
-    An encoder that is None has run already: its pooled output comes in.
+    audio_encoder: an `atr.encoders.AudioEncoder`. An encoder that is None has run already: its pooled output comes in. With `padding` "released", all clips of a
+    batch count as long as its longest, zeros and all.
     """
 
     def __init__(
         self,
-        audio_encoder: Compact | None,
-        text_encoder: TextEncoder | None,
+        audio_encoder: Any,
+        text_encoder: nn.Module | None,
         audio_dim: int,
         text_dim: int,
         dim: int,
         audio_hidden: int = 1,
+        padding: str = "masked",
     ) -> None:
         super().__init__()
+        self.padding = padding
         self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
         self.audio_head = head(audio_dim, audio_hidden * dim, dim)
         self.text_head = head(text_dim, 2 * dim, dim)
 
     def embed_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Pooled features (B, audio_dim), or log-mels (B, bands, frames) with lengths → (B, dim), of length 1."""
+        """Pooled features (B, audio_dim), or a batch of `features.audio_input` with lengths → (B, dim), of length 1."""
         if self.audio_encoder is not None:
-            audio = self.audio_encoder.pool(*self.audio_encoder.encode(audio, lengths))
+            lengths = None if self.padding == "released" else lengths
+            audio = self.audio_encoder.pool(*encode(self.audio_encoder, audio, lengths))
         return nn.functional.normalize(self.audio_head(audio), dim=-1)
 
     def embed_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -73,11 +72,18 @@ class DualEncoder(nn.Module):
 def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
     """The model of a config, heads drawn from PyTorch's generator; seed that first."""
     sample = next(iter(prepared.splits.values()))
-    if config.training == "frozen":
+    if config.training in ("frozen", "external"):
         assert isinstance(sample.audio, Tensor) and isinstance(sample.text, Tensor)
         audio_dim, text_dim = sample.audio.shape[1], sample.text.shape[1]
-        return DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim, AUDIO_HIDDEN[config.audio_encoder])
-    audio = encoders.build(config.audio_encoder, prepared.audio_weights, augment=config.augment == "specaugment")
+        if config.training == "external":  # has had heads of its own
+            network = DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim)
+            network.audio_head = network.text_head = nn.Sequential()
+            return network
+        hidden = encoders.facts(config.audio_encoder).head_hidden
+        return DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim, hidden)
+    audio = encoders.build(
+        config.audio_encoder, prepared.audio_weights, config.augment, config.audio_dropout, config.pooling
+    )
     released = config.training == "frozen_released"
     text = TextEncoder(
         prepared.text_folder, config.text_pooling, None if released else config.text_layers, config.text_dropout
@@ -87,8 +93,7 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
         text.requires_grad_(False)
     else:
         text.keep_top()
-    hidden = AUDIO_HIDDEN[config.audio_encoder]
-    return DualEncoder(audio, text, audio.dim, text.dim, config.embedding_dim, hidden)
+    return DualEncoder(audio, text, audio.dim, text.dim, config.embedding_dim, audio.head_hidden, config.padding)
 
 
 def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]:
@@ -109,26 +114,53 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
 
 @torch.no_grad()
 def embed(
-    model: nn.Module, inputs: Inputs, to: Callable[[Tensor], Tensor] = lambda tensor: tensor, batch_size: int = 256
+    model: nn.Module,
+    inputs: Inputs,
+    to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    batch_size: int = 256,
+    released_batch: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of a whole split in evaluation mode: audio (clips, dim), text (captions, dim), float32 on the CPU.
 
-    `to` moves a tensor to the model's device.
+    `to` moves a tensor to the model's device. With `released_batch`, audio is batched as Mei et al. 2022 released it,
+    which decides how far each clip is padded: see `released_batches`.
     """
     training = model.training
     model.eval()
 
     def run(rows: Tensor | Packed, batch: Callable, kind: int) -> Tensor:
-        # Rows of like length together: less padding to compute.
-        order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
-        done = []
-        for start in range(0, len(order), batch_size):
-            tensor, lengths = batch(order[start : start + batch_size])
+        waveforms = isinstance(rows, Packed) and rows.data.dtype == np.int16
+        if kind == 0 and waveforms and released_batch is not None:
+            batches = released_batches(inputs.clip_of_caption, released_batch)
+        else:  # rows of like length together: less padding to compute
+            order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
+            size = min(batch_size, AUDIO_BATCH) if waveforms else batch_size
+            batches = [(part, part) for part in np.split(order, range(size, len(order), size))]
+        result = None
+        for members, wanted in batches:
+            tensor, lengths = batch(members)
             pair = (to(tensor), None if lengths is None else to(lengths))
-            done.append(model(*((pair, None) if kind == 0 else (None, pair)))[kind].float().cpu())
-        embedded = torch.cat(done)
-        return torch.empty_like(embedded).index_copy_(0, torch.from_numpy(order), embedded)
+            done = model(*((pair, None) if kind == 0 else (None, pair)))[kind].float().cpu()
+            if result is None:
+                result = torch.empty(len(rows), done.shape[1])
+            result[wanted] = done[np.isin(members, wanted)]
+        assert result is not None
+        return result
 
-    result = run(inputs.audio, inputs.audio_batch, 0), run(inputs.text, inputs.text_batch, 1)
+    embedded = run(inputs.audio, inputs.audio_batch, 0), run(inputs.text, inputs.text_batch, 1)
     model.train(training)
-    return result
+    return embedded
+
+
+def released_batches(clip_of_caption: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(clips of a batch, those whose embedding is taken from it), as the released evaluation of Mei et al. 2022 loads
+    them: captions in order, `batch_size` at a time, each with its clip, which is embedded anew for every caption; the
+    embedding of its first caption counts.
+    """
+    clips, first = np.unique(clip_of_caption, return_index=True)
+    starts = range(0, len(clip_of_caption), batch_size)
+    return [
+        (np.unique(clip_of_caption[start : start + batch_size]), clips[first // batch_size == start // batch_size])
+        for start in starts
+        if (first // batch_size == start // batch_size).any()
+    ]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,28 @@ SMALL_EPOCHS = {"frozen": 20, "finetuned": 5}
 SMALL_SCHEDULES = {"frozen": "step", "finetuned": "cosine"}  # five epochs leave a step schedule no time to settle
 SMALL_BASE = {"text_dropout": 0.0}  # MiniLM's top layers train a quarter faster without, over five epochs
 PAPER_RATES = {"frozen": {"heads": 1e-4}, "finetuned": {"heads": 1e-4}}
-# Mei et al. 2022 as released: see `RunConfig` for the fields.
+# Mei et al. 2022: see `RunConfig` for the fields. What the released code does, which made the published numbers, and
+# what the text says: no dropout, clipping or augmentation of its own, and frozen encoders taken as frozen.
 MEI2022 = {
     "audio_encoder": "resnet38",
     "text_encoder": "bert-base-uncased",
     "text_pooling": "first",
     "text_layers": None,
-    "text_dropout": 0.2,
     "embedding_dim": 1024,
     "sampler": "all_captions",
     "step_epochs": 20,
+    "max_seconds": 30.0,
+}
+RECIPES: dict[str, Mapping[str, Any]] = {
+    "released": {"padding": "released", "audio_dropout": 0.2, "text_dropout": 0.2, "frozen": "frozen_released"},
+    "paper": {
+        "recipe": "paper",
+        "pooling": "frequency_mean_max",
+        "augment": None,
+        "clip_norm": None,
+        "select_by": "recall_sum",
+        "frozen": "frozen",
+    },
 }
 
 
@@ -34,6 +46,8 @@ class Profile:
 
     corpora   name shown in tables → `RunConfig.corpus`
     base      fields of every RunConfig; `epochs` and `rates` by kind of training, `batch_sizes` by corpus
+    recipes   the recipe of the tables first, further ones beside it: fields of their RunConfigs, and under "frozen" how
+              frozen rows are trained
     seeds     default seeds; `published`: our runs are the published experiment, so differences may be computed
     """
 
@@ -43,7 +57,7 @@ class Profile:
     epochs: Mapping[str, int]
     rates: Mapping[str, Mapping[str, float]]
     schedules: Mapping[str, str] = field(default_factory=lambda: {"frozen": "step", "finetuned": "step"})
-    frozen: str = "frozen"  # how "frozen" rows are trained
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": {"frozen": "frozen"}})
     base: Mapping[str, Any] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     sizes: tuple[int, ...] = (32, 128)  # batch sizes compared in notebook 02
@@ -61,28 +75,46 @@ class Profile:
 
     @property
     def root(self) -> Path | None:
-        """Folder of labelled clips, from ATR_CLIPS, where the profile needs one."""
+        """Folder of labelled clips where the profile needs one: ATR_CLIPS, else ESC-50 if `atr data esc50` has it."""
         if not self.needs_clips:
             return None
-        folder = os.environ.get("ATR_CLIPS")
-        if not folder:
+        if os.environ.get("ATR_CLIPS"):
+            return Path(os.environ["ATR_CLIPS"]).expanduser()
+        from atr import data
+
+        try:
+            return data.folder("esc50")
+        except FileNotFoundError:
             raise ValueError(
                 f"profile {self.name}: needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); "
-                f"pass it: make study PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS"
-            )
-        return Path(folder).expanduser()
+                f"pass it: make study PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: "
+                "atr data esc50"
+            ) from None
 
     def name_of(self, config: RunConfig) -> str:
         """The name under which tables show a config's corpus."""
         return next((name for name, corpus in self.corpora.items() if corpus == config.corpus), config.corpus["name"])
 
-    def config(self, corpus: str, training: str, loss: str, seed: int, rate: float = 1.0, **changes: Any) -> RunConfig:
-        """A run on one of the profile's corpora; `rate` scales every learning rate of the kind of training."""
+    def config(
+        self,
+        corpus: str,
+        training: str,
+        loss: str,
+        seed: int,
+        rate: float = 1.0,
+        recipe: str | None = None,
+        **changes: Any,
+    ) -> RunConfig:
+        """A run on one of the profile's corpora; `rate` scales every learning rate of the kind of training; `recipe`
+        is one of the profile's, the first if None.
+        """
+        by_recipe = dict(self.recipes[recipe or next(iter(self.recipes))])
+        frozen = by_recipe.pop("frozen")
         rates = {group: value * rate for group, value in self.rates[training].items()}
         epochs = self.epochs[training]
         fields = {
             "corpus": self.corpora[corpus],
-            "training": self.frozen if training == "frozen" else training,
+            "training": frozen if training == "frozen" else training,
             "loss": {"name": loss},
             "learning_rates": rates,
             "epochs": epochs,
@@ -91,7 +123,7 @@ class Profile:
             "batch_size": self.batch_sizes.get(corpus, 32),
             "seed": seed,
         }
-        return RunConfig(**{**fields, **self.base, **changes})
+        return RunConfig(**{**fields, **self.base, **by_recipe, **changes})
 
     def longer(self, corpus: str, training: str, loss: str, seed: int, factor: int = 2) -> RunConfig:
         """The same run for `factor` times the epochs, its schedule stretched."""
@@ -147,12 +179,22 @@ PROFILES = {
         seeds=(0, 1, 2),
         epochs={"frozen": 50, "finetuned": 50},
         rates=PAPER_RATES,
-        frozen="frozen_released",
         base=MEI2022,
+        recipes=RECIPES,
         batch_sizes={"AudioCaps": 32, "Clotho": 24},
         published=True,
     ),
 }
+# Every `paper` grid with two steps a run, over files of the true layout that tests make.
+PROFILES["miniature"] = replace(
+    PROFILES["paper"],
+    name="miniature",
+    base=MEI2022 | {"audio_weights": "miniature"},
+    seeds=(0,),
+    epochs={"frozen": 1, "finetuned": 1},
+    batch_sizes={"AudioCaps": 4, "Clotho": 4},
+    sizes=(4, 8),
+)
 
 
 def profile(name: str) -> Profile:

@@ -1,8 +1,8 @@
 """One finished or unfinished run on disk, and the folder that holds them.
 
-`<runs>/<address>/` holds config.json, environment.json, history.csv, metrics.json, embeddings.safetensors and
-checkpoint.safetensors; state.pt while unfinished; error.txt if it failed. metrics.json is written last: its presence
-means finished.
+`<runs>/<address>/` holds config.json, environment.json, clips.csv, history.csv, metrics.json, embeddings.safetensors
+and checkpoint.safetensors; state.pt while unfinished; error.txt if it failed. metrics.json is written last: its
+presence means finished.
 """
 
 import importlib.metadata
@@ -36,7 +36,7 @@ def default_folder() -> Path:
 
 def address(config: RunConfig, corpus_fingerprint: str, weights: dict[str, str]) -> str:
     """16 hexadecimal digits that name a run by all that decides its numbers."""
-    return store.content_key(config.to_dict(), corpus_fingerprint, weights, RESULT_VERSION)[:16]
+    return store.content_key(config.identity(), corpus_fingerprint, weights, RESULT_VERSION)[:16]
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
@@ -152,6 +152,11 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         return json.loads((self.path / "environment.json").read_text())
+
+    @cached_property
+    def clips(self) -> pd.DataFrame:
+        """The clips that the run had: clip, split."""
+        return pd.read_csv(self.path / "clips.csv", dtype="str", keep_default_na=False)
 
     @cached_property
     def history(self) -> pd.DataFrame:

@@ -114,7 +114,9 @@ def run_all(
                 run = training.locate(config, corpora[key], runs, quiet)
                 if run.address not in tasks:
                     if not run.finished:
-                        features.prepare(config, corpora[key], quiet=quiet)  # once, here, on all cores
+                        features.prepare(
+                            config, corpora[key], quiet=quiet, device=device
+                        )  # once, here, on all cores or the GPU
                     tasks[run.address] = Task(config, corpora[key], run, [])
                 tasks[run.address].places.append(place)
             except Exception as error:
@@ -130,10 +132,12 @@ def run_all(
 
 
 def _side_by_side(tasks: list[Task], workers: int, device: str, runs: Path | None) -> Iterator[tuple[Task, int | None]]:
-    """Run tasks in processes, the shortest first so that a table soon has rows; give each as it ends."""
+    """Run tasks in processes, the released recipe first, the shortest first so that a table soon has rows; give each
+    as it ends.
+    """
     context = store.worker_context()
     running: dict[int, tuple[Any, Task]] = {}
-    waiting = sorted(tasks, key=lambda task: cost(task.config), reverse=True)
+    waiting = sorted(tasks, key=lambda task: (task.config.recipe != "released", cost(task.config)), reverse=True)
     try:
         while waiting or running:
             while waiting and len(running) < workers:

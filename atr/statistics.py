@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 from atr.metrics import Direction, Matrix, Ranks, relevant_pairs
 
@@ -88,6 +89,24 @@ def paired_test(a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0, 
     tail = min(int((means <= noise).sum()), int((means >= -noise).sum()))
     low, high = _bounds(means, level)
     return Comparison(float(difference.mean()), low, high, min(1.0, 2 * (tail + 1) / (draws + 1)))
+
+
+def welch_interval(
+    ours: tuple[float, float, int], theirs: tuple[float, float, int], level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the difference of two means, each given as (mean, deviation, seeds): Welch's t interval.
+
+    For numbers of which only mean and deviation are known; NaN where a side has a single seed.
+    """
+    (a, a_std, a_size), (b, b_std, b_size) = ours, theirs
+    if min(a_size, b_size) < 2 or not np.isfinite([a_std, b_std]).all():
+        return np.nan, np.nan
+    parts = np.array([a_std**2 / a_size, b_std**2 / b_size])
+    if not parts.any():
+        return a - b, a - b
+    freedom = parts.sum() ** 2 / (parts**2 / [a_size - 1, b_size - 1]).sum()
+    half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(parts.sum()))
+    return a - b - half, a - b + half
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -10,9 +10,12 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -176,33 +179,44 @@ def worker_context() -> Any:
     return context
 
 
-class _Decode:
-    def __init__(self, corpus: Corpus, sample_rate: int) -> None:
-        self.read, self.sample_rate = corpus.read, sample_rate
-
-    def __call__(self, clip: str) -> np.ndarray:
-        waveform, rate = self.read(clip)
-        waveform = resample(waveform, rate, self.sample_rate)
-        return np.round(np.clip(waveform, -1, 1) * 32767).astype(np.int16)
-
-
-def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False) -> Packed:
+def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: float | None = None) -> Packed:
     """16-bit waveforms of the clips of a one-split corpus, in order, decoded and resampled once.
 
-    Rows are (samples,) int16; divide by 32767 for the range -1 to 1.
+    Rows are (samples,) int16; divide by 32767 for the range -1 to 1. seconds: keep only the beginning of each clip, cut
+    before it is resampled; None keeps all. Raises AudioError, or what else the corpus's reader raises.
     """
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
     clips = corpus.clips["clip"].tolist()
     split = corpus.clips["split"].iloc[0]
 
-    def build(folder: Path) -> None:
-        decode, workers = _Decode(corpus, sample_rate), os.cpu_count() or 1
-        title = f"{corpus.name} {split}: audio"
-        bar: dict[str, Any] = {"total": len(clips), "desc": title, "unit": "clip", "disable": quiet}
-        if len(clips) < 200 or workers == 1:
-            pack(folder, tqdm(map(decode, clips), **bar))
-        else:
-            with worker_context().Pool(workers) as pool:
-                pack(folder, tqdm(pool.imap(decode, clips, chunksize=8), **bar))
+    def decode(clip: str) -> np.ndarray:
+        waveform, rate = corpus.read(clip)
+        if seconds is not None:
+            waveform = waveform[: max(1, round(seconds * rate))]
+        waveform = resample(waveform, rate, sample_rate)
+        return np.round(np.clip(waveform, -1, 1) * 32767).astype(np.int16)
 
-    key = content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION)
+    def build(folder: Path) -> None:
+        title = f"{corpus.name} {split}: audio"
+        pack(folder, tqdm(_ahead(decode, clips), total=len(clips), desc=title, unit="clip", disable=quiet))
+
+    beginning = [] if seconds is None else [float(seconds)]
+    key = content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION, *beginning)
     return open_packed(cached("waveforms", key, build))
+
+
+def _ahead(function: Callable[[str], np.ndarray], items: Iterable[str]) -> Iterator[np.ndarray]:
+    """`map(function, items)` on a thread for each core, never more than four items a thread ahead of what is taken.
+
+    Threads, because decoding and resampling let go of the interpreter's lock and nothing has to be sent.
+    """
+    workers, items = os.cpu_count() or 1, iter(items)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        underway = deque(pool.submit(function, item) for item in islice(items, 4 * workers))
+        while underway:
+            yield underway.popleft().result()
+            underway.extend(pool.submit(function, item) for item in islice(items, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)

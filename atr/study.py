@@ -14,7 +14,6 @@ import pandas as pd
 from atr import runs, store, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
-from atr.encoders import pretraining
 from atr.profiles import Profile
 from atr.profiles import profile as profile_of
 
@@ -53,16 +52,25 @@ def grid(notebook: Path, parameters: dict[str, Any]) -> list[RunConfig]:
     return list(space["grid"])
 
 
-def plan(paths: Sequence[Path], profile: str, seeds: Sequence[int] | None = None) -> pd.DataFrame:
-    """A row a distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core."""
+def plan(
+    paths: Sequence[Path],
+    profile: str,
+    seeds: Sequence[int] | None = None,
+    corpora: dict[str, Corpus | None] | None = None,
+) -> pd.DataFrame:
+    """A row a distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core.
+
+    Trains and fetches nothing. `corpora` is filled with those of the runs, by the content key of their options, None
+    for one that is not at hand.
+    """
     chosen = profile_of(profile)
-    corpora: dict[str, Corpus | None] = {}
+    corpora = {} if corpora is None else corpora
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
         for config in grid(path, {"profile": profile, "seeds": list(seeds) if seeds else None}):
             key = json.dumps(config.to_dict(), sort_keys=True)
             if key not in rows:
-                name = json.dumps(dict(config.corpus), sort_keys=True)
+                name = store.content_key(dict(config.corpus))
                 if name not in corpora:
                     corpora[name] = _corpus(config, chosen)
                 rows[key] = {
@@ -87,15 +95,11 @@ def _corpus(config: RunConfig, profile: Profile) -> Corpus | None:
 
 
 def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> bool:
-    """Whether a run is in the store, without making the weights that it would start from."""
+    """Whether a run is in the store, without making or fetching the weights that it would start from."""
     if corpus is None or not profile.runs.is_dir():
         return False
     try:
-        if config.audio_weights == "pretrained" and config.training != "scratch":
-            key, _ = pretraining.location(corpus, config.audio_encoder)
-            if not (store.home() / "cache" / "weights" / key).is_dir():
-                return False
-        return training.locate(config, corpus, profile.runs).finished
+        return training.locate(config, corpus, profile.runs, fetch=False).finished
     except (ValueError, OSError):
         return False
 
@@ -109,13 +113,6 @@ def estimate(table: pd.DataFrame, paths: Sequence[Path], cores: int) -> float:
         corpora = {json.dumps(config.to_dict()["corpus"]): config.corpus for config in todo["config"]}
         seconds += sum(runs.preparation(corpus, cores) for key, corpus in corpora.items() if key not in started)
     return seconds * runs.speed() + NOTEBOOK_SECONDS * len(paths)
-
-
-def duration(seconds: float) -> str:
-    """ "40 seconds", "12 minutes", "3.5 hours", rounded as an estimate deserves."""
-    if seconds < 90:
-        return f"{max(10, round(seconds, -1)):.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = False) -> Path:

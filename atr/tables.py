@@ -50,12 +50,13 @@ def published(name: str) -> pd.DataFrame:
 
 
 def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
-    """A row a run: corpus, training, loss, rate (that of the heads), batch size, epochs, seed, best epoch,
+    """A row a run: corpus, recipe, training, loss, rate (that of the heads), batch size, epochs, seed, best epoch,
     validation R@10 (selected epoch), test metrics, the run itself.
     """
     rows = [
         {
             "corpus": profile.name_of(config),
+            "recipe": config.recipe,
             "training": config.training.removesuffix("_released"),
             "loss": LOSS_NAMES[config.loss["name"]],
             "rate": config.rate("heads"),
@@ -164,6 +165,32 @@ def beside(ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], colum
     if numbers:
         result = result.sort_index(level=numbers, sort_remaining=False, kind="stable")
     return result.fillna("—")
+
+
+def differences(
+    ours: pd.DataFrame,
+    reference: pd.DataFrame,
+    by: Sequence[str],
+    columns: Sequence[str] = RECALLS,
+    published_seeds: int = 3,
+) -> pd.DataFrame:
+    """Ours minus published, for runs of the published experiment (profile `paper`) and no others.
+
+    Rows are matched by `by`, of corpus, training, loss, rate and batch; a row a metric: ours, published, difference,
+    and its 95 % interval (Welch's, from both deviations over seeds; blank with a single seed).
+    """
+    known = reference.assign(corpus=reference["dataset"].map(DATASETS), rate=reference["learning_rate"])
+    rows = []
+    for keys, group in ours.groupby(list(by), sort=False):
+        cells = known[(known[list(by)] == list(keys)).all(axis=1)].set_index("metric")
+        for column in (column for column in columns if column in cells.index):
+            mean, deviation = statistics.mean_std(group[column].to_numpy())
+            theirs, spread = float(cells["mean"][column]), float(cells["std"][column])
+            low, high = statistics.welch_interval((mean, deviation, len(group)), (theirs, spread, published_seeds))
+            both = {"ours": plus_minus(mean, deviation), "published": plus_minus(theirs, spread)}
+            difference = {"difference": mean - theirs, "low": low, "high": high}
+            rows.append(dict(zip(by, keys, strict=True)) | {"metric": HEADINGS[column], **both, **difference})
+    return pd.DataFrame(rows, columns=[*by, "metric", "ours", "published", "difference", "low", "high"])
 
 
 def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = RECALLS) -> pd.DataFrame:

@@ -97,7 +97,9 @@ def fit(
     with FileLock(locks / run.address):
         if not run.finished:
             try:
-                prepared = features.prepare(config, corpus, quiet=quiet)
+                prepared = features.prepare(config, corpus, quiet=quiet, device=device)
+                clips = corpus.clips[["clip", "split"]]
+                store.write_atomic(run.path / "clips.csv", lambda path: clips.to_csv(path, index=False))
                 with store.threads(threads):
                     _train(config, prepared, run, device, threads)
             except Exception:
@@ -106,9 +108,11 @@ def fit(
     return Run(run.path)
 
 
-def locate(config: RunConfig, corpus: Corpus, runs: Path | None = None, quiet: bool = True) -> Run:
-    """The run of a config, finished or not; makes the weights that it starts from where they are missing."""
-    weights = features.weights(config, corpus, quiet)
+def locate(config: RunConfig, corpus: Corpus, runs: Path | None = None, quiet: bool = True, fetch: bool = True) -> Run:
+    """The run of a config, finished or not; makes or fetches the weights that it starts from where they are missing,
+    or raises FileNotFoundError without `fetch`.
+    """
+    weights = features.weights(config, corpus, quiet, fetch)
     return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, weights.fingerprints))
 
 
@@ -127,11 +131,13 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     loss_function = losses.build(**config.loss, variant=config.recipe).to(fabric.device)
     network.to(fabric.device)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    optimizer = kinds[config.optimizer](
-        model.groups(network, loss_function, config), weight_decay=config.weight_decay, fused=True
-    )
-    dual, optimizer = fabric.setup(network, optimizer)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = model.groups(network, loss_function, config)
+    if groups:
+        optimizer = kinds[config.optimizer](groups, weight_decay=config.weight_decay, fused=True)
+        dual, optimizer = fabric.setup(network, optimizer)
+    else:  # an external model has nothing to train
+        dual = fabric.setup(network)
+    trained = [parameter for group in groups for parameter in group["params"]]
 
     def to_device(tensor: Tensor) -> Tensor:
         return tensor.to(fabric.device, non_blocking=True)
@@ -139,8 +145,10 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     def batch_to(pair: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
         return to_device(pair[0]), None if pair[1] is None else to_device(pair[1])
 
+    released_batch = config.batch_size if config.padding == "released" else None
+
     def evaluate(split: features.Inputs) -> tuple[metrics.Ranks, Tensor, Tensor]:
-        audio, text = model.embed(dual, split, to_device)
+        audio, text = model.embed(dual, split, to_device, released_batch=released_batch)
         if not (audio.isfinite().all() and text.isfinite().all()):
             if state is None:
                 raise TrainingError(
@@ -155,8 +163,9 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     state = _load_state(run.path / "state.pt")
     if state is None:
         first = scores(validation)
-        state = {"epoch": 0, "history": [], "best_epoch": 0, "best": _copy(network.kept()), "seconds": 0.0}
-        state |= {"best_score": -math.inf if config.epochs else 0.0, "validation": first}
+        best = {} if config.epochs else _copy(network.kept())  # any first epoch is the best so far
+        state = {"epoch": 0, "history": [], "best_epoch": 0, "best": best, "seconds": 0.0}
+        state |= {"best_score": -math.inf, "validation": first}
     else:
         network.load_state_dict(state["model"], strict=False)
         loss_function.load_state_dict(state["loss"])
@@ -192,7 +201,8 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
             state |= {"best_score": score, "best_epoch": epoch + 1, "validation": found, "best": _copy(network.kept())}
         state |= {"epoch": epoch + 1, "seconds": spent + time.perf_counter() - started}
         state |= {"model": network.kept(), "loss": loss_function.state_dict(), "optimizer": optimizer.state_dict()}
-        store.write_atomic(run.path / "state.pt", partial(torch.save, state))
+        if epoch + 1 < config.epochs:  # what follows the last epoch is short
+            store.write_atomic(run.path / "state.pt", partial(torch.save, state))
         _write_history(run.path, state["history"])
 
     network.load_state_dict(state["best"], strict=False)

@@ -23,6 +23,13 @@ def test_any_rate_and_channel_count_reads_as_the_mean_of_channels(tmp_path, rate
     np.testing.assert_allclose(waveform, samples.mean(axis=1), atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_the_mean_of_channels_has_the_bits_of_numpys(tmp_path, channels):
+    samples = np.random.default_rng(0).normal(0, 0.3, (20_000, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    assert audio.read(tmp_path / "a.wav")[0].tobytes() == samples.mean(axis=1).tobytes()
+
+
 def test_a_file_longer_than_a_block_reads_whole(tmp_path):
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 300_000).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 32000, subtype="FLOAT")

@@ -87,6 +87,12 @@ FAULTS = [
     ("text_dropout", 1.0, "text_dropout: 1.0 is not a number from 0 and below 1.0"),
     ("text_layers", 0, "text_layers: 0"),
     ("text_layers", 1.5, "text_layers: 1.5"),
+    ("audio_dropout", -0.1, "audio_dropout: -0.1 is not a number from 0 and below 1.0"),
+    ("max_seconds", 0, "max_seconds: 0 is not a positive number, nor None"),
+    ("max_seconds", math.inf, "max_seconds: inf"),
+    ("padding", "zeros", "padding: unknown 'zeros'; known: 'masked', 'released'"),
+    ("padding", "released", "padding: 'released' needs batches"),
+    ("training", "external", "training: 'external' evaluates as it is; set audio_encoder='clap' and epochs=0"),
     ("audio_encoder", None, "audio_encoder: None"),
     ("text_encoder", "", "text_encoder: ''"),
 ]
@@ -98,7 +104,9 @@ def test_a_wrong_value_is_an_error_that_names_its_field(name, value, message):
         RunConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["text_dropout", "clip_norm", "text_layers", "audio_weights", "augment"])
+@pytest.mark.parametrize(
+    "name", ["audio_dropout", "max_seconds", "text_dropout", "clip_norm", "text_layers", "audio_weights", "augment"]
+)
 def test_what_can_be_switched_off_takes_none(name):
     assert getattr(RunConfig(**{name: None}), name) is None
 
@@ -124,7 +132,8 @@ def test_every_profile_makes_configs_for_its_corpora(name, training):
         config = setting.config(corpus, training, "nt_xent", seed=5)
         assert config.corpus == setting.corpora[corpus] and setting.name_of(config) == corpus
         assert (config.epochs, config.seed, config.loss) == (setting.epochs[training], 5, {"name": "nt_xent"})
-        assert config.training == (setting.frozen if training == "frozen" else training)
+        frozen = setting.recipes["released"]["frozen"]
+        assert config.training == (frozen if training == "frozen" else training)
 
 
 def test_the_paper_profile_is_the_published_experiment():
@@ -136,7 +145,37 @@ def test_the_paper_profile_is_the_published_experiment():
     assert (frozen.optimizer, frozen.clip_norm, frozen.select_by) == ("adam", 2.0, "t2a_recall_sum")
     assert (frozen.text_pooling, frozen.text_dropout, frozen.sampler) == ("first", 0.2, "all_captions")
     assert frozen.rate("heads") == 1e-4 and {tuned.rate(group) for group in ("heads", "audio", "text")} == {5e-5}
-    assert paper.published and not any(PROFILES[name].published for name in PROFILES if name != "paper")
+    assert (frozen.padding, frozen.audio_dropout, frozen.augment, frozen.max_seconds) == (
+        "released",
+        0.2,
+        "specaugment",
+        30.0,
+    )
+    assert {name for name in PROFILES if PROFILES[name].published} == {"paper", "miniature"}
+
+
+def test_the_texts_recipe_differs_from_the_released_one_where_the_two_do():
+    paper = profile("paper")
+    for training in ("frozen", "finetuned"):
+        released = paper.config("Clotho", training, "nt_xent", 0).to_dict()
+        text = paper.config("Clotho", training, "nt_xent", 0, recipe="paper").to_dict()
+        changed = {name: text[name] for name in text if text[name] != released[name]}
+        expected = {"recipe": "paper", "pooling": "frequency_mean_max", "padding": "masked", "augment": None}
+        expected |= {"audio_dropout": None, "text_dropout": None, "clip_norm": None, "select_by": "recall_sum"}
+        assert changed == expected | ({"training": "frozen"} if training == "frozen" else {})
+
+
+def test_the_miniature_is_the_paper_but_for_its_size_and_its_files():
+    paper, small = profile("paper"), profile("miniature")
+    same = ("corpora", "recipes", "rates", "schedules", "published")
+    assert all(getattr(paper, name) == getattr(small, name) for name in same)
+    assert {name for name in small.base if small.base[name] != paper.base.get(name)} == {"audio_weights"}
+
+
+def test_a_field_at_its_default_does_not_name_a_run():
+    config = RunConfig(seed=3, corpus="csv")
+    assert config.identity() == {"seed": 3, "corpus": {"name": "csv"}}
+    assert from_dict(config.identity()) == config and RunConfig().identity() == {}
 
 
 def test_a_rate_scales_every_group_and_changes_win():

@@ -206,7 +206,7 @@ def test_the_audio_fingerprint_depends_on_one_splits_clips_and_digests_alone():
 
 
 def test_corpora_are_loaded_by_name():
-    assert set(LOADERS) == {"soundscapes", "clipfolder", "csv"}
+    assert set(LOADERS) == {"soundscapes", "clipfolder", "csv", "clotho", "audiocaps", "wavcaps"}
     assert len(load_corpus("soundscapes", train=4, validation=2, test=2)) == 8
 
 

@@ -1,12 +1,17 @@
+import shutil
 from dataclasses import replace
 
+import made_models
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from atr import encoders, features, store
+import atr
+from atr import encoders, features, metrics, store
 from atr.config import RunConfig
 from atr.encoders import text
+from atr.encoders.clap import Clap
 from atr.encoders.text import TextEncoder
 from atr.features import log_mels, pooled, prepare
 
@@ -65,7 +70,7 @@ def test_log_mels_are_the_frontend_of_each_clip_alone(request, which):
 def test_pooled_features_are_the_encoder_in_evaluation_mode_on_each_clip_alone(request, which, weights):
     corpus = request.getfixturevalue(which)
     encoder = encoders.build("compact", weights).eval()
-    ours = pooled(corpus, "compact", weights, quiet=True)
+    ours = pooled(RunConfig(), corpus, weights, quiet=True)
     mels = log_mels(corpus, encoder, quiet=True)
     with torch.no_grad():
         for row in range(len(corpus)):
@@ -76,26 +81,26 @@ def test_pooled_features_are_the_encoder_in_evaluation_mode_on_each_clip_alone(r
 
 def test_features_are_computed_once(part, weights, monkeypatch):
     encoder = encoders.build("compact")
-    first = log_mels(part, encoder, quiet=True).data, pooled(part, "compact", weights, quiet=True)
+    first = log_mels(part, encoder, quiet=True).data, pooled(RunConfig(), part, weights, quiet=True)
     monkeypatch.setattr(store, "pack", refuse)
-    again = log_mels(part, encoder, quiet=True).data, pooled(part, "compact", weights, quiet=True)
+    again = log_mels(part, encoder, quiet=True).data, pooled(RunConfig(), part, weights, quiet=True)
     np.testing.assert_array_equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
 
 
 def test_other_audio_and_other_weights_never_meet_the_old_features(part, weights, tmp_path, monkeypatch):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     other = tmp_path / "other.safetensors"
     save_file({key: tensor + 0.01 for key, tensor in load_file(weights).items()}, other)
-    first = pooled(part, "compact", weights, quiet=True)
-    assert not torch.allclose(first, pooled(part, "compact", other, quiet=True))
+    first = pooled(RunConfig(), part, weights, quiet=True)
+    assert not torch.allclose(first, pooled(RunConfig(), part, other, quiet=True))
     fewer = replace(part, clips=part.clips.iloc[1:].reset_index(drop=True))
-    torch.testing.assert_close(pooled(fewer, "compact", weights, quiet=True), first[1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pooled(RunConfig(), fewer, weights, quiet=True), first[1:], atol=1e-4, rtol=1e-4)
     monkeypatch.setattr(store, "pack", refuse)
     with pytest.raises(AssertionError, match="computed again"):
         changed = part.clips.assign(digest=["f" + digest for digest in part.clips["digest"]])
-        pooled(replace(part, clips=changed), "compact", weights, quiet=True)
+        pooled(RunConfig(), replace(part, clips=changed), weights, quiet=True)
 
 
 def test_features_do_not_depend_on_the_threads_of_whoever_asks(part, weights, monkeypatch, tmp_path):
@@ -106,7 +111,7 @@ def test_features_do_not_depend_on_the_threads_of_whoever_asks(part, weights, mo
             captions = ["a dog barks", "rain falls on a tin roof while the wind blows"] * 70
             encoder = TextEncoder(text.folder("minilm"))
             spoken = text.computed(captions, "any", lambda encoder=encoder: encoder, quiet=True)
-            seen.append((pooled(part, "compact", weights, quiet=True).numpy(), spoken.data))
+            seen.append((pooled(RunConfig(), part, weights, quiet=True).numpy(), spoken.data))
     np.testing.assert_array_equal(seen[0][0], seen[1][0])
     np.testing.assert_array_equal(seen[0][1], seen[1][1])
 
@@ -123,7 +128,7 @@ def test_a_frozen_run_reads_pooled_features_and_captions(config, corpus, weights
         assert inputs.audio.shape == (len(part), 192) and inputs.text.shape == (len(captions), 16)
         assert part.clips["clip"].iloc[inputs.clip_of_caption].tolist() == part.captions["clip"].tolist()
         np.testing.assert_array_equal(inputs.relevance, part.relevance())
-        assert torch.equal(inputs.audio, pooled(part, "compact", weights, quiet=True))
+        assert torch.equal(inputs.audio, pooled(RunConfig(), part, weights, quiet=True))
     encoder = TextEncoder(tiny_bert).eval()
     chosen = [text.normalise(caption, "mei2022") for caption in captions[:3]]
     with torch.no_grad():
@@ -140,8 +145,8 @@ def test_a_frozen_run_reads_pooled_features_and_captions(config, corpus, weights
 def test_a_fine_tuned_run_reads_log_mels_and_the_states_below_its_layers(config, corpus, training):
     inputs = prepare(config.replace(training=training), corpus, ("test",), quiet=True).splits["test"]
     audio, frames = inputs.audio_batch(np.array([3, 1]))
-    assert audio.shape == (2, 64, 201) and frames.tolist() == [201, 201]
-    np.testing.assert_array_equal(audio[1].T, inputs.audio[1])
+    assert audio.shape == (2, 201, 64) and frames.tolist() == [201, 201]
+    np.testing.assert_array_equal(audio[1], inputs.audio[1])
     states, tokens = inputs.text_batch(np.array([7, 0]))
     assert states.shape == (2, int(tokens.max()), 16) and states.is_floating_point()
 
@@ -191,9 +196,71 @@ def test_weights_come_from_the_corpus_from_a_file_or_from_nowhere(config, corpus
 
 
 def test_wrong_weights_are_errors_that_name_the_field(config, corpus, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"audio_weights: {tmp_path}/none.safetensors: no such file"):
+    with pytest.raises(FileNotFoundError, match=f"audio_weights: '{tmp_path}/none.safetensors': no such file"):
         features.weights(config.replace(audio_weights=str(tmp_path / "none.safetensors")), corpus)
     with pytest.raises(ValueError, match="training 'frozen' needs audio_weights"):
         features.weights(config.replace(audio_weights=None), corpus)
-    with pytest.raises(ValueError, match="audio_encoder: unknown 'cnn99'; known: compact"):
+    with pytest.raises(ValueError, match="audio_encoder: unknown 'cnn99'; known: cnn6, "):
         features.weights(config.replace(audio_encoder="cnn99"), corpus)
+
+
+def test_weights_are_found_in_a_folder_by_the_encoders_name_and_below_the_home(
+    config, corpus, weights, monkeypatch, tmp_path
+):
+    own = tmp_path / "checkpoints" / "mine" / "compact.safetensors"
+    own.parent.mkdir(parents=True)
+    shutil.copy(weights, own)
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    for name in ("mine", "mine/compact.safetensors", str(own.parent)):
+        assert features.weights(config.replace(audio_weights=name), corpus).audio_weights == own
+    with pytest.raises(FileNotFoundError, match=r"'mine': no such file, nor a folder with a file compact_resnet\.\*"):
+        features.weights(config.replace(audio_weights="mine", audio_encoder="compact_resnet"), corpus)
+
+
+def test_without_fetching_missing_weights_are_an_error_and_nothing_is_made(config, corpus, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    for name in ("compact", "resnet38"):
+        with pytest.raises(FileNotFoundError):
+            features.weights(config.replace(audio_encoder=name), corpus, fetch=False)
+    assert not any(tmp_path.iterdir())
+
+
+# --- encoders that read waveforms, and the external baseline
+
+
+def test_a_published_encoder_reads_waveforms_cut_where_the_config_says(config, corpus):
+    setting = config.replace(audio_encoder="cnn6", audio_weights=None, training="finetuned", max_seconds=2.5)
+    inputs = prepare(setting, corpus, ("test",), quiet=True).splits["test"]
+    audio, samples = inputs.audio_batch(np.array([0, 3]))
+    assert audio.dtype == torch.int16 and audio.shape == (2, 80_000) and samples.tolist() == [80_000] * 2
+
+
+def test_pooled_features_of_a_published_encoder_depend_on_pooling_and_length(config, corpus, part, tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "cnn6.safetensors"
+    save_file(encoders.build("cnn6").state_dict(), weights)
+    setting = config.replace(audio_encoder="cnn6", audio_weights=str(weights))
+    whole = pooled(setting, part, weights, quiet=True)
+    assert whole.shape == (len(part), 512)
+    for changes in ({"pooling": "frequency_max"}, {"max_seconds": 2.0}):
+        assert not torch.allclose(pooled(setting.replace(**changes), part, weights, quiet=True), whole, atol=1e-3)
+    encoder = encoders.build("cnn6", weights).eval()
+    waveform = store.waveforms(part, 32_000, quiet=True)[1]
+    with torch.no_grad():
+        alone = encoder.pool(*encoder(torch.from_numpy(waveform.copy())[None].float() / 32767))[0]
+    torch.testing.assert_close(whole[1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_an_external_model_is_evaluated_as_it_is(corpus, tmp_path):
+    folder = made_models.clap(tmp_path / "clap")
+    setting = RunConfig(
+        training="external", audio_encoder="clap", text_encoder=str(folder), epochs=0, caption_style=None
+    )
+    run = atr.fit(setting, corpus, runs=tmp_path / "runs", device="cpu")
+    model, test = Clap(folder), corpus.split("test")
+    audio = model.audio(store.waveforms(test, model.sample_rate, quiet=True), seed=0, quiet=True)
+    torch.testing.assert_close(run.embeddings["audio"], audio, atol=1e-6, rtol=0)
+    text_embeddings = model.text(test.captions["caption"].tolist(), quiet=True)
+    torch.testing.assert_close(run.embeddings["text"], text_embeddings, atol=1e-6, rtol=0)
+    expected = metrics.retrieval_metrics(text_embeddings @ audio.T, test.relevance())
+    assert run.metrics == pytest.approx(expected) and run.best_epoch == 0

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from atr import features, losses, model
+from atr import features, losses, model, store
 from atr.config import RunConfig
 
 DIM = 8
@@ -230,3 +234,71 @@ def test_a_split_is_moved_by_the_function_given(build):
     moved = []
     model.embed(dual, inputs, lambda tensor: (moved.append(tensor.dtype), tensor)[1])
     assert moved.count(torch.float32) == 2 and moved.count(torch.int64) == 2  # features and lengths of both sides
+
+
+def test_released_batches_are_those_of_a_loader_of_captions_in_order():
+    # Clips 0 to 3 with 2, 1, 3 and 2 captions; three captions a batch: 0 0 1 | 2 2 2 | 3 3
+    batches = model.released_batches(np.array([0, 0, 1, 2, 2, 2, 3, 3]), 3)
+    assert [(members.tolist(), wanted.tolist()) for members, wanted in batches] == [
+        ([0, 1], [0, 1]),
+        ([2], [2]),
+        ([3], [3]),
+    ]
+    # Two a batch: clip 2's captions lie in two batches, and the first one counts; a batch that adds none is left out.
+    batches = model.released_batches(np.array([0, 0, 1, 2, 2, 2, 3, 3]), 2)
+    assert [(members.tolist(), wanted.tolist()) for members, wanted in batches] == [
+        ([0], [0]),
+        ([1, 2], [1, 2]),
+        ([3], [3]),
+    ]
+
+
+@given(
+    counts=st.lists(st.integers(1, 6), min_size=1, max_size=12),
+    batch_size=st.integers(1, 9),
+)
+def test_every_clip_is_taken_from_one_released_batch_that_holds_it(counts, batch_size):
+    batches = model.released_batches(np.repeat(np.arange(len(counts)), counts), batch_size)
+    assert sorted(clip for _, wanted in batches for clip in wanted) == list(range(len(counts)))
+    assert all(set(wanted) <= set(members) for members, wanted in batches)
+
+
+@pytest.fixture(scope="module")
+def waveforms(corpus, config):
+    """A fine-tuned CNN6 model and inputs whose clips differ in length."""
+    setting = config("finetuned", audio_encoder="cnn6", audio_weights=None, augment=None)
+    prepared = features.prepare(setting, corpus, ("test",), quiet=True)
+    inputs = prepared.splits["test"]
+    assert inputs.audio.data.dtype == np.int16
+    lengths = 32_000 + 4_000 * np.arange(len(inputs.audio))
+    rows = [inputs.audio[row][:length] for row, length in enumerate(lengths)]
+    ragged = store.Packed(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+    prepared.splits["test"] = replace(inputs, audio=ragged)
+    return setting, prepared, prepared.splits["test"]
+
+
+def test_with_masked_padding_a_clips_embedding_is_its_own(waveforms):
+    setting, prepared, inputs = waveforms
+    torch.manual_seed(0)
+    dual = model.build(setting, prepared).eval()
+    together, _ = model.embed(dual, inputs)
+    with torch.no_grad():
+        alone = torch.cat([dual(inputs.audio_batch(np.array([clip])), None)[0] for clip in range(len(together))])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_with_released_padding_it_depends_on_the_longest_clip_of_its_batch(waveforms):
+    setting, prepared, inputs = waveforms
+    torch.manual_seed(0)
+    dual = model.build(setting.replace(padding="released"), prepared).eval()
+    embedded, _ = model.embed(dual, inputs, released_batch=10)  # five captions a clip: two clips a batch
+    with torch.no_grad():
+        pairs = [dual(inputs.audio_batch(np.array([clip, clip + 1])), None)[0] for clip in range(0, len(embedded), 2)]
+        alone, _ = dual(inputs.audio_batch(np.array([0])), None)
+    torch.testing.assert_close(embedded, torch.cat(pairs), atol=1e-6, rtol=0)
+    assert (embedded[0] - alone[0]).abs().max() > 1e-3  # padded to its neighbour's length
+
+
+def test_released_padding_wants_waveforms(corpus, config):
+    with pytest.raises(ValueError, match="padding 'released': compact reads cached log-mels, which hold no padding"):
+        features.prepare(config("finetuned", padding="released"), corpus, ("test",), quiet=True)

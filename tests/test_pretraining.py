@@ -103,7 +103,7 @@ def test_training_learns_to_tag():
         targets[row, row % 2] = 1
         features[row][:, 32 * (row % 2) : 32 * (row % 2) + 32] += 20
     torch.manual_seed(0)
-    encoder = encoders.build("compact", augment=True)
+    encoder = encoders.build("compact", augment="specaugment")
 
     def separation():
         """Squared distance of the two kinds' means over the variance within a kind."""

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from atr import statistics
 from atr.metrics import Ranks, ranks, retrieval_metrics
 from atr.statistics import Comparison, clip_scores, holm, judge, mean_std, nested_bootstrap, paired_test
 
@@ -164,3 +166,17 @@ def test_errors_say_where_and_what_to_do():
         judge((1.0, np.nan))
     with pytest.raises(ValueError, match="one number a seed"):
         mean_std([])
+
+
+def test_welchs_interval_is_scipys():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(3, 1, 5), rng.normal(1, 4, 3)
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.9)
+    ours = statistics.welch_interval((a.mean(), a.std(ddof=1), 5), (b.mean(), b.std(ddof=1), 3), level=0.9)
+    assert ours == pytest.approx((expected.low, expected.high))
+
+
+def test_welchs_interval_without_deviations():
+    low, high = statistics.welch_interval((1.0, np.nan, 1), (2.0, 0.5, 3))
+    assert np.isnan(low) and np.isnan(high)
+    assert statistics.welch_interval((1.0, 0.0, 3), (2.0, 0.0, 3)) == (-1.0, -1.0)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import stat
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -325,18 +326,80 @@ def test_a_clip_that_cannot_be_read_stops_the_packing_and_leaves_nothing(home):
     assert entries(home) == []
 
 
-def test_many_clips_are_decoded_in_several_processes_to_the_same_waveforms(home, monkeypatch):
+def test_many_clips_are_decoded_on_several_threads_to_the_same_waveforms(home, monkeypatch):
     names = [f"{1 + number % 3}-{number}" for number in range(200)]
+    meeting = threading.Barrier(2, timeout=30)
+
+    class Together(Tone):
+        def __call__(self, clip):
+            if clip == "1-0" or clip == "2-1":
+                meeting.wait()  # breaks unless two clips are decoded at once
+            return super().__call__(clip)
+
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    read = Tone()
-    together = store.waveforms(tones(names, read), RATE, quiet=True)
-    assert read.reads == 0  # others read
+    together = store.waveforms(tones(names, Together()), RATE, quiet=True)
     assert together.lengths.tolist() == [800 * (1 + number % 3) for number in range(200)]
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setenv("ATR_HOME", str(home / "alone"))
-    alone = store.waveforms(tones(names, read), RATE, quiet=True)
-    assert read.reads == 200
+    alone = store.waveforms(tones(names), RATE, quiet=True)
     np.testing.assert_array_equal(together.data, alone.data)
+
+
+def test_decoding_does_not_run_ahead_of_writing(home, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    read, leads = Tone(), []
+    plain = store.pack
+
+    def pack(folder, rows):
+        def slowly():
+            for number, row in enumerate(rows):
+                time.sleep(0.005)
+                leads.append(read.reads - number)
+                yield row
+
+        plain(folder, slowly())
+
+    monkeypatch.setattr(store, "pack", pack)
+    store.waveforms(tones([f"1-{number}" for number in range(60)], read), RATE, quiet=True)
+    assert len(leads) == 60 and max(leads) <= 4 * 2
+
+
+def test_clips_behind_one_that_cannot_be_read_are_left_alone(home):
+    read = Tone()
+    names = ["broken", *(f"1-{number}" for number in range(1000))]
+    with pytest.raises(AudioError, match="broken.wav"):
+        store.waveforms(tones(names, read), RATE, quiet=True)
+    assert read.reads <= 4 * (os.cpu_count() or 1)
+
+
+def test_seconds_keeps_the_beginning_of_each_clip(home):
+    names, shorter = ["3", "1", "5"], ["2", "1", "2"]
+    cut = store.waveforms(tones(names), RATE // 2, quiet=True, seconds=0.2)
+    expected = store.waveforms(tones(shorter), RATE // 2, quiet=True)
+    assert cut.lengths.tolist() == [800, 400, 800]
+    np.testing.assert_array_equal(cut.data, expected.data)
+
+
+def test_waveforms_of_other_seconds_are_others_and_equal_seconds_meet(home):
+    read = Tone()
+    lengths = [
+        store.waveforms(tones(["3"], read), RATE, quiet=True, seconds=seconds).lengths.tolist()
+        for seconds in (None, 0.1, 1, 1.0)
+    ]
+    assert lengths == [[2400], [800], [2400], [2400]] and read.reads == 3
+
+
+def test_all_of_each_clip_is_kept_under_the_address_without_seconds(home):
+    corpus = tones(["3"])
+    store.waveforms(corpus, RATE, quiet=True)
+    key = store.content_key(corpus.audio_fingerprint("train"), RATE, store.WAVEFORM_VERSION)
+    assert [folder.name for folder in (home / "cache" / "waveforms").glob("[!.]*")] == [key]
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0])
+def test_no_or_negative_seconds_are_an_error(home, seconds):
+    with pytest.raises(ValueError, match="seconds must be positive"):
+        store.waveforms(tones(["3"]), RATE, quiet=True, seconds=seconds)
 
 
 # --- threads

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from made_runs import made_run
 
-from atr import profile, store, study, training
+from atr import planning, profile, store, study, training
 from atr.profiles import PROFILES
 from atr.study import StudyError
 
@@ -181,7 +181,7 @@ class TestPlan:
         [(3, "10 seconds"), (44, "40 seconds"), (89, "90 seconds"), (700, "12 minutes"), (12600, "3.5 hours")],
     )
     def test_durations_in_words(self, seconds, words):
-        assert study.duration(seconds) == words
+        assert planning.duration(seconds) == words
 
 
 class TestExecute:

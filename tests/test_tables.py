@@ -355,3 +355,31 @@ def test_a_summary_may_carry_the_interval_over_seeds_and_clips(tmp_path, by):
     assert (found["t2a_r10_low"] < found["t2a_r10"]).all() and (found["t2a_r10"] < found["t2a_r10_high"]).all()
     low, high = found["t2a_r10_low"].iloc[0], found["t2a_r10_high"].iloc[0]
     assert tables.shown(found, ["t2a_r10"])["T→A R@10, 95 %"].iloc[0] == f"{low:.1f} to {high:.1f}"
+
+
+def test_differences_from_published_cells_are_matched_by_rows():
+    ours = results(
+        corpus=["Clotho"] * 4,
+        training=["frozen"] * 4,
+        loss=["NT-Xent"] * 4,
+        rate=[1e-4, 1e-4, 1e-4, 5e-5],
+        batch=[24] * 4,
+        t2a_r1=[7.0, 8.0, 9.0, 100.0],
+    )
+    reference = pd.DataFrame(
+        {
+            "dataset": ["clotho", "audiocaps"],
+            "training": ["frozen"] * 2,
+            "loss": ["NT-Xent"] * 2,
+            "learning_rate": [1e-4] * 2,
+            "batch": [24, 32],
+            "metric": ["t2a_r1"] * 2,
+            "mean": [7.0, 50.0],
+            "std": [1.0, 0.1],
+        }
+    )
+    (row,) = tables.differences(ours, reference, ["corpus", "training", "loss", "rate"]).to_dict("records")
+    assert (row["ours"], row["published"], row["metric"]) == ("8.0 ± 1.0", "7.0 ± 1.0", "T→A R@1")
+    # Deviations of 1 with three seeds each: Welch's freedom is 4, t 2.776, the error sqrt(2 / 3).
+    assert (row["difference"], row["high"]) == pytest.approx((1.0, 1.0 + 2.776 * math.sqrt(2 / 3)), abs=1e-3)
+    assert row["low"] + row["high"] == pytest.approx(2.0)

@@ -4,13 +4,17 @@ import inspect
 from collections.abc import Callable
 from os import PathLike
 
-from atr.corpora import clipfolder, csvfolder, soundscapes
+from atr.corpora import audiocaps, clipfolder, clotho, csvfolder, soundscapes, wavcaps
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Reader
+from atr.corpora.files import PUBLISHED, coverage
 
 LOADERS: dict[str, Callable[..., Corpus]] = {
     "soundscapes": soundscapes.load,
     "clipfolder": clipfolder.load,
     "csv": csvfolder.load,
+    "clotho": clotho.load,
+    "audiocaps": audiocaps.load,
+    "wavcaps": wavcaps.load,
 }
 IN_FOLDER = ("clipfolder", "csv")  # these need a root
 
@@ -18,14 +22,15 @@ IN_FOLDER = ("clipfolder", "csv")  # these need a root
 def load_corpus(name: str, root: str | PathLike[str] | None = None, *, check: bool = True, **options) -> Corpus:
     """Load a corpus by its name in LOADERS and check it.
 
-    root: the folder of a corpus that lies on disk ("clipfolder", "csv"); the others take none.
+    root: the folder of a corpus that lies on disk: needed by those IN_FOLDER; "clotho", "audiocaps" and "wavcaps" know
+        where `atr data` put or found them; the others take none.
     check: raise CorpusError if the corpus has problems; without it the caller looks at `Corpus.problems` himself.
     options: the loader's keyword arguments. Unknown names and options are ValueErrors that list the known ones.
     """
     if name not in LOADERS:
         raise ValueError(f"unknown corpus {name!r}; known: {', '.join(LOADERS)}")
     known = inspect.signature(LOADERS[name]).parameters
-    if "root" in known and root is None:
+    if name in IN_FOLDER and root is None:
         raise ValueError(f"corpus {name!r} lies in a folder: give root=<folder>")
     if "root" not in known and root is not None:
         raise ValueError(f"corpus {name!r} takes no root (got {str(root)!r}): leave it out")
@@ -37,4 +42,14 @@ def load_corpus(name: str, root: str | PathLike[str] | None = None, *, check: bo
     return corpus.check() if check else corpus
 
 
-__all__ = ["IN_FOLDER", "LOADERS", "SPLITS", "Corpus", "CorpusError", "Reader", "load_corpus"]
+__all__ = [
+    "IN_FOLDER",
+    "LOADERS",
+    "PUBLISHED",
+    "SPLITS",
+    "Corpus",
+    "CorpusError",
+    "Reader",
+    "coverage",
+    "load_corpus",
+]

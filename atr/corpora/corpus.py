@@ -73,6 +73,7 @@ class Corpus:
     read: gives a clip's audio.
     source: origin and licence in one line.
     found: problems that a loader met before it could build the tables; `problems` lists them with its own.
+    repeats: a clip may have the same caption twice, as in published data sets; elsewhere that is a problem.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Corpus:
     read: Reader
     source: str = ""
     found: tuple[Problem, ...] = field(default=(), repr=False)
+    repeats: bool = False
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -140,7 +142,7 @@ class Corpus:
             return problem_table(problems + malformed)
         durations = dict(zip(_texts(self.clips["clip"]), _numbers(self.clips["duration"]), strict=True))
         problems += _clip_problems(self.clips)
-        problems += _caption_problems(self.captions, set(durations))
+        problems += _caption_problems(self.captions, set(durations), self.repeats)
         problems += _event_problems(self.events, durations)
         if audio:
             problems += self._audio_problems(durations)
@@ -228,7 +230,7 @@ def _clip_problems(clips: pd.DataFrame) -> Iterator[Problem]:
         yield Problem("table clips", "no clip in the split 'train'", "put most clips there")
 
 
-def _caption_problems(captions: pd.DataFrame, clips: set[str]) -> Iterator[Problem]:
+def _caption_problems(captions: pd.DataFrame, clips: set[str], repeats: bool) -> Iterator[Problem]:
     seen: set[tuple[str, str]] = set()
     captioned = set()
     for row, (clip, caption) in enumerate(zip(_texts(captions["clip"]), _texts(captions["caption"]), strict=True)):
@@ -238,7 +240,7 @@ def _caption_problems(captions: pd.DataFrame, clips: set[str]) -> Iterator[Probl
             yield Problem(where, "caption of an unknown clip", "add the clip or remove the caption")
         if not caption:
             yield Problem(where, "empty caption", "write one or remove the row")
-        elif (clip, caption) in seen:
+        elif (clip, caption) in seen and not repeats:
             yield Problem(where, f"caption twice on one clip: {caption!r}", "keep it once")
         seen.add((clip, caption))
     for clip in sorted(clips - captioned - {""}):

@@ -8,16 +8,15 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from atr import audio as audio_files
+from atr.corpora import files
 from atr.corpora.corpus import (
     EVENT_COLUMNS,
     EVENT_TOLERANCE,
@@ -35,7 +34,6 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 CAPTION_COLUMN = re.compile(r"caption|caption_\d+")
-Fact = tuple[float, str]  # an audio file's length in seconds and SHA-256
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def _hashed_split(clip: str) -> str:
     return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
 
 
-def _validate(sheet: _Sheet, folder: Path, decode: bool) -> tuple[list[str], list[str], dict[str, Fact]]:
+def _validate(sheet: _Sheet, folder: Path, decode: bool) -> tuple[list[str], list[str], dict[str, files.Fact]]:
     """Reject every row with a problem. Returns each row's clip and split, and each usable file's seconds and digest."""
     clips, splits = [""] * len(sheet.rows), [""] * len(sheet.rows)
     whole = sheet.good()
@@ -250,21 +248,9 @@ def _reject_captions(sheet: _Sheet, clips: list[str], whole: list[int]) -> None:
             first_text.update({(clips[row], text): row for _, text in captions})
 
 
-def _reject_files(sheet: _Sheet, clips: list[str], folder: Path, decode: bool) -> dict[str, Fact]:
-    def inspect(clip: str) -> Fact | audio_files.AudioError:
-        try:
-            seconds = audio_files.duration(folder / clip)
-            if decode:
-                audio_files.read(folder / clip)
-            with open(folder / clip, "rb") as file:
-                return seconds, hashlib.file_digest(file, "sha256").hexdigest()
-        except audio_files.AudioError as error:
-            return error
-
+def _reject_files(sheet: _Sheet, clips: list[str], folder: Path, decode: bool) -> dict[str, files.Fact]:
     rows = _grouped(clips, range(len(clips)))
-    with ThreadPoolExecutor() as pool:  # reading and hashing let go of the interpreter's lock
-        results = tqdm(pool.map(inspect, rows), "inspecting audio", len(rows), disable=None, leave=False)
-        inspected = dict(zip(rows, results, strict=True))
+    inspected = files.index(folder, rows, decode=decode)
     facts = {}
     for clip, fact in inspected.items():
         if isinstance(fact, audio_files.AudioError):
@@ -274,7 +260,7 @@ def _reject_files(sheet: _Sheet, clips: list[str], folder: Path, decode: bool) -
     return facts
 
 
-def _reject_splits(sheet: _Sheet, clips: list[str], splits: list[str], facts: dict[str, Fact]) -> None:
+def _reject_splits(sheet: _Sheet, clips: list[str], splits: list[str], facts: dict[str, files.Fact]) -> None:
     for clip, rows in _grouped(clips, sheet.good()).items():
         used = {splits[row] for row in rows}
         if len(used) > 1:

@@ -44,6 +44,11 @@ def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int 
     return key, epochs
 
 
+def path(corpus: Corpus, name: str) -> Path:
+    """Where `weights` keeps its file, made or not."""
+    return store.home() / "cache" / "weights" / location(corpus, name)[0] / "weights.safetensors"
+
+
 @cache
 def _shapes(name: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     with torch.random.fork_rng():  # only the shapes are of interest
@@ -65,7 +70,7 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
 
         with torch.random.fork_rng(), store.threads(os.cpu_count() or 1):
             torch.manual_seed(seed)
-            encoder = encoders.build(name, augment=True)
+            encoder = encoders.build(name, augment="specaugment")
             features = log_mels(part, encoder, quiet)
             train(encoder, features, labels(part, events), epochs, seed, f"{corpus.name}: pre-training {name}", quiet)
         tensors = {key: tensor.contiguous() for key, tensor in encoder.state_dict().items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from atr.store import Packed, cached, content_key, file_hash, open_packed, pack, threads
+from atr.store import Packed, cached, content_key, file_hash, home, open_packed, pack, threads
 
 MINILM = "minilm"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -36,13 +36,16 @@ def normalise(caption: str, style: str | None) -> str:
     raise ValueError(f"unknown caption style {style!r}; known: 'mei2022', 'tymofieiev2025', None")
 
 
-def folder(name: str) -> Path:
-    """Local folder of a transformers model: a path, "minilm", or a Hub name (fetched if it is not in the Hub cache).
+def folder(name: str, fetch: bool = True) -> Path:
+    """Local folder of a transformers model: a path, here or below `ATR_HOME/checkpoints`, "minilm", or a Hub name
+    (fetched if it is not in the Hub cache, unless `fetch` is False).
 
     Raises FileNotFoundError that says how to obtain it.
     """
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    by_hand = home() / "checkpoints" / name
+    for path in (Path(name).expanduser(), by_hand):
+        if (path / "config.json").is_file():
+            return path
     if name in (MINILM, MINILM_HUB):
         package = importlib.util.find_spec(MINILM_PACKAGE)
         if package is not None and package.origin:
@@ -55,11 +58,11 @@ def folder(name: str) -> Path:
 
     patterns = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not fetch))
     except Exception as error:
         raise FileNotFoundError(
             f"text encoder {name!r}: neither a folder here nor to be had from the Hugging Face Hub "
-            f"({type(error).__name__}); download the model elsewhere and pass its folder"
+            f"({type(error).__name__}); download the model elsewhere and put its files into {by_hand}"
         ) from error
 
 
@@ -83,15 +86,19 @@ class TextEncoder(nn.Module):
         self, path: Path, pooling: str = "mean", layers: int | None = None, dropout: float | None = None
     ) -> None:
         super().__init__()
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
         from transformers.utils import logging
 
         if pooling not in ("mean", "first"):
             raise ValueError(f"text_pooling: unknown {pooling!r}; known: 'mean', 'first'")
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
-        changes = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        self.model = AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32, **changes)
+        architecture = AutoConfig.from_pretrained(path, local_files_only=True)
+        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob") if dropout is not None else ():
+            if not hasattr(architecture, field):
+                raise ValueError(f"text_dropout: {architecture.model_type} names its dropout otherwise; set it to None")
+            setattr(architecture, field, dropout)
+        self.model = AutoModel.from_pretrained(path, config=architecture, local_files_only=True, dtype=torch.float32)
         if bars:
             logging.enable_progress_bar()
         self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -177,6 +184,12 @@ def ids(captions: list[str], encoder: TextEncoder) -> Packed:
     """Token ids of each caption, special tokens included: rows (tokens,) int64."""
     tokens = encoder.tokenize(captions)
     return Packed(np.concatenate(tokens), np.cumsum([0, *map(len, tokens)]))
+
+
+def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> Packed:
+    """`ids` from the store; `encoder()` is called only if it lacks them."""
+    key = content_key(fingerprint, LONGEST, captions)
+    return open_packed(cached("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions))))
 
 
 def computed(

@@ -1,0 +1,89 @@
+"""AudioCaps v1 (Kim et al. 2019, github.com/cdjkim/audiocaps): YouTube clips of 10 s."""
+
+import re
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+from atr import store
+from atr.corpora import files
+from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
+
+TABLES = {"train": ("train.csv",), "validation": ("val.csv", "validation.csv"), "test": ("test.csv",)}
+BASES = ("", "dataset", "csv_files", "AudioCaps/csv_files", "csv_files_v1", "AUDIOCAPS/csv_files_v1")
+LOOKED_FOR = (
+    "audio files named by YouTube id ([Y]<id>[_<start>[_<end>]].wav, .flac, .ogg or .mp3), in any folders, and "
+    "train.csv, val.csv and test.csv, here or in dataset/ or csv_files/"
+)
+# With and without a Y in front; behind it, perhaps, the clip's start and end in the video.
+NAMES = [re.compile(first + r"([A-Za-z0-9_-]{11})(?:_\d+(?:\.\d+)?){0,2}") for first in ("Y", "")]
+
+
+def load(root: str | PathLike[str] | None = None) -> Corpus:
+    """AudioCaps from a folder, or from where `atr data audiocaps` put or found it.
+
+    Clips are named by YouTube id, without the Y that some file names begin with. The tables are the official ones
+    (one row a caption) or those of Mei et al. 2022 (one row a clip); where the folder has none, those that
+    `atr data audiocaps` fetched. One caption a training clip, else five, as published: some repeat.
+    Videos disappear, so listed clips without audio are left out: `atr.corpora.coverage` counts them.
+
+    Raises FileNotFoundError if there is nothing, CorpusError for a folder or table that cannot be used.
+    """
+    folder = files.located("audiocaps", root)
+    lists = {split: {clip: texts for clip, (_, texts) in rows.items()} for split, rows in listed(folder).items()}
+    paths = found(folder, {clip for clips in lists.values() for clip in clips})
+    if not paths:
+        raise files.unrecognised("audiocaps", folder, LOOKED_FOR)
+    source = "AudioCaps v1, github.com/cdjkim/audiocaps (MIT); audio from YouTube under the terms of its owners"
+    return files.published("audiocaps", folder, lists, paths, source)
+
+
+def tables(folder: Path) -> dict[str, Path] | None:
+    """The three tables of the folder, by split; None if it has not all of them in one place."""
+    for base in BASES:
+        places = {split: [folder / base / name for name in names] for split, names in TABLES.items()}
+        here = {split: next((p for p in paths if p.is_file()), None) for split, paths in places.items()}
+        if all(here.values()):
+            return {split: path for split, path in here.items() if path is not None}
+    return None
+
+
+def listed(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
+    """Split → clip → its start in the video, in seconds as written (empty where unknown), and its captions."""
+    places = tables(folder) or tables(store.home() / "audiocaps")
+    if places is None:
+        raise files.unrecognised("audiocaps", folder, LOOKED_FOR)
+    return {split: _read(path) for split, path in places.items()}
+
+
+def _read(path: Path) -> dict[str, tuple[str, list[str]]]:
+    rows: dict[str, tuple[str, list[str]]] = {}
+    for row in files.read_table("audiocaps", path, ()):
+        if {"youtube_id", "start_time", "caption"} <= row.keys():
+            rows.setdefault(row["youtube_id"], (row["start_time"], []))[1].append(row["caption"])
+            continue
+        name = Path(row.get("file_name", "")).stem
+        clip = next((clip for clip in _ids(name)), "")
+        if not clip or not files.captions_of(row) or clip in rows:
+            problem = "listed twice" if clip in rows else "no YouTube id with captions"
+            where = f"{path}, {name!r}"
+            mend = "give youtube_id, start_time, caption, or file_name and captions, one row a clip"
+            raise CorpusError("audiocaps", problem_table([Problem(where, problem, mend)]))
+        rows[clip] = "", files.captions_of(row)
+    return rows
+
+
+def _ids(name: str) -> list[str]:
+    """The YouTube ids that a file name without suffix may stand for, the likelier first."""
+    return [match[1] for pattern in NAMES if (match := pattern.fullmatch(name))]
+
+
+def found(folder: Path, wanted: Iterable[str]) -> dict[str, str]:
+    """The audio file of each wanted clip that is there, relative to the folder; the first of several in their order."""
+    wanted = set(wanted)
+    paths: dict[str, str] = {}
+    for path in files.listing(folder):
+        clip = next((clip for clip in _ids(files.bare(path)) if clip in wanted), None)
+        if clip is not None:
+            paths.setdefault(clip, path)
+    return paths

@@ -1,0 +1,117 @@
+"""Clotho v2.1 (Drossos et al. 2020, zenodo.org/record/4783391), and the DCASE 2022 task 6b evaluation set.
+
+The splits train, validation and test are Clotho's development, validation and evaluation.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import pandas as pd
+
+from atr.corpora import files
+from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
+
+OFFICIAL = {"train": "development", "validation": "validation", "test": "evaluation"}
+SHORT = {"train": "train", "validation": "val", "test": "test"}  # as the released code of Mei et al. 2022 names them
+BASES = ("", "clotho_csv_files", "clotho_audio_files", "Clotho", "clotho", "CLOTHO_v2.1")
+LOOKED_FOR = (
+    "clotho_captions_<split>.csv with <split>/ or clotho_audio_<split>/ (split: development, validation, evaluation), "
+    "or csv_files/<split>.csv with waveforms/<split>/ (train, val, test), here or in Clotho/"
+)
+CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
+
+
+def load(root: str | PathLike[str] | None = None) -> Corpus:
+    """Clotho from a folder, or from where `atr data clotho` put or found it.
+
+    Clips are named as their files, without the suffix; four names of v2.1 belong to two splits each, and such a clip
+    has its split in front: "train/Bus(Drive_Reverse)_1-2". Five captions a clip.
+    Clotho is complete by definition: a listed clip without audio is a problem of the corpus.
+
+    Raises FileNotFoundError if there is nothing, CorpusError for a folder or table that cannot be used.
+    """
+    folder = files.located("clotho", root)
+    places = layout(folder)
+    tables = {
+        split: files.read_table("clotho", table, ("file_name", *CAPTIONS)) for split, (table, _) in places.items()
+    }
+    count = Counter(Path(row["file_name"]).stem for rows in tables.values() for row in rows)
+    lists: dict[str, dict[str, list[str]]] = {}
+    paths: dict[str, str] = {}
+    for split, rows in tables.items():
+        table, sounds = places[split]
+        found = list(reversed(files.listing(sounds)))
+        here = {files.stem(path): path for path in found} | {files.bare(path): path for path in found}
+        lists[split] = {}
+        for row in rows:
+            name = Path(row["file_name"]).stem
+            clip = name if count[name] == 1 else f"{split}/{name}"
+            if clip in lists[split]:
+                problem = Problem(f"{table}, {row['file_name']!r}", "listed twice", "fetch the table again")
+                raise CorpusError("clotho", problem_table([problem]))
+            lists[split][clip] = files.captions_of(row)
+            if path := here.get(name, here.get(files.stem(name + ".wav"))):
+                paths[clip] = (sounds / path).relative_to(folder).as_posix()
+
+    def missing(split: str, clip: str) -> Problem:
+        mend = "fetch or unpack the archive again: atr data clotho"
+        return Problem(f"{places[split][0].name}, {clip!r}", f"no audio file in {places[split][1]}", mend)
+
+    source = "Clotho v2.1, zenodo.org/record/4783391; audio under the licences of its Freesound files, captions of TAU"
+    return files.published("clotho", folder, lists, paths, source, missing)
+
+
+def layout(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """The caption table and the audio folder of each split; CorpusError if the folder is not laid out as Clotho."""
+    found = {}
+    bases = [folder / base for base in BASES]
+    for split, official in OFFICIAL.items():
+        tables = [f"clotho_captions_{official}.csv", f"csv_files/{SHORT[split]}.csv"]
+        archive = f"clotho_audio_{official}"
+        folders = [official, f"{archive}/{official}", archive, f"waveforms/{SHORT[split]}"]
+        table = next((base / name for name in tables for base in bases if (base / name).is_file()), None)
+        sounds = next((base / name for name in folders for base in bases if (base / name).is_dir()), None)
+        if table is None or sounds is None:
+            raise files.unrecognised("clotho", folder, LOOKED_FOR)
+        found[split] = table, sounds
+    return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation set of DCASE 2022 task 6b: audio to rank for queries whose answers are not published.
+
+    clips: clip, duration (seconds), digest. queries: the captions; ids: of the queries, in the same order.
+    read: gives a clip's audio.
+    """
+
+    clips: pd.DataFrame
+    queries: list[str]
+    ids: list[str]
+    read: files.FileReader
+
+
+def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
+    """The DCASE 2022 task 6b evaluation set (zenodo.org/record/6590983): 1,000 clips and 1,000 queries.
+
+    The record holds no ground truth, so no metric can be computed here; results go to the challenge's format.
+    The published table has no ids: a query's id is its row, from 0, as text.
+
+    Raises FileNotFoundError if there is nothing, CorpusError for what cannot be used.
+    """
+    name = "dcase2022"
+    folder = files.located(name, root)
+    table = folder / "retrieval_captions.csv"
+    sounds = next((folder / place for place in ("retrieval_audio", "test") if (folder / place).is_dir()), None)
+    if sounds is None or not table.is_file():
+        raise files.unrecognised(name, folder, "retrieval_captions.csv and retrieval_audio/ or test/")
+    queries = [row["caption"] for row in files.read_table(name, table, ("caption",))]
+    paths = {files.bare(path): (sounds / path).relative_to(folder).as_posix() for path in files.listing(sounds)}
+    corpus = files.published(name, folder, {"test": {clip: [] for clip in paths}}, paths, "")
+    if corpus.found:
+        raise CorpusError(name, problem_table(corpus.found))
+    assert isinstance(corpus.read, files.FileReader)
+    clips = corpus.clips[["clip", "duration", "digest"]]
+    return Evaluation(clips, queries, [str(row) for row in range(len(queries))], corpus.read)

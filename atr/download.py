@@ -1,0 +1,349 @@
+"""Fetch published files: resumed after an interruption, verified, unpacked without trusting the archive."""
+
+import gzip
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import time
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from urllib.parse import urlsplit
+
+import py7zr
+import requests
+import urllib3
+from filelock import FileLock
+from py7zr.callbacks import ExtractCallback
+from tqdm.auto import tqdm
+
+from atr.store import write_atomic
+
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt while nothing new arrives
+BUSY = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
+TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
+CHUNK = 1 << 18
+
+
+class DownloadError(ValueError):
+    """A file cannot be fetched, is not the published one, or cannot be unpacked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A published file under the name it has on disk.
+
+    size: bytes; checksum: "md5:…" or "sha256:…" in hexadecimal; None where none is published.
+    """
+
+    name: str
+    url: str
+    size: int | None = None
+    checksum: str | None = None
+
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name:
+            raise ValueError(f"name: {self.name!r} is not the name of a file in a folder")
+        if self.checksum is not None and not re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum):
+            raise ValueError(f"{self.name}: checksum: {self.checksum!r} is neither 'md5:…' nor 'sha256:…'")
+
+
+def fetch(file: File, folder: Path, quiet: bool = False) -> Path:
+    """`folder/file.name`, downloaded if it is not there, and verified once while its size and time stay the same.
+
+    An interrupted download leaves `<name>.part`, which the next call continues if the server can and still has the
+    same file. Raises DownloadError; a file that fails its check is kept, as `<name>.part` or as it was put there.
+    """
+    path = Path(folder) / file.name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                part = path.with_name(f"{path.name}.part")
+                _download(file, part, quiet)
+                verify(part, file, quiet)
+                os.replace(part, path)
+                _validator_file(part).unlink(missing_ok=True)
+                _note(path, file)
+    if not _noted(path, file):
+        verify(path, file, quiet)
+        _note(path, file)
+    return path
+
+
+def verify(path: Path, file: File, quiet: bool = False) -> None:
+    """Raise DownloadError unless the file at `path` has the size and the checksum of `file`."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        raise DownloadError(f"{path}: {size:,} bytes instead of the published {file.size:,}; {_mend(file, path)}")
+    if file.checksum is None:
+        return
+    algorithm, expected = file.checksum.split(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as source, _bar(f"{file.name}: verifying", size, quiet or size < 1 << 28) as bar:
+        while chunk := source.read(1 << 22):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    if digest.hexdigest() != expected:
+        raise DownloadError(f"{path}: {algorithm} {digest.hexdigest()}, not {expected}; {_mend(file, path)}")
+
+
+def _mend(file: File, path: Path) -> str:
+    return f"delete {path.name} and try again, or fetch {file.url} by hand and put it at {path.parent / file.name}"
+
+
+def _bar(title: str, total: int | None, quiet: bool) -> tqdm:
+    return tqdm(total=total, desc=title, unit="B", unit_scale=True, unit_divisor=1024, disable=quiet)
+
+
+def _note_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.verified")
+
+
+def _state(path: Path, file: File) -> str:
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns} {file.size} {file.checksum}"
+
+
+def _noted(path: Path, file: File) -> bool:
+    with suppress(OSError):
+        return _note_file(path).read_bytes() == _state(path, file).encode()
+    return False
+
+
+def _note(path: Path, file: File) -> None:
+    with suppress(OSError):  # a folder that can only be read: verified again by the next process
+        write_atomic(_note_file(path), lambda temporary: temporary.write_text(_state(path, file)))
+
+
+class _Session(requests.Session):
+    """Speaks https, and http to this machine; redirects ask here too."""
+
+    def get_adapter(self, url: str) -> requests.adapters.BaseAdapter:
+        parts = urlsplit(url)
+        if parts.scheme != "https" and (parts.scheme, parts.hostname) not in (("http", "127.0.0.1"), ("http", "::1")):
+            raise requests.exceptions.InvalidSchema(f"{url} is not https")
+        return super().get_adapter(url)
+
+
+def _download(file: File, part: Path, quiet: bool) -> None:
+    """Fill `part` with the whole file, beginning where an earlier attempt stopped."""
+    farthest, failures = _size(part), 0
+    if file.size is not None and farthest >= file.size:
+        return
+    with _Session() as session, _bar(file.name, file.size, quiet) as bar:
+        while True:
+            try:
+                if _attempt(session, file, part, bar):
+                    return
+                reason = "the connection ended early"
+            except requests.exceptions.InvalidSchema as error:
+                raise DownloadError(f"{file.name}: {error}; {_by_hand(file, part)}") from error
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                reason = str(error)
+            if _size(part) > farthest:
+                farthest, failures = _size(part), 0
+            if failures == len(PAUSES):
+                raise DownloadError(
+                    f"{file.name}: cannot be fetched from {file.url} ({reason}); try again, what has arrived is kept, "
+                    f"or {_by_hand(file, part)}"
+                )
+            time.sleep(PAUSES[failures])
+            failures += 1
+
+
+def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bool:
+    """One request: append to `part` what arrives. True when the file is whole, False when to ask again."""
+    have = _size(part)
+    validator = _validator_file(part).read_text() if _validator_file(part).exists() else ""
+    headers = {"Accept-Encoding": "identity"}
+    if have and validator:  # without one nothing says that the rest belongs to the same file
+        headers |= {"Range": f"bytes={have}-", "If-Range": validator}
+    with session.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
+        if response.status_code in BUSY:
+            raise requests.HTTPError(f"HTTP {response.status_code}")
+        if response.status_code == 416 and span and int(span[2]) == have:
+            return True
+        if response.status_code in (206, 416):
+            if not span or span[1] != str(have) or _validator(response) not in ("", validator):
+                _validator_file(part).unlink(missing_ok=True)  # another file than the one begun: from its start then
+                return False
+            total: int | None = int(span[2])
+        elif response.status_code == 200:
+            length = response.headers.get("Content-Length", "")
+            have, total = 0, int(length) if length.isdecimal() else None
+        else:
+            raise DownloadError(f"{file.name}: HTTP {response.status_code} for {file.url}; {_by_hand(file, part)}")
+        if file.size is not None and total not in (None, file.size):
+            raise DownloadError(
+                f"{file.name}: {file.url} offers {total:,} bytes instead of the published {file.size:,}; "
+                f"try again later, or {_by_hand(file, part)}"
+            )
+        _check_room(part.parent, (total or file.size or 0) - _size(part), file.name)
+        if not have:
+            part.write_bytes(b"")  # before the validator: bytes of an earlier file never meet a later one's
+            _validator_file(part).write_text(_validator(response))
+        bar.reset(total)
+        bar.n = bar.initial = have
+        with open(part, "ab") as output:
+            try:
+                for chunk in response.raw.stream(CHUNK, decode_content=False):
+                    output.write(chunk)
+                    bar.update(len(chunk))
+            finally:
+                output.flush()
+                os.fsync(output.fileno())
+    return total is None or _size(part) >= total
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _validator_file(part: Path) -> Path:
+    return part.with_name(f".{part.name}.validator")
+
+
+def _validator(response: requests.Response) -> str:
+    """What names this content in If-Range: a strong ETag, else the time of change, else nothing."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+
+
+def _by_hand(file: File, part: Path) -> str:
+    return f"fetch it by hand and put it at {part.parent / file.name}"
+
+
+def _check_room(folder: Path, needed: int, name: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(
+            f"{name}: {folder} has {free / 2**30:.1f} GiB free, and {needed / 2**30:.1f} GiB more are needed; "
+            "free some, or set ATR_HOME to a folder on a larger disk"
+        )
+
+
+def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
+    """Unpack a .zip, .tar, .tar.gz, .tgz or .7z archive as `folder`, which appears only when complete.
+
+    Returns `folder`, at once if it exists. Raises DownloadError for a damaged archive and for a member that is a link
+    or leads out of the folder.
+    """
+    archive, folder = Path(archive), Path(folder)
+    unpack = next((unpack for suffix, unpack in _UNPACK.items() if archive.name.lower().endswith(suffix)), None)
+    if unpack is None:
+        raise ValueError(f"{archive}: not one of {', '.join(_UNPACK)}")
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            return folder
+        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed process: we hold the lock
+            shutil.rmtree(leftover)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        try:
+            unpack(archive, temporary, quiet)
+            temporary.chmod(folder.parent.stat().st_mode)  # mkdtemp's own lets nobody else in
+            os.rename(temporary, folder)
+        except _DAMAGED as error:
+            raise DownloadError(
+                f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it again; "
+                "nothing was unpacked"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    py7zr.exceptions.ArchiveError,
+    py7zr.exceptions.PasswordRequired,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    gzip.BadGzipFile,
+    RuntimeError,  # zipfile: encrypted, or packed in a way it does not know
+)
+
+
+def _check_member(archive: Path, name: str, plain: bool) -> None:
+    """`plain`: the member is a file or a folder. Windows' rules for names contain the others': both slashes, drives."""
+    path = PureWindowsPath(name)
+    if not plain or path.anchor or ".." in path.parts:
+        raise DownloadError(
+            f"{archive}: member {name!r} is a link or leads out of the folder: this is not an archive to trust; "
+            "nothing was unpacked"
+        )
+
+
+def _unpack_zip(archive: Path, into: Path, quiet: bool) -> None:
+    with zipfile.ZipFile(archive) as source:
+        members = source.infolist()
+        for member in members:
+            mode = member.external_attr >> 16
+            _check_member(archive, member.filename, stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR))
+        total = sum(member.file_size for member in members)
+        _check_room(into, total, archive.name)
+        with _bar(f"{archive.name}: unpacking", total, quiet) as bar:
+            for member in members:
+                source.extract(member, into)
+                bar.update(member.file_size)
+
+
+def _unpack_tar(archive: Path, into: Path, quiet: bool) -> None:
+    opened = open(archive, "rb") if archive.suffix == ".tar" else gzip.open(archive)
+    with opened as stream, tarfile.open(fileobj=stream, mode="r:") as source:
+        with _bar(f"{archive.name}: unpacking", None, quiet) as bar:
+            for member in source:
+                _check_member(archive, member.name, member.isfile() or member.isdir())
+                _check_room(into, member.size, archive.name)
+                source.extract(member, into, filter="data")
+                bar.update(member.size)
+        while stream.read(CHUNK):  # gzip's checksum stands behind the last member
+            pass
+
+
+def _unpack_7z(archive: Path, into: Path, quiet: bool) -> None:
+    with py7zr.SevenZipFile(archive) as source:
+        members = source.list()
+        for member in members:
+            _check_member(archive, member.filename, member.is_file or member.is_directory)
+        total = sum(member.uncompressed for member in members)
+        _check_room(into, total, archive.name)
+        with _bar(f"{archive.name}: unpacking", total, quiet) as bar:
+            source.extractall(into, callback=_Update(bar))
+
+
+class _Update(ExtractCallback):
+    """Tells a bar how many bytes py7zr has unpacked."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def report_update(self, decompressed_bytes: str) -> None:
+        self.bar.update(int(decompressed_bytes))
+
+    def report_start_preparation(self) -> None: ...
+    def report_start(self, processing_file_path: str, processing_bytes: str) -> None: ...
+    def report_end(self, processing_file_path: str, wrote_bytes: str) -> None: ...
+    def report_warning(self, message: str) -> None: ...
+    def report_postprocess(self) -> None: ...
+
+
+_UNPACK = {
+    ".zip": _unpack_zip,
+    ".tar": _unpack_tar,
+    ".tar.gz": _unpack_tar,
+    ".tgz": _unpack_tar,
+    ".7z": _unpack_7z,
+}

@@ -1,0 +1,108 @@
+"""CLAP as published, an external baseline: its embeddings of audio and captions under this project's evaluation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from atr.store import Packed
+
+AUDIO_BATCH, TEXT_BATCH = 32, 128
+LONGEST = 77  # tokens, as LAION cuts captions
+
+
+class Clap:
+    """A ClapModel of transformers (Wu et al. 2023, "Large-Scale Contrastive Language-Audio Pretraining"), in evaluation
+    mode and float32, with or without feature fusion.
+
+    folder: the model with its tokenizer and preprocessor_config.json, as `atr.encoders.text.folder` gives it.
+    """
+
+    def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
+        from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+        from transformers.utils import logging
+
+        if not (folder / "preprocessor_config.json").is_file():
+            raise FileNotFoundError(f"{folder}: no preprocessor_config.json; fetch or save the whole CLAP processor")
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        model: Any = ClapModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
+        if bars:
+            logging.enable_progress_bar()
+        self.model, self.device = model.to(device).eval(), device
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        self.fused = self.model.config.audio_config.enable_fusion
+        if self.fused != (self.extractor.truncation == "fusion"):
+            raise ValueError(
+                f"{folder}: enable_fusion {self.fused} of config.json does not go with truncation "
+                f"{self.extractor.truncation!r} of preprocessor_config.json; both must be of one model"
+            )
+        self.sample_rate, self.dim = self.extractor.sampling_rate, self.model.config.projection_dim
+
+    @torch.no_grad()
+    def audio(self, waveforms: Packed, seed: int, quiet: bool = False) -> Tensor:
+        """(clips, dim) float32 of length 1, on the CPU.
+
+        waveforms: rows (samples,) int16 at `sample_rate`. Of a clip longer than the model takes, random parts are seen:
+        row i's are drawn from (seed, i) alone.
+        """
+        rows = []
+        with tqdm(total=len(waveforms), desc="CLAP audio", unit="clip", disable=quiet) as bar:
+            for start in range(0, len(waveforms), AUDIO_BATCH):
+                batch = range(start, min(start + AUDIO_BATCH, len(waveforms)))
+                features = torch.stack([self._features(waveforms[row], seed, row) for row in batch])
+                longer = torch.tensor([[self._longer(waveforms[row])] for row in batch])
+                output = self.model.audio_model(input_features=features.to(self.device), is_longer=longer)
+                rows.append(functional.normalize(self.model.audio_projection(output.pooler_output)).cpu())
+                bar.update(len(batch))
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def text(self, captions: list[str], quiet: bool = False) -> Tensor:
+        """(captions, dim) float32 of length 1, on the CPU."""
+        tokens = self.tokenizer(captions, truncation=True, max_length=LONGEST)["input_ids"]
+        order = np.argsort([len(row) for row in tokens], kind="stable")  # batches of like length
+        result = torch.empty(len(captions), self.dim)
+        with tqdm(total=len(captions), desc="CLAP captions", unit="caption", disable=quiet) as bar:
+            for start in range(0, len(order), TEXT_BATCH):
+                chosen = order[start : start + TEXT_BATCH]
+                batch = self.tokenizer.pad({"input_ids": [tokens[row] for row in chosen]}, return_tensors="pt")
+                output = self.model.text_model(**batch.to(self.device))
+                embedding = functional.normalize(self.model.text_projection(output.pooler_output))
+                result[torch.from_numpy(chosen)] = embedding.cpu()
+                bar.update(len(chosen))
+        return result
+
+    def _features(self, waveform: np.ndarray, seed: int, row: int) -> Tensor:
+        """Log-mel (1 or 4, frames, bands) of one clip, as the extractor gives it."""
+        with _drawing_from(seed, row):
+            wave = waveform.astype(np.float32) / 32767
+            output = self.extractor(wave, sampling_rate=self.sample_rate, return_tensors="pt")
+        return output["input_features"][0]
+
+    def _longer(self, waveform: np.ndarray) -> bool:
+        """Whether the clip's log-mel has more frames than the model takes, which is when parts of it are fused in.
+
+        The extractor's own `is_longer` marks a clip at random where none of a batch is longer. LAION does so only in
+        training (`HTSAT_Swin_Transformer.forward`), and here it would let batch mates count.
+        """
+        hop = self.extractor.hop_length
+        return len(waveform) // hop > self.extractor.nb_max_samples // hop
+
+
+@contextmanager
+def _drawing_from(seed: int, row: int) -> Iterator[None]:
+    """Numpy's global generator, which the extractor draws from, seeded by (seed, row); put back afterwards."""
+    state = np.random.get_state()
+    np.random.seed(np.random.SeedSequence([seed, row]).generate_state(4))
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

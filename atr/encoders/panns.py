@@ -1,0 +1,206 @@
+"""PANNs (Kong et al. 2020): CNN6, CNN10, CNN14 and ResNet38, under the names of the official checkpoint files."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atr.encoders.cnn import SpectrogramCNN
+from atr.encoders.frontends import LogMel
+
+FREQUENCIES = ("mean", "mean_max", "max")
+
+# Blocks take and return maps (B, channels, frames, bands) with a mask (B, 1, frames, 1) of each clip's frames, or None
+# where nothing is padded. Maps are zero behind a clip's end, which is what a convolution sees behind a clip alone.
+
+
+def convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
+
+
+def rectify(x: Tensor, mask: Tensor | None) -> Tensor:
+    """ReLU, zero behind the end. Works in place: neither a batch-norm nor a sum needs its output for gradients."""
+    return (x if mask is None else x.mul_(mask)).relu_()
+
+
+def halve(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Average over 2 × 2. A last frame without a partner is dropped: of the tensor, and of each clip."""
+    x = F.avg_pool2d(x, 2)
+    if mask is None:
+        return x, None
+    mask = mask[:, :, 1::2]
+    return x.mul_(mask), mask
+
+
+class ConvBlock(nn.Module):
+    """Two 3 × 3 convolutions, or in CNN6 one of 5 × 5, with batch-norm and ReLU; average pooling; dropout."""
+
+    def __init__(self, inputs: int, outputs: int, dropout: float, size: int = 3, pooled: bool = True) -> None:
+        super().__init__()
+        self.shrinks = 2 if pooled else 1
+        self.conv1, self.bn1 = convolution(inputs, outputs, size), nn.BatchNorm2d(outputs)
+        self.conv2 = None
+        if size == 3:
+            self.conv2, self.bn2 = convolution(outputs, outputs, size), nn.BatchNorm2d(outputs)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = rectify(self.bn1(self.conv1(x)), mask)
+        if self.conv2 is not None:
+            x = rectify(self.bn2(self.conv2(x)), mask)
+        if self.shrinks == 2:
+            x, mask = halve(x, mask)
+        return self.dropout(x), mask
+
+
+class BasicBlock(nn.Module):
+    """Two 3 × 3 convolutions beside a shortcut, dropout between them; `halved` pools first (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, dropout: float, halved: bool) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = convolution(inputs, outputs, 3), nn.BatchNorm2d(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2, self.bn2 = convolution(outputs, outputs, 3), nn.BatchNorm2d(outputs)
+        nn.init.zeros_(self.bn2.weight)
+        self.downsample = None
+        if halved:  # the official downsample.0 pools the same input a second time
+            self.downsample = nn.Sequential(nn.Identity(), convolution(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        shortcut = x
+        if self.downsample is not None:
+            x, mask = halve(x, mask)
+            shortcut = self.downsample(x)
+        inner = self.dropout(rectify(self.bn1(self.conv1(x)), mask))
+        return rectify(self.bn2(self.conv2(inner)) + shortcut, mask), mask
+
+
+class ResNet(nn.ModuleDict):
+    """Four layers of basic blocks, each but the first at half the resolution; average pooling; dropout."""
+
+    shrinks = 16
+
+    def __init__(self, dropout: float, inner_dropout: float) -> None:
+        layers, inputs = {}, 64
+        for number, (blocks, outputs) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), 1):
+            members = []
+            for place in range(blocks):
+                members.append(BasicBlock(inputs, outputs, inner_dropout, halved=place == 0 and number > 1))
+                inputs = outputs
+            layers[f"layer{number}"] = nn.ModuleList(members)
+        super().__init__(layers)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        for layer in self.values():
+            for block in layer.children():
+                x, mask = block(x, mask)
+        x, mask = halve(x, mask)
+        return F.dropout(x, self.dropout, self.training), mask
+
+
+class Panns(SpectrogramCNN):
+    """Log-mel at 32 kHz → batch-norm over bands → blocks → mean over bands: frames (B, T, dim).
+
+    One frame covers `shrinks` frames of 10 ms. With `lengths`, a clip's frames are those of the clip alone (in
+    evaluation mode). Without, zeros behind a clip's end enter as if they were sound, as in the released code of Mei
+    et al. 2022.
+
+    frequency  how a map's bands become one: "mean" (Kong et al. 2020), "mean_max" (mean plus maximum: the text of Mei
+               et al. 2022, section 2.1), "max" (Tourbabin and Ben-Hur)
+    """
+
+    sample_rate = 32_000
+    cached = False
+    dropped = ("fc", "spectrogram_extractor", "logmel_extractor")
+
+    def __init__(self, blocks: Mapping[str, ConvBlock | ResNet], dim: int, augment: str | None, frequency: str) -> None:
+        if frequency not in FREQUENCIES:
+            raise ValueError(f"frequency: unknown {frequency!r}; known: {', '.join(FREQUENCIES)}")
+        logmel = LogMel(self.sample_rate, window=1024, hop=320, bands=64, low=50, high=14_000)
+        super().__init__(logmel, nn.BatchNorm1d(64), augment, stripe=64)
+        self.dim, self.head_hidden, self.frequency = dim, 2 if dim == 2048 else 1, frequency
+        self.shrinks = math.prod(block.shrinks for block in blocks.values())
+        self.blocks = tuple(blocks)  # their names: official files hold them side by side with bn0
+        for name, block in blocks.items():
+            self.add_module(name, block)
+
+    def feature_map(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, 64, frames) in dB, lengths (B,) in frames → the last block's map (B, dim, T, bands), mask (B, T).
+
+        T is frames // `shrinks`. Raises ValueError if a clip has fewer frames than `shrinks`.
+        """
+        shortest = features.shape[2] if lengths is None else int(lengths.min())
+        if shortest < self.shrinks:
+            seconds = (self.shrinks - 1) * self.logmel.hop / self.sample_rate
+            raise ValueError(
+                f"a clip of {shortest} frames is too short, the encoder needs {self.shrinks}: "
+                f"pad it with zeros to {seconds:.2f} s"
+            )
+        x, mask = self.normalised(features, lengths)
+        mask = None if mask is None else mask[:, None, :, None]
+        for name in self.blocks:
+            x, mask = self.get_submodule(name)(x, mask)
+        if mask is None:
+            return x, torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
+        return x, mask[:, 0, :, 0]
+
+    def encode(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, 64, frames) in dB, lengths (B,) in frames → frames (B, T, dim), mask (B, T)."""
+        x, mask = self.feature_map(features, lengths)
+        if self.frequency == "mean":
+            x = x.mean(3)
+        else:
+            x = x.amax(3) + (x.mean(3) if self.frequency == "mean_max" else 0)
+        return x.transpose(1, 2), mask
+
+
+# Factories. augment: None or "specaugment". dropout: None for the official network's, 0.2 after each block and 0.1
+# inside ResNet38's basic blocks; a number for all of them (Mei et al. 2022 train with 0.2). frequency: see `Panns`.
+
+
+def cnn6(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
+    return _cnn((64, 128, 256, 512), augment, dropout, frequency, size=5)
+
+
+def cnn10(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
+    return _cnn((64, 128, 256, 512), augment, dropout, frequency)
+
+
+def cnn14(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
+    return _cnn((64, 128, 256, 512, 1024, 2048), augment, dropout, frequency, last_pooled=False)
+
+
+def cnn14_mei2022(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
+    """CNN14 whose last block is pooled too, as in the released code of Mei et al. 2022: the same weights fit."""
+    return _cnn((64, 128, 256, 512, 1024, 2048), augment, dropout, frequency)
+
+
+def resnet38(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
+    outer, inner = (0.2, 0.1) if dropout is None else (dropout, dropout)
+    blocks: dict[str, ConvBlock | ResNet] = {
+        "conv_block1": ConvBlock(1, 64, outer),
+        "resnet": ResNet(outer, inner),
+        "conv_block_after1": ConvBlock(512, 2048, outer, pooled=False),
+    }
+    return Panns(blocks, 2048, augment, frequency)
+
+
+def _cnn(
+    widths: tuple[int, ...],
+    augment: str | None,
+    dropout: float | None,
+    frequency: str,
+    size: int = 3,
+    last_pooled: bool = True,
+) -> Panns:
+    dropout, blocks, inputs = 0.2 if dropout is None else dropout, {}, 1
+    for number, outputs in enumerate(widths, 1):
+        pooled = number < len(widths) or last_pooled
+        blocks[f"conv_block{number}"] = ConvBlock(inputs, outputs, dropout, size, pooled)
+        inputs = outputs
+    return Panns(blocks, widths[-1], augment, frequency)

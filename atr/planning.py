@@ -1,0 +1,315 @@
+"""What a grid costs before it runs: steps, disk, memory and hours, from a short measurement on the device at hand."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from atr import encoders, model, store
+from atr.config import RunConfig
+from atr.corpora import PUBLISHED, Corpus
+from atr.encoders import text
+from atr.training import PRECISIONS
+
+TOKENS = 16  # of a caption, special ones included
+# Text encoders that can be planned for before they are downloaded: architecture, and what differs from its defaults.
+ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
+    "bert-base-uncased": ("bert", {}),
+    "roberta-base": ("roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}),
+    "roberta-large": (
+        "roberta",
+        {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+        | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Clips and captions by split, and the mean length of a clip in seconds."""
+
+    clips: dict[str, int]
+    captions: dict[str, int]
+    seconds: float
+
+
+def size(config: RunConfig, corpus: Corpus | None) -> Size:
+    """Of a corpus at hand, else what is published of it, else what its options say."""
+    if corpus is not None:
+        split_of = corpus.clips.set_index("clip")["split"]
+        counts = corpus.clips["split"].value_counts(), corpus.captions["clip"].map(split_of).value_counts()
+        clips, captions = ({str(split): int(number) for split, number in count.items()} for count in counts)
+        return Size(clips, captions, float(corpus.clips["duration"].mean()))
+    options = dict(config.corpus)
+    if options["name"] in PUBLISHED:
+        return Size(**PUBLISHED[options["name"]])
+    clips = {split: options.get(split, 1200) for split in ("train", "validation", "test")}
+    return Size(clips, {split: 5 * number for split, number in clips.items()}, options.get("duration", 10.0))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run. steps, seconds; bytes: memory while it trains, disk when done, and more disk while unfinished."""
+
+    steps: int
+    seconds: float
+    memory: float
+    disk: float
+    state: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a training step, fixed and for each pair; of embedding a clip and a caption; bytes of activations a
+    pair, and of the network's, its trained and its kept parameters."""
+
+    fixed: float
+    pair: float
+    clip: float
+    caption: float
+    activations: float
+    parameters: float
+    trained: float
+    kept: float
+
+
+def signature(config: RunConfig) -> tuple:
+    """Configs that agree in it cost the same for a pair."""
+    return (
+        config.audio_encoder,
+        config.text_encoder,
+        config.training,
+        config.text_layers,
+        config.embedding_dim,
+        config.precision,
+    )
+
+
+def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
+    """What a run needs, from a measurement of its signature and the size of its corpus."""
+    pairs = data.captions["train"] if config.sampler == "all_captions" else data.clips["train"]
+    steps = max(1, pairs // config.batch_size)
+
+    def embedded(split: str) -> float:
+        return data.clips.get(split, 0) * measured.clip + data.captions.get(split, 0) * measured.caption
+
+    step = measured.fixed + config.batch_size * measured.pair
+    seconds = config.epochs * (steps * step + embedded("validation")) + embedded("validation") + embedded("test")
+    memory = measured.parameters + 3 * measured.trained + measured.kept + config.batch_size * measured.activations
+    embeddings = 4 * config.embedding_dim * (data.clips.get("test", 0) + data.captions.get("test", 0))
+    return Cost(
+        config.epochs * steps, seconds, memory, measured.kept + embeddings, 2 * measured.kept + 2 * measured.trained
+    )
+
+
+def measure(config: RunConfig, data: Size, device: str) -> Measured:
+    """Time a few steps of a config's networks, with random weights, on random sound and words.
+
+    On a CPU with one thread, as runs have, on a few short clips, scaled to the corpus's length; on a GPU at full size.
+    """
+    seconds = min(data.seconds, config.max_seconds or data.seconds)
+    with torch.random.fork_rng(), store.threads(1):
+        torch.manual_seed(0)
+        network, audio, spoken = _shell(config)
+        network.to(device)
+        small = device == "cpu" and network.audio_encoder is not None
+        probe = (10.0 if hasattr(network.audio_encoder, "segment") else min(2.0, seconds)) if small else seconds
+        counts = (2, 4) if small else (8, 32)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, fused=True)
+        kind = PRECISIONS[config.precision]
+        half = torch.autocast(device, torch.bfloat16, enabled=kind != "32-true")
+        saved = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.nbytes if tensor.untyped_storage().data_ptr() not in owned else 0
+            return tensor
+
+        def step(pairs: int) -> None:
+            nonlocal saved
+            saved = 0
+            with half, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                one, two = network(audio(pairs, probe, device), spoken(pairs, device))
+                loss = (one.float() @ two.float().T).logsumexp(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        @torch.no_grad()
+        def embed(which: int) -> None:
+            pairs = (audio(counts[0], probe, device), None), (None, spoken(counts[0], device))
+            with half:
+                network(*pairs[which])
+
+        owned = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+        network.train()
+        few, many = (_timed(lambda n=n: step(n), device) for n in counts)  # type: ignore[misc]
+        pair = max(many - few, 0.0) / (counts[1] - counts[0])
+        fixed = max(few - counts[0] * pair, 0.0)
+        network.eval()
+        clip, caption = (_timed(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
+    scale = seconds / probe if network.audio_encoder is not None else 1.0
+    share = clip / (clip + caption)  # of a pair that is sound, and grows with its length
+    kept = sum(tensor.nbytes for tensor in network.kept().values())
+    whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
+    longer = scale * share + 1 - share
+    return Measured(
+        fixed,
+        pair * longer,
+        clip * scale,
+        caption,
+        saved / counts[1] * longer,
+        float(whole),
+        float(changed),
+        float(kept),
+    )
+
+
+def _timed(work: Callable[[], Any], device: str) -> float:
+    """The faster of two runs, after one to warm up, in seconds."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _shell(config: RunConfig) -> tuple[model.DualEncoder, Callable, Callable]:
+    """A config's networks with random weights, and makers of random batches of sound and of words for them."""
+    frozen = config.training in ("frozen", "external")
+    language, width = _language(config)
+    audio = encoders.build(config.audio_encoder, augment=config.augment, dropout=config.audio_dropout)
+    if config.training == "frozen_released":
+        audio.requires_grad_(False)
+        language.requires_grad_(False)
+    network = model.DualEncoder(
+        None if frozen else audio,
+        None if frozen else language,
+        audio.dim,
+        width,
+        config.embedding_dim,
+        audio.head_hidden,
+    )
+
+    def sound(clips: int, seconds: float, device: str) -> tuple[Tensor, Tensor | None]:
+        if frozen:
+            return torch.randn(clips, audio.dim, device=device), None
+        samples = torch.full((clips,), int(seconds * audio.sample_rate), device=device)
+        waveform = torch.randint(-9999, 9999, (clips, int(samples[0])), dtype=torch.int16, device=device)
+        if not audio.cached:
+            return waveform, samples
+        frames = audio.feature_lengths(samples)
+        return torch.randn(clips, int(frames[0]), 64, device=device), frames
+
+    def words(captions: int, device: str) -> tuple[Tensor, Tensor | None]:
+        if frozen:
+            return torch.randn(captions, width, device=device), None
+        lengths = torch.full((captions,), TOKENS, device=device)
+        if config.text_layers is not None and config.training != "frozen_released":
+            return torch.randn(captions, TOKENS, width, device=device), lengths
+        return torch.randint(5, 1000, (captions, TOKENS), device=device), lengths
+
+    return network, sound, words
+
+
+class _Language(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        kind = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        return self.network(**{kind: inputs}).last_hidden_state[:, 0]
+
+
+def _language(config: RunConfig) -> tuple[nn.Module, int]:
+    """A text encoder of a config's architecture with random weights, and its width; no download."""
+    from transformers import AutoConfig, AutoModel
+
+    known = ARCHITECTURES.get(config.text_encoder.rpartition("/")[2])
+    if known is not None:
+        changes = known[1]
+        architecture = AutoConfig.for_model(known[0], **changes)
+    else:
+        architecture = AutoConfig.from_pretrained(text.folder(config.text_encoder), local_files_only=True)
+    if config.text_layers is not None and config.training != "frozen_released":
+        architecture.num_hidden_layers = config.text_layers
+    network = AutoModel.from_config(architecture)
+    network.pooler = None
+    return _Language(network), architecture.hidden_size
+
+
+def summary(
+    plan: pd.DataFrame, corpora: dict[str, Corpus | None], device: str, side_by_side: int
+) -> tuple[pd.DataFrame, str]:
+    """What the runs of a plan need: a row for each group of like runs, and the sum in words.
+
+    plan: as `study.plan` makes it; corpora: by the content key of their options, None where absent. Columns: runs,
+    finished, steps of a run, memory of a run, disk of all when done, time of those not finished, one after another.
+    """
+    measured: dict[tuple, Measured] = {}
+    sizes: dict[str, Size] = {}
+    rows, audio = [], {}
+    state = 0.0
+    for notebooks, finished, config in zip(plan["notebooks"], plan["finished"], plan["config"], strict=True):
+        key = store.content_key(dict(config.corpus))
+        if key not in sizes:
+            sizes[key] = size(config, corpora.get(key))
+        data, kind = sizes[key], (*signature(config), key)
+        if kind not in measured:
+            measured[kind] = measure(config, data, device)
+        needs = cost(config, measured[kind], data)
+        state = max(state, 0.0 if finished else needs.state)
+        rate = encoders.facts(config.audio_encoder).sample_rate if config.training != "external" else 48_000
+        seconds = min(data.seconds, config.max_seconds or data.seconds)
+        audio[key, rate] = 2.0 * rate * seconds * sum(data.clips.values())
+        rows.append(
+            {
+                "notebooks": notebooks,
+                "corpus": config.corpus["name"],
+                "recipe": config.recipe,
+                "training": config.training,
+                "batch": config.batch_size,
+                "epochs": config.epochs,
+                "runs": 1,
+                "finished": int(finished),
+                "steps": needs.steps,
+                "memory": needs.memory,
+                "disk": needs.disk,
+                "time": 0.0 if finished else needs.seconds,
+            }
+        )
+    by = ["notebooks", "corpus", "recipe", "training", "batch", "epochs"]
+    how = {"runs": "sum", "finished": "sum", "steps": "max", "memory": "max", "disk": "sum", "time": "sum"}
+    groups = pd.DataFrame(rows).groupby(by, sort=False).agg(how).reset_index()
+    total, kept = groups["time"].sum() / side_by_side, groups["disk"].sum()
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{side_by_side} runs side by side on the CPU"
+    words = (
+        f"About {duration(total)} in sum on this machine ({where}), by a few measured steps. "
+        f"Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under way, and "
+        f"{gigabytes(sum(audio.values()))} of packed audio."
+    )
+    shown = groups.assign(
+        time=groups["time"].map(duration), **{name: groups[name].map(gigabytes) for name in ("memory", "disk")}
+    )
+    return shown, words
+
+
+def gigabytes(size: float) -> str:
+    """ "0.4 GB", "53 GB"."""
+    return f"{size / 1e9:.1f} GB" if size < 9.95e9 else f"{size / 1e9:.0f} GB"
+
+
+def duration(seconds: float) -> str:
+    """ "40 seconds", "12 minutes", "3.5 hours", rounded as an estimate deserves."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,278 @@
+import argparse
+import os
+import pickle
+import random
+import subprocess
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from atr import download
+from atr.encoders import checkpoints
+
+
+class Encoder(nn.Module):
+    """Two layers and a batch-norm; its official file calls the first layer `stem` and holds a classifier too."""
+
+    dropped = ("fc.", "extractor")
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    @staticmethod
+    def official(tensors):
+        return {name.replace("stem.", "first."): tensor for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return Encoder()
+
+
+@pytest.fixture
+def official():
+    """An official state dict, drawn with another seed than the encoder."""
+    torch.manual_seed(1)
+    tensors = {name.replace("first.", "stem."): tensor for name, tensor in Encoder().state_dict().items()}
+    return OrderedDict(tensors, **{"fc.weight": torch.ones(5, 2), "extractor.window": torch.ones(7)})
+
+
+class Callback:
+    """A class that only the code which wrote a checkpoint has."""
+
+    def __init__(self):
+        self.best = torch.tensor(0.5)
+
+
+def panns(tensors):
+    sampler = {"indexes": np.arange(500), "pointers": [np.int64(3), 4], "names": np.array(["a", "b"])}
+    return {"iteration": 600_000, "model": tensors, "sampler": sampler}
+
+
+def lightning(tensors):
+    return {
+        "epoch": 3,
+        "state_dict": tensors,
+        "hyper_parameters": {"args": argparse.Namespace(arch="base", scale=np.float64(2))},
+        "callbacks": {Callback: {"best_model_score": torch.tensor(0.5), "callback": Callback()}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}, "kinds": {1, 2}, "type": set}],
+    }
+
+
+LAYOUTS = {"plain": lambda tensors: tensors, "panns": panns, "lightning": lightning}
+
+
+def assert_holds(encoder, official):
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, official[name.replace("first.", "stem.")])
+
+
+# --- read and load
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_official_files_of_every_layout_are_loaded(tmp_path, encoder, official, layout, zipped):
+    path = tmp_path / "official.pth"
+    torch.save(LAYOUTS[layout](official), path, _use_new_zipfile_serialization=zipped)
+    tensors = checkpoints.read(path)
+    assert list(tensors) == list(official) and all(torch.equal(tensors[name], official[name]) for name in official)
+    checkpoints.load(encoder, path)
+    assert_holds(encoder, official)
+
+
+def test_safetensors_in_the_official_and_in_our_own_layout_are_loaded(tmp_path, encoder, official):
+    save_file(official, tmp_path / "official.safetensors")
+    checkpoints.load(encoder, str(tmp_path / "official.safetensors"))
+    save_file(encoder.state_dict(), tmp_path / "own.safetensors")
+    other = Encoder()
+    checkpoints.load(other, tmp_path / "own.safetensors")
+    assert_holds(other, official)
+
+
+def test_what_was_read_outlives_the_file_and_holds_no_gradient(tmp_path, encoder, official):
+    torch.save(
+        {name: nn.Parameter(tensor, tensor.is_floating_point()) for name, tensor in official.items()}, tmp_path / "a"
+    )
+    tensors = checkpoints.read(tmp_path / "a")
+    (tmp_path / "a").unlink()
+    assert torch.equal(tensors["stem.weight"], official["stem.weight"]) and not tensors["stem.weight"].requires_grad
+
+
+def test_counts_of_batches_may_be_missing(tmp_path, encoder, official):
+    del official["norm.num_batches_tracked"]
+    torch.save(official, tmp_path / "official.pth")
+    checkpoints.load(encoder, tmp_path / "official.pth")
+    assert torch.equal(encoder.norm.running_mean, official["norm.running_mean"])
+    assert encoder.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("stem.weight"), "missing first.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), "unexpected extra"),
+        (lambda t: t.update({"last.bias": torch.zeros(3)}), r"last.bias is \(3,\), not \(2,\)"),
+        (lambda t: t.update({"fc_other.weight": torch.zeros(1)}), "unexpected fc_other.weight"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_an_error_that_names_them_and_nothing_is_loaded(
+    tmp_path, encoder, official, change, message
+):
+    change(official)
+    torch.save(official, tmp_path / "official.pth")
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    with pytest.raises(ValueError, match=f"official.pth: not weights of this encoder: {message}$"):
+        checkpoints.load(encoder, tmp_path / "official.pth")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("number", [12, 15])
+def test_an_error_lists_at_most_twelve_tensors_and_how_many_more(tmp_path, encoder, official, number):
+    save_file(official | {f"x{i:02}": torch.zeros(1) for i in range(number)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError) as error:
+        checkpoints.load(encoder, tmp_path / "a.safetensors")
+    listed = str(error.value).partition("encoder: ")[2].split("; ")
+    assert listed == [f"unexpected x{i:02}" for i in range(12)] + ["and 3 more"] * (number == 15)
+
+
+# --- files that are no checkpoints
+
+
+class Malicious:
+    """Unpickled by Python, it runs a function of Python's or of the system's on a path."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda target: Malicious(eval, f"open({str(target)!r}, 'w')"),
+        lambda target: Malicious(open, str(target), "w"),
+        lambda target: Malicious(subprocess.getoutput, f"touch {target}"),
+        lambda target: Malicious(os.mkdir, str(target)),
+    ],
+    ids=["eval", "open", "subprocess", "os"],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_file_that_would_run_code_does_not(tmp_path, official, attack, zipped):
+    path, target = tmp_path / "malicious.pth", tmp_path / "ran"
+    torch.save({"model": official, "sampler": attack(target)}, path, _use_new_zipfile_serialization=zipped)
+    try:
+        tensors = checkpoints.read(path)
+        assert list(tensors) == list(official)
+    except ValueError as error:
+        assert "malicious.pth: damaged, or not a checkpoint (Trying to load unsupported GLOBAL" in str(error)
+    assert not target.exists()
+    attack(target).function(*attack(target).arguments)  # the attack is one
+    assert target.exists()
+
+
+def test_a_plain_pickle_is_not_run(tmp_path):
+    path, target = tmp_path / "plain.pth", tmp_path / "ran"
+    path.write_bytes(pickle.dumps(Malicious(os.mkdir, str(target))))
+    with pytest.raises(ValueError, match=r"plain.pth: damaged, or not a checkpoint .*; delete it or fetch it again"):
+        checkpoints.read(path)
+    assert not target.exists()
+
+
+def test_nothing_stays_allowed_after_a_file_is_read(tmp_path, official):
+    before = torch.serialization.get_safe_globals()
+    torch.save(lightning(official), tmp_path / "official.ckpt")
+    checkpoints.read(tmp_path / "official.ckpt")
+    assert torch.serialization.get_safe_globals() == before
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.05, 0.5, 0.95])
+def test_a_file_cut_short_is_an_error_that_names_it_and_the_mend(tmp_path, official, keep, zipped):
+    path = tmp_path / "cut.pth"
+    torch.save(panns(official), path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"cut.pth: damaged, or not a checkpoint \(.+\); delete it or fetch it again"):
+        checkpoints.read(path)
+
+
+def test_noise_is_an_error_that_names_the_file(tmp_path):
+    for seed in range(50):
+        noise = random.Random(seed).randbytes(400)
+        (tmp_path / "noise.pth").write_bytes(noise if seed % 2 else b"PK\x03\x04" + noise)
+        with pytest.raises(ValueError, match=r"noise.pth: damaged, or not a checkpoint"):
+            checkpoints.read(tmp_path / "noise.pth")
+    (tmp_path / "noise.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(ValueError, match=r"noise.safetensors: damaged \(.+\); delete it or fetch it again"):
+        checkpoints.read(tmp_path / "noise.safetensors")
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], {}, {"model": {"a": 1}}, {"epoch": 1, "weights": {}}])
+def test_a_file_without_a_state_dict_is_an_error(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth: holds no state dict, neither itself nor as 'model' or 'state"):
+        checkpoints.read(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["none.pth", "none.safetensors"])
+def test_a_missing_file_is_an_error_that_names_it(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=f"{name}: no such weights"):
+        checkpoints.read(tmp_path / name)
+
+
+# --- the registry
+
+
+def test_every_published_checkpoint_has_an_https_address_a_licence_and_a_source():
+    assert list(checkpoints.REGISTRY) == (
+        "cnn6 cnn10 cnn14 cnn14_mei2022 resnet38 passt_s passt_s_stride16 atst_frame".split()
+    )
+    for encoder, checkpoint in checkpoints.REGISTRY.items():
+        assert checkpoint.encoder == encoder and checkpoint.licence and checkpoint.name
+        assert checkpoint.source.startswith("https://") and checkpoint.file.url.startswith("https://")
+        assert checkpoint.file.name.replace("=", "%3D") in checkpoint.file.url
+
+
+def test_two_encoders_share_the_file_of_cnn14():
+    assert checkpoints.REGISTRY["cnn14"].file == checkpoints.REGISTRY["cnn14_mei2022"].file
+
+
+def test_a_checkpoint_put_into_its_folder_by_hand_is_used(tmp_path, monkeypatch, encoder, official):
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    path = tmp_path / "checkpoints" / "passt-s-kd-ap.486.pt"
+    path.parent.mkdir()
+    torch.save(official, path)
+    assert checkpoints.fetch("passt_s") == path
+    checkpoints.load(encoder, path)
+    assert_holds(encoder, official)
+
+
+def test_a_wrong_file_put_there_by_hand_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    path = tmp_path / "checkpoints" / "Cnn10_mAP=0.380.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"<html>")
+    with pytest.raises(download.DownloadError, match=r"Cnn10_mAP=0.380.pth: 6 bytes instead of the published 25,2"):
+        checkpoints.fetch("cnn10")
+
+
+def test_a_missing_checkpoint_is_downloaded_to_the_folder_of_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(download, "fetch", lambda *arguments: asked.append(arguments))
+    checkpoints.fetch("resnet38", quiet=True)
+    assert asked == [(checkpoints.REGISTRY["resnet38"].file, tmp_path / "checkpoints", True)]
+
+
+def test_an_encoder_without_a_published_checkpoint_is_an_error():
+    with pytest.raises(ValueError, match="compact: has no published checkpoint; those with one: cnn6, cnn10, cnn14"):
+        checkpoints.fetch("compact")

@@ -1,0 +1,143 @@
+import made_models
+import numpy as np
+import pytest
+import torch
+from transformers import ClapModel, ClapProcessor
+
+from atr.encoders import clap, text
+from atr.encoders.clap import Clap
+from atr.store import Packed
+
+RATE = 8000  # of the model made here, which takes 1 s
+SECONDS = {"short": 0.3, "whole": 1.0, "hardly longer": 1.005, "longer": 1.7, "much longer": 3.2}
+CAPTIONS = ["a dog barks", "rain", "birds sing, then somebody knocks at a door and a car passes by", "waves"]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["unfused", "fused"])
+def folder(request, tmp_path_factory):
+    return made_models.clap(tmp_path_factory.mktemp("clap"), fused=request.param)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return Clap(folder)
+
+
+def packed(*seconds):
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(-20_000, 20_000, round(length * RATE), dtype=np.int16) for length in seconds]
+    return Packed(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return packed(*SECONDS.values())
+
+
+def processed(folder, waveform):
+    """The processor's and the model's own answer to one clip, with the extractor drawing from numpy's generator."""
+    processor, reference = ClapProcessor.from_pretrained(folder), ClapModel.from_pretrained(folder).eval()
+    longest = np.zeros(10 * RATE, np.float32)  # beside a longer clip the extractor marks none at random
+    both = [waveform.astype(np.float32) / 32767, longest]
+    inputs = processor(text=["rain"], audio=both, sampling_rate=RATE, return_tensors="pt")
+    with torch.no_grad():
+        return reference(**inputs).audio_embeds[0]
+
+
+def test_its_rate_and_width_are_the_models(folder, model):
+    assert model.sample_rate == RATE and model.dim == 12
+    assert text.folder(str(folder)) == folder and len(text.fingerprint(folder)) == 24
+
+
+def test_audio_is_the_models_own_answer_to_each_clip(folder, model, clips):
+    embeddings = model.audio(clips, seed=3, quiet=True)
+    assert embeddings.shape == (5, 12) and embeddings.dtype == torch.float32 and not embeddings.requires_grad
+    for row, embedding in enumerate(embeddings):
+        with clap._drawing_from(3, row):
+            expected = processed(folder, clips[row])
+        torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_text_is_the_models_own_answer_to_each_caption(folder, model):
+    embeddings = model.text(CAPTIONS, quiet=True)
+    processor, reference = ClapProcessor.from_pretrained(folder), ClapModel.from_pretrained(folder).eval()
+    assert embeddings.shape == (4, 12) and embeddings.dtype == torch.float32 and not embeddings.requires_grad
+    silence = np.zeros(RATE, np.float32)
+    for caption, embedding in zip(CAPTIONS, embeddings, strict=True):
+        inputs = processor(text=[caption], audio=[silence], sampling_rate=RATE, return_tensors="pt")
+        with torch.no_grad():
+            torch.testing.assert_close(embedding, reference(**inputs).text_embeds[0], atol=1e-5, rtol=1e-4)
+
+
+def test_embeddings_have_length_one(model, clips):
+    for embeddings in (model.audio(clips, seed=0, quiet=True), model.text(CAPTIONS, quiet=True)):
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(embeddings)))
+
+
+def test_embeddings_do_not_depend_on_batch_mates(model, clips, monkeypatch):
+    audio, captions = model.audio(clips, seed=0, quiet=True), model.text(CAPTIONS, quiet=True)
+    assert len(audio) <= clap.AUDIO_BATCH and len(captions) <= clap.TEXT_BATCH
+    monkeypatch.setattr(clap, "AUDIO_BATCH", 1)
+    monkeypatch.setattr(clap, "TEXT_BATCH", 1)
+    torch.testing.assert_close(model.audio(clips, seed=0, quiet=True), audio, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.text(CAPTIONS, quiet=True), captions, atol=1e-5, rtol=1e-4)
+
+
+def test_only_clips_longer_than_the_model_takes_depend_on_the_seed(model, clips):
+    first, again, other = (model.audio(clips, seed=seed, quiet=True) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    changed = (first - other).abs().amax(1) > 1e-5
+    # of a clip that is longer by less than a frame, a fused model sees all
+    assert changed.tolist() == [False, False, not model.fused, True, True]
+
+
+def test_rows_of_the_same_clip_are_cropped_apart(model):
+    clip = packed(3.0)
+    twice = Packed(np.tile(clip.data, 2), np.array([0, 3 * RATE, 6 * RATE]))
+    first, second = model.audio(twice, seed=0, quiet=True)
+    assert (first - second).abs().max() > 1e-5
+
+
+def test_the_global_generator_neither_counts_nor_moves(model, clips):
+    first = model.audio(clips, seed=0, quiet=True)
+    np.random.seed(5)
+    expected = np.random.RandomState(5).random(3)
+    assert torch.equal(model.audio(clips, seed=0, quiet=True), first)
+    np.testing.assert_array_equal(np.random.random(3), expected)
+
+
+def test_the_global_generator_is_put_back_after_an_error(model):
+    np.random.seed(5)
+    with pytest.raises(RuntimeError, match="stop"), clap._drawing_from(0, 0):
+        np.random.random()
+        raise RuntimeError("stop")
+    assert np.random.random() == np.random.RandomState(5).random()
+
+
+def test_a_long_caption_is_cut_as_laion_cuts_it(model):
+    tokens = model.tokenizer("rain falls " * 200, truncation=True, max_length=77)["input_ids"]
+    assert len(tokens) == 77
+    cut = model.tokenizer.decode(tokens, skip_special_tokens=True)
+    long, short = model.text(["rain falls " * 200, cut], quiet=True)
+    torch.testing.assert_close(long, short)
+
+
+def test_a_folder_without_the_extractor_is_an_error(folder, tmp_path):
+    for path in folder.iterdir():
+        if path.name != "preprocessor_config.json":
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(FileNotFoundError, match="no preprocessor_config.json"):
+        Clap(tmp_path)
+
+
+def test_an_extractor_of_another_kind_of_model_is_an_error(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    config = (folder / "preprocessor_config.json").read_text()
+    (tmp_path / "preprocessor_config.json").unlink()
+    swapped = (
+        config.replace('"fusion"', '"other"').replace('"rand_trunc"', '"fusion"').replace('"other"', '"rand_trunc"')
+    )
+    (tmp_path / "preprocessor_config.json").write_text(swapped)
+    with pytest.raises(ValueError, match="does not go with truncation"):
+        Clap(tmp_path)

@@ -1,0 +1,56 @@
+"""The `paper` grids end to end, in miniature: true layouts, official checkpoint files, two steps a run."""
+
+import os
+import subprocess
+import sys
+
+import dataset_layouts
+import made_models
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from golden_weights import fill, keys
+
+from atr import profile, study
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """What `atr data` and the Hub would have brought: both data sets, a PANNs file, a BERT."""
+    folder = tmp_path_factory.mktemp("home")
+    dataset_layouts.audiocaps(folder / "audiocaps", clips={"train": 8, "validation": 2, "test": 2}, seconds=0.5)
+    dataset_layouts.clotho(folder / "clotho", clips={"train": 2, "validation": 2, "test": 2}, seconds=0.5)
+    checkpoints = folder / "checkpoints"
+    (checkpoints / "miniature").mkdir(parents=True)
+    torch.save({"model": fill(keys("panns_resnet38"))}, checkpoints / "miniature" / "resnet38.pth")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    made_models.bert(checkpoints / "bert-base-uncased", **sizes)
+    return folder
+
+
+def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
+    environment = os.environ | {
+        "ATR_HOME": str(home),
+        "ATR_RESULTS": str(tmp_path),
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "jupyter"),
+    }
+    command = [sys.executable, "-m", "atr", "study", "--profile", "miniature", "--device", "cpu", "--quiet"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    setting, results = profile("miniature"), tmp_path / "miniature"
+    assert setting.recipes == profile("paper").recipes and setting.corpora == profile("paper").corpora
+    for path in study.notebooks():
+        cells = nbformat.read(results / "notebooks" / path.name, as_version=4).cells
+        assert not [o for cell in cells for o in cell.get("outputs", []) if o.output_type == "error"]
+    compared = pd.read_csv(results / "tables" / "01_differences.csv")
+    assert len(compared) == 2 * 2 * 4 * 6  # each published cell of table 1 beside one of ours
+    assert (
+        compared["difference"]
+        - (compared["ours"].astype(float) - compared["published"].str.split(" ± ").str[0].astype(float))
+    ).abs().max() < 0.06
+    assert set(pd.read_csv(results / "tables" / "01_recipes.csv")["recipe"]) == {"released", "paper"}
+    (clips,) = {path.read_text() for path in (results / "runs").glob("*/clips.csv") if "_bC-" in path.read_text()}
+    assert clips.count("train") == 8  # each AudioCaps run knows which clips it had
