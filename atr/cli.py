@@ -80,8 +80,7 @@ def study(
             printed(table.drop(columns=["config", "seconds"]), f"{len(table)} runs of profile {profile}")
             where = resolve_device(device)
             groups, words = planning.summary(table, corpora, where, many.default_workers(where))
-            printed(groups, "What they need")
-            console.print(words, soft_wrap=True)
+            console.print(f"What they need\n{groups.to_string(index=False)}\n{words}", soft_wrap=True, highlight=False)
             return
         if chosen.needs_clips:
             assert chosen.root is not None

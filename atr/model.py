@@ -22,8 +22,8 @@ def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 class DualEncoder(nn.Module):
     """Audio encoder → pooling → head and text encoder → head, both L2-normalised (Mei et al. 2022, section 2.2).
 
-    audio_encoder: an `atr.encoders.AudioEncoder`. An encoder that is None has run already: its pooled output comes in. With `padding` "released", all clips of a
-    batch count as long as its longest, zeros and all.
+    audio_encoder: an `atr.encoders.AudioEncoder`. An encoder that is None has run already: its pooled output comes in.
+    With `padding` "released", all clips of a batch count as long as its longest, zeros and all.
     """
 
     def __init__(

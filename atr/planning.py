@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ from atr import encoders, model, store
 from atr.config import RunConfig
 from atr.corpora import PUBLISHED, Corpus
 from atr.encoders import text
+from atr.encoders.vit import SegmentEncoder
 from atr.training import PRECISIONS
 
 TOKENS = 16  # of a caption, special ones included
@@ -65,7 +66,8 @@ class Cost:
 @dataclass(frozen=True)
 class Measured:
     """Seconds of a training step, fixed and for each pair; of embedding a clip and a caption; bytes of activations a
-    pair, and of the network's, its trained and its kept parameters."""
+    pair, and of the network's, its trained and its kept parameters; for clips of `seconds`.
+    """
 
     fixed: float
     pair: float
@@ -75,6 +77,22 @@ class Measured:
     parameters: float
     trained: float
     kept: float
+    seconds: float
+
+    def at(self, seconds: float) -> "Measured":
+        """For clips of another length: what sound costs grows with it. Frozen features have none (0 seconds)."""
+        if not self.seconds:
+            return self
+        longer = seconds / self.seconds
+        share = self.clip / (self.clip + self.caption)  # of a pair that is sound
+        grown = longer * share + 1 - share
+        return replace(
+            self,
+            pair=self.pair * grown,
+            clip=self.clip * longer,
+            activations=self.activations * grown,
+            seconds=seconds,
+        )
 
 
 def signature(config: RunConfig) -> tuple:
@@ -91,6 +109,7 @@ def signature(config: RunConfig) -> tuple:
 
 def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
     """What a run needs, from a measurement of its signature and the size of its corpus."""
+    measured = measured.at(min(data.seconds, config.max_seconds or data.seconds))
     pairs = data.captions["train"] if config.sampler == "all_captions" else data.clips["train"]
     steps = max(1, pairs // config.batch_size)
 
@@ -106,18 +125,18 @@ def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
     )
 
 
-def measure(config: RunConfig, data: Size, device: str) -> Measured:
+def measure(config: RunConfig, device: str) -> Measured:
     """Time a few steps of a config's networks, with random weights, on random sound and words.
 
-    On a CPU with one thread, as runs have, on a few short clips, scaled to the corpus's length; on a GPU at full size.
+    On a CPU with one thread, as runs have, on a few short clips; on a GPU on clips of 10 s.
     """
-    seconds = min(data.seconds, config.max_seconds or data.seconds)
     with torch.random.fork_rng(), store.threads(1):
         torch.manual_seed(0)
         network, audio, spoken = _shell(config)
         network.to(device)
-        small = device == "cpu" and network.audio_encoder is not None
-        probe = (10.0 if hasattr(network.audio_encoder, "segment") else min(2.0, seconds)) if small else seconds
+        heard = network.audio_encoder is not None
+        small = device == "cpu" and heard
+        probe = 2.0 if small and not isinstance(network.audio_encoder, SegmentEncoder) else 10.0
         counts = (2, 4) if small else (8, 32)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trained, fused=True)
@@ -153,27 +172,16 @@ def measure(config: RunConfig, data: Size, device: str) -> Measured:
         fixed = max(few - counts[0] * pair, 0.0)
         network.eval()
         clip, caption = (_timed(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
-    scale = seconds / probe if network.audio_encoder is not None else 1.0
-    share = clip / (clip + caption)  # of a pair that is sound, and grows with its length
     kept = sum(tensor.nbytes for tensor in network.kept().values())
     whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
-    longer = scale * share + 1 - share
-    return Measured(
-        fixed,
-        pair * longer,
-        clip * scale,
-        caption,
-        saved / counts[1] * longer,
-        float(whole),
-        float(changed),
-        float(kept),
-    )
+    sizes = saved / counts[1], float(whole), float(changed), float(kept)
+    return Measured(fixed, pair, clip, caption, *sizes, seconds=probe if heard else 0.0)
 
 
 def _timed(work: Callable[[], Any], device: str) -> float:
-    """The faster of two runs, after one to warm up, in seconds."""
-    times = []
-    for _ in range(3):
+    """Seconds of `work` once it is warm: the faster of two runs, or one if it is slow."""
+    times: list[float] = []
+    while len(times) < 2 or len(times) == 2 and times[1] < 1:
         started = time.perf_counter()
         work()
         if device == "cuda":
@@ -263,9 +271,9 @@ def summary(
         key = store.content_key(dict(config.corpus))
         if key not in sizes:
             sizes[key] = size(config, corpora.get(key))
-        data, kind = sizes[key], (*signature(config), key)
+        data, kind = sizes[key], signature(config)
         if kind not in measured:
-            measured[kind] = measure(config, data, device)
+            measured[kind] = measure(config, device)
         needs = cost(config, measured[kind], data)
         state = max(state, 0.0 if finished else needs.state)
         rate = encoders.facts(config.audio_encoder).sample_rate if config.training != "external" else 48_000
@@ -293,14 +301,13 @@ def summary(
     total, kept = groups["time"].sum() / side_by_side, groups["disk"].sum()
     where = torch.cuda.get_device_name() if device == "cuda" else f"{side_by_side} runs side by side on the CPU"
     words = (
-        f"About {duration(total)} in sum on this machine ({where}), by a few measured steps. "
-        f"Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under way, and "
-        f"{gigabytes(sum(audio.values()))} of packed audio."
+        f"About {duration(total)} in sum on this machine ({where}), by a few measured steps; decoding and frozen "
+        f"features, made once, come on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
+        f"way, and {gigabytes(sum(audio.values()))} of packed audio."
     )
-    shown = groups.assign(
-        time=groups["time"].map(duration), **{name: groups[name].map(gigabytes) for name in ("memory", "disk")}
-    )
-    return shown, words
+    groups["time"] = [duration(seconds) if seconds else "" for seconds in groups["time"]]
+    groups[["memory", "disk"]] = groups[["memory", "disk"]].map(gigabytes)
+    return groups, words
 
 
 def gigabytes(size: float) -> str:
@@ -309,7 +316,9 @@ def gigabytes(size: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """ "40 seconds", "12 minutes", "3.5 hours", rounded as an estimate deserves."""
+    """ "40 seconds", "12 minutes", "3.5 hours", "12 days", rounded as an estimate deserves."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 3 * 86400 else f"{seconds / 86400:.0f} days"

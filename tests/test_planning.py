@@ -1,0 +1,104 @@
+import pandas as pd
+import pytest
+
+from atr import planning, profile, store, study
+from atr.config import RunConfig
+from atr.planning import Measured, Size
+
+DATA = Size({"train": 100, "validation": 10, "test": 20}, {"train": 500, "validation": 50, "test": 100}, 5.0)
+MEASURED = Measured(
+    fixed=1.0, pair=0.1, clip=0.03, caption=0.01, activations=1e6, parameters=4e6, trained=2e6, kept=2e6, seconds=10.0
+)
+FROZEN = Measured(1.0, 0.1, 0.03, 0.01, 1e6, 4e6, 2e6, 2e6, seconds=0.0)
+
+
+def test_steps_and_seconds_of_a_run_by_hand():
+    config = RunConfig(sampler="all_captions", batch_size=32, epochs=3)
+    cost = planning.cost(config, FROZEN, DATA)
+    assert cost.steps == 3 * (500 // 32)
+    validation, test = 10 * 0.03 + 50 * 0.01, 20 * 0.03 + 100 * 0.01
+    # validated before training and after each epoch, tested once
+    assert cost.seconds == pytest.approx(45 * (1.0 + 32 * 0.1) + 4 * validation + test)
+    assert planning.cost(config.replace(sampler="caption_per_clip"), FROZEN, DATA).steps == 3 * (100 // 32)
+
+
+def test_memory_and_disk_of_a_run_by_hand():
+    cost = planning.cost(RunConfig(batch_size=32, embedding_dim=256), FROZEN, DATA)
+    # weights; gradients and Adam's two moments; the best epoch's copy; activations
+    assert cost.memory == 4e6 + 3 * 2e6 + 2e6 + 32 * 1e6
+    assert cost.disk == 2e6 + 4 * 256 * (20 + 100) and cost.state == 2 * 2e6 + 2 * 2e6
+
+
+def test_what_sound_costs_grows_with_its_length_and_words_do_not():
+    twice = MEASURED.at(20.0)
+    assert (twice.clip, twice.caption, twice.fixed) == (0.06, 0.01, 1.0)
+    assert twice.pair == pytest.approx(0.1 * (2 * 0.75 + 0.25))  # three quarters of a pair are sound
+    assert FROZEN.at(20.0) == FROZEN
+    config = RunConfig(max_seconds=2.0)
+    short, long = (Size(DATA.clips, DATA.captions, seconds) for seconds in (2.0, 30.0))
+    assert planning.cost(config, MEASURED, short) == planning.cost(config, MEASURED, long)
+
+
+def test_sizes_are_of_the_corpus_at_hand_else_published_else_what_its_options_say(corpus):
+    assert planning.size(RunConfig(), corpus) == Size(
+        {"train": 48, "validation": 12, "test": 16}, {"train": 240, "validation": 60, "test": 80}, 4.0
+    )
+    clotho = planning.size(RunConfig(corpus="clotho"), None)
+    assert clotho.clips == {"train": 3839, "validation": 1045, "test": 1045} and clotho.captions["train"] == 5 * 3839
+    asked = planning.size(RunConfig(corpus={"name": "soundscapes", "train": 7, "validation": 2, "test": 3}), None)
+    assert asked.clips == {"train": 7, "validation": 2, "test": 3} and asked.seconds == 10.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"training": "finetuned"},
+        {"training": "finetuned", "audio_encoder": "cnn6", "text_layers": None},
+        {"training": "frozen_released", "audio_encoder": "cnn6"},
+    ],
+)
+def test_a_measurement_is_positive_and_knows_what_is_trained(changes, tiny_bert):
+    config = RunConfig(text_encoder=str(tiny_bert), embedding_dim=16, **changes)
+    measured = planning.measure(config, "cpu")
+    assert min(measured.clip, measured.caption, measured.activations) > 0 and measured.fixed + measured.pair > 0
+    assert (measured.trained < measured.parameters) == (config.training == "frozen_released")
+    assert measured.kept >= measured.trained and (measured.seconds > 0) == (config.training != "frozen")
+    if config.training == "frozen":  # two heads: 192 to 16 to 16, and 16 to 32 to 16, with biases
+        assert measured.parameters == 4 * (192 * 16 + 16 + 16 * 16 + 16 + 16 * 32 + 32 + 32 * 16 + 16)
+
+
+def test_more_activations_are_kept_for_more_of_the_network(tiny_bert):
+    config = RunConfig(text_encoder=str(tiny_bert), embedding_dim=16, audio_encoder="cnn6", text_layers=None)
+    tuned = planning.measure(config.replace(training="finetuned"), "cpu")
+    fixed = planning.measure(config.replace(training="frozen_released"), "cpu")
+    assert tuned.activations > 100 * fixed.activations
+
+
+def test_known_text_encoders_are_planned_for_without_a_download():
+    for name, width in (("bert-base-uncased", 768), ("FacebookAI/roberta-base", 768)):
+        assert planning._language(RunConfig(text_encoder=name, training="frozen_released"))[1] == width
+
+
+def test_like_runs_are_summed(monkeypatch):
+    monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
+    path = study.notebooks(["02"])[0]
+    configs = study.grid(path, {"profile": "paper", "seeds": [0]})
+    finished = [config.loss["name"] == "nt_xent" for config in configs]
+    plan = pd.DataFrame({"notebooks": "02", "finished": finished, "config": configs})
+    groups, words = planning.summary(plan, {}, "cpu", 2)
+    assert groups["runs"].tolist() == [8, 8, 4, 4] and groups["finished"].tolist() == [2, 2, 1, 1]
+    assert groups["batch"].tolist() == [32, 128, 32, 128] and groups["steps"].iloc[0] == 50 * (49274 // 32)
+    one = planning.cost(configs[0], FROZEN, planning.size(configs[0], None))
+    assert groups["time"].iloc[0] == planning.duration(6 * one.seconds)
+    assert groups["disk"].iloc[0] == planning.gigabytes(8 * one.disk)
+    packed = 2 * 32_000 * 10.0 * (49274 + 494 + 957)  # 16 bit, 32 kHz, 10 s
+    assert f"and {planning.gigabytes(packed)} of packed audio" in words and "2 runs side by side" in words
+
+
+def test_the_corpora_at_hand_count(corpus, monkeypatch):
+    monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
+    config = profile("smoke").config("soundscapes", "frozen", "nt_xent", 0)
+    plan = pd.DataFrame({"notebooks": ["01"], "finished": [False], "config": [config]})
+    groups, _ = planning.summary(plan, {store.content_key(dict(config.corpus)): corpus}, "cpu", 1)
+    assert groups["steps"].tolist() == [config.epochs * (48 // config.batch_size)]
