@@ -302,7 +302,7 @@ def summary(
     where = torch.cuda.get_device_name() if device == "cuda" else f"{side_by_side} runs side by side on the CPU"
     words = (
         f"About {duration(total)} in sum on this machine ({where}), by a few measured steps; decoding and frozen "
-        f"features, made once, come on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
+        f"features, made once, on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
         f"way, and {gigabytes(sum(audio.values()))} of packed audio."
     )
     groups["time"] = [duration(seconds) if seconds else "" for seconds in groups["time"]]

@@ -1,6 +1,7 @@
 """The `paper` grids end to end, in miniature: true layouts, official checkpoint files, two steps a run."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -54,3 +55,32 @@ def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
     assert set(pd.read_csv(results / "tables" / "01_recipes.csv")["recipe"]) == {"released", "paper"}
     (clips,) = {path.read_text() for path in (results / "runs").glob("*/clips.csv") if "_bC-" in path.read_text()}
     assert clips.count("train") == 8  # each AudioCaps run knows which clips it had
+
+
+LARGE = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from atr.encoders import text
+
+encoder = text.TextEncoder(Path(sys.argv[1]), "first", dropout=0.2).train()
+optimizer = torch.optim.AdamW(encoder.parameters(), 2e-5, fused=True)
+batch = text.ids(["a dog barks", "rain falls on a roof, then birds sing"], encoder).batch(np.arange(2))
+before = encoder.eval()(*batch).detach()
+loss = encoder.train()(*batch).square().mean()
+loss.backward()
+optimizer.step()
+after = encoder.eval()(*batch)
+assert encoder.dim == 1024 and before.shape == (2, 1024) and len(encoder.model.encoder.layer) == 24
+assert after.isfinite().all() and not torch.equal(before, after)
+"""
+
+
+def test_roberta_large_takes_a_step(tmp_path):
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    made_models.roberta(tmp_path, vocab_size=50265, **sizes)
+    command = [sys.executable, "-c", LARGE, str(tmp_path)]  # a process of its own, which gives its memory back
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path)

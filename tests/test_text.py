@@ -1,3 +1,4 @@
+import made_models
 import numpy as np
 import pytest
 import torch
@@ -20,9 +21,10 @@ def minilm():
     return text.folder("minilm")
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_bert):
-    return tiny_bert
+@pytest.fixture(scope="module", params=["bert", "roberta"])
+def tiny(request, tiny_bert, tmp_path_factory):
+    """Small random models of the two kinds that the papers use."""
+    return tiny_bert if request.param == "bert" else made_models.roberta(tmp_path_factory.mktemp("roberta"))
 
 
 def rows(encoder, captions=CAPTIONS, below=None):
@@ -180,6 +182,15 @@ def test_dropout_can_be_overridden(tiny):
     assert [module.p for module in much.modules() if isinstance(module, torch.nn.Dropout)].count(0.5) > 0
 
 
+def test_dropout_by_another_name_is_not_overridden_in_silence(tiny_bert, tmp_path):
+    from transformers import DistilBertConfig, DistilBertModel
+
+    made_models.bert(tmp_path)
+    DistilBertModel(DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="text_dropout: distilbert names its dropout otherwise; set it to None"):
+        TextEncoder(tmp_path, dropout=0.2)
+
+
 def test_gradients_reach_the_top_layers(tiny):
     encoder = TextEncoder(tiny, layers=2).train()
     states = rows(encoder, below=2)
@@ -223,6 +234,27 @@ def test_rows_are_computed_once_for_the_same_captions_and_model(tiny, monkeypatc
     states(CAPTIONS[::-1], below=2)
     assert len(calls) == 5
     assert states(pooling="mean").lengths.tolist() == [1] * len(CAPTIONS) and len(calls) == 5
+
+
+def test_tokens_are_made_once(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    encoder = TextEncoder(tiny)
+    first = text.tokenized(CAPTIONS, "some model", lambda: encoder)
+    again = text.tokenized(CAPTIONS, "some model", lambda: pytest.fail("made again"))
+    plain = text.ids(CAPTIONS, encoder)
+    for packed in (first, again):
+        np.testing.assert_array_equal(packed.data, plain.data)
+        np.testing.assert_array_equal(packed.offsets, plain.offsets)
+
+
+def test_a_model_fetched_by_hand_is_found_by_its_name(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    here = tmp_path / "checkpoints" / "someone" / "model"
+    here.parent.mkdir(parents=True)
+    here.symlink_to(tiny)
+    assert text.folder("someone/model") == here
+    with pytest.raises(FileNotFoundError, match=f"put its files into {tmp_path}/checkpoints/someone/other"):
+        text.folder("someone/other", fetch=False)
 
 
 def test_the_fingerprint_changes_with_any_file_that_counts(tiny, tmp_path):
