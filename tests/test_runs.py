@@ -68,7 +68,7 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path):
         ({"corpus": TINY | {"minutes": 3}}, "unknown option.* minutes"),
         ({"corpus": "csv"}, "lies in a folder: give root"),
         ({"audio_encoder": "cnn99"}, "cnn99"),
-        ({"audio_weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),
+        ({"audio_weights": "nowhere.safetensors"}, "audio_weights: 'nowhere.safetensors': no such file"),
         ({"text_encoder": "nobody/nothing"}, "text encoder 'nobody/nothing'"),
     ],
     ids=lambda value: str(value)[:30],

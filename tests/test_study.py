@@ -59,15 +59,17 @@ class TestGrids:
         setting, configs = profile(name), grid("01", name)
         seeds, corpora = len(setting.seeds), len(setting.corpora)
         assert len(distinct(configs)) == len(configs)
-        # four losses, two kinds of training, two rates; untrained and longer besides
-        assert len(configs) == corpora * seeds * (4 * 2 * 2 + 2)
+        # four losses, two kinds of training, two rates; untrained and longer besides; one rate by a second recipe
+        others = len(setting.recipes) - 1
+        assert len(configs) == corpora * seeds * (4 * 2 * 2 + 2 + others * 4 * 2)
         assert {config.loss["name"] for config in configs} == LOSSES
         assert {config.seed for config in configs} == set(setting.seeds)
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_batch_sizes_by_losses_rates_and_seeds(self, name):
         setting, configs = profile(name), grid("02", name)
-        assert len(distinct(configs)) == len(configs) == len(setting.sizes) * 4 * 2 * len(setting.seeds)
+        cells = len(setting.sizes) * 4 * len(setting.seeds)
+        assert len(distinct(configs)) == len(configs) == cells * 2 + cells * (len(setting.recipes) - 1)
         assert {config.batch_size for config in configs} == set(setting.sizes)
         assert set(setting.compared_sizes) <= set(setting.sizes) and len(set(setting.compared_sizes)) == 2
         assert {config.training.removesuffix("_released") for config in configs} == {"frozen"}
@@ -75,7 +77,7 @@ class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_the_notebooks_share_the_runs_at_the_usual_batch_size(self, name):
         shared = distinct(grid("01", name)) & distinct(grid("02", name))
-        assert len(shared) == 4 * 2 * len(profile(name).seeds)
+        assert len(shared) == 4 * (2 + len(profile(name).recipes) - 1) * len(profile(name).seeds)
 
     @pytest.mark.parametrize("name", ["demo", "esc10"])
     def test_further_sizes_either_side_of_the_published_ones(self, name):
@@ -87,7 +89,7 @@ class TestGrids:
         assert {config.seed for number in ("01", "02") for config in grid(number, "demo", [7, 8])} == {7, 8}
 
     def test_the_paper_grid_of_losses_is_the_published_one(self):
-        configs = [config for config in grid("01", "paper") if config.epochs == 50]
+        configs = [config for config in grid("01", "paper") if config.epochs == 50 and config.recipe == "released"]
         assert len(configs) == 2 * 2 * 4 * 2 * 3
         published = pd.read_csv(store.PROJECT / "data" / "reference" / "mei2022_table1.csv")
         ours = {
@@ -99,6 +101,16 @@ class TestGrids:
         assert {config.rate(group) for config in configs for group in ("heads", "audio", "text")} == {1e-4, 5e-5}
         assert {(config.corpus["name"], config.batch_size) for config in configs} == {("audiocaps", 32), ("clotho", 24)}
 
+    def test_the_texts_recipe_runs_each_published_cell_at_its_published_rate(self):
+        configs = [config for config in grid("01", "paper", [0]) if config.recipe == "paper"]
+        published = pd.read_csv(store.PROJECT / "data" / "reference" / "mei2022_table1.csv")
+        ours = [
+            (c.corpus["name"], c.training == "finetuned", c.loss["name"], c.rate("heads"), c.batch_size)
+            for c in configs
+        ]
+        columns = ["dataset", "fine_tuned", "loss", "learning_rate", "batch_size"]
+        assert sorted(ours) == sorted(published[columns].drop_duplicates().itertuples(index=False, name=None))
+
     def test_the_paper_grid_of_batch_sizes_is_the_published_one(self):
         configs = grid("02", "paper")
         assert {config.batch_size for config in configs} == {32, 128}
@@ -108,9 +120,10 @@ class TestGrids:
     @pytest.mark.parametrize("number", ["01", "02"])
     def test_the_paper_recipe(self, number):
         for config in grid(number, "paper"):
-            assert config.embedding_dim == 1024 and config.recipe == "released" and config.sampler == "all_captions"
+            frozen = {"released": "frozen_released", "paper": "frozen"}[config.recipe]
+            assert config.embedding_dim == 1024 and config.sampler == "all_captions" and config.max_seconds == 30
             assert (config.audio_encoder, config.text_encoder) == ("resnet38", "bert-base-uncased")
-            assert config.training in ("frozen_released", "finetuned") and config.text_pooling == "first"
+            assert config.training in (frozen, "finetuned") and config.text_pooling == "first"
             assert config.epochs in (0, 50, 100) and config.schedule == "step" and config.step_factor == 0.1
             assert config.step_epochs == (40 if config.epochs == 100 else 20) and config.text_layers is None
 

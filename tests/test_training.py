@@ -173,11 +173,15 @@ class TestKinds:
             fit(config(audio_weights=None), corpus, runs=tmp_path)
 
     def test_weights_that_are_missing_are_named(self, corpus, tmp_path):
-        with pytest.raises(FileNotFoundError, match="audio_weights: .*none.safetensors: no such file"):
+        with pytest.raises(FileNotFoundError, match="audio_weights: .*none.safetensors': no such file"):
             fit(config(audio_weights=str(tmp_path / "none.safetensors")), corpus, runs=tmp_path)
 
 
 class TestRepeating:
+    def test_a_run_knows_which_clips_it_had(self, corpus, tmp_path):
+        clips = fit(config(), corpus, runs=tmp_path).clips
+        assert clips.to_numpy().tolist() == corpus.clips[["clip", "split"]].to_numpy().tolist()
+
     def test_the_same_config_gives_the_same_bits(self, corpus, tmp_path):
         assert_same(fit(config(), corpus, runs=tmp_path / "a"), fit(config(), corpus, runs=tmp_path / "b"))
 
@@ -208,6 +212,7 @@ class TestRepeating:
         run = fit(config(), corpus, runs=tmp_path)
         assert sorted(path.name for path in run.path.iterdir()) == [
             "checkpoint.safetensors",
+            "clips.csv",
             "config.json",
             "embeddings.safetensors",
             "environment.json",
@@ -275,16 +280,17 @@ class TestKilled:
         assert 1 <= kill_at(kind, corpus, tmp_path / "cut", 1) < 3
         assert_same(whole, fit(kind, corpus, runs=tmp_path / "cut"))
 
-    # Files in the order in which they are put in place: config, then state and history of three epochs, then
-    # embeddings, checkpoint, history, environment, metrics.
+    # Files in the order in which they are put in place: clips, config, then state and history of two epochs and the
+    # history of the third, then embeddings, checkpoint, history, environment, metrics.
     @pytest.mark.parametrize(
         "dies_at, left",
         [
             (1, []),
-            (2, ["config.json"]),
-            (3, ["config.json", "state.pt"]),
-            (6, ["config.json", "history.csv", "state.pt"]),
-            (9, ["config.json", "embeddings.safetensors", "history.csv", "state.pt"]),
+            (2, ["clips.csv"]),
+            (3, ["clips.csv", "config.json"]),
+            (4, ["clips.csv", "config.json", "state.pt"]),
+            (7, ["clips.csv", "config.json", "history.csv", "state.pt"]),
+            (9, ["clips.csv", "config.json", "embeddings.safetensors", "history.csv", "state.pt"]),
         ],
     )
     def test_killed_while_a_file_is_put_in_place(self, dies_at, left, corpus, tmp_path, whole):
@@ -351,7 +357,7 @@ class TestInterrupted:
         save, saved = torch.save, []
 
         def full(state, path):
-            if len(saved) == 2:
+            if len(saved) == 1:
                 path.write_bytes(b"the beginning of a sta")
                 raise OSError(errno.ENOSPC, "No space left on device")
             saved.append(path)
@@ -361,7 +367,7 @@ class TestInterrupted:
             patch.setattr(torch, "save", full)
             fit(config(epochs=3), corpus, runs=tmp_path / "cut")
         run = training.locate(config(epochs=3), corpus, tmp_path / "cut")
-        assert torch.load(run.path / "state.pt", weights_only=True)["epoch"] == 2
+        assert torch.load(run.path / "state.pt", weights_only=True)["epoch"] == 1
         assert not [path for path in run.path.iterdir() if path.name.startswith(".state")]
         assert run.status == "failed" and "No space left" in (run.path / "error.txt").read_text()
         again = fit(config(epochs=3), corpus, runs=tmp_path / "cut")
