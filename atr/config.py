@@ -56,8 +56,9 @@ class RunConfig:
     pooling         of the PANNs: "max_mean" (mean over mel bands; maximum plus mean over time), "frequency_mean_max"
                     (mean plus maximum over bands, as the text of Mei et al. 2022 has it), "frequency_max" (maximum
                     over bands, as Tourbabin & Ben-Hur have it); the other encoders know "max_mean", their own way
-    padding         "masked": a clip's embedding is its own; "released": a batch's zeros enter batch-norms and pooling,
-                    in evaluation too, as in the released code of Mei et al. 2022
+    padding         "masked": a clip's embedding is its own (but while training, where a batch's zeros enter the
+                    statistics of the inner batch-norms); "released": they enter every batch-norm and the pooling, in
+                    evaluation too, as in the released code of Mei et al. 2022
     max_seconds     longer clips are cut there; None: never
     loss            {"name": …, parameters}
     sampler         see `atr.sampling`
@@ -124,6 +125,8 @@ class RunConfig:
                 raise ConfigError(f"{name}: {number!r} is not a number from 0 and below {limit}")
         if self.max_seconds is not None and (not _is_number(self.max_seconds) or not 0 < self.max_seconds < math.inf):
             raise ConfigError(f"max_seconds: {self.max_seconds!r} is not a positive number, nor None")
+        if self.max_seconds is not None:
+            object.__setattr__(self, "max_seconds", float(self.max_seconds))  # 30 and 30.0 name one run
         if self.padding == "released" and self.training == "frozen":
             raise ConfigError("padding: 'released' needs batches, and 'frozen' caches each clip's features by itself")
         if self.training == "external" and (self.epochs, self.audio_encoder) != (0, "clap"):

@@ -9,6 +9,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from atr import features, store, training
@@ -122,6 +123,8 @@ def run_all(
             except Exception as error:
                 outcome.failures[place] = f"{type(error).__name__}: {error}"
                 bar.update()
+        if device == "cuda":
+            torch.cuda.empty_cache()  # what preparing took is the runs' now
         todo = [task for task in tasks.values() if not task.run.finished]
         for task in tasks.values():
             if task.run.finished:
@@ -132,12 +135,16 @@ def run_all(
 
 
 def _side_by_side(tasks: list[Task], workers: int, device: str, runs: Path | None) -> Iterator[tuple[Task, int | None]]:
-    """Run tasks in processes, the released recipe first, the shortest first so that a table soon has rows; give each
-    as it ends.
+    """Run tasks in processes: the released recipe first, heads before encoders, the shortest first, so that a table
+    soon has rows; give each as it ends.
     """
     context = store.worker_context()
     running: dict[int, tuple[Any, Task]] = {}
-    waiting = sorted(tasks, key=lambda task: (task.config.recipe != "released", cost(task.config)), reverse=True)
+
+    def order(task: Task) -> tuple:
+        return task.config.recipe != "released", task.config.training in ("finetuned", "scratch"), cost(task.config)
+
+    waiting = sorted(tasks, key=order, reverse=True)
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -173,7 +180,7 @@ def _reason(run: Run, exitcode: int | None) -> str:
 
 # Seconds a run takes on one core of the machine that the estimate was made on, and a yardstick to scale them by.
 YARDSTICK_SECONDS = 0.1
-PAIR_SECONDS = {"frozen": 5e-5, "frozen_released": 2e-2, "finetuned": 8e-3, "scratch": 8e-3}
+PAIR_SECONDS = {"external": 0.0, "frozen": 5e-5, "frozen_released": 2e-2, "finetuned": 8e-3, "scratch": 8e-3}
 STEP_SECONDS = 2e-3
 
 
@@ -198,8 +205,6 @@ def preparation(corpus: Mapping[str, Any], cores: int) -> float:
 
 def speed() -> float:
     """How many times slower one core is here than where the constants above were measured."""
-    import torch
-
     weight, batch = torch.randn(512, 512), torch.randn(512, 512)
     with store.threads(1):
         batch @ weight

@@ -35,7 +35,10 @@ def resolve_device(device: str = "auto") -> str:
         raise ValueError(f"device: unknown {device!r}; known: 'auto', 'cpu', 'cuda'")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: 'cuda' asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device == "cuda":  # the same bits each time, where CUDA offers them; to be set before its first use
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return device
 
 
 def rate_factor(config: RunConfig, step: int, steps_per_epoch: int) -> float:
@@ -120,8 +123,7 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     records.write_json(run.path / "config.json", {"result_version": records.RESULT_VERSION, "config": config.to_dict()})
     (run.path / "error.txt").unlink(missing_ok=True)
     started = time.perf_counter()
-    if device == "cuda":  # the same bits each time, where CUDA offers them
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
     train, validation, test = (prepared.splits[name] for name in ("train", "validation", "test"))
 

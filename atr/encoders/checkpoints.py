@@ -151,6 +151,8 @@ def load(encoder: Any, path: str | Path) -> None:
         raise ValueError(f"{path}: not weights of this encoder: {'; '.join(sorted(wrong)[:12])}{more}")
     if any(tensor.is_meta for tensor in own.values()):  # laid out, but without memory of its own
         complete = {name: torch.zeros((), dtype=torch.int64) for name in own} | tensors
-        encoder.load_state_dict({name: tensor.clone() for name, tensor in complete.items()}, assign=True)
+        encoder.load_state_dict(
+            {name: tensor.to(own[name].dtype, copy=True) for name, tensor in complete.items()}, assign=True
+        )
     else:
         encoder.load_state_dict(tensors, strict=False)
