@@ -170,8 +170,11 @@ def prepare(
     def text_encoder() -> text.TextEncoder:
         if not language:
             layers = config.text_layers if over_states else None
-            language.append(text.TextEncoder(prepared.text_folder, config.text_pooling, layers).to(device))
+            language.append(text.TextEncoder(prepared.text_folder, config.text_pooling, layers))
         return language[0]
+
+    def moved() -> text.TextEncoder:
+        return text_encoder().to(device)
 
     known = prepared.fingerprints["text"]
     if config.padding == "released" and encoders.facts(config.audio_encoder).cached:
@@ -189,12 +192,12 @@ def prepare(
             assert prepared.audio_weights is not None
             audio = pooled(config, part, prepared.audio_weights, device, quiet)
             spoken = torch.from_numpy(
-                text.computed(captions, known, text_encoder, pooling=config.text_pooling, quiet=quiet).data
+                text.computed(captions, known, moved, pooling=config.text_pooling, quiet=quiet).data
             )
         else:
             audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
             spoken = (
-                text.computed(captions, known, text_encoder, below=config.text_layers, quiet=quiet)
+                text.computed(captions, known, moved, below=config.text_layers, quiet=quiet)
                 if over_states
                 else text.tokenized(captions, known, text_encoder)
             )
@@ -206,7 +209,7 @@ def external(
     config: RunConfig, corpus: Corpus, folder: Path, captions: list[str], device: str, quiet: bool
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of a CLAP model with both towers over a one-split corpus, computed once: audio, text."""
-    from atr.encoders.clap import Clap
+    from atr.encoders.clap import CLAP_VERSION, Clap
 
     known, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
     loaded: list[Clap] = []
@@ -223,7 +226,8 @@ def external(
     def words(target: Path) -> None:
         store.pack(target, clap().text(captions, quiet).numpy()[:, None])
 
-    heard = store.content_key(known, corpus.audio_fingerprint(split), config.max_seconds, config.seed)
-    keys = {heard: sounds, store.content_key(known, captions): words}
+    cut = (config.max_seconds, config.seed)
+    heard = store.content_key(CLAP_VERSION, known, corpus.audio_fingerprint(split), cut, store.WAVEFORM_VERSION)
+    keys = {heard: sounds, store.content_key(CLAP_VERSION, known, captions): words}
     audio, spoken = (store.open_packed(store.cached("clap", key, build)).data for key, build in keys.items())
     return torch.from_numpy(audio), torch.from_numpy(spoken)

@@ -1,5 +1,6 @@
 """What a grid costs before it runs: steps, disk, memory and hours, from a short measurement on the device at hand."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,11 +32,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Clips and captions by split, and the mean length of a clip in seconds."""
+    """Clips and captions by split, and the mean and the greatest length of a clip in seconds, 0 where unknown."""
 
     clips: dict[str, int]
     captions: dict[str, int]
     seconds: float
+    longest: float = 0.0
 
 
 def size(config: RunConfig, corpus: Corpus | None) -> Size:
@@ -44,17 +46,19 @@ def size(config: RunConfig, corpus: Corpus | None) -> Size:
         split_of = corpus.clips.set_index("clip")["split"]
         counts = corpus.clips["split"].value_counts(), corpus.captions["clip"].map(split_of).value_counts()
         clips, captions = ({str(split): int(number) for split, number in count.items()} for count in counts)
-        return Size(clips, captions, float(corpus.clips["duration"].mean()))
+        durations = corpus.clips["duration"]
+        return Size(clips, captions, float(durations.mean()), float(durations.max()))
     options = dict(config.corpus)
     if options["name"] in PUBLISHED:
         return Size(**PUBLISHED[options["name"]])
     clips = {split: options.get(split, 1200) for split in ("train", "validation", "test")}
-    return Size(clips, {split: 5 * number for split, number in clips.items()}, options.get("duration", 10.0))
+    seconds = options.get("duration", 10.0)
+    return Size(clips, {split: 5 * number for split, number in clips.items()}, seconds, seconds)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. steps, seconds; bytes: memory while it trains, disk when done, and more disk while unfinished."""
+    """Of one run. steps, seconds; bytes: memory of the device, disk when done, and more disk while unfinished."""
 
     steps: int
     seconds: float
@@ -66,7 +70,8 @@ class Cost:
 @dataclass(frozen=True)
 class Measured:
     """Seconds of a training step, fixed and for each pair; of embedding a clip and a caption; bytes of activations a
-    pair, and of the network's, its trained and its kept parameters; for clips of `seconds`.
+    pair, of the network's, its trained and its kept parameters, and of the kept ones' copy on the device; for clips of
+    `seconds`.
     """
 
     fixed: float
@@ -77,6 +82,7 @@ class Measured:
     parameters: float
     trained: float
     kept: float
+    held: float
     seconds: float
 
     def at(self, seconds: float) -> "Measured":
@@ -108,21 +114,25 @@ def signature(config: RunConfig) -> tuple:
 
 
 def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
-    """What a run needs, from a measurement of its signature and the size of its corpus."""
-    measured = measured.at(min(data.seconds, config.max_seconds or data.seconds))
+    """What a run needs, from a measurement of its signature and the size of its corpus.
+
+    A batch is about as long as the longest clips; evaluation puts clips of like length together.
+    """
+    limit = config.max_seconds or math.inf
+    measured, batched = measured.at(min(data.seconds, limit)), measured.at(min(data.longest or data.seconds, limit))
     pairs = data.captions["train"] if config.sampler == "all_captions" else data.clips["train"]
     steps = max(1, pairs // config.batch_size)
 
     def embedded(split: str) -> float:
         return data.clips.get(split, 0) * measured.clip + data.captions.get(split, 0) * measured.caption
 
-    step = measured.fixed + config.batch_size * measured.pair
+    step = batched.fixed + config.batch_size * batched.pair
     seconds = config.epochs * (steps * step + embedded("validation")) + embedded("validation") + embedded("test")
-    memory = measured.parameters + 3 * measured.trained + measured.kept + config.batch_size * measured.activations
+    memory = batched.parameters + 3 * batched.trained + batched.held + config.batch_size * batched.activations
     embeddings = 4 * config.embedding_dim * (data.clips.get("test", 0) + data.captions.get("test", 0))
     return Cost(
-        config.epochs * steps, seconds, memory, measured.kept + embeddings, 2 * measured.kept + 2 * measured.trained
-    )
+        config.epochs * steps, seconds, memory, measured.kept + embeddings, 4 * measured.kept + 4 * measured.trained
+    )  # a new state is written beside the old one
 
 
 def measure(config: RunConfig, device: str) -> Measured:
@@ -142,16 +152,16 @@ def measure(config: RunConfig, device: str) -> Measured:
         optimizer = torch.optim.Adam(trained, fused=True)
         kind = PRECISIONS[config.precision]
         half = torch.autocast(device, torch.bfloat16, enabled=kind != "32-true")
-        saved = 0
+        saved: dict[int, int] = {}
 
         def count(tensor: Tensor) -> Tensor:
-            nonlocal saved
-            saved += tensor.nbytes if tensor.untyped_storage().data_ptr() not in owned else 0
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in owned:
+                saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         def step(pairs: int) -> None:
-            nonlocal saved
-            saved = 0
+            saved.clear()
             with half, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
                 one, two = network(audio(pairs, probe, device), spoken(pairs, device))
                 loss = (one.float() @ two.float().T).logsumexp(1).mean()
@@ -174,8 +184,9 @@ def measure(config: RunConfig, device: str) -> Measured:
         clip, caption = (_timed(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
     kept = sum(tensor.nbytes for tensor in network.kept().values())
     whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
-    sizes = saved / counts[1], float(whole), float(changed), float(kept)
-    return Measured(fixed, pair, clip, caption, *sizes, seconds=probe if heard else 0.0)
+    sizes = sum(saved.values()) / counts[1], float(whole), float(changed), float(kept)
+    held = float(kept) if device == "cpu" else 0.0  # the best epoch's copy lies on the CPU
+    return Measured(fixed, pair, clip, caption, *sizes, held, seconds=probe if heard else 0.0)
 
 
 def _timed(work: Callable[[], Any], device: str) -> float:
@@ -192,7 +203,7 @@ def _timed(work: Callable[[], Any], device: str) -> float:
 
 def _shell(config: RunConfig) -> tuple[model.DualEncoder, Callable, Callable]:
     """A config's networks with random weights, and makers of random batches of sound and of words for them."""
-    frozen = config.training in ("frozen", "external")
+    frozen = config.training == "frozen"
     language, width = _language(config)
     audio = encoders.build(config.audio_encoder, augment=config.augment, dropout=config.audio_dropout)
     if config.training == "frozen_released":
@@ -247,7 +258,7 @@ def _language(config: RunConfig) -> tuple[nn.Module, int]:
         changes = known[1]
         architecture = AutoConfig.for_model(known[0], **changes)
     else:
-        architecture = AutoConfig.from_pretrained(text.folder(config.text_encoder), local_files_only=True)
+        architecture = AutoConfig.from_pretrained(text.folder(config.text_encoder, fetch=False), local_files_only=True)
     if config.text_layers is not None and config.training != "frozen_released":
         architecture.num_hidden_layers = config.text_layers
     network = AutoModel.from_config(architecture)
@@ -268,6 +279,8 @@ def summary(
     rows, audio = [], {}
     state = 0.0
     for notebooks, finished, config in zip(plan["notebooks"], plan["finished"], plan["config"], strict=True):
+        if config.training == "external":
+            continue  # nothing is trained
         key = store.content_key(dict(config.corpus))
         if key not in sizes:
             sizes[key] = size(config, corpora.get(key))
@@ -276,7 +289,7 @@ def summary(
             measured[kind] = measure(config, device)
         needs = cost(config, measured[kind], data)
         state = max(state, 0.0 if finished else needs.state)
-        rate = encoders.facts(config.audio_encoder).sample_rate if config.training != "external" else 48_000
+        rate = encoders.facts(config.audio_encoder).sample_rate
         seconds = min(data.seconds, config.max_seconds or data.seconds)
         audio[key, rate] = 2.0 * rate * seconds * sum(data.clips.values())
         rows.append(
@@ -300,9 +313,10 @@ def summary(
     groups = pd.DataFrame(rows).groupby(by, sort=False).agg(how).reset_index()
     total, kept = groups["time"].sum() / side_by_side, groups["disk"].sum()
     where = torch.cuda.get_device_name() if device == "cuda" else f"{side_by_side} runs side by side on the CPU"
+    needed = duration(total) if total else "nothing"
     words = (
-        f"About {duration(total)} in sum on this machine ({where}), by a few measured steps; decoding and frozen "
-        f"features, made once, on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
+        f"About {needed} in sum on this machine ({where}), by a few measured steps; decoding and frozen features, made "
+        f"once, on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
         f"way, and {gigabytes(sum(audio.values()))} of packed audio."
     )
     groups["time"] = [duration(seconds) if seconds else "" for seconds in groups["time"]]

@@ -264,3 +264,17 @@ def test_the_frontend_computes_in_single_precision_under_autocast(released):
         mixed = released(clips, lengths)[0]
     assert not torch.equal(mixed.float(), frames)
     torch.testing.assert_close(mixed.float(), frames, rtol=0.1, atol=0.05 * float(frames.max()))
+
+
+def test_a_clip_shorter_than_one_frame_is_heard_with_zeros_behind_it():
+    torch.manual_seed(0)
+    encoder = encoders.build("cnn10").eval()
+    least = 16 * 320  # frames of the log-mel under one of the last map, of 320 samples each
+    batch = 0.1 * torch.randn(2, 32_000)
+    lengths = torch.tensor([700, 32_000])
+    padded = torch.zeros(1, least)
+    padded[0, :700] = batch[0, :700]
+    with torch.no_grad():
+        expected = encoder.pool(*encoder(padded))[0]
+        torch.testing.assert_close(encoder.pool(*encoder(batch, lengths))[0], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(encoder.pool(*encoder(batch[:1, :700]))[0], expected, atol=1e-4, rtol=1e-4)

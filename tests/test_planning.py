@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -6,10 +8,19 @@ from atr.config import RunConfig
 from atr.planning import Measured, Size
 
 DATA = Size({"train": 100, "validation": 10, "test": 20}, {"train": 500, "validation": 50, "test": 100}, 5.0)
-MEASURED = Measured(
-    fixed=1.0, pair=0.1, clip=0.03, caption=0.01, activations=1e6, parameters=4e6, trained=2e6, kept=2e6, seconds=10.0
+FROZEN = Measured(
+    fixed=1.0,
+    pair=0.1,
+    clip=0.03,
+    caption=0.01,
+    activations=1e6,
+    parameters=4e6,
+    trained=2e6,
+    kept=2e6,
+    held=2e6,
+    seconds=0.0,
 )
-FROZEN = Measured(1.0, 0.1, 0.03, 0.01, 1e6, 4e6, 2e6, 2e6, seconds=0.0)
+MEASURED = replace(FROZEN, seconds=10.0)
 
 
 def test_steps_and_seconds_of_a_run_by_hand():
@@ -26,7 +37,8 @@ def test_memory_and_disk_of_a_run_by_hand():
     cost = planning.cost(RunConfig(batch_size=32, embedding_dim=256), FROZEN, DATA)
     # weights; gradients and Adam's two moments; the best epoch's copy; activations
     assert cost.memory == 4e6 + 3 * 2e6 + 2e6 + 32 * 1e6
-    assert cost.disk == 2e6 + 4 * 256 * (20 + 100) and cost.state == 2 * 2e6 + 2 * 2e6
+    # while unfinished: weights, the best epoch's, two moments, beside those of the epoch before
+    assert cost.disk == 2e6 + 4 * 256 * (20 + 100) and cost.state == 2 * (2 * 2e6 + 2 * 2e6)
 
 
 def test_what_sound_costs_grows_with_its_length_and_words_do_not():
@@ -39,9 +51,17 @@ def test_what_sound_costs_grows_with_its_length_and_words_do_not():
     assert planning.cost(config, MEASURED, short) == planning.cost(config, MEASURED, long)
 
 
+def test_batches_are_as_long_as_their_longest_clip():
+    uneven = replace(DATA, seconds=20.0, longest=30.0)
+    cost, even = (planning.cost(RunConfig(epochs=1), MEASURED, data) for data in (uneven, replace(DATA, seconds=20.0)))
+    steps = 100 // 32
+    assert cost.seconds - even.seconds == pytest.approx(steps * 32 * (MEASURED.at(30.0).pair - MEASURED.at(20.0).pair))
+    assert cost.memory - even.memory == pytest.approx(32 * 1e6 * 0.75)
+
+
 def test_sizes_are_of_the_corpus_at_hand_else_published_else_what_its_options_say(corpus):
     assert planning.size(RunConfig(), corpus) == Size(
-        {"train": 48, "validation": 12, "test": 16}, {"train": 240, "validation": 60, "test": 80}, 4.0
+        {"train": 48, "validation": 12, "test": 16}, {"train": 240, "validation": 60, "test": 80}, 4.0, 4.0
     )
     clotho = planning.size(RunConfig(corpus="clotho"), None)
     assert clotho.clips == {"train": 3839, "validation": 1045, "test": 1045} and clotho.captions["train"] == 5 * 3839
@@ -94,6 +114,21 @@ def test_like_runs_are_summed(monkeypatch):
     assert groups["disk"].iloc[0] == planning.gigabytes(8 * one.disk)
     packed = 2 * 32_000 * 10.0 * (49274 + 494 + 957)  # 16 bit, 32 kHz, 10 s
     assert f"and {planning.gigabytes(packed)} of packed audio" in words and "2 runs side by side" in words
+
+
+def test_finished_runs_and_external_models_take_nothing(monkeypatch):
+    monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
+    trained = RunConfig()
+    clap = RunConfig(training="external", audio_encoder="clap", text_encoder="someone/clap", epochs=0)
+    plan = pd.DataFrame({"notebooks": "01", "finished": [True, False], "config": [trained, clap]})
+    groups, words = planning.summary(plan, {}, "cpu", 1)
+    assert groups["runs"].tolist() == [1] and groups["time"].tolist() == [""] and words.startswith("About nothing")
+
+
+def test_planning_fetches_no_text_encoder(monkeypatch):
+    monkeypatch.setattr(planning.text, "folder", lambda name, fetch: fetch and pytest.fail("fetched"))
+    with pytest.raises((OSError, TypeError, ValueError)):
+        planning._language(RunConfig(text_encoder="someone/unknown"))
 
 
 def test_the_corpora_at_hand_count(corpus, monkeypatch):

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 
+import made_models
 import pytest
 import torch
 
@@ -176,3 +177,11 @@ class TestEstimates:
 
     def test_no_failures_raise_nothing(self):
         assert Runs([config()], [None]).raise_failures() is None
+
+
+def test_an_external_model_takes_its_place_in_a_grid(corpus, tmp_path):
+    folder = made_models.clap(tmp_path / "clap")
+    clap = RunConfig(corpus=TINY, training="external", audio_encoder="clap", text_encoder=str(folder), epochs=0)
+    outcome = run_all([config(epochs=1), clap], runs=tmp_path / "runs", workers=1, quiet=True, device="cpu")
+    outcome.raise_failures()
+    assert [run.best_epoch for _, run in outcome] == [1, 0]

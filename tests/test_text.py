@@ -286,14 +286,20 @@ def test_minilm_without_its_package_is_looked_for_on_the_hub(monkeypatch, tmp_pa
 
     asked = []
 
-    def snapshot(name, **options):
-        asked.append(name)
+    def snapshot(name, local_files_only, **options):
+        asked.append((name, local_files_only))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.setattr(text, "MINILM_PACKAGE", "no_such_package")
+    name = "sentence-transformers/all-MiniLM-L6-v2"
     assert text.folder("minilm") == tmp_path
-    assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
+    assert asked == [(name, True), (name, False)]  # what is here is incomplete: no config, no weights
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).touch()
+    asked.clear()
+    assert text.folder("minilm") == tmp_path
+    assert asked == [(name, True)]  # and then no newer one is asked for
 
 
 def test_a_folder_without_safetensors_is_an_error(tmp_path):

@@ -250,11 +250,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "clips": {"train": 3839, "validation": 1045, "test": 1045},
         "captions": {"train": 19195, "validation": 5225, "test": 5225},
         "seconds": 22.5,
+        "longest": 30.0,
     },
     "audiocaps": {
         "clips": {"train": 49274, "validation": 494, "test": 957},
         "captions": {"train": 49274, "validation": 2470, "test": 4785},
         "seconds": 10.0,
+        "longest": 10.0,
     },
     "wavcaps": {"clips": {"train": 403050}, "captions": {"train": 403050}, "seconds": 67.59},
 }

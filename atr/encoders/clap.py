@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from atr.store import Packed
 
 AUDIO_BATCH, TEXT_BATCH = 32, 128
+CLAP_VERSION = 1  # raised when the same model would give other embeddings
 LONGEST = 77  # tokens, as LAION cuts captions
 
 

@@ -129,6 +129,15 @@ class Panns(SpectrogramCNN):
         for name, block in blocks.items():
             self.add_module(name, block)
 
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `SpectrogramCNN`; a clip too short for one frame of the last map is heard with zeros behind it."""
+        least = self.shrinks * self.logmel.hop
+        waveform = F.pad(waveform, (0, max(0, least - waveform.shape[1])))
+        if lengths is not None and int(lengths.min()) < least:
+            place = torch.arange(waveform.shape[1], device=waveform.device)
+            waveform, lengths = waveform.masked_fill(place >= lengths[:, None], 0), lengths.clamp(min=least)
+        return super().forward(waveform, lengths)
+
     def feature_map(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, 64, frames) in dB, lengths (B,) in frames → the last block's map (B, dim, T, bands), mask (B, T).
 

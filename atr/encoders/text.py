@@ -4,6 +4,7 @@ import importlib.util
 import os
 import string
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,10 @@ def folder(name: str, fetch: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
+    with suppress(Exception):  # what is here is used as it is: a study does not change its weights half-way
+        path = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        if (path / "config.json").is_file() and list(path.glob("model*.safetensors")):
+            return path
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not fetch))
     except Exception as error:
