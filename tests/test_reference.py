@@ -9,9 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAPERS = sorted((ROOT / "../shared/papers").glob("000_*.txt"))
+UNIFORMITY_PAPERS = sorted((ROOT / "../shared/papers").glob("002_*.txt"))
 COLUMNS = ["dataset", "fine_tuned", "loss", "learning_rate", "batch_size", "metric", "mean", "std"]
 LOSSES = ["triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"]
 METRICS = ["t2a_r1", "t2a_r5", "t2a_r10", "a2t_r1", "a2t_r5", "a2t_r10"]
+DIMENSIONS = [128, 256, 512, 1024, 2048]
+SETTING = ["dataset", "fine_tuned", "loss", "learning_rate", "batch_size"]
+CELL = ["metric", "mean", "std"]
 
 
 def table(number):
@@ -83,3 +87,93 @@ def test_every_cell_is_the_papers(number, caption, rows):
         assert row["loss"].unique().tolist() == [loss] and row["metric"].tolist() == METRICS
         assert row["learning_rate"].unique().tolist() == [5e-5 if star else 1e-4]
         assert row[["mean", "std"]].to_numpy().ravel().tolist() == numbers
+
+
+def uniformity_table(number):
+    """A table of Tourbabin and Ben-Hur, who ran everything once: `mean` is the number printed, `std` is empty."""
+    return pd.read_csv(ROOT / f"data/reference/tourbabin2023_table{number}.csv")
+
+
+@pytest.mark.parametrize(
+    "number, columns, levels",
+    [
+        (1, [*SETTING, "embedding_dim", *CELL], {"embedding_dim": DIMENSIONS, "metric": METRICS}),
+        (2, [*SETTING, "embedding_dim", *CELL, "source"], {"embedding_dim": [512, 1024], "metric": METRICS}),
+        (
+            3,
+            ["embedding_dim", "set", *CELL],
+            {"embedding_dim": DIMENSIONS, "metric": ["sigma", "h"], "set": ["text", "audio", "uniform", "gaussians"]},
+        ),
+        (
+            4,
+            [*SETTING, "embedding_dim", "alpha", *CELL],
+            {"alpha": [0, 0.1, 0.33, 1], "metric": [*METRICS, "audio_h", "text_h"]},
+        ),
+    ],
+)
+def test_every_cell_of_the_uniformity_paper_is_there_once_in_its_order(number, columns, levels):
+    cells = uniformity_table(number)
+    assert list(cells.columns) == columns
+    assert list(cells[list(levels)].itertuples(index=False, name=None)) == list(product(*levels.values()))
+    assert cells["std"].isna().all()
+
+
+@pytest.mark.parametrize("number, fine_tuned, batch_size", [(1, False, 64), (2, True, 32), (4, True, 32)])
+def test_settings_are_those_of_the_uniformity_paper(number, fine_tuned, batch_size):
+    cells = uniformity_table(number)
+    settings = cells[SETTING].drop_duplicates().values.tolist()
+    assert settings == [["audiocaps", fine_tuned, "nt_xent", 1e-4, batch_size]]
+    recalls = cells[cells["metric"].isin(METRICS)]
+    assert recalls["mean"].between(10, 90).all()
+    rows = recalls["mean"].to_numpy().reshape(-1, 2, 3)
+    assert (rows[:, :, 0] < rows[:, :, 1]).all() and (rows[:, :, 1] < rows[:, :, 2]).all()
+
+
+def test_dimension_1024_of_the_uniformity_paper_is_quoted_from_mei():
+    cells, theirs = uniformity_table(2), table(1)
+    assert cells.groupby("source", sort=False)["embedding_dim"].unique().map(list).to_dict() == {
+        "tourbabin2023": [512],
+        "mei2022": [1024],
+    }
+    quoted = theirs[(theirs["dataset"] == "audiocaps") & theirs["fine_tuned"] & (theirs["loss"] == "nt_xent")]
+    assert cells[cells["source"] == "mei2022"]["mean"].tolist() == quoted["mean"].tolist()
+
+
+def test_no_penalty_repeats_dimension_512_of_table_2():
+    without, second = uniformity_table(4), uniformity_table(2)
+    without = without[(without["alpha"] == 0) & without["metric"].isin(METRICS)]
+    assert without["mean"].tolist() == second[second["embedding_dim"] == 512]["mean"].tolist()
+    assert set(uniformity_table(4)["embedding_dim"]) == {512}
+
+
+def printed(caption, before):
+    """Rows of the paper's table nearest its caption: their label, their numbers."""
+    lines = UNIFORMITY_PAPERS[0].read_text(encoding="utf-8").splitlines()
+    at = next(k for k, line in enumerate(lines) if line.startswith(caption))
+    rows = lines[:at][::-1] if before else lines[at:]
+    found = [line.split("\t") for line in rows if re.match(r"\d[^\t]*\t\d+\.\d", line)]
+    return found[::-1] if before else found
+
+
+@pytest.mark.skipif(not UNIFORMITY_PAPERS, reason="needs the paper's text")
+@pytest.mark.parametrize(
+    "number, caption, before, labels",
+    [
+        (1, "Table 1", False, ["128", "256", "512", "1024", "2048"]),
+        (2, "Table 2", False, ["512", "1024 (From [6])"]),
+        (3, "Table 3", True, ["128", "256", "512", "1024", "2048"]),
+        (4, "Table 4", True, ["0", "0.10", "0.33", "1.00"]),
+    ],
+)
+def test_every_cell_is_the_uniformity_papers(number, caption, before, labels):
+    rows = printed(caption, before)
+    rows = rows[-len(labels) :] if before else rows[: len(labels)]
+    assert [label for label, *_ in rows] == labels
+    lines = (ROOT / f"data/reference/tourbabin2023_table{number}.csv").read_text().splitlines()
+    column = lines[0].split(",").index("mean")
+    assert [line.split(",")[column] for line in lines[1:]] == [number for _, *numbers in rows for number in numbers]
+    name = "alpha" if number == 4 else "embedding_dim"
+    column, cells = lines[0].split(",").index(name), len(rows[0]) - 1
+    assert [line.split(",")[column] for line in lines[1:]] == [
+        label.split()[0] for label in labels for _ in range(cells)
+    ]
