@@ -12,6 +12,8 @@ needed, `chunk` rows of it are held at a time, by default `BLOCK` numbers: with 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -280,7 +282,7 @@ def train_voxel_network(
     x = torch.rand(recipe.examples, 8, generator=generator) * (recipe.high - recipe.low) + recipe.low
     y = voxels(x)
     cut = recipe.examples - round(recipe.validation * recipe.examples)
-    with torch.random.fork_rng(devices=()), store.threads(1):
+    with torch.random.fork_rng(devices=()), store.threads(1), _flushed_denormals():
         torch.manual_seed(seed)
         network = VoxelNetwork(recipe.hidden)
         kind = torch.optim.AdamW if recipe.decoupled else torch.optim.Adam
@@ -312,6 +314,17 @@ def train_voxel_network(
     return network.eval().requires_grad_(False), pd.DataFrame(rows)
 
 
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Round denormal numbers to 0: a sharp network's gradients are full of them, and processors take them slowly."""
+    before = not torch.tensor(1e-39).mul(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 @torch.no_grad()
 def _accuracy(network: VoxelAssignment, x: Tensor) -> float:
     return 100 * float((network.logits(x).argmax(1) == voxels(x)).double().mean())
@@ -332,7 +345,8 @@ def voxel_accuracy(
 def voxel_network(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = False) -> VoxelNetwork:
     """The network of `train_voxel_network`, trained the first time and kept in the store."""
     recipe = recipe or VoxelRecipe()
-    network = VoxelNetwork(recipe.hidden)
+    with torch.random.fork_rng(devices=()):  # the initial weights are overwritten
+        network = VoxelNetwork(recipe.hidden)
     network.load_state_dict(load_file(_trained(seed, recipe, quiet) / "weights.safetensors"))
     return network.eval().requires_grad_(False)
 

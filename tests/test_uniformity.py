@@ -276,7 +276,9 @@ def test_a_network_learns_above_chance_and_repeats():
 
 def test_the_network_is_trained_once_and_kept_with_its_history(monkeypatch):
     recipe = VoxelRecipe(hidden=(8,), examples=500, epochs=2)
+    before = torch.get_rng_state()
     first = voxel_network(seed=5, recipe=recipe, quiet=True)
+    assert torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr(uniformity, "train_voxel_network", None)
     second = voxel_network(seed=5, recipe=recipe, quiet=True)
     x = uniform_set(4, 8)
