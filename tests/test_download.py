@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *arguments):
-        pass
+        """Keep the tests' output clean."""
 
 
 @pytest.fixture(scope="module")
