@@ -25,7 +25,7 @@ _HOMES = {
 }
 _MODULES = (
     "audio config corpora data download encoders features figures losses metrics model planning profiles records runs "
-    "sampling statistics store study tables training uniformity"
+    "sampling statistics store study tables training uniformity voxels"
 ).split()
 
 
