@@ -61,6 +61,8 @@ class RunConfig:
                     evaluation too, as in the released code of Mei et al. 2022
     max_seconds     longer clips are cut there; None: never
     loss            {"name": …, parameters}
+    penalty         {"alpha": …, further fields of `atr.voxels.PenaltySettings`}, held without those at their defaults;
+                    None: the loss alone
     sampler         see `atr.sampling`
     learning_rates  by group: heads, audio, text, loss (its learned parameters); missing groups use heads'
     schedule        "step" (× step_factor every step_epochs), "cosine" (to 0 at the last epoch), "constant"
@@ -85,6 +87,7 @@ class RunConfig:
     max_seconds: float | None = None
     embedding_dim: int = 256
     loss: Mapping[str, Any] = field(default_factory=lambda: {"name": "nt_xent", "temperature": 0.07})
+    penalty: Mapping[str, Any] | None = None
     sampler: str = "caption_per_clip"
     augment: str | None = "specaugment"
     optimizer: str = "adam"
@@ -154,6 +157,16 @@ class RunConfig:
             build(**self.loss, variant=self.recipe)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"loss: {error}") from error
+        if self.penalty is not None:
+            from atr import voxels
+
+            try:
+                settings = voxels.settings(self.penalty)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"penalty: {error}") from error
+            if self.embedding_dim < settings.dims:
+                raise ConfigError(f"penalty: draws {settings.dims} dimensions; embedding_dim is {self.embedding_dim}")
+            object.__setattr__(self, "penalty", settings.changed())
 
     def replace(self, **changes: Any) -> "RunConfig":
         """A copy with some fields changed."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from atr import encoders, store
+from atr import encoders, store, voxels
 from atr.config import RunConfig
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.encoders import AudioEncoder, checkpoints, pretraining, text
@@ -121,6 +121,7 @@ def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool 
     """
     folder = text.folder(config.text_encoder, fetch)
     spoken = text.fingerprint(folder)
+    extra = voxels.settings(config.penalty).fingerprint(fetch, quiet) if config.penalty else {}
     if config.training == "external":
         return Prepared(None, folder, {"audio": spoken, "text": spoken})
     if config.training == "scratch" or config.audio_weights is None:
@@ -138,7 +139,7 @@ def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool 
     if audio_weights is None and config.training == "frozen":
         raise ValueError("training 'frozen' needs audio_weights; a random encoder that stays random learns nothing")
     audio = store.file_hash(audio_weights) if audio_weights else "random"  # FileNotFoundError where it is missing
-    return Prepared(audio_weights, folder, {"audio": audio, "text": spoken})
+    return Prepared(audio_weights, folder, {"audio": audio, "text": spoken, **extra})
 
 
 def _weights_file(name: str, encoder: str) -> Path:

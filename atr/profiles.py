@@ -40,6 +40,9 @@ RECIPES: dict[str, Mapping[str, Any]] = {
 }
 
 
+QUICK_NETWORK = {"examples": 2_000, "epochs": 2}  # a voxel network that tests can wait for
+
+
 @dataclass(frozen=True)
 class Profile:
     """A profile: data, encoders and sizes; nothing else differs between profiles.
@@ -61,6 +64,10 @@ class Profile:
     base: Mapping[str, Any] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     sizes: tuple[int, ...] = (32, 128)  # batch sizes compared in notebook 02
+    dims: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # embedding dimensions compared in notebook 03
+    compared_dims: tuple[int, int] = (256, 512)  # of them fine-tuned; the first is also that of notebook 04
+    many_seeds: tuple[int, ...] = tuple(range(10))  # where runs are cheap
+    voxel_network: Mapping[str, Any] = field(default_factory=dict)  # fields of `atr.voxels.VoxelRecipe`
     needs_clips: bool = False
     published: bool = False
 
@@ -150,6 +157,10 @@ PROFILES = {
         base={"embedding_dim": 64},
         batch_sizes={"soundscapes": 16},
         sizes=(16, 32),
+        dims=(8, 32, 64),
+        compared_dims=(64, 128),
+        many_seeds=(0, 1),
+        voxel_network=QUICK_NETWORK,
     ),
     "demo": Profile(
         "demo",
@@ -182,6 +193,7 @@ PROFILES = {
         base=MEI2022,
         recipes=RECIPES,
         batch_sizes={"AudioCaps": 32, "Clotho": 24},
+        compared_dims=(512, 1024),
         published=True,
     ),
 }
@@ -194,6 +206,9 @@ PROFILES["miniature"] = replace(
     epochs={"frozen": 1, "finetuned": 1},
     batch_sizes={"AudioCaps": 4, "Clotho": 4},
     sizes=(4, 8),
+    dims=(8, 512),
+    many_seeds=(0,),
+    voxel_network=QUICK_NETWORK,
 )
 
 

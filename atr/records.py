@@ -160,7 +160,9 @@ class Run:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: epoch, loss, learning rate, validation metrics."""
+        """A row an epoch: epoch, loss (without any penalty), learning rate, validation metrics; with a penalty also
+        batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats.
+        """
         return pd.read_csv(self.path / "history.csv")
 
     @cached_property

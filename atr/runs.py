@@ -44,8 +44,9 @@ class Runs:
 
 def describe(config: RunConfig) -> str:
     """A config in a few words."""
+    penalty = f" α {config.penalty['alpha']:g}" if config.penalty else ""
     return (
-        f"{config.loss['name']} {config.training} D{config.embedding_dim} B{config.batch_size} "
+        f"{config.loss['name']}{penalty} {config.training} D{config.embedding_dim} B{config.batch_size} "
         f"lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}"
     )
 

@@ -22,7 +22,12 @@ HEADINGS = {
     "t2a_map10": "T→A mAP@10",
     "a2t_map10": "A→T mAP@10",
     "validation_t2a_r10": "validation T→A R@10",
+    "audio_h": "h, audio",
+    "text_h": "h, text",
+    "audio_sigma": "σ, audio",
+    "text_sigma": "σ, text",
 }
+DIGITS = dict.fromkeys(("audio_h", "text_h", "audio_sigma", "text_sigma"), 2)  # after the point; 1 for all others
 DATASETS = {"audiocaps": "AudioCaps", "clotho": "Clotho"}
 LOSS_NAMES = {
     "triplet_sum": "Triplet-sum",
@@ -36,22 +41,23 @@ SIGNS = str.maketrans({"→": r"$\rightarrow$", "±": r"$\pm$", "—": "---", "�
 
 
 def published(name: str) -> pd.DataFrame:
-    """A table of `data/reference/`: a row a cell, its mean and deviation as printed, and training, loss and batch in
-    the words of our own tables.
+    """A table of `data/reference/`: a row a cell, its mean and deviation as printed, and training, loss, batch and dim
+    in the words of our own tables.
     """
     path = store.PROJECT / "data" / "reference" / f"{name}.csv"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv")))
         raise FileNotFoundError(f"{path}: no such published table; known: {known}")
     table = pd.read_csv(path)
-    table["training"] = table["fine_tuned"].map({True: "finetuned", False: "frozen"})
-    table["loss"] = table["loss"].map(LOSS_NAMES)
-    return table.rename(columns={"batch_size": "batch"})
+    if "fine_tuned" in table:
+        table["training"] = table["fine_tuned"].map({True: "finetuned", False: "frozen"})
+        table["loss"] = table["loss"].map(LOSS_NAMES)
+    return table.rename(columns={"batch_size": "batch", "embedding_dim": "dim"})
 
 
 def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
-    """A row a run: corpus, recipe, training, loss, rate (that of the heads), batch size, epochs, seed, best epoch,
-    validation R@10 (selected epoch), test metrics, the run itself.
+    """A row a run: corpus, recipe, training, loss, rate (that of the heads), batch size, embedding dimension, weight
+    of the penalty (0: none), epochs, seed, best epoch, validation R@10 (selected epoch), test metrics, the run itself.
     """
     rows = [
         {
@@ -61,6 +67,8 @@ def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFra
             "loss": LOSS_NAMES[config.loss["name"]],
             "rate": config.rate("heads"),
             "batch": config.batch_size,
+            "dim": config.embedding_dim,
+            "alpha": config.penalty["alpha"] if config.penalty else 0.0,
             "epochs": config.epochs,
             "seed": config.seed,
             "best_epoch": run.best_epoch,
@@ -75,11 +83,15 @@ def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFra
 
 def as_printed(reference: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """A published table as it was printed: rows `by`, `mean ± deviation` of each metric."""
-    cells = [plus_minus(mean, std) for mean, std in zip(reference["mean"], reference["std"], strict=True)]
+    cells = [
+        plus_minus(mean, std, DIGITS.get(metric, 1))
+        for mean, std, metric in reference[["mean", "std", "metric"]].itertuples(index=False)
+    ]
     table = reference.assign(cell=cells, dataset=reference["dataset"].map(DATASETS), order=range(len(reference)))
     wide = table.pivot(index=list(by), columns="metric", values="cell")
     first = table.groupby(list(by))["order"].min().sort_values()
-    return wide.loc[first.index, list(RECALLS)].rename(columns=HEADINGS).rename_axis(columns=None)
+    columns = list(dict.fromkeys(reference["metric"]))
+    return wide.loc[first.index, columns].rename(columns=HEADINGS).rename_axis(columns=None)
 
 
 def in_order(values: Iterable[str]) -> list[str]:
@@ -154,7 +166,8 @@ def beside(ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], colum
     for column in columns:
         cells = reference[reference["metric"] == column]
         for dataset, group in cells.groupby("dataset", sort=False):
-            values = [plus_minus(mean, std) for mean, std in zip(group["mean"], group["std"], strict=True)]
+            digits = DIGITS.get(column, 1)
+            values = [plus_minus(mean, std, digits) for mean, std in zip(group["mean"], group["std"], strict=True)]
             index = group.set_index(list(by)).index
             parts[HEADINGS[column], f"{DATASETS[str(dataset)]}, published"] = pd.Series(values, index=index)
         for corpus, group in ours.groupby("corpus", sort=False):
@@ -225,10 +238,11 @@ def plus_minus(mean: float, deviation: float | None, digits: int = 1) -> str:
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if spread else f"{mean:.{digits}f}"
 
 
-def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int = 1) -> pd.DataFrame:
+def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS) -> pd.DataFrame:
     """A summary as people read it: `mean ± deviation` under headings."""
     result = pd.DataFrame(index=table.index)
     for column in columns:
+        digits = DIGITS.get(column, 1)
         deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
         result[HEADINGS.get(column, column)] = [
             plus_minus(mean, deviation, digits) for mean, deviation in zip(table[column], deviations, strict=True)

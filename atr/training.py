@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor
 
-from atr import features, losses, metrics, model, records, store
+from atr import features, losses, metrics, model, records, store, uniformity, voxels
 from atr.config import RunConfig
 from atr.corpora import IN_FOLDER, load_corpus
 from atr.corpora.corpus import Corpus
@@ -131,6 +131,8 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     torch.manual_seed(config.seed)
     network = model.build(config, prepared)
     loss_function = losses.build(**config.loss, variant=config.recipe).to(fabric.device)
+    weighed = voxels.settings(config.penalty) if config.penalty else None
+    penalty = weighed.build().to(fabric.device) if weighed else None
     network.to(fabric.device)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     groups = model.groups(network, loss_function, config)
@@ -179,6 +181,8 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
         batches = epoch_batches(train.clip_of_caption, config.batch_size, config.sampler, config.seed, epoch)
         network.train()
         total = torch.zeros((), device=fabric.device)
+        evenness = torch.zeros(2, device=fabric.device)
+        drawing = torch.Generator().manual_seed(config.seed * 100_003 + epoch + 1)  # so that dropout is undisturbed
         for number, captions in enumerate(batches):
             factor = rate_factor(config, epoch * len(batches) + number, len(batches))
             for group in optimizer.param_groups:
@@ -186,18 +190,26 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
             clips = train.clip_of_caption[captions]
             audio, text = dual(batch_to(train.audio_batch(clips)), batch_to(train.text_batch(captions)))
             loss = loss_function(audio.float(), text.float(), to_device(torch.from_numpy(clips)))
+            total += loss.detach()
+            if penalty is not None and weighed is not None:
+                chosen = uniformity.draw(config.embedding_dim, penalty.dims, drawing)
+                h = torch.stack([penalty(audio, chosen), penalty(text, chosen)])
+                evenness += h.detach()
+                loss = loss - weighed.alpha * h.sum()
             optimizer.zero_grad()
             fabric.backward(loss)
             if config.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
             optimizer.step()
-            total += loss.detach()
         mean_loss = float(total) / len(batches)
         if not math.isfinite(mean_loss):
             raise TrainingError(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
         found = scores(validation)
         rate = config.rate("heads") * rate_factor(config, epoch * len(batches), len(batches))
-        state["history"].append({"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate, **found})
+        row = {"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate, **found}
+        if penalty is not None:
+            row |= dict(zip(("batch_h_audio", "batch_h_text"), (evenness / len(batches)).tolist(), strict=True))
+        state["history"].append(row)
         score = selection_score(config, found, epoch + 1)
         if score >= state["best_score"]:
             state |= {"best_score": score, "best_epoch": epoch + 1, "validation": found, "best": _copy(network.kept())}

@@ -7,11 +7,12 @@ Tourbabin and Ben-Hur 2023, "Audio-Text Cross-Modal Retrieval" (CS224N project),
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -172,22 +173,30 @@ def voxel_network(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool 
     recipe = recipe or VoxelRecipe()
     with torch.random.fork_rng(devices=()):  # the initial weights are overwritten
         network = VoxelNetwork(recipe.hidden)
-    network.load_state_dict(load_file(_trained(seed, recipe, quiet) / "weights.safetensors"))
+    network.load_state_dict(load_file(trained(seed, recipe, quiet) / "weights.safetensors"))
     return network.eval().requires_grad_(False)
 
 
 def voxel_network_history(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = False) -> pd.DataFrame:
     """The history of `train_voxel_network`, kept beside the network; trains where that is not there yet."""
-    return pd.read_csv(_trained(seed, recipe or VoxelRecipe(), quiet) / "history.csv")
+    return pd.read_csv(trained(seed, recipe, quiet) / "history.csv")
 
 
-def _trained(seed: int, recipe: VoxelRecipe, quiet: bool) -> Path:
+def trained(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = False, train: bool = True) -> Path:
+    """Folder of the network's weights.safetensors and history.csv; FileNotFoundError where it is missing and `train`
+    is not set.
+    """
+    recipe = recipe or VoxelRecipe()
+
     def build(folder: Path) -> None:
         network, history = train_voxel_network(seed, recipe, quiet)
         save_file(network.state_dict(), folder / "weights.safetensors")
         history.to_csv(folder / "history.csv", index=False)
 
-    return store.cached("voxel_network", store.content_key(VOXEL_NETWORK_VERSION, seed, asdict(recipe)), build)
+    key = store.content_key(VOXEL_NETWORK_VERSION, seed, asdict(recipe))
+    if not train and not (store.home() / "cache" / "voxel_network" / key).exists():
+        raise FileNotFoundError("the voxel network is not trained yet; atr.voxels.voxel_network() trains it")
+    return store.cached("voxel_network", key, build)
 
 
 class UniformityPenalty(nn.Module):
@@ -237,3 +246,66 @@ class UniformityPenalty(nn.Module):
                 logarithms = logarithms.exp()
             logarithms = logarithms.log_softmax(0)
             return -(logarithms.exp() * logarithms).sum()
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """A penalty in plain fields, as `RunConfig.penalty` holds it.
+
+    alpha: its weight, above 0; estimator: "network" or "logistic" with `temperature`; histogram, scale: as in
+    `UniformityPenalty`; network: fields of the `VoxelRecipe` that the network is trained by. ValueError or TypeError
+    for what makes no sense.
+    """
+
+    alpha: float
+    estimator: str = "network"
+    histogram: Histogram = "counts"
+    scale: float | None = None
+    temperature: float = 0.1
+    network: Mapping[str, Any] = field(default_factory=dict)
+    dims: int = field(default=8, init=False)  # what the network takes
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "temperature", "scale"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and 0 < value < math.inf) and not (name == "scale" and value is None):
+                raise ValueError(f"{name} is {value!r}; give a number above 0")
+            if number:
+                object.__setattr__(self, name, float(value))
+        if self.estimator not in ("network", "logistic"):
+            raise ValueError(f'estimator is {self.estimator!r}; known: "network", "logistic"')
+        if self.histogram not in ("softmax", "counts"):
+            raise ValueError(f'histogram is {self.histogram!r}; known: "softmax", "counts"')
+        VoxelRecipe(**self.network)
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, and alpha."""
+        default = asdict(PenaltySettings(self.alpha))
+        return {"alpha": self.alpha} | {key: value for key, value in asdict(self).items() if value != default[key]}
+
+    @property
+    def recipe(self) -> VoxelRecipe:
+        fields = dict(self.network)
+        return VoxelRecipe(**fields | ({"hidden": tuple(fields["hidden"])} if "hidden" in fields else {}))
+
+    def build(self, quiet: bool = True) -> UniformityPenalty:
+        """The penalty; its network is trained if the store has none."""
+        estimator = voxel_network(0, self.recipe, quiet) if self.estimator == "network" else None
+        return UniformityPenalty(estimator or VoxelLogistic(self.temperature), self.histogram, self.scale)
+
+    def fingerprint(self, train: bool = True, quiet: bool = True) -> dict[str, str]:
+        """{"voxels": hash of the network's weights}, empty where there are none; FileNotFoundError: see `trained`."""
+        if self.estimator != "network":
+            return {}
+        return {"voxels": store.file_hash(trained(0, self.recipe, quiet, train) / "weights.safetensors")}
+
+
+def settings(penalty: Mapping[str, Any]) -> PenaltySettings:
+    """`PenaltySettings` of a mapping of its fields."""
+    known = [name for name, entry in PenaltySettings.__dataclass_fields__.items() if entry.init]
+    if unknown := sorted(set(penalty) - set(known)):
+        raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    if "alpha" not in penalty:
+        raise ValueError('no "alpha"; write {"alpha": …}, or None for no penalty')
+    return PenaltySettings(**penalty)

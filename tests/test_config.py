@@ -90,6 +90,15 @@ FAULTS = [
     ("audio_dropout", -0.1, "audio_dropout: -0.1 is not a number from 0 and below 1.0"),
     ("max_seconds", 0, "max_seconds: 0 is not a positive number, nor None"),
     ("max_seconds", math.inf, "max_seconds: inf"),
+    ("penalty", {}, 'penalty: no "alpha"'),
+    ("penalty", {"alpha": 0}, "penalty: alpha is 0"),
+    ("penalty", {"alpha": True}, "penalty: alpha is True"),
+    ("penalty", {"alpha": 1, "beta": 2}, "penalty: unknown beta; known: alpha, estimator"),
+    ("penalty", {"alpha": 1, "dims": 4}, "penalty: unknown dims"),
+    ("penalty", {"alpha": 1, "estimator": "netwrok"}, "penalty: estimator is 'netwrok'"),
+    ("penalty", {"alpha": 1, "histogram": "hard"}, "penalty: histogram is 'hard'"),
+    ("penalty", {"alpha": 1, "scale": -1}, "penalty: scale is -1"),
+    ("penalty", {"alpha": 1, "network": {"epoch": 1}}, "penalty: .*epoch"),
     ("padding", "zeros", "padding: unknown 'zeros'; known: 'masked', 'released'"),
     ("padding", "released", "padding: 'released' needs batches"),
     ("training", "external", "training: 'external' evaluates as it is; set audio_encoder='clap' and epochs=0"),
@@ -109,6 +118,21 @@ def test_a_wrong_value_is_an_error_that_names_its_field(name, value, message):
 )
 def test_what_can_be_switched_off_takes_none(name):
     assert getattr(RunConfig(**{name: None}), name) is None
+
+
+def test_a_penalty_draws_from_the_dimensions_there_are():
+    with pytest.raises(ConfigError, match="^penalty: draws 8 dimensions; embedding_dim is 4"):
+        RunConfig(penalty={"alpha": 1}, embedding_dim=4)
+
+
+def test_a_penalty_is_held_without_what_is_at_its_default():
+    spelled = {"alpha": 1, "estimator": "network", "histogram": "counts", "scale": None, "temperature": 0.1}
+    assert RunConfig(penalty=spelled) == RunConfig(penalty={"alpha": 1.0})
+    assert RunConfig(penalty={"alpha": 1, "estimator": "logistic"}).penalty == {"alpha": 1.0, "estimator": "logistic"}
+    network = {"hidden": [16], "epochs": 2}
+    config = RunConfig(penalty={"alpha": 1, "network": network})
+    assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.identity()["penalty"] == {"alpha": 1.0, "network": network}
 
 
 def test_an_unknown_field_is_an_error_that_lists_the_known_ones():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atr import RunConfig, encoders, fit, model, store, training
+from atr import RunConfig, encoders, fit, model, store, training, voxels
 from atr.encoders import pretraining
 from atr.training import TrainingError, rate_factor, selection_score
 
@@ -153,6 +153,37 @@ class TestKinds:
         assert other.address != plain.address
         if changes != {"recipe": "paper"}:  # NT-Xent is the same in both on pairs of distinct clips
             assert not torch.equal(other.embeddings["text"], plain.embeddings["text"])
+
+    def test_a_penalty_raises_its_estimate_and_the_loss_is_logged_without_it(self, corpus, tmp_path):
+        def penalised(alpha):
+            penalty = {"alpha": alpha, "estimator": "logistic"}
+            return fit(config(penalty=penalty, training="finetuned", epochs=6), corpus, runs=tmp_path)
+
+        weak, strong = penalised(1e-9), penalised(10)
+        plain = fit(config(training="finetuned", epochs=6), corpus, runs=tmp_path)  # its dropout is the same
+        assert weak.history["loss"].tolist() == pytest.approx(plain.history["loss"].tolist(), abs=1e-3)
+        assert "batch_h_audio" not in plain.history
+        for column in ("batch_h_audio", "batch_h_text"):
+            assert strong.history[column].iloc[-1] > weak.history[column].iloc[-1] + 0.1
+            assert strong.history[column].between(0, math.log(256)).all()
+
+    def test_a_penalty_by_the_network_continues_with_the_same_draws(self, corpus, tmp_path, monkeypatch):
+        kind = config(penalty={"alpha": 1.0, "network": {"hidden": [8], "examples": 500, "epochs": 1}}, epochs=3)
+        complete = fit(kind, corpus, runs=tmp_path / "whole")
+        assert complete.history["batch_h_text"].nunique() == 3
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_after(patch, 2)
+            fit(kind, corpus, runs=tmp_path / "cut")
+        assert_same(complete, fit(kind, corpus, runs=tmp_path / "cut"))
+
+    def test_the_network_behind_a_penalty_is_part_of_the_address(self, corpus, tmp_path, monkeypatch):
+        penalty = {"alpha": 1.0, "network": {"hidden": [4], "examples": 100, "epochs": 1}}
+        with pytest.raises(FileNotFoundError, match="voxel network is not trained"):
+            training.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
+        first = training.locate(config(penalty=penalty), corpus, tmp_path)
+        assert training.locate(config(penalty=penalty), corpus, tmp_path, fetch=False).address == first.address
+        monkeypatch.setattr(voxels.PenaltySettings, "fingerprint", lambda *_: {"voxels": "another network"})
+        assert training.locate(config(penalty=penalty), corpus, tmp_path).address != first.address
 
     def test_clipping_bounds_the_first_step(self, corpus, tmp_path):
         plain = {"optimizer": "adamw", "learning_rates": {"heads": 1e-3}, "epochs": 2}
