@@ -22,10 +22,13 @@ def style() -> None:
     plt.style.use(Path(__file__).with_name("atr.mplstyle"))
 
 
-def curves(panels: Mapping[str, Mapping[str, Sequence[Run]]], columns: Mapping[str, str]) -> Figure:
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[Run]]], columns: Mapping[str, str], mark_rates: bool = False
+) -> Figure:
     """Learning curves: a column a panel, a row a history column; mean over seeds, band from minimum to maximum.
 
-    panels: title → label → runs that differ by seed. columns: history column → axis label.
+    panels: title → label → runs that differ by seed. columns: history column → axis label. mark_rates: a dotted line
+    where the learning rate of a panel's first run steps down.
     """
     style()
     figure, axes = plt.subplots(
@@ -44,6 +47,10 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[Run]]], columns: Mapping[s
                 axis.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
             if row == 0:
                 axis.set_title(title)
+            if mark_rates:
+                history = next(iter(lines.values()))[0].history
+                for epoch in history.loc[history["learning_rate"].diff() < 0, "epoch"]:
+                    axis.axvline(epoch - 0.5, color="0.5", lw=1, ls=":")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if column == "loss":  # losses differ in scale, not in meaning of their curves
                 axis.set_yscale("log")

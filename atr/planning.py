@@ -324,6 +324,25 @@ def summary(
     return groups, words
 
 
+def head_parameters(config: RunConfig) -> int:
+    """Parameters of both heads of a config's model."""
+    network = _shell(config)[0]
+    return sum(p.numel() for head in (network.audio_head, network.text_head) for p in head.parameters())
+
+
+def queries_a_second(dim: int, clips: int, queries: int = 50, top: int = 10) -> float:
+    """Exact searches for the `top` of so many clips, a query at a time, on one thread of the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randn(clips, dim, generator=generator)
+    with store.threads(1):
+
+        def search() -> None:
+            for row in range(queries):
+                (index @ index[row]).topk(top)
+
+        return queries / _timed(search, "cpu")
+
+
 def gigabytes(size: float) -> str:
     """ "0.4 GB", "53 GB"."""
     return f"{size / 1e9:.1f} GB" if size < 9.95e9 else f"{size / 1e9:.0f} GB"

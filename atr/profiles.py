@@ -157,7 +157,7 @@ PROFILES = {
         base={"embedding_dim": 64},
         batch_sizes={"soundscapes": 16},
         sizes=(16, 32),
-        dims=(8, 32, 64),
+        dims=(8, 128, 512),
         compared_dims=(64, 128),
         many_seeds=(0, 1),
         voxel_network=QUICK_NETWORK,
@@ -206,7 +206,7 @@ PROFILES["miniature"] = replace(
     epochs={"frozen": 1, "finetuned": 1},
     batch_sizes={"AudioCaps": 4, "Clotho": 4},
     sizes=(4, 8),
-    dims=(8, 512),
+    dims=(128, 512),
     many_seeds=(0,),
     voxel_network=QUICK_NETWORK,
 )

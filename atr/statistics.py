@@ -11,9 +11,9 @@ seed fares on a clip, about three times (Owen 2007, "The pigeonhole bootstrap"):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -89,6 +89,81 @@ def paired_test(a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0, 
     tail = min(int((means <= noise).sum()), int((means >= -noise).sum()))
     low, high = _bounds(means, level)
     return Comparison(float(difference.mean()), low, high, min(1.0, 2 * (tail + 1) / (draws + 1)))
+
+
+def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95) -> Comparison:
+    """a - b of numbers (seeds,), paired by seed: Student's t test and interval.
+
+    For measures of a whole set, such as its uniformity, of which no clip has a share. With a single seed the interval
+    is NaN and p is 1; with differences that are all equal the interval has no width.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.ndim != 1 or a.shape != b.shape or not a.size or not np.isfinite([a, b]).all():
+        raise ValueError(f"a is {a}, b is {b}; give a finite number for each of the same seeds")
+    mean, deviation = mean_std(a - b)
+    if a.size < 2:
+        return Comparison(mean, np.nan, np.nan, 1.0)
+    error = deviation / np.sqrt(a.size)
+    half = float(stats.t.ppf((1 + level) / 2, a.size - 1) * error)
+    if error < 1e-12 * np.abs([a, b]).max():  # rounding is all that the differences differ by
+        return Comparison(mean, mean, mean, float(mean == 0))
+    return Comparison(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, a.size - 1)))
+
+
+def permutation_test(
+    values: Sequence[float] | np.ndarray, groups: Sequence, blocks: Sequence, draws: int = 10_000, seed: int = 0
+) -> float:
+    """p of the hypothesis that all groups share one mean: do they differ by more than their noise?
+
+    values, groups, blocks: (runs,); a block, such as a seed, may miss groups. Groups are permuted within blocks. The
+    statistic is the sum over groups of n · mean², of values less their block's mean. p counts the data as one draw, so
+    it is at least 1 / (draws + 1). ValueError: fewer than two groups, or a value that is not finite.
+    """
+    value = np.asarray(values, dtype=float)
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    _, block = np.unique(np.asarray(blocks), return_inverse=True)
+    if not len(value) == len(group) == len(block) or len(names) < 2 or not np.isfinite(value).all():
+        raise ValueError(f"{len(value)} values in {len(names)} groups; give finite values of two groups or more")
+    value = value - (np.bincount(block, value) / np.bincount(block))[block]
+    order = np.argsort(block, kind="stable")
+    value, group, block = value[order], group[order], block[order]
+    sizes = np.bincount(group)
+    rng = np.random.default_rng(seed)
+
+    def statistic(labels: np.ndarray) -> float:
+        return float((np.bincount(labels, value, len(sizes)) ** 2 / sizes).sum())
+
+    found = statistic(group) * (1 - 1e-9)  # ties are met by sums in another order
+    shuffled = (group[np.lexsort((rng.random(len(block)), block))] for _ in range(draws))
+    return (1 + sum(statistic(labels) >= found for labels in shuffled)) / (draws + 1)
+
+
+def pooled_std(samples: Sequence[Sequence[float]]) -> float:
+    """Standard deviation within samples, pooled over them; NaN where none has two values."""
+    arrays = [np.asarray(sample, dtype=float) for sample in samples]
+    freedom = sum(array.size - 1 for array in arrays)
+    squares = sum(float(((array - array.mean()) ** 2).sum()) for array in arrays)
+    return float(np.sqrt(squares / freedom)) if freedom else float("nan")
+
+
+def expected_range(size: int) -> float:
+    """Mean of largest less smallest of `size` values of one normal distribution, in its standard deviations."""
+
+    def beyond(x: np.ndarray) -> np.ndarray:
+        return 1 - stats.norm.cdf(x) ** size - stats.norm.sf(x) ** size
+
+    x = np.linspace(-10, 10, 20_001)
+    return float(np.trapezoid(beyond(x), x))
+
+
+def best_shares(scores: Mapping[Any, Sequence[float]], draws: int = 10_000, seed: int = 0) -> dict[Any, float]:
+    """How often each label comes out best, in percent, where one of its scores is drawn at random: what a comparison
+    of single runs would report. Ties are shared.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([rng.choice(np.asarray(values, dtype=float), draws) for values in scores.values()])
+    best = drawn == drawn.max(0)
+    return dict(zip(scores, (100 * best / best.sum(0)).mean(1).tolist(), strict=True))
 
 
 def welch_interval(

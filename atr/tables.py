@@ -287,15 +287,19 @@ def scores(runs: Sequence[Run], k: int = 10, direction: statistics.Direction = "
 def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     """Judge claims on pairs of systems, paired by seed and clip (`statistics.paired_test`).
 
-    Each row: claim (words), a and b (runs that pair by seed), optionally k (10) and direction ("t2a").
+    Each row: claim (words), a and b (runs that pair by seed), optionally k (10) and direction ("t2a"). Where a and b
+    are numbers, one a seed, they are paired by seed alone (`statistics.paired_t`).
     "a beats b": holds or is contradicted if the p value, Holm-corrected over these rows, is below `alpha`.
     With `within` (points) the claim is "a and b differ by less": it holds if the 95 % interval of the difference lies
     inside, is contradicted if it lies outside. Everything else is undecided.
     """
     tests = []
     for row in rows:
-        k, direction = row.get("k", 10), row.get("direction", "t2a")
-        tests.append(statistics.paired_test(scores(row["a"], k, direction), scores(row["b"], k, direction)))
+        if isinstance(row["a"][0], Run):
+            k, direction = row.get("k", 10), row.get("direction", "t2a")
+            tests.append(statistics.paired_test(scores(row["a"], k, direction), scores(row["b"], k, direction)))
+        else:
+            tests.append(statistics.paired_t(row["a"], row["b"]))
     ordered = [place for place, row in enumerate(rows) if "within" not in row]
     adjusted = dict(zip(ordered, statistics.holm([tests[place].p for place in ordered]), strict=True))
     result = []

@@ -193,7 +193,7 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
             total += loss.detach()
             if penalty is not None and weighed is not None:
                 chosen = uniformity.draw(config.embedding_dim, penalty.dims, drawing)
-                h = torch.stack([penalty(audio, chosen), penalty(text, chosen)])
+                h = penalty(torch.stack([audio, text]), chosen)
                 evenness += h.detach()
                 loss = loss - weighed.alpha * h.sum()
             optimizer.zero_grad()

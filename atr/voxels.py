@@ -28,14 +28,14 @@ VOXEL_NETWORK_VERSION = 1
 
 
 class VoxelAssignment(nn.Module):
-    """Points (N, dims) to probabilities (N, 2^dims) of lying in each voxel."""
+    """Points (…, dims) to probabilities (…, 2^dims) of lying in each voxel."""
 
     def logits(self, x: Tensor) -> Tensor:
-        """(N, 2^dims): log probabilities up to a constant of each row."""
+        """(…, 2^dims): log probabilities up to a constant of each point."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.logits(x).softmax(1)
+        return self.logits(x).softmax(-1)
 
 
 class VoxelLogistic(VoxelAssignment):
@@ -228,24 +228,70 @@ class UniformityPenalty(nn.Module):
     def forward(
         self, embeddings: Tensor, chosen: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Scalar h of embeddings (B, D).
+        """Scalar h of embeddings (B, D), or one (…,) of each of several batches (…, B, D).
 
         chosen: (dims,) indices of dimensions; without it they are drawn anew, from `generator` or torch's own, on the
         CPU. Pass one `draw` for both modalities to have them share it. ValueError: D is below dims.
         """
-        width = embeddings.shape[1]
+        width = embeddings.shape[-1]
         if chosen is None:
             chosen = draw(width, self.dims, generator)
         with torch.autocast(embeddings.device.type, enabled=False):
-            unit = F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=1)
+            unit = F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=-1)
             scale = math.sqrt(width) if self.scale is None else self.scale
-            assigned = self.estimator.logits(scale * unit[:, chosen.to(unit.device)]).log_softmax(1)
+            assigned = self.estimator.logits(scale * unit[..., chosen.to(unit.device)]).log_softmax(-1)
             # In logarithms: where a voxel's probability underflows to 0, the gradient of p log p would be NaN.
-            logarithms = assigned.logsumexp(0)
+            logarithms = assigned.logsumexp(-2)
             if self.histogram == "softmax":
                 logarithms = logarithms.exp()
-            logarithms = logarithms.log_softmax(0)
-            return -(logarithms.exp() * logarithms).sum()
+            logarithms = logarithms.log_softmax(-1)
+            return -(logarithms.exp() * logarithms).sum(-1)
+
+
+def batch_estimate(penalty: UniformityPenalty, x: Tensor, batch_size: int, batches: int = 100, seed: int = 0) -> float:
+    """Mean h that `penalty` sees in batches drawn from x (N, D), each with dimensions of its own.
+
+    Batches of the whole set where it has fewer points.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        values = [
+            penalty(x[torch.randperm(len(x), generator=generator)[:batch_size]], generator=generator)
+            for _ in range(batches)
+        ]
+    return float(torch.stack(values).mean())
+
+
+def gradient_sizes(
+    audio: Tensor,
+    text: Tensor,
+    loss: nn.Module,
+    penalties: Mapping[str, UniformityPenalty],
+    batch_size: int,
+    batches: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Gradients of the loss and of each penalty, at α = 1, with respect to the normalised embeddings of a batch.
+
+    audio, text: (N, D), paired row by row, of distinct clips; loss: as `atr.losses.build` makes it. A row a penalty:
+    loss and penalty, mean norms of the gradient over the batch's audio and text together; ratio of the two; cosine
+    between them: below 0 where raising h would raise the loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in penalties}
+    for _ in range(batches):
+        rows = torch.randperm(len(audio), generator=generator)[:batch_size]
+        chosen = draw(audio.shape[1], generator=generator)
+        pair = torch.stack([F.normalize(x[rows], dim=1) for x in (audio, text)]).requires_grad_()
+        (down,) = torch.autograd.grad(loss(pair[0], pair[1], torch.arange(len(rows))), pair)
+        for name, penalty in penalties.items():
+            (up,) = torch.autograd.grad(penalty(pair, chosen).sum(), pair)
+            cosine = F.cosine_similarity(-down.flatten(), up.flatten(), dim=0)
+            found[name].append((float(down.norm()), float(up.norm()), float(cosine)))
+    means = {name: [sum(column) / batches for column in zip(*rows, strict=True)] for name, rows in found.items()}
+    table = pd.DataFrame.from_dict(means, orient="index", columns=["loss", "penalty", "cosine"])
+    table.insert(2, "ratio", table["penalty"] / table["loss"])
+    return table.rename_axis("penalty by")
 
 
 @dataclass(frozen=True)
