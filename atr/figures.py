@@ -135,6 +135,89 @@ def lines(
     return figure
 
 
+def h_by_points(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
+    """Voxel entropy of sets against their number of points, beside log N and the published bands.
+
+    table: points, set, h in nats; published: set, mean, a row a printed value.
+    """
+    style()
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.9))
+    for number, (name, group) in enumerate(table.groupby("set", sort=False)):
+        axis.plot(group["points"], group["h"], color=f"C{number}", marker="o", ms=3, label=name)
+        values = published.loc[published["set"] == name, "mean"]
+        if len(values):
+            axis.axhspan(values.min() - 0.005, values.max() + 0.005, color=f"C{number}", alpha=0.35, lw=0)
+    points = np.unique(table["points"])
+    axis.plot(points, np.log(points), color="0.5", lw=1, ls=":", label="log N, the ceiling")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(points, [str(count) for count in points], rotation=45)
+    axis.minorticks_off()
+    axis.set_xlabel("points N (bands: published)")
+    axis.set_ylabel("h (nats)")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def responses(
+    table: pd.DataFrame, x: str, hue: str, columns: Mapping[str, str], levels: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """A panel a column of the table: its mean against the categories `x` by `hue`, bars of one deviation over seeds.
+
+    table: a row a run; x in its order of appearance. columns: column → axis label. levels: column → label → a level to
+    mark by a dotted line.
+    """
+    style()
+    figure, axes = plt.subplots(1, len(columns), figsize=(PAGE, 2.7), squeeze=False)
+    order = list(dict.fromkeys(table[x]))
+    for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
+        for number, (name, group) in enumerate(table.groupby(hue, sort=False)):
+            means, deviations = (group.groupby(x, sort=False)[column].agg(how) for how in ("mean", "std"))
+            places = np.array([order.index(key) for key in means.index])
+            places = places + 0.08 * (number - (table[hue].nunique() - 1) / 2)  # bars that would hide each other
+            axis.errorbar(places, means, deviations.fillna(0), label=str(name), marker="o", ms=3, capsize=2)
+        for words, level in levels.get(column, {}).items():
+            axis.axhline(level, color="0.5", lw=1, ls=":")
+            axis.annotate(
+                words, (len(order) - 1, level), (0, 2), "data", "offset points", ha="right", size=7, color="0.4"
+            )
+        axis.set_xticks(range(len(order)), order)
+        axis.set_xlabel(x)
+        axis.set_ylabel(label)
+    handles, texts = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=min(len(texts), 4))
+    return figure
+
+
+def voxel_network(
+    history: pd.DataFrame, errors: pd.DataFrame, scales: Mapping[str, pd.DataFrame], usual: float
+) -> Figure:
+    """A voxel network three ways: accuracy by epoch beside the published one, errors by the distance to the nearest
+    plane, and what it and others make of embeddings at each scale.
+
+    history: of `voxels.train_voxel_network`; errors: of `voxels.errors_by_distance`; scales: label → table of
+    `voxels.by_scale`; usual: the scale that makes the mean square of an entry 1.
+    """
+    style()
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.5))
+    axes[0].plot(history["epoch"], history["training_accuracy"], label="training")
+    axes[0].plot(history["epoch"], history["validation_accuracy"], label="held out")
+    axes[0].axhline(97.0, color="0.5", lw=1, ls=":")
+    axes[0].annotate("published", (history["epoch"].iloc[-1], 97), (0, -8), "data", "offset points", ha="right", size=7)
+    axes[0].set(xlabel="epoch", ylabel="right voxel (%)")
+    axes[0].legend()
+    axes[1].plot(errors["distance"], errors["wrong"], marker="o", ms=3)
+    axes[1].set(xlabel="distance to the nearest plane", ylabel="wrong voxel (%)", xscale="log")
+    for number, (name, table) in enumerate(scales.items()):
+        axes[2].plot(table["scale"], table["right"], color=f"C{number}", label=name)
+        axes[2].plot(table["scale"], table["certainty"], color=f"C{number}", ls="--")
+    for scale, words in ((1, "1"), (usual, "√D")):
+        axes[2].axvline(scale, color="0.5", lw=1, ls=":")
+        axes[2].annotate(words, (scale, 0), (2, 2), "data", "offset points", size=7, color="0.4")
+    axes[2].set(xlabel="embedding × scale", ylabel="right (—), certainty (- -) (%)", xscale="log", ylim=(0, 103))
+    axes[2].legend()
+    return figure
+
+
 def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> Figure:
     """Write `<folder>/figures/<name>` as .png and .pdf, and .json with the runs it came from; returns the figure."""
     target = folder / "figures"

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 from atr import config as configs
 from atr import store
 from atr.config import RunConfig
-from atr.metrics import Ranks
+from atr.metrics import Ranks, relevant_pairs
 
 RESULT_VERSION = 2  # raised when a fix changes results
 RECORDED = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
@@ -169,6 +170,13 @@ class Run:
     def embeddings(self) -> dict[str, torch.Tensor]:
         """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t."""
         return load_file(self.path / "embeddings.safetensors")
+
+    @property
+    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Test split: audio (clips, dim), and the embedding of the first caption of each clip, row by row."""
+        audio, text = self.embeddings["audio"], self.embeddings["text"]
+        captions, clips = relevant_pairs(self.embeddings["relevance"], (len(text), len(audio)))
+        return audio, text[torch.from_numpy(captions[np.unique(clips, return_index=True)[1]])]
 
     @property
     def ranks(self) -> Ranks:

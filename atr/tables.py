@@ -22,12 +22,14 @@ HEADINGS = {
     "t2a_map10": "T→A mAP@10",
     "a2t_map10": "A→T mAP@10",
     "validation_t2a_r10": "validation T→A R@10",
-    "audio_h": "h, audio",
-    "text_h": "h, text",
-    "audio_sigma": "σ, audio",
-    "text_sigma": "σ, text",
+    **{f"{name}_sigma": f"σ, {name}" for name in ("audio", "text")},
+    **{f"{name}_h": f"h, {name}" for name in ("audio", "text")},
+    **{f"{name}_uniformity": f"uniformity, {name}" for name in ("audio", "text")},
+    "alignment": "alignment",
+    "modality_gap": "modality gap",
 }
-DIGITS = dict.fromkeys(("audio_h", "text_h", "audio_sigma", "text_sigma"), 2)  # after the point; 1 for all others
+UNIFORMITY = tuple(HEADINGS)[-8:]  # as `uniformity.measures` names them
+DIGITS = dict.fromkeys(UNIFORMITY, 2)  # after the point; 1 for all others
 DATASETS = {"audiocaps": "AudioCaps", "clotho": "Clotho"}
 LOSS_NAMES = {
     "triplet_sum": "Triplet-sum",
@@ -238,11 +240,11 @@ def plus_minus(mean: float, deviation: float | None, digits: int = 1) -> str:
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if spread else f"{mean:.{digits}f}"
 
 
-def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS) -> pd.DataFrame:
-    """A summary as people read it: `mean ± deviation` under headings."""
-    result = pd.DataFrame(index=table.index)
+def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int | None = None) -> pd.DataFrame:
+    """A summary as people read it: `mean ± deviation` under headings. digits: after the point, by default `DIGITS`."""
+    asked, result = digits, pd.DataFrame(index=table.index)
     for column in columns:
-        digits = DIGITS.get(column, 1)
+        digits = DIGITS.get(column, 1) if asked is None else asked
         deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
         result[HEADINGS.get(column, column)] = [
             plus_minus(mean, deviation, digits) for mean, deviation in zip(table[column], deviations, strict=True)

@@ -12,6 +12,7 @@ needed, `chunk` rows of it are held at a time, by default `BLOCK` numbers: with 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -122,6 +123,26 @@ def voxel_entropy(
     return total / draws / (math.log(2) if unit == "bits" else 1)
 
 
+def drawn_sigma(x: Tensor, draws: int = 100, dims: int = 8, seed: int = 0) -> float:
+    """σ over `dims` drawn dimensions, as h takes them, averaged over `draws`: a reading of table 3. See
+    `point_to_point`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return sum(point_to_point(x, draw(x.shape[1], dims, generator)) for _ in range(draws)) / draws
+
+
+def over_subsets(measure: Callable[[Tensor], float], x: Tensor, points: int, subsets: int = 10, seed: int = 0) -> float:
+    """Mean of a measure over random subsets of x (N, D) of so many points; the whole of x where it has no more.
+
+    Both σ and h depend on the number of points, so sets are compared at the same number.
+    """
+    if len(x) <= points:
+        return measure(x)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [torch.randperm(len(x), generator=generator)[:points] for _ in range(subsets)]
+    return sum(measure(x[rows]) for rows in chosen) / subsets
+
+
 def draw(width: int, dims: int = 8, generator: torch.Generator | None = None) -> Tensor:
     """(dims,) distinct indices below `width`, from a CPU generator or torch's own."""
     if dims > width:
@@ -164,6 +185,18 @@ def modality_gap(audio: Tensor, text: Tensor) -> float:
     From 0 to 2.
     """
     return float((F.normalize(_points(audio), dim=1).mean(0) - F.normalize(_points(text), dim=1).mean(0)).norm())
+
+
+def measures(audio: Tensor, text: Tensor) -> dict[str, float]:
+    """Every measure of paired, normalised embeddings (N, D), a caption a clip: of each modality σ over all dimensions,
+    h by "counts" in nats, and Wang and Isola's uniformity; alignment and modality gap.
+    """
+    found = {}
+    for name, x in (("audio", audio), ("text", text)):
+        found[f"{name}_sigma"] = point_to_point(x)
+        found[f"{name}_h"] = voxel_entropy(x, histogram="counts")
+        found[f"{name}_uniformity"] = uniformity(x)
+    return found | {"alignment": alignment(audio, text), "modality_gap": modality_gap(audio, text)}
 
 
 def uniform_set(points: int, dim: int, low: float = -1, high: float = 1, seed: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ Tourbabin and Ben-Hur 2023, "Audio-Text Cross-Modal Retrieval" (CS224N project),
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -166,6 +166,43 @@ def voxel_accuracy(
     if points < 1:
         raise ValueError(f"points is {points}; give at least one")
     return _accuracy(network, uniform_set(points, 8, low, high, seed))
+
+
+def errors_by_distance(
+    network: VoxelAssignment, points: int = 100_000, bins: int = 20, seed: int = 1, low: float = -1, high: float = 1
+) -> pd.DataFrame:
+    """Where the network errs: fresh uniform 8-vectors by the distance to the nearest voxel boundary, the least of their
+    absolute entries.
+
+    A row a bin of equally many points: distance (its mean), wrong (percent).
+    """
+    x = uniform_set(points, 8, low, high, seed)
+    with torch.no_grad():
+        wrong = 100 * (network.logits(x).argmax(1) != voxels(x)).double()
+    distance = x.abs().amin(1)
+    order = distance.argsort()
+    rows = [(float(distance[part].mean()), float(wrong[part].mean())) for part in order.tensor_split(bins)]
+    return pd.DataFrame(rows, columns=["distance", "wrong"])
+
+
+def by_scale(
+    assignment: VoxelAssignment, x: Tensor, scales: Sequence[float], draws: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """What an assignment makes of embeddings x (N, D), normalised here, at each scale, over drawn dimensions.
+
+    A row a scale: scale; right (percent of points whose voxel is named); certainty (mean of the largest probability,
+    percent).
+    """
+    unit = F.normalize(x.float(), dim=1)
+    rows = []
+    for scale in scales:
+        generator = torch.Generator().manual_seed(seed)
+        parts = torch.stack([scale * unit[:, draw(x.shape[1], 8, generator)] for _ in range(draws)])
+        with torch.no_grad():
+            largest, named = assignment(parts).max(-1)
+        right = (named == torch.stack([voxels(part) for part in parts])).double().mean()
+        rows.append((scale, 100 * float(right), 100 * float(largest.mean())))
+    return pd.DataFrame(rows, columns=["scale", "right", "certainty"])
 
 
 def voxel_network(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = False) -> VoxelNetwork:

@@ -137,3 +137,51 @@ def test_labels_lie_within_the_figure(panels, points):
             if label.get_text() and label.get_visible() and label.axes is not None and label in label.axes.texts:
                 extent = label.get_window_extent()
                 assert extent.x0 >= box.x0 and extent.x1 <= box.x1, (kind, label.get_text())
+
+
+def test_steps_of_the_learning_rate_are_marked_between_epochs(tmp_path):
+    run = made_run(tmp_path, "a", RunConfig(), ranks_with(0.5, 40), ranks_with(0.5, 20), epochs=4)
+    history = run.history.assign(learning_rate=[1e-3, 1e-3, 1e-4, 1e-4])
+    history.to_csv(run.path / "history.csv", index=False)
+    runs = {"frozen": {"D 8": [type(run)(run.path)]}}
+    marked = figures.curves(runs, {"loss": "training loss"}, mark_rates=True)
+    (line,) = [line for line in marked.axes[0].lines if line.get_linestyle() == ":"]
+    assert line.get_xdata()[0] == 2.5
+    plain = figures.curves(runs, {"loss": "training loss"})
+    assert not [line for line in plain.axes[0].lines if line.get_linestyle() == ":"]
+
+
+def test_responses_stand_at_the_means_over_seeds_with_levels_marked():
+    rows = [("0", "network", 1.0), ("0", "network", 3.0), ("1", "network", 5.0), ("1", "logistic", 7.0)]
+    table = pd.DataFrame(rows, columns=["α", "by", "h"])
+    figure = figures.responses(table, "α", "by", {"h": "h (nats)"}, {"h": {"log 32": 3.47}})
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["0", "1"]
+    lines = [container.lines[0] for container in axis.containers]
+    assert [line.get_ydata().tolist() for line in lines] == [[2.0, 5.0], [7.0]]
+    assert np.round(lines[1].get_xdata()).tolist() == [1]
+    assert axis.get_ylabel() == "h (nats)" and "log 32" in [text.get_text() for text in axis.texts]
+
+
+def test_h_by_points_stands_beside_its_ceiling_and_the_published_bands():
+    table = pd.DataFrame(
+        {"points": [16, 64, 16, 64], "set": ["text", "text", "other", "other"], "h": [2.0, 3.0, 1.0, 2.0]}
+    )
+    published = pd.DataFrame({"set": ["text", "text"], "mean": [3.94, 3.98]})
+    (axis,) = figures.h_by_points(table, published).axes
+    *sets, ceiling = axis.lines
+    assert [line.get_ydata().tolist() for line in sets] == [[2, 3], [1, 2]]
+    assert ceiling.get_ydata() == pytest.approx(np.log([16, 64]))
+    (band,) = axis.patches
+    assert (band.get_y(), band.get_height()) == pytest.approx((3.935, 0.05))
+
+
+def test_a_voxel_network_is_shown_by_epoch_distance_and_scale():
+    history = pd.DataFrame({"epoch": [1, 2], "training_accuracy": [50, 90], "validation_accuracy": [40, 80]})
+    errors = pd.DataFrame({"distance": [0.01, 0.1], "wrong": [20.0, 1.0]})
+    scales = {"network": pd.DataFrame({"scale": [1.0, 16.0], "right": [30.0, 96.0], "certainty": [10.0, 90.0]})}
+    accuracy, distance, scale = figures.voxel_network(history, errors, scales, usual=16).axes
+    assert accuracy.lines[1].get_ydata().tolist() == [40, 80] and accuracy.lines[2].get_ydata()[0] == 97
+    assert distance.lines[0].get_ydata().tolist() == [20, 1]
+    assert [line.get_ydata().tolist() for line in scale.lines[:2]] == [[30, 96], [10, 90]]
+    assert {line.get_xdata()[0] for line in scale.lines[2:]} == {1, 16}

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from atr import RunConfig, fit, load_corpus, records, store, training
 from atr.records import Run
@@ -65,6 +66,17 @@ class TestRun:
         assert set(run.metrics) == set(run.validation) and 0 <= run.metrics["t2a_r10"] <= 100
         assert run.ranks.t2a.shape == (80, 1) and run.ranks.best("a2t").min() >= 1
         assert run.metrics["t2a_r10"] == pytest.approx(100 * (run.ranks.best("t2a") <= 10).mean())
+
+    def test_pairs_are_clips_and_the_first_caption_of_each(self, run):
+        audio, text = run.pairs
+        embeddings = run.embeddings
+        assert torch.equal(audio, embeddings["audio"]) and len(text) == len(audio)
+        clip_of = (
+            embeddings["relevance"] if embeddings["relevance"].ndim == 1 else embeddings["relevance"].int().argmax(1)
+        )
+        for clip in range(len(audio)):
+            first = int((clip_of == clip).nonzero()[0])
+            assert torch.equal(text[clip], embeddings["text"][first])
 
     def test_the_environment_says_where_and_with_what(self, run):
         made = run.environment

@@ -180,3 +180,69 @@ def test_welchs_interval_without_deviations():
     low, high = statistics.welch_interval((1.0, np.nan, 1), (2.0, 0.5, 3))
     assert np.isnan(low) and np.isnan(high)
     assert statistics.welch_interval((1.0, 0.0, 3), (2.0, 0.0, 3)) == (-1.0, -1.0)
+
+
+def test_paired_t_is_scipys():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(1, 1, 6), rng.normal(0, 1, 6)
+    expected = stats.ttest_rel(a, b)
+    interval = expected.confidence_interval(0.9)
+    ours = statistics.paired_t(a, b, level=0.9)
+    assert (ours.p, ours.low, ours.high) == pytest.approx((expected.pvalue, interval.low, interval.high))
+
+
+def test_paired_t_without_spread_or_with_one_seed():
+    one = statistics.paired_t([3.0], [1.0])
+    assert one.difference == 2 and one.p == 1 and np.isnan(one.low) and np.isnan(one.high)
+    assert judge(one) == "undecided"
+    assert statistics.paired_t([1.0, 2.0], [1.0, 2.0]) == Comparison(0, 0, 0, 1)
+    shifted = statistics.paired_t([1.1, 2.2], [1.0, 2.1])
+    assert shifted.p == 0 and shifted.low == shifted.high == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="a finite number for each of the same seeds"):
+        statistics.paired_t([1.0, 2.0], [1.0])
+
+
+def test_a_permutation_test_by_hand():
+    # Two groups in three blocks: 8 ways to swap them, of which the data and its mirror are the most extreme.
+    values, groups, blocks = [1, 2, 11, 12, 21, 23], list("ababab"), [0, 0, 1, 1, 2, 2]
+    assert statistics.permutation_test(values, groups, blocks, draws=20_000) == pytest.approx(2 / 8, abs=0.01)
+
+
+def test_permutations_stay_within_blocks_that_may_miss_groups():
+    # Blocks differ by far more than groups; across them nothing could be seen.
+    rng = np.random.default_rng(0)
+    rows = [(group, block) for block in range(10) for group in range(3) if not (block > 2 and group == 2)]
+    groups, blocks = map(np.array, zip(*rows, strict=True))
+    noise = 100 * blocks + rng.normal(0, 0.1, len(blocks))
+    assert statistics.permutation_test(noise + groups, groups, blocks, draws=999) == 1 / 1000
+    assert statistics.permutation_test(noise, groups, blocks, draws=999) > 0.05
+
+
+def test_permutation_p_values_of_noise_are_uniform():
+    rng = np.random.default_rng(2)
+    groups, blocks = np.tile(np.arange(4), 5), np.repeat(np.arange(5), 4)
+    p = [statistics.permutation_test(rng.normal(size=20), groups, blocks, draws=99) for _ in range(200)]
+    assert np.mean(np.array(p) <= 0.1) == pytest.approx(0.1, abs=0.06)
+    assert np.mean(p) == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_best_of_single_runs_by_hand():
+    shares = statistics.best_shares({"a": [1.0, 3.0], "b": [2.0], "c": [0.0]})
+    assert shares == pytest.approx({"a": 50, "b": 50, "c": 0}, abs=1.5)
+    assert statistics.best_shares({"a": [1.0], "b": [1.0]}) == {"a": 50.0, "b": 50.0}
+
+
+def test_deviations_are_pooled_by_their_freedom():
+    assert statistics.pooled_std([[1, 3], [0, 0, 3]]) == pytest.approx(np.sqrt((2 + 6) / 3))
+    assert statistics.pooled_std([[5], [1, 3]]) == pytest.approx(np.sqrt(2))
+    assert np.isnan(statistics.pooled_std([[1], [2]]))
+
+
+def test_the_expected_range_is_that_of_the_tables():
+    # Tippett 1925: 1.128, 1.693 and 2.326 standard deviations.
+    assert [statistics.expected_range(size) for size in (2, 3, 5)] == pytest.approx([1.128, 1.693, 2.326], abs=5e-4)
+
+
+def test_too_few_groups_are_refused():
+    with pytest.raises(ValueError, match="two groups or more"):
+        statistics.permutation_test([1.0, 2.0], ["a", "a"], [0, 1])

@@ -383,3 +383,46 @@ def test_differences_from_published_cells_are_matched_by_rows():
     # Deviations of 1 with three seeds each: Welch's freedom is 4, t 2.776, the error sqrt(2 / 3).
     assert (row["difference"], row["high"]) == pytest.approx((1.0, 1.0 + 2.776 * math.sqrt(2 / 3)), abs=1e-3)
     assert row["low"] + row["high"] == pytest.approx(2.0)
+
+
+def test_claims_on_numbers_are_paired_by_seed(tmp_path):
+    high, low = [2.0, 2.1, 2.3], [1.0, 1.2, 1.2]
+    rows = [
+        {"claim": "numbers", "a": high, "b": low},
+        {"claim": "runs", "a": seeds(tmp_path, 0.8, "a"), "b": seeds(tmp_path, 0.4, "b")},
+        {"claim": "close", "a": [1.0, 1.01, 1.02], "b": [1.0, 1.0, 1.03], "within": 0.1},
+        {"claim": "one seed", "a": [1.0], "b": [0.0]},
+    ]
+    judged = tables.claims(rows)
+    assert judged["verdict"].tolist() == ["holds", "holds", "holds", "undecided"]
+    assert judged["difference"][0] == pytest.approx(1.0) and judged["p (Holm)"].notna().tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_published_table_by_dimension_and_one_by_weight():
+    first = tables.as_printed(tables.published("tourbabin2023_table1"), ["dim"])
+    assert first.index.tolist() == [128, 256, 512, 1024, 2048] and first.loc[512, "T→A R@1"] == "17.2"
+    fourth = tables.as_printed(tables.published("tourbabin2023_table4"), ["alpha"])
+    assert fourth.index.tolist() == [0, 0.1, 0.33, 1] and list(fourth.columns)[-2:] == ["h, audio", "h, text"]
+    assert fourth.loc[0.1].tolist()[-3:] == ["83.6", "3.99", "3.97"]
+
+
+def test_uniformity_is_shown_with_two_digits():
+    table = tables.summary(
+        results(alpha=[0, 0], audio_h=[3.999, 4.041], t2a_r1=[10.0, 12.0]), ["alpha"], ["audio_h", "t2a_r1"]
+    )
+    shown = tables.shown(table, ["audio_h", "t2a_r1"])
+    assert shown.iloc[0].tolist() == ["2", "4.02 ± 0.03", "11.0 ± 1.4"]
+    assert tables.shown(table, ["t2a_r1"], digits=2).iloc[0].tolist()[-1] == "11.00 ± 1.41"
+
+
+def test_a_frame_knows_dimension_and_weight_of_the_penalty(tmp_path):
+    penalty = {"alpha": 0.33, "estimator": "logistic"}
+    configs = [RunConfig(embedding_dim=128), RunConfig(penalty=penalty)]
+    runs = [(config, seeds(tmp_path, 0.5, f"r{place}", 1, config=config)[0]) for place, config in enumerate(configs)]
+    frame = tables.frame(runs, profile("demo"))
+    assert frame["dim"].tolist() == [128, 256] and frame["alpha"].tolist() == [0, 0.33]

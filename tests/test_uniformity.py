@@ -8,14 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from atr import uniformity
+from atr.tables import UNIFORMITY
 from atr.uniformity import (
     alignment,
     ceiling,
     draw,
+    drawn_sigma,
     entropy,
     gaussian_mixture,
+    measures,
     modality_gap,
     nearest_distances,
+    over_subsets,
     point_to_point,
     uniform_set,
     voxel_entropy,
@@ -227,6 +231,37 @@ def test_reference_sets_are_as_asked_for_and_repeat():
     lone = gaussian_mixture(4_000, 6, components=1, std=0.3)
     assert lone.std(0).sub(0.3).abs().max() < 0.02
     assert torch.equal(lone, gaussian_mixture(4_000, 6, components=1, std=0.3))
+
+
+# Many at once
+
+
+def test_drawn_sigma_is_the_mean_over_the_draws():
+    x = points(40, 12)
+    generator = torch.Generator().manual_seed(3)
+    expected = [point_to_point(x, draw(12, generator=generator)) for _ in range(4)]
+    assert drawn_sigma(x, draws=4, seed=3) == pytest.approx(sum(expected) / 4)
+    assert drawn_sigma(points(30, 8), draws=2) == pytest.approx(point_to_point(points(30, 8)))
+
+
+def test_a_measure_over_subsets_has_so_many_points():
+    x, sizes = points(30, 3), []
+
+    def mean(part):
+        sizes.append(len(part))
+        return float(part.mean())
+
+    found = over_subsets(mean, x, 10, subsets=4)
+    assert sizes == [10] * 4 and found == over_subsets(mean, x, 10, subsets=4) != over_subsets(mean, x, 10, seed=1)
+    assert over_subsets(mean, x, 30) == over_subsets(mean, x, 99) == float(x.mean())
+
+
+def test_all_measures_of_a_space():
+    audio, text = points(30, 16), points(30, 16, seed=1)
+    found = measures(audio, text)
+    assert found["text_sigma"] == point_to_point(text) and found["audio_h"] == voxel_entropy(audio, histogram="counts")
+    assert found["audio_uniformity"] == uniformity.uniformity(audio) and found["alignment"] == alignment(audio, text)
+    assert found["modality_gap"] == modality_gap(audio, text) and set(found) == set(UNIFORMITY)
 
 
 # Errors

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atr import store
+from atr import losses, store
 from atr import voxels as assignments
 from atr.uniformity import ceiling, draw, entropy, uniform_set, voxel_entropy, voxels
 from atr.voxels import (
@@ -14,6 +14,10 @@ from atr.voxels import (
     VoxelLogistic,
     VoxelNetwork,
     VoxelRecipe,
+    batch_estimate,
+    by_scale,
+    errors_by_distance,
+    gradient_sizes,
     train_voxel_network,
     voxel_accuracy,
     voxel_network,
@@ -173,6 +177,80 @@ def test_gradients_stay_finite_where_probabilities_vanish_and_under_autocast():
         assert torch.equal(penalty(x, torch.arange(8)), UniformityPenalty(VoxelLogistic(0.5))(x, torch.arange(8)))
         h = penalty(x.bfloat16(), torch.arange(8))
     assert h.dtype == torch.float32 and h.item() == pytest.approx(penalty(x, torch.arange(8)).item(), rel=0.02)
+
+
+# What a penalty does
+
+
+def test_several_batches_at_once_give_each_its_h():
+    x, chosen = torch.stack([points(12, 16), points(12, 16, seed=1)]), torch.arange(8)
+    for penalty in (UniformityPenalty(estimator("network")), UniformityPenalty(VoxelLogistic(0.5), "softmax")):
+        both = penalty(x, chosen)
+        assert both.shape == (2,) and torch.allclose(both, torch.stack([penalty(part, chosen) for part in x]))
+
+
+def test_the_estimate_of_batches_is_the_mean_over_draws_of_points_and_dimensions():
+    x, penalty = points(40, 12), UniformityPenalty(VoxelLogistic(0.5))
+    generator = torch.Generator().manual_seed(5)
+    expected = [penalty(x[torch.randperm(40, generator=generator)[:16]], generator=generator).item() for _ in range(3)]
+    assert batch_estimate(penalty, x, 16, batches=3, seed=5) == pytest.approx(sum(expected) / 3)
+    assert batch_estimate(penalty, x, 1000, batches=1) == pytest.approx(
+        penalty(x, draw(12, generator=after_permutation(40, 0))).item()
+    )
+
+
+def after_permutation(size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    torch.randperm(size, generator=generator)
+    return generator
+
+
+def test_gradient_sizes_are_those_of_loss_and_penalty():
+    audio, text = F.normalize(points(12, 10), dim=1), F.normalize(points(12, 10, seed=1), dim=1)
+    loss, penalty = losses.build("nt_xent"), UniformityPenalty(VoxelLogistic(0.5))
+    table = gradient_sizes(audio, text, loss, {"logistic": penalty}, batch_size=12, batches=1)
+    pair = torch.stack([audio, text]).requires_grad_()
+    (down,) = torch.autograd.grad(loss(pair[0], pair[1], torch.arange(12)), pair)
+    row = table.loc["logistic"]
+    assert row["loss"] == pytest.approx(float(down.norm())) and row["ratio"] == pytest.approx(
+        row["penalty"] / row["loss"]
+    )
+    assert row["penalty"] > 0 and abs(row["cosine"]) < 1
+    aligned = gradient_sizes(audio, text, Repulsion(penalty), {"itself": penalty}, batch_size=12, batches=1)
+    assert aligned.loc["itself", "cosine"] == pytest.approx(1) and aligned.loc["itself", "ratio"] == pytest.approx(0.5)
+
+
+class Repulsion(torch.nn.Module):
+    """A loss whose way down is the penalty's way up, on the dimensions that the first batch draws."""
+
+    def __init__(self, penalty):
+        super().__init__()
+        self.penalty = penalty
+
+    def forward(self, audio, text, clip_ids):
+        chosen = draw(audio.shape[1], generator=after_permutation(len(audio), 0))
+        return -2 * (self.penalty(audio, chosen) + self.penalty(text, chosen))
+
+
+def test_errors_lie_near_the_planes_of_a_network_that_is_blurred():
+    class Shifted(VoxelLogistic):
+        """Its first plane lies at 0.1."""
+
+        def logits(self, x):
+            return super().logits(x - torch.tensor([0.1] + [0.0] * 7))
+
+    table = errors_by_distance(Shifted(), points=20_000, bins=10)
+    assert len(table) == 10 and table["distance"].is_monotonic_increasing
+    assert table["wrong"].iloc[0] > 5 and table["wrong"].iloc[-1] == 0
+    assert table["wrong"].mean() == pytest.approx(5, abs=0.5)  # 0 to 0.1 is a twentieth of -1 to 1
+    assert errors_by_distance(VoxelLogistic(), points=1000)["wrong"].max() == 0
+
+
+def test_what_an_assignment_makes_of_scales():
+    table = by_scale(VoxelLogistic(0.1), points(50, 32), [1e-2, 1.0, 1e6])
+    assert table["right"].tolist() == [100, 100, 100]
+    assert table["certainty"].is_monotonic_increasing
+    assert table["certainty"].iloc[0] == pytest.approx(100 / 256, rel=0.1) and table["certainty"].iloc[-1] > 99
 
 
 # Errors
