@@ -24,8 +24,8 @@ _HOMES = {
     "run_all": "atr.runs",
 }
 _MODULES = (
-    "audio config corpora data download encoders features figures losses metrics model planning profiles records runs "
-    "sampling statistics store study tables training uniformity voxels"
+    "audio config corpora data dcase download encoders ensembles features figures losses maps metrics mining model "
+    "planning profiles readings records runs sampling statistics store study tables training uniformity voxels"
 ).split()
 
 

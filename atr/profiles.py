@@ -68,6 +68,7 @@ class Profile:
     compared_dims: tuple[int, int] = (256, 512)  # of them fine-tuned; the first is also that of notebook 04
     many_seeds: tuple[int, ...] = tuple(range(10))  # where runs are cheap
     voxel_network: Mapping[str, Any] = field(default_factory=dict)  # fields of `atr.voxels.VoxelRecipe`
+    reference_sets: int = 4  # of each kind that a reading of notebook 04 is averaged over
     needs_clips: bool = False
     published: bool = False
 
@@ -161,6 +162,7 @@ PROFILES = {
         compared_dims=(64, 128),
         many_seeds=(0, 1),
         voxel_network=QUICK_NETWORK,
+        reference_sets=2,
     ),
     "demo": Profile(
         "demo",
@@ -209,6 +211,7 @@ PROFILES["miniature"] = replace(
     dims=(128, 512),
     many_seeds=(0,),
     voxel_network=QUICK_NETWORK,
+    reference_sets=2,
 )
 
 

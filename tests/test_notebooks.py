@@ -1,4 +1,4 @@
-"""Both notebooks as a reader runs them: from the command line, headless, under the smallest profile."""
+"""The notebooks as a reader runs them: from the command line, headless, under the smallest profile."""
 
 import os
 import subprocess
@@ -10,8 +10,19 @@ import pytest
 
 from atr import study
 
-TABLES = {"01": ["loss_comparison", "published", "sensitivity", "claims"], "02": ["batch_size", "published", "claims"]}
-FIGURES = {"01": ["learning_curves", "summary"], "02": ["learning_curves", "summary"]}
+TABLES = {
+    "01": ["loss_comparison", "published", "sensitivity", "claims"],
+    "02": ["batch_size", "published", "claims"],
+    "03": ["embedding_dimension", "published", "finetuned", "noise", "crowned", "cost", "claims"],
+    "04": ["readings_sigma", "readings_h", "h_by_points", "uniformity", "voxel_network", "voxel_scale", "penalty"]
+    + ["published", "headroom", "gradients", "answer", "claims", "measures"],
+}
+FIGURES = {
+    "01": ["learning_curves", "summary"],
+    "02": ["learning_curves", "summary"],
+    "03": ["dimension", "loss"],
+    "04": ["readings", "h_by_points", "four_sets", "voxel_network", "answer", "map"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +39,7 @@ def run_study(tmp_path_factory, homes):
     environment.pop("ATR_COMMAND", None)
 
     def run():
-        command = [sys.executable, "-m", "atr", "study", "01", "02", "--profile", "smoke", "--device", "cpu", "--quiet"]
+        command = [sys.executable, "-m", "atr", "study", *TABLES, "--profile", "smoke", "--device", "cpu", "--quiet"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -39,7 +50,7 @@ def run_study(tmp_path_factory, homes):
 def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
     run, results = run_study
     said = run()
-    assert "Profile smoke: 01_loss_comparison, 02_batch_size" in said and ", 0 of them finished" in said
+    assert "Profile smoke: 01_loss_comparison, 02_batch_size, 03_" in said and ", 0 of them finished" in said
 
     for number, names in TABLES.items():
         for name in names:
@@ -49,7 +60,7 @@ def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
         for name in names:
             for ending in ("png", "pdf"):
                 assert (results / "figures" / f"{number}_{name}.{ending}").stat().st_size > 5000, (number, name, ending)
-    for path in study.notebooks(["01", "02"]):
+    for path in study.notebooks(list(TABLES)):
         copy = results / "notebooks" / path.name
         cells = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
         assert copy.stat().st_size < 2 * 2**20 and all(cell.execution_count for cell in cells)
@@ -64,7 +75,7 @@ def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
 
     runs = {path: path.stat().st_mtime_ns for path in (results / "runs").glob("*/metrics.json")}
     kept = (results / "tables" / "01_loss_comparison.csv").read_bytes()
-    assert len(runs) == len(study.plan(study.notebooks(["01", "02"]), "smoke"))
+    assert len(runs) == len(study.plan(study.notebooks(list(TABLES)), "smoke"))
     again = run()
     assert f"{len(runs)} runs, {len(runs)} of them finished" in again
     assert {path: path.stat().st_mtime_ns for path in (results / "runs").glob("*/metrics.json")} == runs

@@ -117,11 +117,69 @@ class TestGrids:
         assert {config.corpus["name"] for config in configs} == {"audiocaps"}
         assert {config.rate("heads") for config in configs} == {1e-4, 5e-5}
 
-    @pytest.mark.parametrize("number", ["01", "02"])
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_dimensions_by_seeds_and_rates_and_a_fine_tuned_pair(self, name):
+        setting, configs = profile(name), grid("03", name)
+        assert len(distinct(configs)) == len(configs)
+        frozen = [c for c in configs if c.recipe == "released" and c.training != "finetuned"]
+        seeds = {dim: {c.seed for c in frozen if c.embedding_dim == dim} for dim in setting.dims}
+        assert seeds == {dim: set(setting.many_seeds if dim <= 512 else setting.seeds) for dim in setting.dims}
+        rates = {c.rate("heads") for c in frozen}
+        assert len(rates) == (1 if setting.published else 2) and len(frozen) == len(rates) * sum(
+            map(len, seeds.values())
+        )
+        assert {c.batch_size for c in frozen} == {
+            2 * setting.config(next(iter(setting.corpora)), "frozen", "nt_xent", 0).batch_size
+        }
+        tuned = [c for c in configs if c.recipe == "released" and c.training == "finetuned"]
+        small, large = setting.compared_dims
+        assert {c.embedding_dim for c in tuned} == {small, large} and large == 2 * small
+        assert len(tuned) == 2 * len(setting.seeds) and {c.seed for c in tuned} == set(setting.seeds)
+
+    def test_the_paper_grid_of_dimensions_is_the_published_one(self):
+        configs = [config for config in grid("03", "paper") if config.recipe == "released"]
+        ours = {
+            (c.corpus["name"], c.training == "finetuned", c.rate("heads"), c.batch_size, c.embedding_dim)
+            for c in configs
+        }
+        columns = ["dataset", "fine_tuned", "learning_rate", "batch_size", "embedding_dim"]
+        for number in (1, 2):
+            published = pd.read_csv(store.PROJECT / "data" / "reference" / f"tourbabin2023_table{number}.csv")
+            assert set(published[columns].itertuples(index=False, name=None)) <= ours
+        assert all(c.pooling == "frequency_max" for c in grid("03", "paper") if c.recipe == "paper")
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_penalties_by_estimator_weight_and_seed(self, name):
+        setting, configs = profile(name), grid("04", name)
+        tuned = [c for c in configs if c.training == "finetuned" and c.penalty]
+        cells = {(c.penalty.get("estimator", "network"), c.penalty["alpha"], c.seed) for c in tuned}
+        assert cells == {(by, a, s) for by in ("network", "logistic") for a in (0.1, 0.33, 1.0) for s in setting.seeds}
+        assert len(cells) == len(tuned) and {c.embedding_dim for c in tuned} == {setting.compared_dims[0]}
+        plain = [c for c in configs if c.training == "finetuned" and not c.penalty]
+        assert distinct(plain) <= distinct(grid("03", name)) and len(plain) == len(setting.seeds)
+        assert all(
+            c.training in ("frozen", "finetuned") for c in configs if c.penalty
+        )  # frozen ones over cached features
+
+    @pytest.mark.parametrize("name", ["smoke", "demo", "esc10"])
+    def test_notebook_04_shares_its_plain_runs_with_the_notebooks_before(self, name):
+        own = [c for c in grid("04", name) if not c.penalty]
+        assert distinct(own) <= distinct(grid("01", name) + grid("03", name))
+
+    def test_the_paper_grid_of_penalties_is_the_published_one(self):
+        ours = {
+            (c.batch_size, c.embedding_dim, c.penalty["alpha"] if c.penalty else 0)
+            for c in grid("04", "paper")
+            if c.training == "finetuned"
+        }
+        assert ours == {(32, 512, alpha) for alpha in (0, 0.1, 0.33, 1)}
+
+    @pytest.mark.parametrize("number", ["01", "02", "03", "04"])
     def test_the_paper_recipe(self, number):
         for config in grid(number, "paper"):
             frozen = {"released": "frozen_released", "paper": "frozen"}[config.recipe]
-            assert config.embedding_dim == 1024 and config.sampler == "all_captions" and config.max_seconds == 30
+            assert config.embedding_dim == 1024 or number in ("03", "04")
+            assert config.sampler == "all_captions" and config.max_seconds == 30
             assert (config.audio_encoder, config.text_encoder) == ("resnet38", "bert-base-uncased")
             assert config.training in (frozen, "finetuned") and config.text_pooling == "first"
             assert config.epochs in (0, 50, 100) and config.schedule == "step" and config.step_factor == 0.1

@@ -1,0 +1,312 @@
+"""The files of DCASE's language-based audio retrieval: submissions written, read and scored; clips that no corpus has.
+
+2022, task 6b: a row a query, its text and the names of the ten best files, best first:
+    caption,file_name_1,…,file_name_10
+as the organisers' baseline writes it (utils/eval_utils.py and test.output.csv of
+github.com/xieh97/dcase2022-audio-retrieval; dcase.community/challenge2022/task-language-based-audio-retrieval).
+Ranked by mAP@10. Of queries with the same text, the organisers' script counts one.
+
+2025, task 6: a row a query, its text and the score of every file (d25_t6/predict.py of
+github.com/CPJKU/dcase2025_task6_baseline), as a query may have several relevant files. Ranked by mAP@16
+(dcase.community/challenge2025/task-language-based-audio-retrieval-results).
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch import Tensor
+
+from atr import audio as audio_files
+from atr import features, metrics, model, store, training
+from atr.corpora.corpus import CLIP_COLUMNS, Corpus, no_events
+from atr.corpora.csvfolder import FolderReader
+from atr.metrics import Matrix, Ranks
+from atr.records import Run
+
+StrPath = str | PathLike[str]
+
+
+def write(
+    path: StrPath,
+    queries: Sequence[str],
+    names: Sequence[str],
+    similarity: Matrix | tuple[Matrix, Matrix],
+    top: int = 10,
+) -> None:
+    """Write the names of each query's `top` best files, in the form of 2022.
+
+    names: of the files, with their suffix. similarity: (queries, files), or embeddings (text (queries, D),
+    audio (files, D)) compared by their cosine, some queries at a time. Equal scores are ordered by name; so the order
+    in which the files are given has no say.
+
+    ValueError, and an older file stays as it was: a name given twice, sizes that do not fit, non-finite similarities.
+    """
+    if not 1 <= top <= len(names):
+        raise ValueError(f"the {top} best of {len(names)} files; give top=1 to {len(names)}")
+    order = sorted(range(len(names)), key=lambda file: names[file])
+
+    def rows() -> Iterator[list[str]]:
+        for captions, scores in _scores(queries, names, similarity, order):
+            best = scores.sort(dim=1, descending=True, stable=True).indices[:, :top].tolist()
+            for caption, places in zip(captions, best, strict=True):
+                yield [caption, *(names[order[place]] for place in places)]
+
+    _write(path, ["caption", *(f"file_name_{place}" for place in range(1, top + 1))], rows())
+
+
+def write_scores(
+    path: StrPath, queries: Sequence[str], names: Sequence[str], similarity: Matrix | tuple[Matrix, Matrix]
+) -> None:
+    """Write each query's score of every file, in the form of 2025: index,<name>,<name>,…; arguments as for `write`.
+
+    Scores have nine digits, all that float32 holds.
+    """
+
+    def rows() -> Iterator[list[str]]:
+        for captions, scores in _scores(queries, names, similarity, list(range(len(names)))):
+            for caption, row in zip(captions, scores.tolist(), strict=True):
+                yield [caption, *(f"{score:.9g}" for score in row)]
+
+    _write(path, ["index", *names], rows())
+
+
+def read(path: StrPath, queries: Sequence[str] | None = None, names: Sequence[str] | None = None) -> pd.DataFrame:
+    """A submission in the form of 2022, of any number of files a query: caption, file_name_1, file_name_2, …
+
+    queries, names: where given, what the captions must be, in order, and what the file names must be among.
+    ValueError: another form, an empty or repeated file name in a row, other queries, an unknown file name.
+    """
+    table = _table(path)
+    expected = ["caption", *(f"file_name_{place}" for place in range(1, table.shape[1]))]
+    if list(table.columns) != expected or len(expected) < 2:
+        raise ValueError(f"{path}: the header is {', '.join(table.columns)}; it must be caption, file_name_1, …")
+    captions = table["caption"].tolist()
+    if queries is not None and captions != list(queries):
+        if len(captions) != len(queries):
+            raise ValueError(f"{path}: {len(captions)} rows for {len(queries)} queries; give each query its row")
+        row = next(row for row, pair in enumerate(zip(captions, queries, strict=True)) if pair[0] != pair[1])
+        raise ValueError(
+            f"{path}, row {row + 1}: {captions[row]!r} where the query is {queries[row]!r}; keep the order"
+        )
+    known = None if names is None else set(names)
+    for row, files in enumerate(table[expected[1:]].itertuples(index=False, name=None), start=1):
+        if "" in files:
+            raise ValueError(f"{path}, row {row}: no file name at place {files.index('') + 1}; fill every place")
+        if len(set(files)) < len(files):
+            twice = next(file for file in files if files.count(file) > 1)
+            raise ValueError(f"{path}, row {row}: file name {twice!r} is there twice; name each file once")
+        if known is not None and not known.issuperset(files):
+            stranger = next(file for file in files if file not in known)
+            raise ValueError(f"{path}, row {row}: unknown file name {stranger!r}; use the names of the files to rank")
+    return table
+
+
+def score(
+    path: StrPath,
+    queries: Sequence[str],
+    names: Sequence[str],
+    relevance: Matrix,
+    ks: Sequence[int] = (1, 5, 10),
+    map_at: int = 10,
+) -> dict[str, float]:
+    """R@k and mAP@k in percent of a submission in the form of 2022: t2a_r1, … and t2a_map10, by `map_at`.
+
+    relevance: (queries,) the index in `names` of each query's file, or (queries, files) booleans; a file may be
+    relevant to no query. The measures are those of `metrics.retrieval_metrics`, and so the numbers too, but for ties: a
+    file has them in the order of names, whereas there they go against the model.
+
+    ValueError: as `read`; a query without a relevant file; a cut beyond the files listed.
+    """
+    found = read(path, queries, names).drop(columns="caption").to_numpy()
+    top = found.shape[1]
+    if max(*ks, map_at) > top:
+        raise ValueError(
+            f"{path}: lists {top} files a query, too few for a cut at {max(*ks, map_at)}; lower ks or map_at"
+        )
+    fits = np.asarray(relevance)
+    if fits.ndim == 1:
+        fits = fits[:, None] == np.arange(len(names))
+    if fits.shape != (len(queries), len(names)) or fits.dtype != bool:
+        raise ValueError(
+            f"relevance is {fits.dtype} of shape {fits.shape}; give the index of each query's file, or booleans "
+            f"({len(queries)}, {len(names)})"
+        )
+    relevant = fits.sum(1)
+    if not relevant.all():
+        row = int(np.argmin(relevant))
+        raise ValueError(
+            f"relevance: {int((relevant == 0).sum())} of {len(queries)} queries have no relevant file, the first is "
+            f"{row} ({queries[row]!r}); score without them"
+        )
+    places = _index(names).get_indexer(pd.Index(found.ravel())).reshape(found.shape)
+    hits = np.take_along_axis(fits, places, axis=1)
+    # Relevant files that are not listed rank behind the list, where no cut reaches; where exactly does not matter.
+    ranked = np.full((len(queries), max(top, relevant.max())), top + 1)
+    ranked[:, :top][hits] = np.nonzero(hits)[1] + 1
+    ranked = np.sort(ranked, axis=1)[:, : relevant.max()]
+    ranked[np.arange(relevant.max()) >= relevant[:, None]] = 0
+    measured = metrics.retrieval_metrics(Ranks(ranked, ranked), ks=ks, map_at=map_at)
+    return {name: measured[name] for name in [*(f"t2a_r{k}" for k in ks), f"t2a_map{map_at}"]}
+
+
+def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """(queries, files) bool: which files answer which query, by a table of them.
+
+    The table has a column `query` or `caption`, and either `file_name`, with a row for every pair, or, as the
+    annotations of 2025 have it (resources/metadata_eval.csv of the baseline), `audio_filenames`, a list in Python's
+    notation. A query that the table leaves out gets an empty row: `matrix.any(1)` tells which are annotated.
+
+    ValueError: other columns, a broken list, a query or a file that is unknown.
+    """
+    table = _table(path)
+    text = "query" if "query" in table else "caption"
+    if text not in table or not {"file_name", "audio_filenames"} & set(table):
+        listed = ", ".join(table.columns)
+        raise ValueError(f"{path}: the header is {listed}; it needs query or caption, and file_name or audio_filenames")
+    if "audio_filenames" in table:
+        try:
+            table["file_name"] = [list(ast.literal_eval(cell)) for cell in table["audio_filenames"]]
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise ValueError(f"{path}: audio_filenames holds no lists like ['a.wav', 'b.wav'] ({error})") from None
+        table = table.explode("file_name")
+    of_query, distinct = pd.factorize(np.array(queries, dtype=object))  # a text may be the query of several rows
+    pairs = (
+        pd.Index(distinct).get_indexer(pd.Index(table[text])),
+        _index(names).get_indexer(pd.Index(table["file_name"])),
+    )
+    for found, column, mend in zip(pairs, (text, "file_name"), ("queries", "names"), strict=True):
+        if (found < 0).any():
+            first = table[column].iloc[int(np.argmax(found < 0))]
+            raise ValueError(
+                f"{path}: {(found < 0).sum()} unknown in {column}, such as {first!r}; see the {mend} given"
+            )
+    matrix = np.zeros((len(distinct), len(names)), dtype=bool)
+    matrix[pairs] = True
+    return matrix[of_query]
+
+
+def embed(
+    run: Run,
+    files: Sequence[StrPath],
+    queries: Sequence[str],
+    corpus: Corpus | None = None,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    quiet: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of audio files and queries that belong to no corpus, by a finished run's selected epoch:
+    text (queries, D), audio (files, D), float32 on the CPU, as `metrics.ranks` and `write` take them.
+
+    corpus: the one that the run was trained on, by default as its config names it; one that lies in a folder has to be
+    given. An encoder pre-trained on it is found, or made again, by it. With `padding` "released" clips of like length
+    share a batch, since there are no captions to order them by.
+
+    Raises FileNotFoundError for an unfinished run, AudioError, and ValueError where the weights that the run started
+    from are no longer the same, or its checkpoint does not fit.
+    """
+    if not run.finished:
+        raise FileNotFoundError(f"{run.path}: not finished; atr.fit(run.config) continues it")
+    paths = [str(Path(file).absolute()) for file in files]
+    if not paths or not queries or len(set(paths)) < len(paths):
+        raise ValueError(
+            f"{len(paths)} files, {len(set(paths))} distinct, and {len(queries)} queries; give each file once"
+        )
+    config = run.config.replace(penalty=None)  # training's alone; it would have to be fetched
+    start = features.weights(config, corpus or training.corpus_of(config), quiet)
+    recorded = run.environment["weights"]
+    for part, fingerprint in start.fingerprints.items():
+        if fingerprint != recorded[part]:
+            raise ValueError(
+                f"{run.path}: trained from other {part} weights than are here; restore those, or train anew"
+            )
+    if start.audio_weights is not None:  # "pretrained" would mean: on the corpus made below
+        config = config.replace(audio_weights=str(start.audio_weights))
+
+    device = training.resolve_device(device)
+    clips = [(path, "test", audio_files.duration(path), store.file_hash(Path(path)), "") for path in paths]
+    captions = pd.DataFrame({"clip": paths[0], "caption": list(queries)})  # a caption needs a clip, any will do
+    held = Corpus("files", pd.DataFrame(clips, columns=list(CLIP_COLUMNS)), captions, no_events(), FolderReader(Path()))
+    with torch.random.fork_rng():
+        prepared = features.prepare(config, held, ("test",), quiet, device)
+        torch.manual_seed(config.seed)  # as in training: a random encoder that stays random is in no checkpoint
+        network = model.build(config, prepared)
+    kept = load_file(run.path / "checkpoint.safetensors")
+    if kept.keys() != network.kept().keys():
+        raise ValueError(f"{run.path}: its checkpoint holds other tensors than its config builds; train anew")
+    network.load_state_dict(kept, strict=False)
+    fabric = Fabric(accelerator=device, devices=1, precision=training.PRECISIONS[config.precision])
+    with store.threads(threads):
+        sounds, words = model.embed(fabric.setup(network), prepared.splits["test"], lambda x: x.to(fabric.device))
+    return words, sounds
+
+
+def _scores(
+    queries: Sequence[str], names: Sequence[str], similarity: Matrix | tuple[Matrix, Matrix], order: list[int]
+) -> Iterator[tuple[Sequence[str], Tensor]]:
+    """Some queries at a time, with their scores of the files in `order`: (some queries, files)."""
+    _index(names)
+    embedded = isinstance(similarity, tuple)
+    parts = [torch.as_tensor(part).detach() for part in (similarity if embedded else (similarity,))]
+    shapes = [tuple(part.shape) for part in parts]
+    dim = shapes[-1][1:2]
+    if shapes != ([(len(queries), *dim), (len(names), *dim)] if embedded else [(len(queries), len(names))]):
+        raise ValueError(
+            f"similarity is {' and '.join(map(str, shapes))} for {len(queries)} queries and {len(names)} files; give "
+            "(queries, files), or a pair of embeddings, text (queries, D) and audio (files, D)"
+        )
+    rows, files = (F.normalize(part, dim=1) for part in parts) if embedded else (parts[0], None)
+    files = files if files is None else files[order]
+    step = max(1, metrics.BLOCK // len(names))
+    for start in range(0, len(queries), step):
+        block = rows[start : start + step]
+        scores = block[:, order] if files is None else block @ files.t()
+        bad = ~scores.isfinite().all(1)
+        if bad.any():
+            raise ValueError(
+                f"similarity: query {start + int(bad.int().argmax())} has non-finite scores; look for a diverged "
+                "training or an overflow in half precision"
+            )
+        yield queries[start : start + step], scores
+
+
+def _index(names: Sequence[str]) -> pd.Index:
+    index = pd.Index(names)
+    if not index.is_unique:
+        raise ValueError(f"names: {index[index.duplicated()][0]!r} is given twice; give each file a name of its own")
+    return index
+
+
+def _write(path: StrPath, header: list[str], rows: Iterable[list[str]]) -> None:
+    def fill(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    store.write_atomic(Path(path), fill)
+
+
+def _table(path: StrPath) -> pd.DataFrame:
+    """A CSV file's cells as text, as they stand."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, *rows = (cells for cells in csv.reader(file, strict=True) if cells)
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path}: no table in CSV and UTF-8 ({error}); save it as one") from None
+    for row, cells in enumerate(rows, start=1):
+        if len(cells) != len(header):
+            problem = f"{len(cells)} fields where the header has {len(header)}"
+            raise ValueError(f"{path}, row {row}: {problem}; put quotes around a text that contains commas")
+    return pd.DataFrame(rows, columns=header, dtype="str")

@@ -1,0 +1,332 @@
+"""DCASE files: what stands in them by hand, and that reading them back gives the metrics of what was written."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from atr import RunConfig, audio, fit, metrics
+from atr.dcase import embed, read, relevance, score, write, write_scores
+from atr.records import Run
+
+TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+QUERIES = ["A dog barks", 'rain, and "more" rain', "Ein Käuzchen ruft\nзимой 鳥"]
+NAMES = ["dog.wav", "rain, heavy.wav", 'Käuzchen "1".wav', "zug.wav"]
+SCORES = np.array([[0.9, 0.1, 0.3, 0.2], [0.2, 0.7, 0.2, 0.8], [-0.5, -0.1, -0.3, -0.2]])
+
+
+def drawn(queries=40, files=25, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    text, sound = (torch.randn(n, dim, generator=generator) for n in (queries, files))
+    return text, sound, [f"query {row}" for row in range(queries)], [f"{place:02}.wav" for place in range(files)]
+
+
+def several_answers(queries=40, files=25, seed=0):
+    """Relevance of one to four files a query; the last two files answer none."""
+    rng = np.random.default_rng(seed)
+    matrix = np.zeros((queries, files), dtype=bool)
+    for row in matrix:
+        row[rng.choice(files - 2, size=rng.integers(1, 5), replace=False)] = True
+    return matrix
+
+
+def lines(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def table(path, *rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+# Writing
+
+
+def test_a_submission_by_hand_with_commas_quotes_lines_and_unicode(tmp_path):
+    write(tmp_path / "out.csv", QUERIES, NAMES, SCORES, top=3)
+    dog, rain, owl, train = NAMES
+    assert lines(tmp_path / "out.csv") == [
+        ["caption", "file_name_1", "file_name_2", "file_name_3"],
+        [QUERIES[0], dog, owl, train],
+        [QUERIES[1], train, rain, owl],  # 0.2 twice: "K" stands before "d"
+        [QUERIES[2], rain, train, owl],
+    ]
+
+
+def test_ten_names_are_the_default(tmp_path):
+    text, sound, queries, names = drawn()
+    write(tmp_path / "out.csv", queries, names, (text, sound))
+    assert lines(tmp_path / "out.csv")[0] == ["caption", *(f"file_name_{place}" for place in range(1, 11))]
+
+
+def test_equal_scores_are_ordered_by_name(tmp_path):
+    names = ["c.wav", "a.wav", "d.wav", "b.wav"]
+    write(tmp_path / "out.csv", ["anything"], names, np.zeros((1, 4)), top=4)
+    assert lines(tmp_path / "out.csv")[1][1:] == sorted(names)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("embedded", [False, True])
+def test_the_order_of_the_files_has_no_say(tmp_path, embedded, ties):
+    text, sound, queries, names = drawn()
+    if ties:
+        sound = sound[torch.arange(25) % 5]
+    order = np.random.default_rng(0).permutation(25)
+    whole, shuffled = (text, sound), (text, sound[order])
+    if not embedded:
+        whole, shuffled = ((text @ part.T).round(decimals=0 if ties else 9) for part in (sound, sound[order]))
+    write(tmp_path / "out.csv", queries, names, whole)
+    write(tmp_path / "shuffled.csv", queries, [names[place] for place in order], shuffled)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "shuffled.csv").read_bytes()
+
+
+def test_how_many_queries_are_taken_at_a_time_has_no_say(tmp_path, monkeypatch):
+    text, sound, queries, names = drawn(dim=2)
+    write(tmp_path / "whole.csv", queries, names, (text, sound))
+    monkeypatch.setattr(metrics, "BLOCK", 75)
+    write(tmp_path / "parts.csv", queries, names, (text, sound))
+    assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "parts.csv").read_bytes()
+
+
+def test_the_scores_of_every_file_come_back_bit_by_bit(tmp_path):
+    text, sound, queries, names = drawn()
+    similarity = text @ sound.T
+    write_scores(tmp_path / "out.csv", queries, names, similarity)
+    found = pd.read_csv(tmp_path / "out.csv", index_col="index")
+    assert found.index.tolist() == queries and found.columns.tolist() == names
+    np.testing.assert_array_equal(found.to_numpy().astype(np.float32), similarity.numpy())
+
+
+def test_what_cannot_be_written_is_refused_and_the_older_file_stays(tmp_path):
+    path = tmp_path / "out.csv"
+    write(path, QUERIES, NAMES, SCORES, top=1)
+    before = path.read_bytes()
+    broken = SCORES.copy()
+    broken[1, 2] = np.nan
+    for arguments, message in [
+        ((QUERIES, NAMES, broken, 1), "query 1 has non-finite scores; look for a diverged"),
+        ((QUERIES, NAMES, (broken, SCORES[[0, 1, 2, 0]]), 1), "query 1 has non-finite scores"),
+        ((QUERIES, [*NAMES[:3], NAMES[0]], SCORES, 1), "'dog.wav' is given twice; give each file a name of its own"),
+        ((QUERIES, NAMES[:3], SCORES, 1), r"\(3, 4\) for 3 queries and 3 files; give"),
+        ((QUERIES[:2], NAMES, SCORES, 1), r"\(3, 4\) for 2 queries and 4 files"),
+        ((QUERIES, NAMES, (SCORES, SCORES), 1), r"\(3, 4\) and \(3, 4\) for 3 queries and 4 files"),
+        ((QUERIES, NAMES, (SCORES[:, :3], SCORES[[0, 1, 2, 0]]), 1), r"\(3, 3\) and \(4, 4\) for 3 queries"),
+        ((QUERIES, NAMES, SCORES), "the 10 best of 4 files; give top=1 to 4"),
+        ((QUERIES, NAMES, SCORES, 0), "the 0 best of 4 files"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            write(path, *arguments)
+    with pytest.raises(ValueError, match="query 1 has non-finite scores"):
+        write_scores(path, QUERIES, NAMES, broken)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# Reading and scoring
+
+
+def test_what_is_written_is_read(tmp_path):
+    queries = [*QUERIES[:2], "NA"]  # which is a text, not a missing value
+    write(tmp_path / "out.csv", queries, NAMES, SCORES, top=2)
+    found = read(tmp_path / "out.csv", queries, NAMES)
+    assert found.columns.tolist() == ["caption", "file_name_1", "file_name_2"]
+    assert found["caption"].tolist() == queries
+    assert found["file_name_1"].tolist() == ["dog.wav", "zug.wav", "rain, heavy.wav"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("embedded", [False, True])
+def test_the_score_of_a_file_is_that_of_its_similarities(tmp_path, seed, embedded):
+    text, sound, queries, names = drawn(seed=seed)
+    similarity = (text, sound) if embedded else text @ sound.T
+    clip_of = np.random.default_rng(seed).permutation(np.arange(40) % 25)
+    write(tmp_path / "out.csv", queries, names, similarity)
+    found = score(tmp_path / "out.csv", queries, names, clip_of)
+    direct = metrics.retrieval_metrics(similarity, clip_of)
+    assert found == {name: direct[name] for name in ("t2a_r1", "t2a_r5", "t2a_r10", "t2a_map10")}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_several_relevant_files_too(tmp_path, seed):
+    text, sound, queries, names = drawn(seed=seed)
+    fits = several_answers(seed=seed)
+    fits[0, -2:] = True  # retrieval_metrics wants a query for every file
+    write(tmp_path / "out.csv", queries, names, (text, sound), top=16)
+    found = score(tmp_path / "out.csv", queries, names, fits, ks=(1, 16), map_at=16)
+    direct = metrics.retrieval_metrics((text, sound), fits, ks=(1, 16), map_at=16)
+    assert found == {name: direct[name] for name in ("t2a_r1", "t2a_r16", "t2a_map16")}
+
+
+def test_scores_by_hand_where_a_file_answers_nothing(tmp_path):
+    rows = [["q", "a", "b", "c"], ["r", "c", "b", "a"], ["s", "d", "c", "b"]]
+    path = table(tmp_path / "out.csv", ["caption", "file_name_1", "file_name_2", "file_name_3"], *rows)
+    fits = np.array([[1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 0, 0, 0]], dtype=bool)  # of a to e: e answers nothing
+    found = score(path, ["q", "r", "s"], list("abcde"), fits, ks=(1, 2), map_at=3)
+    precisions = [(1 + 2 / 3) / 2, (1 / 2 + 2 / 3) / 3, 0]  # d, the third answer to r, is not listed
+    assert found == pytest.approx({"t2a_r1": 100 / 3, "t2a_r2": 200 / 3, "t2a_map3": 100 * np.mean(precisions)})
+
+
+def test_map_at_16_of_many_to_many_relevance_by_hand():
+    # 20 files in falling order for query 0, in rising order for query 1.
+    similarity = np.stack([-np.arange(20.0), np.arange(20.0)])
+    fits = np.zeros((2, 20), dtype=bool)
+    fits[0, [0, 3, 15, 16]] = True  # ranks 1, 4, 16 and 17, the last beyond the cut
+    fits[1] = ~fits[0]  # not at ranks 4, 5, 17 and 20
+    expected = (1 + 2 / 4 + 3 / 16) / 4, sum(n / rank for n, rank in enumerate([1, 2, 3, *range(6, 17)], start=1)) / 16
+    found = metrics.retrieval_metrics(similarity, fits, map_at=16)
+    assert found["t2a_map16"] == pytest.approx(100 * np.mean(expected))
+
+
+def test_bad_submissions_are_named_with_the_mend(tmp_path):
+    path, header = tmp_path / "out.csv", ["caption", "file_name_1", "file_name_2"]
+    for rows, message in [
+        ([["caption", "name_1"], ["q", "a"]], "the header is caption, name_1; it must be caption, file_name_1, …"),
+        ([["caption"], ["q"]], "the header is caption; it must be"),
+        ([[*header[:2], "file_name_1"], ["q", "a", "b"]], "the header is"),
+        ([header, ["q", "a", "b"]], "1 rows for 2 queries; give each query its row"),
+        ([header, ["r", "a", "b"], ["q", "a", "b"]], "row 1: 'r' where the query is 'q'; keep the order"),
+        ([header, ["q", "a", "b"], ["r", "b", "b"]], "row 2: file name 'b' is there twice; name each file once"),
+        ([header, ["q", "a", "b"], ["r", "b", ""]], "row 2: no file name at place 2; fill every place"),
+        ([header, ["q", "a", "b"], ["r", "b"]], "row 2: 2 fields where the header has 3; put quotes around"),
+        ([header, ["q", "a", "x"], ["r", "b", "a"]], "row 1: unknown file name 'x'; use the names of the files"),
+        ([header, ["q", "a", "b"], ["r", "b", "a", "c"]], "row 2: 4 fields where the header has 3; put quotes"),
+        ([], "no table in CSV and UTF-8 .*; save it as one"),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            read(table(path, *rows), ["q", "r"], ["a", "b"])
+        assert str(caught.value).startswith(str(path))
+    path.write_bytes(b"caption,file_name_1\nK\xe4uzchen,a\n")
+    with pytest.raises(ValueError, match="no table in CSV and UTF-8"):
+        read(path)
+
+
+def test_relevance_that_does_not_fit_a_submission_is_refused(tmp_path):
+    path = tmp_path / "out.csv"
+    write(path, QUERIES, NAMES, SCORES, top=2)
+    fits = np.eye(3, 4, dtype=bool)
+    with pytest.raises(ValueError, match="lists 2 files a query, too few for a cut at 10; lower ks or map_at"):
+        score(path, QUERIES, NAMES, fits)
+    for wrong in (fits[:2], fits.astype(float), np.arange(2)):
+        with pytest.raises(ValueError, match="give the index of each query's file, or booleans"):
+            score(path, QUERIES, NAMES, wrong, ks=(1,), map_at=2)
+    fits[1] = False
+    with pytest.raises(ValueError, match="1 of 3 queries have no relevant file, the first is 1 .*; score without"):
+        score(path, QUERIES, NAMES, fits, ks=(1,), map_at=2)
+    with pytest.raises(ValueError, match="1 of 3 queries have no relevant file, the first is 2"):
+        score(path, QUERIES, NAMES, np.array([0, 1, 4]), ks=(1,), map_at=2)
+
+
+# Relevance
+
+
+@pytest.mark.parametrize("column", ["caption", "query"])
+def test_relevance_from_pairs_and_from_lists(tmp_path, column):
+    queries, names = ["q, r", "s", "q, r", "t"], ["a.wav", "b's.wav", "c.wav"]
+    pairs = table(tmp_path / "1.csv", [column, "file_name"], ["s", "c.wav"], ["q, r", "b's.wav"], ["s", "a.wav"])
+    lists = [["s", "['c.wav', 'a.wav']"], ["q, r", '["b\'s.wav"]']]
+    annotations = table(tmp_path / "2.csv", [column, "audio_filenames"], *lists)
+    for path in (pairs, annotations):
+        expected = [[0, 1, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0]]  # a text twice is answered alike; t is left out
+        np.testing.assert_array_equal(relevance(path, queries, names), np.array(expected, dtype=bool))
+
+
+def test_relevance_written_as_pairs_comes_back(tmp_path):
+    _, _, queries, names = drawn()
+    fits = several_answers()
+    pairs = [(queries[row], names[place]) for row, place in zip(*fits.nonzero(), strict=True)]
+    path = table(tmp_path / "pairs.csv", ["query", "file_name"], *pairs)
+    np.testing.assert_array_equal(relevance(path, queries, names), fits)
+
+
+def test_bad_relevance_is_named_with_the_mend(tmp_path):
+    for rows, message in [
+        ([["query", "file"], ["q", "a"]], "the header is query, file; it needs query or caption, and file_name or"),
+        ([["text", "file_name"], ["q", "a"]], "the header is text, file_name; it needs query"),
+        ([["query", "file_name"], ["q", "a"], ["x", "a"]], "1 unknown in query, such as 'x'; see the queries given"),
+        ([["query", "file_name"], ["q", "x"], ["q", "y"]], "2 unknown in file_name, such as 'x'; see the names"),
+        ([["query", "audio_filenames"], ["q", "['a', "]], r"no lists like \['a.wav', 'b.wav'\]"),
+        ([["query", "audio_filenames"], ["q", "3"]], "no lists like"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            relevance(table(tmp_path / "pairs.csv", *rows), ["q", "r"], ["a", "b"])
+    with pytest.raises(ValueError, match="'a' is given twice"):
+        relevance(table(tmp_path / "pairs.csv", ["query", "file_name"], ["q", "a"]), ["q"], ["a", "a"])
+
+
+# Clips that no corpus has
+
+
+@pytest.fixture(scope="module")
+def folder(corpus, tmp_path_factory):
+    """The test clips of the corpus as files, in order, with all bits of their samples; and its captions."""
+    part, root = corpus.split("test"), tmp_path_factory.mktemp("clips")
+    files = [root / f"{row:02}.wav" for row in range(len(part))]
+    for path, clip in zip(files, part.clips["clip"], strict=True):
+        waveform, rate = corpus.read(clip)
+        soundfile.write(path, waveform, rate, subtype="FLOAT")
+        np.testing.assert_array_equal(audio.read(path)[0], waveform)
+    return files, part.captions["caption"].tolist()
+
+
+def trained(corpus, runs, **changes):
+    settings = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16}
+    return fit(RunConfig(**settings | changes), corpus, runs=runs)
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    return trained(corpus, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        # a random encoder that stays random, in no checkpoint
+        {"training": "frozen_released", "audio_weights": None, "max_seconds": 1.0, "epochs": 0},
+    ],
+)
+def test_files_and_queries_get_the_embeddings_that_the_run_gave_them(corpus, folder, tmp_path, changes):
+    run = trained(corpus, tmp_path, **changes)
+    state = torch.random.get_rng_state()
+    text, sound = embed(run, *folder, device="cpu")
+    assert torch.equal(text, run.embeddings["text"]) and torch.equal(sound, run.embeddings["audio"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_folder_without_captions_goes_from_files_to_a_scored_submission(corpus, run, folder, tmp_path):
+    files, captions = folder
+    names, queries = [path.name for path in files], captions[::5]
+    write(tmp_path / "out.csv", queries, names, embed(run, files, queries, corpus))
+    found = score(tmp_path / "out.csv", queries, names, np.arange(16))
+    similarity = run.embeddings["text"][::5] @ run.embeddings["audio"].T
+    assert found["t2a_map10"] == pytest.approx(metrics.retrieval_metrics(similarity, np.arange(16))["t2a_map10"])
+
+
+def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):
+    files, captions = folder
+    with pytest.raises(ValueError, match="2 files, 1 distinct, and 80 queries; give each file once"):
+        embed(run, [files[0], files[0]], captions)
+    with pytest.raises(audio.AudioError, match="none.wav: no such file"):
+        embed(run, [tmp_path / "none.wav"], captions)
+    with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
+        embed(Run(tmp_path / "nothing"), files, captions)
+    other = Run(shutil.copytree(run.path, tmp_path / "other"))
+    made = other.environment
+    made["weights"]["audio"] = "0"
+    (other.path / "environment.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="trained from other audio weights than are here; restore those"):
+        embed(other, files, captions)
+    kept = load_file(run.path / "checkpoint.safetensors")
+    kept.pop("audio_head.0.weight")
+    save_file(kept, other.path / "checkpoint.safetensors")
+    (other.path / "environment.json").write_text(json.dumps(run.environment))
+    with pytest.raises(ValueError, match="checkpoint holds other tensors than its config builds; train anew"):
+        embed(other, files, captions)
