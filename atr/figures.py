@@ -23,14 +23,17 @@ def style() -> None:
 
 
 def curves(
-    panels: Mapping[str, Mapping[str, Sequence[Run]]], columns: Mapping[str, str], mark_rates: bool = False
+    panels: Mapping[str, Mapping[str, Sequence[Run]]], columns: Mapping[str, str], ordered: bool = False
 ) -> Figure:
     """Learning curves: a column a panel, a row a history column; mean over seeds, band from minimum to maximum.
 
-    panels: title → label → runs that differ by seed. columns: history column → axis label. mark_rates: a dotted line
-    where the learning rate of a panel's first run steps down.
+    panels: title → label → runs that differ by seed. columns: history column → axis label. ordered: labels are
+    steps of a scale, and colours go from dark to light. A dotted line marks where a "step" schedule lowers the rate.
     """
     style()
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    scale = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(labels)))
+    colors = {label: scale[number] if ordered else f"C{number}" for number, label in enumerate(labels)}
     figure, axes = plt.subplots(
         len(columns), len(panels), figsize=(PAGE, 2.1 * len(columns)), squeeze=False, sharex="col", sharey="row"
     )
@@ -43,12 +46,14 @@ def curves(
                     continue
                 values = np.stack([history[column] for history in histories])
                 epochs = histories[0]["epoch"]
-                (line,) = axis.plot(epochs, values.mean(0), label=name, marker="." if len(epochs) < 12 else "")
-                axis.fill_between(epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, lw=0)
+                mark = "." if len(epochs) < 12 else ""
+                axis.plot(epochs, values.mean(0), label=name, marker=mark, color=colors[name])
+                axis.fill_between(epochs, values.min(0), values.max(0), color=colors[name], alpha=0.2, lw=0)
             if row == 0:
                 axis.set_title(title)
-            if mark_rates:
-                history = next(iter(lines.values()))[0].history
+            first = next(iter(lines.values()))[0]
+            if first.config.schedule == "step":
+                history = first.history
                 for epoch in history.loc[history["learning_rate"].diff() < 0, "epoch"]:
                     axis.axvline(epoch - 0.5, color="0.5", lw=1, ls=":")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))

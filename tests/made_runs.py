@@ -32,6 +32,7 @@ def made_run(folder, name, config, t2a, a2t, validation_r10=50.0, epochs=3, rele
     validation = {**scores, "t2a_r10": validation_r10}
     (path / "metrics.json").write_text(json.dumps({"test": scores, "best_epoch": epochs, "validation": validation}))
     history = {"epoch": range(1, epochs + 1), "loss": np.linspace(2, 1, epochs), "t2a_r10": np.linspace(10, 50, epochs)}
+    history["learning_rate"] = [1e-3] * epochs
     pd.DataFrame(history).to_csv(path / "history.csv", index=False)
     tensors = {"t2a": ranks.t2a, "a2t": ranks.a2t, "relevance": np.asarray(relevance)}
     save_file(

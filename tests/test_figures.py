@@ -144,11 +144,26 @@ def test_steps_of_the_learning_rate_are_marked_between_epochs(tmp_path):
     history = run.history.assign(learning_rate=[1e-3, 1e-3, 1e-4, 1e-4])
     history.to_csv(run.path / "history.csv", index=False)
     runs = {"frozen": {"D 8": [type(run)(run.path)]}}
-    marked = figures.curves(runs, {"loss": "training loss"}, mark_rates=True)
+    marked = figures.curves(runs, {"loss": "training loss"})
     (line,) = [line for line in marked.axes[0].lines if line.get_linestyle() == ":"]
     assert line.get_xdata()[0] == 2.5
-    plain = figures.curves(runs, {"loss": "training loss"})
-    assert not [line for line in plain.axes[0].lines if line.get_linestyle() == ":"]
+    smooth = made_run(tmp_path, "b", RunConfig(schedule="cosine"), ranks_with(0.5, 40), ranks_with(0.5, 20), epochs=4)
+    history.to_csv(smooth.path / "history.csv", index=False)
+    falling = figures.curves({"frozen": {"D 8": [type(run)(smooth.path)]}}, {"loss": "training loss"})
+    assert not [line for line in falling.axes[0].lines if line.get_linestyle() == ":"]
+
+
+def test_a_label_has_one_colour_in_all_panels_and_a_scale_goes_from_dark_to_light(panels):
+    few = {
+        "a": dict(list(panels["soundscapes, frozen"].items())),
+        "b": {"NT-Xent": panels["soundscapes, frozen"]["NT-Xent"]},
+    }
+    for ordered in (False, True):
+        figure = figures.curves(few, {"loss": "training loss"}, ordered=ordered)
+        first, second = figure.axes
+        colors = [matplotlib.colors.to_rgb(line.get_color()) for line in first.lines]
+        assert matplotlib.colors.to_rgb(second.lines[0].get_color()) == colors[1] != colors[0]
+    assert sum(colors[0]) < sum(colors[1])
 
 
 def test_responses_stand_at_the_means_over_seeds_with_levels_marked():

@@ -137,3 +137,16 @@ def test_the_corpora_at_hand_count(corpus, monkeypatch):
     plan = pd.DataFrame({"notebooks": ["01"], "finished": [False], "config": [config]})
     groups, _ = planning.summary(plan, {store.content_key(dict(config.corpus)): corpus}, "cpu", 1)
     assert groups["steps"].tolist() == [config.epochs * (48 // config.batch_size)]
+
+
+@pytest.mark.parametrize(("dim", "audio"), [(8, 192), (256, 192)])
+def test_parameters_of_both_heads_by_hand(dim, audio):
+    def layers(*widths):
+        return sum(inputs * outputs + outputs for inputs, outputs in zip(widths, widths[1:], strict=False))
+
+    expected = layers(audio, dim, dim) + layers(384, 2 * dim, dim)
+    assert planning.head_parameters(RunConfig(embedding_dim=dim)) == expected
+
+
+def test_searches_are_counted_a_second():
+    assert 0 < planning.queries_a_second(8, clips=100, queries=3) < float("inf")
