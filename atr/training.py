@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor
 
-from atr import features, losses, metrics, model, records, store, uniformity, voxels
+from atr import features, losses, metrics, model, records, store, voxels
 from atr.config import RunConfig
 from atr.corpora import IN_FOLDER, load_corpus
 from atr.corpora.corpus import Corpus
@@ -192,7 +192,7 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
             loss = loss_function(audio.float(), text.float(), to_device(torch.from_numpy(clips)))
             total += loss.detach()
             if penalty is not None and weighed is not None:
-                chosen = uniformity.draw(config.embedding_dim, penalty.dims, drawing)
+                chosen = penalty.choose(config.embedding_dim, drawing)
                 h = penalty(torch.stack([audio, text]), chosen)
                 evenness += h.detach()
                 loss = loss - weighed.alpha * h.sum()
@@ -216,7 +216,7 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
         state |= {"epoch": epoch + 1, "seconds": spent + time.perf_counter() - started}
         state |= {"model": network.kept(), "loss": loss_function.state_dict(), "optimizer": optimizer.state_dict()}
         if epoch + 1 < config.epochs:  # what follows the last epoch is short
-            store.write_atomic(run.path / "state.pt", partial(torch.save, state))
+            store.write_atomic(run.path / "state.pt", partial(_save_state, state))
         _write_history(run.path, state["history"])
 
     network.load_state_dict(state["best"], strict=False)
@@ -235,6 +235,15 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     best = {"best_epoch": state["best_epoch"], "validation": state["validation"]}
     records.write_json(run.path / "metrics.json", {"test": metrics.retrieval_metrics(ranks), **best})
     (run.path / "state.pt").unlink(missing_ok=True)
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)  # checksums take three times as long as writing
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def _load_state(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -23,6 +23,8 @@ from tqdm.auto import tqdm
 
 from atr import store
 from atr.uniformity import Histogram, draw, uniform_set, voxels
+
+Cover = Literal["drawn", "all"]
 
 VOXEL_NETWORK_VERSION = 1
 
@@ -243,6 +245,9 @@ class UniformityPenalty(nn.Module):
     assigns them to voxels, the assignments summed over the batch are the histogram, and its entropy is h. Gradients
     reach the drawn dimensions, and the others through the embedding's length alone.
 
+    cover: "drawn", the paper's `dims` dimensions a batch; "all": every dimension (but for a rest below `dims`), in
+    random groups of `dims`, with the mean of their h.
+
     estimator: a VoxelNetwork (`voxel_network()`) or a VoxelLogistic; its parameters are the caller's to freeze.
     histogram: the reading of eq. 5, as in `entropy`.
     scale: by default sqrt(D). The entries of a normalised embedding are about 1 / sqrt(D), far below the unit cube that
@@ -255,34 +260,49 @@ class UniformityPenalty(nn.Module):
         histogram: Histogram = "counts",
         scale: float | None = None,
         dims: int = 8,
+        cover: Cover = "drawn",
     ) -> None:
         super().__init__()
+        if cover not in ("drawn", "all"):
+            raise ValueError(f'cover is {cover!r}; known: "drawn", "all"')
         if histogram not in ("softmax", "counts"):
             raise ValueError(f'histogram is {histogram!r}; known: "softmax", "counts"')
         self.estimator = estimator
-        self.histogram, self.scale, self.dims = histogram, scale, dims
+        self.histogram, self.scale, self.dims, self.cover = histogram, scale, dims, cover
+
+    def choose(self, width: int, generator: torch.Generator | None = None) -> Tensor:
+        """(dims,) drawn dimensions of `width`, or (groups, dims) that cover them."""
+        if self.cover == "drawn":
+            return draw(width, self.dims, generator)
+        return draw(width, width // self.dims * self.dims, generator).view(-1, self.dims)
 
     def forward(
         self, embeddings: Tensor, chosen: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Scalar h of embeddings (B, D), or one (…,) of each of several batches (…, B, D).
 
-        chosen: (dims,) indices of dimensions; without it they are drawn anew, from `generator` or torch's own, on the
-        CPU. Pass one `draw` for both modalities to have them share it. ValueError: D is below dims.
+        chosen: of `choose`; without it, chosen anew, from `generator` or torch's own, on the CPU. Pass one to both
+        modalities to have them share it. ValueError: D is below dims.
         """
         width = embeddings.shape[-1]
+        if width < self.dims:
+            raise ValueError(f"cannot draw {self.dims} of {width} dimensions; lower dims")
         if chosen is None:
-            chosen = draw(width, self.dims, generator)
+            chosen = self.choose(width, generator)
         with torch.autocast(embeddings.device.type, enabled=False):
             unit = F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=-1)
             scale = math.sqrt(width) if self.scale is None else self.scale
-            assigned = self.estimator.logits(scale * unit[..., chosen.to(unit.device)]).log_softmax(-1)
+            points = scale * unit[..., chosen.to(unit.device)]
+            if chosen.ndim == 2:
+                points = points.transpose(-3, -2)  # (…, groups, B, dims)
+            assigned = self.estimator.logits(points).log_softmax(-1)
             # In logarithms: where a voxel's probability underflows to 0, the gradient of p log p would be NaN.
             logarithms = assigned.logsumexp(-2)
             if self.histogram == "softmax":
                 logarithms = logarithms.exp()
             logarithms = logarithms.log_softmax(-1)
-            return -(logarithms.exp() * logarithms).sum(-1)
+            h = -(logarithms.exp() * logarithms).sum(-1)
+            return h.mean(-1) if chosen.ndim == 2 else h
 
 
 def batch_estimate(penalty: UniformityPenalty, x: Tensor, batch_size: int, batches: int = 100, seed: int = 0) -> float:
@@ -318,11 +338,12 @@ def gradient_sizes(
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in penalties}
     for _ in range(batches):
         rows = torch.randperm(len(audio), generator=generator)[:batch_size]
-        chosen = draw(audio.shape[1], generator=generator)
+        state = generator.get_state()
         pair = torch.stack([F.normalize(x[rows], dim=1) for x in (audio, text)]).requires_grad_()
         (down,) = torch.autograd.grad(loss(pair[0], pair[1], torch.arange(len(rows))), pair)
         for name, penalty in penalties.items():
-            (up,) = torch.autograd.grad(penalty(pair, chosen).sum(), pair)
+            generator.set_state(state)  # the same dimensions for each
+            (up,) = torch.autograd.grad(penalty(pair, generator=generator).sum(), pair)
             cosine = F.cosine_similarity(-down.flatten(), up.flatten(), dim=0)
             found[name].append((float(down.norm()), float(up.norm()), float(cosine)))
     means = {name: [sum(column) / batches for column in zip(*rows, strict=True)] for name, rows in found.items()}
@@ -335,7 +356,7 @@ def gradient_sizes(
 class PenaltySettings:
     """A penalty in plain fields, as `RunConfig.penalty` holds it.
 
-    alpha: its weight, above 0; estimator: "network" or "logistic" with `temperature`; histogram, scale: as in
+    alpha: its weight, above 0; estimator: "network" or "logistic" with `temperature`; histogram, scale, cover: as in
     `UniformityPenalty`; network: fields of the `VoxelRecipe` that the network is trained by. ValueError or TypeError
     for what makes no sense.
     """
@@ -344,6 +365,7 @@ class PenaltySettings:
     estimator: str = "network"
     histogram: Histogram = "counts"
     scale: float | None = None
+    cover: Cover = "drawn"
     temperature: float = 0.1
     network: Mapping[str, Any] = field(default_factory=dict)
     dims: int = field(default=8, init=False)  # what the network takes
@@ -358,8 +380,7 @@ class PenaltySettings:
                 object.__setattr__(self, name, float(value))
         if self.estimator not in ("network", "logistic"):
             raise ValueError(f'estimator is {self.estimator!r}; known: "network", "logistic"')
-        if self.histogram not in ("softmax", "counts"):
-            raise ValueError(f'histogram is {self.histogram!r}; known: "softmax", "counts"')
+        UniformityPenalty(VoxelAssignment(), self.histogram, self.scale, self.dims, self.cover)
         VoxelRecipe(**self.network)
 
     def changed(self) -> dict[str, Any]:
@@ -375,7 +396,8 @@ class PenaltySettings:
     def build(self, quiet: bool = True) -> UniformityPenalty:
         """The penalty; its network is trained if the store has none."""
         estimator = voxel_network(0, self.recipe, quiet) if self.estimator == "network" else None
-        return UniformityPenalty(estimator or VoxelLogistic(self.temperature), self.histogram, self.scale)
+        assignment = estimator or VoxelLogistic(self.temperature)
+        return UniformityPenalty(assignment, self.histogram, self.scale, self.dims, self.cover)
 
     def fingerprint(self, train: bool = True, quiet: bool = True) -> dict[str, str]:
         """{"voxels": hash of the network's weights}, empty where there are none; FileNotFoundError: see `trained`."""

@@ -13,14 +13,14 @@ from atr import study
 TABLES = {
     "01": ["loss_comparison", "published", "sensitivity", "claims"],
     "02": ["batch_size", "published", "claims"],
-    "03": ["embedding_dimension", "published", "finetuned", "noise", "crowned", "cost", "claims"],
+    "03": ["embedding_dimension", "published", "finetuned", "rates", "noise", "crowned", "cost", "claims"],
     "04": ["readings_sigma", "readings_h", "h_by_points", "uniformity", "voxel_network", "voxel_scale", "penalty"]
     + ["published", "headroom", "gradients", "answer", "claims", "measures"],
 }
 FIGURES = {
     "01": ["learning_curves", "summary"],
     "02": ["learning_curves", "summary"],
-    "03": ["dimension", "loss"],
+    "03": ["dimension", "rates", "loss"],
     "04": ["readings", "h_by_points", "four_sets", "voxel_network", "answer", "map"],
 }
 
