@@ -173,10 +173,18 @@ class Run:
 
     @property
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Test split: audio (clips, dim), and the embedding of the first caption of each clip, row by row."""
+        """Test split: audio (clips, dim), and the embedding of one caption of each clip, row by row.
+
+        The first; clips described alike share their captions, and take one each.
+        """
         audio, text = self.embeddings["audio"], self.embeddings["text"]
         captions, clips = relevant_pairs(self.embeddings["relevance"], (len(text), len(audio)))
-        return audio, text[torch.from_numpy(captions[np.unique(clips, return_index=True)[1]])]
+        free, chosen = np.ones(len(text), bool), []
+        for clip in range(len(audio)):
+            own = captions[clips == clip]
+            chosen.append(own[free[own].argmax()])  # its first, if none is free
+            free[chosen[-1]] = False
+        return audio, text[torch.from_numpy(np.array(chosen))]
 
     @property
     def ranks(self) -> Ranks:

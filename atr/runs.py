@@ -182,7 +182,8 @@ def _reason(run: Run, exitcode: int | None) -> str:
 # Seconds a run takes on one core of the machine that the estimate was made on, and a yardstick to scale them by.
 YARDSTICK_SECONDS = 0.1
 PAIR_SECONDS = {"external": 0.0, "frozen": 5e-5, "frozen_released": 2e-2, "finetuned": 8e-3, "scratch": 8e-3}
-STEP_SECONDS = 2e-3
+STEP_SECONDS = 1e-3
+HEAD_SECONDS = 4e-8  # of a step, for each of the embedding dimension's square: the heads' parameters
 
 
 def pairs(config: RunConfig) -> int:
@@ -194,7 +195,8 @@ def pairs(config: RunConfig) -> int:
 def cost(config: RunConfig) -> float:
     """Rough seconds of a run on one core, before scaling by `speed`."""
     visits = pairs(config)
-    return 1 + visits * PAIR_SECONDS[config.training] + visits / config.batch_size * STEP_SECONDS
+    step = STEP_SECONDS + HEAD_SECONDS * config.embedding_dim**2
+    return 1 + visits * PAIR_SECONDS[config.training] + visits / config.batch_size * step
 
 
 def preparation(corpus: Mapping[str, Any], cores: int) -> float:

@@ -106,7 +106,7 @@ def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, l
     error = deviation / np.sqrt(a.size)
     half = float(stats.t.ppf((1 + level) / 2, a.size - 1) * error)
     if error < 1e-12 * np.abs([a, b]).max():  # rounding is all that the differences differ by
-        return Comparison(mean, mean, mean, float(mean == 0))
+        return Comparison(mean, mean, mean, float(abs(mean) < 1e-12 * np.abs([a, b]).max() or mean == 0))
     return Comparison(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, a.size - 1)))
 
 
@@ -154,6 +154,16 @@ def expected_range(size: int) -> float:
 
     x = np.linspace(-10, 10, 20_001)
     return float(np.trapezoid(beyond(x), x))
+
+
+def range_p(found: float, deviation: float, size: int, freedom: int) -> float:
+    """Chance that `size` equal groups range as widely as `found` or more: Tukey's studentised range.
+
+    deviation: over seeds, estimated with so many degrees of freedom; NaN where there are none.
+    """
+    if freedom < 1:
+        return float("nan")
+    return float(stats.studentized_range.sf(found / deviation, size, freedom))
 
 
 def best_shares(scores: Mapping[Any, Sequence[float]], draws: int = 10_000, seed: int = 0) -> dict[Any, float]:

@@ -39,7 +39,10 @@ LOSS_NAMES = {
     "sigmoid": "Sigmoid",
 }
 # Signs that plain LaTeX does not know.
-SIGNS = str.maketrans({"→": r"$\rightarrow$", "±": r"$\pm$", "—": "---", "≥": r"$\geq$", "×": r"$\times$"})
+SIGNS = str.maketrans(
+    {"→": r"$\rightarrow$", "±": r"$\pm$", "—": "---", "≥": r"$\geq$", "×": r"$\times$"}
+    | {"σ": r"$\sigma$", "α": r"$\alpha$", "√": r"$\surd$", "−": "--"}
+)
 
 
 def published(name: str) -> pd.DataFrame:

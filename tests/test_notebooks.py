@@ -13,7 +13,17 @@ from atr import study
 TABLES = {
     "01": ["loss_comparison", "published", "sensitivity", "claims"],
     "02": ["batch_size", "published", "claims"],
-    "03": ["embedding_dimension", "published", "finetuned", "rates", "noise", "crowned", "cost", "claims"],
+    "03": [
+        "embedding_dimension",
+        "published",
+        "finetuned",
+        "rates",
+        "rate_decides",
+        "noise",
+        "crowned",
+        "cost",
+        "claims",
+    ],
     "04": ["readings_sigma", "readings_h", "h_by_points", "uniformity", "voxel_network", "voxel_scale", "penalty"]
     + ["published", "headroom", "gradients", "answer", "claims", "measures"],
 }

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from atr import RunConfig, fit, load_corpus, records, store, training
 from atr.records import Run
@@ -69,14 +70,16 @@ class TestRun:
 
     def test_pairs_are_clips_and_the_first_caption_of_each(self, run):
         audio, text = run.pairs
-        embeddings = run.embeddings
-        assert torch.equal(audio, embeddings["audio"]) and len(text) == len(audio)
-        clip_of = (
-            embeddings["relevance"] if embeddings["relevance"].ndim == 1 else embeddings["relevance"].int().argmax(1)
-        )
+        assert torch.equal(audio, run.embeddings["audio"]) and len(text) == len(audio)
         for clip in range(len(audio)):
-            first = int((clip_of == clip).nonzero()[0])
-            assert torch.equal(text[clip], embeddings["text"][first])
+            first = int((run.embeddings["relevance"] == clip).nonzero()[0])
+            assert torch.equal(text[clip], run.embeddings["text"][first])
+
+    def test_clips_described_alike_take_a_caption_each(self, tmp_path):
+        relevance = torch.tensor([[True, True, False]] * 4 + [[False, False, True]] * 2)
+        tensors = {"audio": torch.eye(3), "text": torch.arange(6.0)[:, None], "relevance": relevance}
+        save_file(tensors, tmp_path / "embeddings.safetensors")
+        assert Run(tmp_path).pairs[1].flatten().tolist() == [0, 1, 4]
 
     def test_the_environment_says_where_and_with_what(self, run):
         made = run.environment

@@ -196,6 +196,7 @@ def test_paired_t_without_spread_or_with_one_seed():
     assert one.difference == 2 and one.p == 1 and np.isnan(one.low) and np.isnan(one.high)
     assert judge(one) == "undecided"
     assert statistics.paired_t([1.0, 2.0], [1.0, 2.0]) == Comparison(0, 0, 0, 1)
+    assert statistics.paired_t([0.1 + 0.2] * 3, [0.3] * 3).p == 1
     shifted = statistics.paired_t([1.1, 2.2], [1.0, 2.1])
     assert shifted.p == 0 and shifted.low == shifted.high == pytest.approx(0.1)
     with pytest.raises(ValueError, match="a finite number for each of the same seeds"):
@@ -241,6 +242,11 @@ def test_deviations_are_pooled_by_their_freedom():
 def test_the_expected_range_is_that_of_the_tables():
     # Tippett 1925: 1.128, 1.693 and 2.326 standard deviations.
     assert [statistics.expected_range(size) for size in (2, 3, 5)] == pytest.approx([1.128, 1.693, 2.326], abs=5e-4)
+
+
+def test_the_p_of_a_range_is_that_of_the_tables():
+    assert statistics.range_p(3.877 * 2, 2.0, 3, 10) == pytest.approx(0.05, abs=5e-4)  # q(0.05; 3, 10) = 3.877
+    assert np.isnan(statistics.range_p(1.0, 1.0, 3, 0))
 
 
 def test_too_few_groups_are_refused():

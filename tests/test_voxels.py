@@ -205,6 +205,20 @@ def after_permutation(size, seed):
     return generator
 
 
+def test_a_penalty_may_cover_all_dimensions_with_the_mean_over_groups():
+    x = points(20, 19, dtype=torch.float64)
+    whole, drawn = UniformityPenalty(VoxelLogistic(0.5), cover="all"), UniformityPenalty(VoxelLogistic(0.5))
+    groups = whole.choose(19, torch.Generator().manual_seed(1))
+    assert groups.shape == (2, 8) and len(set(groups.flatten().tolist())) == 16
+    expected = torch.stack([drawn(x, group) for group in groups]).mean()
+    assert torch.allclose(whole(x, groups), expected)
+    assert torch.allclose(whole(torch.stack([x, 2 * x]), groups), expected.expand(2))
+    assert whole(x, generator=torch.Generator().manual_seed(1)) == whole(x, groups)
+    leaf = x.clone().requires_grad_()
+    whole(leaf, groups).backward()
+    assert (leaf.grad[:, groups.flatten()] != 0).all()
+
+
 def test_gradient_sizes_are_those_of_loss_and_penalty():
     audio, text = F.normalize(points(12, 10), dim=1), F.normalize(points(12, 10, seed=1), dim=1)
     loss, penalty = losses.build("nt_xent"), UniformityPenalty(VoxelLogistic(0.5))
@@ -262,6 +276,8 @@ def test_what_an_assignment_makes_of_scales():
         (lambda: VoxelLogistic(0), "temperature is 0"),
         (lambda: voxel_accuracy(VoxelLogistic(), points=0), "points is 0"),
         (lambda: UniformityPenalty(VoxelLogistic(), "soft"), "'soft'"),
+        (lambda: UniformityPenalty(VoxelLogistic(), cover="some"), "cover is 'some'"),
+        (lambda: UniformityPenalty(VoxelLogistic(), cover="all")(points(dim=4)), "cannot draw 8 of 4"),
         (lambda: UniformityPenalty(VoxelLogistic())(points(dim=4)), "cannot draw 8 of 4"),
     ],
 )
