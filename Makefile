@@ -25,7 +25,7 @@ lab: .venv/.stamp ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
 
 test: lint ## check style and types, run the tests, measure their coverage
-	@$(HOMES) $(PY) -m pytest --cov --cov-fail-under=90
+	@$(HOMES) $(PY) -m pytest -n 2 --dist loadfile --cov --cov-fail-under=90
 
 lint: .venv/.stamp ## check style and types
 	$(PY) -m ruff check .
