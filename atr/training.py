@@ -24,6 +24,8 @@ from atr.sampling import epoch_batches
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed"}
 
+BROKEN_WEIGHTS = "embeddings are not finite before any training: check audio_weights and text_encoder"
+
 
 class TrainingError(RuntimeError):
     """A run cannot go on."""
@@ -154,10 +156,8 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     def evaluate(split: features.Inputs) -> tuple[metrics.Ranks, Tensor, Tensor]:
         audio, text = model.embed(dual, split, to_device, released_batch=released_batch)
         if not (audio.isfinite().all() and text.isfinite().all()):
-            if state is None:
-                raise TrainingError(
-                    "embeddings are not finite before any training: check audio_weights and text_encoder"
-                )
+            if not config.epochs:
+                raise TrainingError(BROKEN_WEIGHTS)
             raise TrainingError("embeddings are not finite: the run has diverged; lower its learning_rates")
         return metrics.ranks((text, audio), split.relevance), audio, text
 
@@ -166,10 +166,9 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
 
     state = _load_state(run.path / "state.pt")
     if state is None:
-        first = scores(validation)
-        best = {} if config.epochs else _copy(network.kept())  # any first epoch is the best so far
-        state = {"epoch": 0, "history": [], "best_epoch": 0, "best": best, "seconds": 0.0}
-        state |= {"best_score": -math.inf, "validation": first}
+        state = {"epoch": 0, "history": [], "best_epoch": 0, "best_score": -math.inf, "seconds": 0.0}
+        if not config.epochs:  # else the first epoch is the best so far
+            state |= {"best": _copy(network.kept()), "validation": scores(validation)}
     else:
         network.load_state_dict(state["model"], strict=False)
         loss_function.load_state_dict(state["loss"])
@@ -190,6 +189,8 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
             clips = train.clip_of_caption[captions]
             audio, text = dual(batch_to(train.audio_batch(clips)), batch_to(train.text_batch(captions)))
             loss = loss_function(audio.float(), text.float(), to_device(torch.from_numpy(clips)))
+            if number == epoch == 0 and not loss.isfinite():
+                raise TrainingError(BROKEN_WEIGHTS)
             total += loss.detach()
             if penalty is not None and weighed is not None:
                 chosen = penalty.choose(config.embedding_dim, drawing)
