@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ CHOICES: dict[str, tuple] = {
     "pooling": ("max_mean", "frequency_mean_max", "frequency_max"),
     "padding": ("masked", "released"),
     "sampler": ("caption_per_clip", "all_captions"),
+    "mining": ("easy", "random", "hard", None),
+    "fixed": ("audio", "text", None),
     "augment": ("specaugment", "patchout", None),
     "optimizer": ("adam", "adamw"),
     "schedule": ("step", "cosine", "constant"),
@@ -24,6 +26,9 @@ CHOICES: dict[str, tuple] = {
     "precision": ("32", "bf16"),
 }
 GROUPS = ("heads", "audio", "text", "loss")
+MINED = ("easy", "hard")  # by embeddings
+# What a stage of training may have of its own.
+STAGED = ("epochs", "sampler", "mining", "fixed", "fixed_head", "learning_rates", "schedule", "step_epochs", "loss")
 BELOW = {
     "text_dropout": 1.0,
     "audio_dropout": 1.0,
@@ -64,6 +69,14 @@ class RunConfig:
     penalty         {"alpha": …, further fields of `atr.voxels.PenaltySettings`}, held without those at their defaults;
                     None: the loss alone
     sampler         see `atr.sampling`
+    mining          "easy", "random", "hard": each epoch's pairs in batches by `atr.mining.mine`, which keeps the last
+                    incomplete one; None: as `sampler` draws them
+    ancillary       fields of the config of the run, on the same corpus, by whose embeddings batches are mined
+    start           fields of the config of the run, with the same networks, whose selected epoch this one starts from
+    fixed           "audio" or "text": this encoder stays as it is, in evaluation mode, its output computed once
+    fixed_head      its head stays as well; else it trains with the other side
+    stages          one after another, each from the best epoch of the one before and with a schedule of its own: the
+                    fields in which each differs from this config, of `STAGED`; None: one stage
     learning_rates  by group: heads, audio, text, loss (its learned parameters); missing groups use heads'
     schedule        "step" (× step_factor every step_epochs), "cosine" (to 0 at the last epoch), "constant"
     warmup_epochs   linear rise from 0, by step
@@ -89,6 +102,12 @@ class RunConfig:
     loss: Mapping[str, Any] = field(default_factory=lambda: {"name": "nt_xent", "temperature": 0.07})
     penalty: Mapping[str, Any] | None = None
     sampler: str = "caption_per_clip"
+    mining: str | None = None
+    ancillary: Mapping[str, Any] | None = None
+    start: Mapping[str, Any] | None = None
+    fixed: str | None = None
+    fixed_head: bool = False
+    stages: Sequence[Mapping[str, Any]] | None = None
     augment: str | None = "specaugment"
     optimizer: str = "adam"
     learning_rates: Mapping[str, float] = field(default_factory=lambda: {"heads": 1e-3})
@@ -167,6 +186,58 @@ class RunConfig:
             if self.embedding_dim < settings.dims:
                 raise ConfigError(f"penalty: draws {settings.dims} dimensions; embedding_dim is {self.embedding_dim}")
             object.__setattr__(self, "penalty", settings.changed())
+        for name, needed in self.needs().items():
+            object.__setattr__(self, name, needed.identity())  # as many words for one run name one run
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        if self.stages is None:
+            if self.mining in MINED and self.ancillary is None:
+                raise ConfigError("mining: needs ancillary, the fields of the config of the run to mine by")
+            if self.fixed_head and self.fixed is None:
+                raise ConfigError("fixed_head: no encoder is fixed; set fixed as well")
+        elif isinstance(self.stages, (str, Mapping)) or not self.stages:
+            raise ConfigError(f"stages: {self.stages!r} is not a list of one stage or more")
+        parts = []
+        for number, stage in enumerate(self.stages or (), start=1):
+            unknown = sorted(set(stage) - set(STAGED))
+            if unknown:
+                raise ConfigError(f"stages: {number}: unknown {', '.join(unknown)}; known: {', '.join(STAGED)}")
+            try:
+                parts.append(self._part(stage))
+            except ConfigError as error:
+                raise ConfigError(f"stages: {number}: {error}") from error
+            if not parts[-1].epochs:
+                raise ConfigError(f"stages: {number}: epochs: 0; a stage trains for one epoch or more")
+        if self.ancillary is not None and not any(part.mining in MINED for part in parts or [self]):
+            raise ConfigError("ancillary: nothing is mined by it; set mining, or leave it out")
+
+    def _part(self, stage: Mapping[str, Any]) -> "RunConfig":
+        mined = stage.get("mining", self.mining) in MINED
+        own: dict[str, Any] = {"stages": None, "start": None, "ancillary": self.ancillary if mined else None}
+        return self.replace(**own, **stage)
+
+    def parts(self) -> list["RunConfig"]:
+        """The config of each stage: this one, if it has a single stage."""
+        return [self._part(stage) for stage in self.stages] if self.stages else [self]
+
+    def needs(self) -> dict[str, "RunConfig"]:
+        """The configs of the runs that this one needs, by the field that holds them."""
+        found = {}
+        for name in ("ancillary", "start"):
+            fields = getattr(self, name)
+            if fields is None:
+                continue
+            try:
+                found[name] = from_dict(fields)
+            except (ConfigError, TypeError) as error:
+                raise ConfigError(f"{name}: {error}") from error
+            alike = ("corpus",) if name == "ancillary" else ("audio_encoder", "text_encoder", "embedding_dim")
+            for field_name in alike:
+                theirs, ours = getattr(found[name], field_name), getattr(self, field_name)
+                if theirs != ours:
+                    raise ConfigError(f"{name}: its {field_name} is {theirs!r}, here {ours!r}; they must be the same")
+        return found
 
     def replace(self, **changes: Any) -> "RunConfig":
         """A copy with some fields changed."""

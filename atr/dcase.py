@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
 from torch import Tensor
 
 from atr import audio as audio_files
@@ -241,11 +240,7 @@ def embed(
     with torch.random.fork_rng():
         prepared = features.prepare(config, held, ("test",), quiet, device)
         torch.manual_seed(config.seed)  # as in training: a random encoder that stays random is in no checkpoint
-        network = model.build(config, prepared)
-    kept = load_file(run.path / "checkpoint.safetensors")
-    if kept.keys() != network.kept().keys():
-        raise ValueError(f"{run.path}: its checkpoint holds other tensors than its config builds; train anew")
-    network.load_state_dict(kept, strict=False)
+        network = model.load(model.build(config, prepared), run)
     fabric = Fabric(accelerator=device, devices=1, precision=training.PRECISIONS[config.precision])
     with store.threads(threads):
         sounds, words = model.embed(fabric.setup(network), prepared.splits["test"], lambda x: x.to(fabric.device))

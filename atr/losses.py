@@ -146,14 +146,23 @@ class NTXent(PairLoss):
     paper: the sum of both directions' means. released, and Tymofieiev 2025, eq. 3.2: half of it.
     same_clip: by default "mask" in `paper` and "negative" in `released`, whose code leaves the clip's other captions in
     the denominator. "positive", as in Tymofieiev 2025: the mean runs over all pairs of a clip with one of its captions.
+    hardest: only so many negatives of each row and column stay in the denominator, the most similar ones: mining within
+    the batch, as a control for mining over the whole training set (Chao 2022). None: all.
     """
 
     same_clip_options = ("mask", "negative", "positive")
 
     def __init__(
-        self, variant: Variant = "paper", temperature: float = 0.07, same_clip: SameClip | None = None
+        self,
+        variant: Variant = "paper",
+        temperature: float = 0.07,
+        same_clip: SameClip | None = None,
+        hardest: int | None = None,
     ) -> None:
         super().__init__(same_clip or ("mask" if variant == "paper" else "negative"))
+        if hardest is not None and (hardest < 1 or self.same_clip == "positive"):
+            raise ValueError(f"hardest is {hardest!r}; give 1 or more, and a same_clip other than 'positive'")
+        self.hardest = hardest
         self.temperature = _above_zero(temperature)
         self.weight = 1.0 if variant == "paper" else 0.5
 
@@ -168,7 +177,19 @@ class NTXent(PairLoss):
         if self.same_clip == "mask":
             logits = logits.masked_fill(same ^ _pairs(same), -torch.inf)
         target = torch.arange(n, device=logits.device)
-        return self.weight * (F.cross_entropy(logits[:n], target) + F.cross_entropy(logits[:, :n].t(), target))
+        texts, audios = logits[:n], logits[:, :n].t()
+        return self.weight * (
+            F.cross_entropy(self._kept(texts, target), target) + F.cross_entropy(self._kept(audios, target), target)
+        )
+
+    def _kept(self, rows: Tensor, target: Tensor) -> Tensor:
+        """Rows with -inf for all but the pair, in column `target`, and its hardest negatives."""
+        if self.hardest is None or self.hardest >= rows.shape[1] - 1:
+            return rows
+        negatives = rows.detach().scatter(1, target[:, None], -torch.inf)
+        weakest = negatives.topk(self.hardest, dim=1).values[:, -1:]
+        dropped = (negatives < weakest).scatter(1, target[:, None], False)
+        return rows.masked_fill(dropped, -torch.inf)
 
 
 class Sigmoid(PairLoss):

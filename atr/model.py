@@ -1,17 +1,22 @@
 """The dual encoder: audio and captions into one space."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atr import encoders
 from atr.config import RunConfig
 from atr.encoders.text import TextEncoder
 from atr.features import AUDIO_BATCH, Inputs, Prepared, encode
+from atr.records import Run
 from atr.store import Packed
+
+SIDES = ("audio", "text")
 
 
 def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -22,7 +27,8 @@ def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 class DualEncoder(nn.Module):
     """Audio encoder → pooling → head and text encoder → head, both L2-normalised (Mei et al. 2022, section 2.2).
 
-    audio_encoder: an `atr.encoders.AudioEncoder`. An encoder that is None has run already: its pooled output comes in.
+    audio_encoder: an `atr.encoders.AudioEncoder`. Inputs without lengths are an encoder's pooled output, so that an
+    encoder that stays fixed need not run again; one that is None has run before.
     With `padding` "released", all clips of a batch count as long as its longest, zeros and all.
     """
 
@@ -44,22 +50,36 @@ class DualEncoder(nn.Module):
 
     def embed_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Pooled features (B, audio_dim), or a batch of `features.audio_input` with lengths → (B, dim), of length 1."""
-        if self.audio_encoder is not None:
-            lengths = None if self.padding == "released" else lengths
-            audio = self.audio_encoder.pool(*encode(self.audio_encoder, audio, lengths))
-        return nn.functional.normalize(self.audio_head(audio), dim=-1)
+        return nn.functional.normalize(self.audio_head(self.pool_audio(audio, lengths)), dim=-1)
 
     def embed_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Pooled features (B, text_dim), or states or ids (B, tokens, …) with lengths → (B, dim), of length 1."""
-        if self.text_encoder is not None:
-            assert lengths is not None
-            text = self.text_encoder(text, lengths)
-        return nn.functional.normalize(self.text_head(text), dim=-1)
+        return nn.functional.normalize(self.text_head(self.pool_text(text, lengths)), dim=-1)
+
+    def pool_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Output (B, audio_dim) of the encoder; without lengths, what comes in is that already."""
+        if lengths is None:
+            return audio
+        return self.audio_encoder.pool(
+            *encode(self.audio_encoder, audio, None if self.padding == "released" else lengths)
+        )
+
+    def pool_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Output (B, text_dim) of the encoder; without lengths, what comes in is that already."""
+        if lengths is None:
+            return text
+        assert self.text_encoder is not None
+        return self.text_encoder(text, lengths)
 
     def forward(
-        self, audio: tuple[Tensor, Tensor | None] | None, text: tuple[Tensor, Tensor | None] | None
+        self,
+        audio: tuple[Tensor, Tensor | None] | None,
+        text: tuple[Tensor, Tensor | None] | None,
+        pooled: bool = False,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Embeddings of a batch of each kind; None gives None."""
+        """Embeddings of a batch of each kind, or with `pooled` the encoders' outputs; None gives None."""
+        if pooled:
+            return audio and self.pool_audio(*audio), text and self.pool_text(*text)
         return audio and self.embed_audio(*audio), text and self.embed_text(*text)
 
     def kept(self) -> dict[str, Tensor]:
@@ -97,13 +117,16 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
 
 
 def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]:
-    """Optimiser groups with their learning rates: heads, audio, text, loss; empty ones left out."""
-    members = {
-        "heads": [*model.audio_head.parameters(), *model.text_head.parameters()],
-        "audio": list(model.audio_encoder.parameters()) if model.audio_encoder is not None else [],
-        "text": list(model.text_encoder.parameters()) if model.text_encoder is not None else [],
-        "loss": list(loss.parameters()),
-    }
+    """Optimiser groups with their learning rates: heads, audio, text, loss; empty ones and what is fixed left out."""
+    encoders = {"audio": model.audio_encoder, "text": model.text_encoder}
+    heads = {"audio": model.audio_head, "text": model.text_head}
+    if config.fixed is not None:
+        encoders[config.fixed] = None
+        if config.fixed_head:
+            heads.pop(config.fixed)
+    members = {"heads": [parameter for head in heads.values() for parameter in head.parameters()]}
+    members |= {name: [] if encoder is None else list(encoder.parameters()) for name, encoder in encoders.items()}
+    members["loss"] = list(loss.parameters())
     trained = {name: [p for p in parameters if p.requires_grad] for name, parameters in members.items()}
     return [
         {"params": parameters, "lr": config.rate(name), "peak": config.rate(name), "name": name}
@@ -112,7 +135,16 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
     ]
 
 
-@torch.no_grad()
+def load(network: DualEncoder, run: Run) -> DualEncoder:
+    """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
+    kept = load_file(run.path / "checkpoint.safetensors")
+    own = network.kept()
+    if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise ValueError(f"{run.path}: its checkpoint holds other tensors than the config builds; train anew")
+    network.load_state_dict(kept, strict=False)
+    return network
+
+
 def embed(
     model: nn.Module,
     inputs: Inputs,
@@ -125,31 +157,57 @@ def embed(
     `to` moves a tensor to the model's device. With `released_batch`, audio is batched as Mei et al. 2022 released it,
     which decides how far each clip is padded: see `released_batches`.
     """
+    audio, text = (_over(model, inputs, side, to, batch_size, released_batch) for side in SIDES)
+    return audio, text
+
+
+def fix(
+    model: nn.Module,
+    inputs: Inputs,
+    side: str,
+    to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    released_batch: int | None = None,
+) -> Inputs:
+    """A split with the output of one side's encoder, "audio" or "text", in evaluation mode, in place of its input."""
+    if isinstance(getattr(inputs, side), Tensor):
+        return inputs
+    pooled = _over(model, inputs, side, to, 256, released_batch, pooled=True)
+    return replace(inputs, audio=pooled) if side == "audio" else replace(inputs, text=pooled)
+
+
+@torch.no_grad()
+def _over(
+    model: nn.Module,
+    inputs: Inputs,
+    side: str,
+    to: Callable[[Tensor], Tensor],
+    batch_size: int,
+    released_batch: int | None,
+    pooled: bool = False,
+) -> Tensor:
+    rows: Tensor | Packed = getattr(inputs, side)
+    batch = inputs.audio_batch if side == "audio" else inputs.text_batch
+    waveforms = isinstance(rows, Packed) and rows.data.dtype == np.int16
+    if side == "audio" and waveforms and released_batch is not None:
+        batches = released_batches(inputs.clip_of_caption, released_batch)
+    else:  # rows of like length together: less padding to compute
+        order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
+        size = min(batch_size, AUDIO_BATCH) if waveforms else batch_size
+        batches = [(part, part) for part in np.split(order, range(size, len(order), size))]
     training = model.training
     model.eval()
-
-    def run(rows: Tensor | Packed, batch: Callable, kind: int) -> Tensor:
-        waveforms = isinstance(rows, Packed) and rows.data.dtype == np.int16
-        if kind == 0 and waveforms and released_batch is not None:
-            batches = released_batches(inputs.clip_of_caption, released_batch)
-        else:  # rows of like length together: less padding to compute
-            order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
-            size = min(batch_size, AUDIO_BATCH) if waveforms else batch_size
-            batches = [(part, part) for part in np.split(order, range(size, len(order), size))]
-        result = None
-        for members, wanted in batches:
-            tensor, lengths = batch(members)
-            pair = (to(tensor), None if lengths is None else to(lengths))
-            done = model(*((pair, None) if kind == 0 else (None, pair)))[kind].float().cpu()
-            if result is None:
-                result = torch.empty(len(rows), done.shape[1])
-            result[wanted] = done[np.isin(members, wanted)]
-        assert result is not None
-        return result
-
-    embedded = run(inputs.audio, inputs.audio_batch, 0), run(inputs.text, inputs.text_batch, 1)
+    result = None
+    for members, wanted in batches:
+        tensor, lengths = batch(members)
+        pair = (to(tensor), None if lengths is None else to(lengths))
+        done = model(**({side: pair, "pooled": pooled} | {other: None for other in SIDES if other != side}))
+        done = done[SIDES.index(side)].float().cpu()
+        if result is None:
+            result = torch.empty(len(rows), done.shape[1])
+        result[wanted] = done[np.isin(members, wanted)]
     model.train(training)
-    return embedded
+    assert result is not None
+    return result
 
 
 def released_batches(clip_of_caption: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -116,22 +116,28 @@ def signature(config: RunConfig) -> tuple:
 def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
     """What a run needs, from a measurement of its signature and the size of its corpus.
 
-    A batch is about as long as the longest clips; evaluation puts clips of like length together.
+    A batch is about as long as the longest clips; evaluation puts clips of like length together. A stage whose encoder
+    is fixed counts as if it were trained, so such runs are faster than this; mining is not counted.
     """
     limit = config.max_seconds or math.inf
     measured, batched = measured.at(min(data.seconds, limit)), measured.at(min(data.longest or data.seconds, limit))
-    pairs = data.captions["train"] if config.sampler == "all_captions" else data.clips["train"]
-    steps = max(1, pairs // config.batch_size)
+    parts = config.parts()
+    epochs = sum(part.epochs for part in parts)
+
+    def steps_an_epoch(part: RunConfig) -> int:
+        pairs = data.captions["train"] if part.sampler == "all_captions" else data.clips["train"]
+        return max(1, -(-pairs // part.batch_size) if part.mining else pairs // part.batch_size)
 
     def embedded(split: str) -> float:
         return data.clips.get(split, 0) * measured.clip + data.captions.get(split, 0) * measured.caption
 
     step = batched.fixed + config.batch_size * batched.pair
-    seconds = config.epochs * (steps * step + embedded("validation")) + embedded("validation") + embedded("test")
+    steps = sum(part.epochs * steps_an_epoch(part) for part in parts)
+    seconds = steps * step + epochs * embedded("validation") + len(parts) * embedded("test")
     memory = batched.parameters + 3 * batched.trained + batched.held + config.batch_size * batched.activations
     embeddings = 4 * config.embedding_dim * (data.clips.get("test", 0) + data.captions.get("test", 0))
     return Cost(
-        config.epochs * steps, seconds, memory, measured.kept + embeddings, 4 * measured.kept + 4 * measured.trained
+        steps, seconds, memory, measured.kept + embeddings, 4 * measured.kept + 4 * measured.trained
     )  # a new state is written beside the old one
 
 
@@ -299,7 +305,7 @@ def summary(
                 "recipe": config.recipe,
                 "training": config.training,
                 "batch": config.batch_size,
-                "epochs": config.epochs,
+                "epochs": sum(part.epochs for part in config.parts()),
                 "runs": 1,
                 "finished": int(finished),
                 "steps": needs.steps,

@@ -146,6 +146,11 @@ class Run:
         return self._metrics["validation"]
 
     @property
+    def stages(self) -> list[dict[str, Any]]:
+        """What each stage came to, where a run has several: test, validation, best_epoch, as for the whole run."""
+        return self._metrics.get("stages", [])
+
+    @property
     def best_epoch(self) -> int:
         """The selected epoch, from 1; 0 is before any training."""
         return self._metrics["best_epoch"]
@@ -161,7 +166,8 @@ class Run:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: epoch, loss (without any penalty), learning rate, validation metrics; with a penalty also
+        """A row an epoch: stage, where there are several, epoch, loss (without any penalty; by each stage's own loss),
+        learning rate, validation metrics; with a penalty also
         batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats.
         """
         return pd.read_csv(self.path / "history.csv")

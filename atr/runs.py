@@ -45,9 +45,12 @@ class Runs:
 def describe(config: RunConfig) -> str:
     """A config in a few words."""
     penalty = f" α {config.penalty['alpha']:g}" if config.penalty else ""
+    stages = f" in {len(config.stages)} stages" if config.stages else ""
+    mined = f" {config.mining} batches" if config.mining else ""
+    source = f" from {config.needs()['start'].corpus['name']}" if config.start else ""
     return (
-        f"{config.loss['name']}{penalty} {config.training} D{config.embedding_dim} B{config.batch_size} "
-        f"lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}"
+        f"{config.loss['name']}{penalty} {config.training}{stages}{mined} D{config.embedding_dim} "
+        f"B{config.batch_size} lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}{source}"
     )
 
 
@@ -70,6 +73,7 @@ class Task:
     corpus: Corpus
     run: Run
     places: list[int]
+    needs: set[str]  # addresses of other runs
 
 
 def run_all(
@@ -113,13 +117,15 @@ def run_all(
                 key = store.content_key(dict(config.corpus))
                 if key not in corpora:
                     corpora[key] = training.corpus_of(config, root)
-                run = training.locate(config, corpora[key], runs, quiet)
+                run = training.locate(config, corpora[key], runs, quiet, root=root)
                 if run.address not in tasks:
                     if not run.finished:
                         features.prepare(
                             config, corpora[key], quiet=quiet, device=device
                         )  # once, here, on all cores or the GPU
-                    tasks[run.address] = Task(config, corpora[key], run, [])
+                    needed = training.needed(config, corpora[key], root).values()
+                    needs = {training.locate(*one, runs, quiet, root=root).address for one in needed}
+                    tasks[run.address] = Task(config, corpora[key], run, [], needs)
                 tasks[run.address].places.append(place)
             except Exception as error:
                 outcome.failures[place] = f"{type(error).__name__}: {error}"
@@ -130,14 +136,16 @@ def run_all(
         for task in tasks.values():
             if task.run.finished:
                 settle(task, None)
-        for task, exitcode in _side_by_side(todo, workers or default_workers(device), device, runs):
+        for task, exitcode in _side_by_side(todo, workers or default_workers(device), device, runs, root):
             settle(task, exitcode)
     return outcome
 
 
-def _side_by_side(tasks: list[Task], workers: int, device: str, runs: Path | None) -> Iterator[tuple[Task, int | None]]:
+def _side_by_side(
+    tasks: list[Task], workers: int, device: str, runs: Path | None, root: str | Path | None
+) -> Iterator[tuple[Task, int | None]]:
     """Run tasks in processes: the released recipe first, heads before encoders, the shortest first, so that a table
-    soon has rows; give each as it ends.
+    soon has rows; none beside a run that it needs; give each as it ends.
     """
     context = store.worker_context()
     running: dict[int, tuple[Any, Task]] = {}
@@ -148,9 +156,14 @@ def _side_by_side(tasks: list[Task], workers: int, device: str, runs: Path | Non
     waiting = sorted(tasks, key=order, reverse=True)
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                task = waiting.pop()
-                work = (task.config, task.corpus, device, runs, store.file_hashes)
+            while len(running) < workers:
+                under_way = {task.run.address for task in [*waiting, *(task for _, task in running.values())]}
+                ready = [task for task in waiting if not task.needs & under_way]
+                if not ready:
+                    break
+                task = ready[-1]
+                waiting.remove(task)
+                work = (task.config, task.corpus, device, runs, root, store.file_hashes)
                 process = context.Process(target=_work, args=work, daemon=True)
                 process.start()
                 running[process.sentinel] = (process, task)
@@ -163,10 +176,12 @@ def _side_by_side(tasks: list[Task], workers: int, device: str, runs: Path | Non
             process.terminate()
 
 
-def _work(config: RunConfig, corpus: Corpus, device: str, runs: Path | None, file_hashes: dict) -> None:
+def _work(
+    config: RunConfig, corpus: Corpus, device: str, runs: Path | None, root: str | Path | None, file_hashes: dict
+) -> None:
     store.file_hashes.update(file_hashes)
     try:
-        training.fit(config, corpus, device=device, runs=runs)
+        training.fit(config, corpus, root=root, device=device, runs=runs)
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -187,9 +202,9 @@ HEAD_SECONDS = 4e-8  # of a step, for each of the embedding dimension's square: 
 
 
 def pairs(config: RunConfig) -> int:
-    """(clip, caption) pairs that a run visits; a corpus of unknown size counts as 1,200 clips."""
+    """(clip, caption) pairs that a run visits in its stages; a corpus of unknown size counts as 1,200 clips."""
     clips = config.corpus.get("train", 1200)
-    return config.epochs * clips * (5 if config.sampler == "all_captions" else 1)
+    return sum(part.epochs * clips * (5 if part.sampler == "all_captions" else 1) for part in config.parts())
 
 
 def cost(config: RunConfig) -> float:

@@ -76,7 +76,7 @@ def plan(
                 rows[key] = {
                     "notebooks": "",
                     "run": runs.describe(config),
-                    "epochs": config.epochs,
+                    "epochs": sum(part.epochs for part in config.parts()),
                     "finished": _finished(config, corpora[name], chosen),
                     "seconds": runs.cost(config),
                     "config": config,
@@ -99,7 +99,7 @@ def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> boo
     if corpus is None or not profile.runs.is_dir():
         return False
     try:
-        return training.locate(config, corpus, profile.runs, fetch=False).finished
+        return training.locate(config, corpus, profile.runs, fetch=False, root=profile.root).finished
     except (ValueError, OSError):
         return False
 

@@ -74,7 +74,7 @@ def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFra
             "batch": config.batch_size,
             "dim": config.embedding_dim,
             "alpha": config.penalty["alpha"] if config.penalty else 0.0,
-            "epochs": config.epochs,
+            "epochs": sum(part.epochs for part in config.parts()),
             "seed": config.seed,
             "best_epoch": run.best_epoch,
             "validation_t2a_r10": run.validation["t2a_r10"],

@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from atr import features, losses, metrics, model, records, store, voxels
+from atr import features, losses, metrics, mining, model, records, store, voxels
 from atr.config import RunConfig
 from atr.corpora import IN_FOLDER, load_corpus
 from atr.corpora.corpus import Corpus
@@ -93,9 +93,13 @@ def fit(
     """
     device = resolve_device(device)
     corpus = corpus or corpus_of(config, root)
-    run = locate(config, corpus, runs, quiet)
+    run = locate(config, corpus, runs, quiet, root=root)
     if run.finished:
         return run
+    others = {
+        name: fit(other, given, root=root, device=device, runs=runs, threads=threads, quiet=quiet)
+        for name, (other, given) in needed(config, corpus, root).items()
+    }
     run.path.mkdir(parents=True, exist_ok=True)
     locks = run.path.parent / ".locks"
     locks.mkdir(exist_ok=True)
@@ -106,44 +110,84 @@ def fit(
                 clips = corpus.clips[["clip", "split"]]
                 store.write_atomic(run.path / "clips.csv", lambda path: clips.to_csv(path, index=False))
                 with store.threads(threads):
-                    _train(config, prepared, run, device, threads)
+                    _train(config, corpus, prepared, run, others, device, threads)
             except Exception:
                 (run.path / "error.txt").write_text(traceback.format_exc())
                 raise
     return Run(run.path)
 
 
-def locate(config: RunConfig, corpus: Corpus, runs: Path | None = None, quiet: bool = True, fetch: bool = True) -> Run:
+def locate(
+    config: RunConfig,
+    corpus: Corpus,
+    runs: Path | None = None,
+    quiet: bool = True,
+    fetch: bool = True,
+    root: str | Path | None = None,
+) -> Run:
     """The run of a config, finished or not; makes or fetches the weights that it starts from where they are missing,
     or raises FileNotFoundError without `fetch`.
     """
-    weights = features.weights(config, corpus, quiet, fetch)
-    return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, weights.fingerprints))
+    fingerprints = features.weights(config, corpus, quiet, fetch).fingerprints
+    for name, (other, given) in needed(config, corpus, root).items():
+        fingerprints = fingerprints | {name: locate(other, given, runs, quiet, fetch, root).address}
+    return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
 
 
-def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str, threads: int) -> None:
+def needed(config: RunConfig, corpus: Corpus, root: str | Path | None) -> dict[str, tuple[RunConfig, Corpus]]:
+    """The configs of the runs that a run needs, each with its corpus."""
+    return {
+        name: (other, corpus if other.corpus == config.corpus else corpus_of(other, root))
+        for name, other in config.needs().items()
+    }
+
+
+def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -> Tensor:
+    """(captions, D) ancillary embeddings of the training pairs of a finished run's corpus, computed once: of each
+    caption with its clip (`mining.ancillary`), by the run's selected epoch.
+    """
+
+    def build(folder: Path) -> None:
+        prepared = features.prepare(run.config, corpus, ("train",), True, device)
+        with torch.random.fork_rng():
+            torch.manual_seed(run.config.seed)  # a random encoder that stays random is in no checkpoint
+            network = model.load(model.build(run.config, prepared), run)
+        fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[run.config.precision])
+        split = prepared.splits["train"]
+        size = run.config.batch_size if run.config.padding == "released" else None
+        with store.threads(threads):
+            audio, text = model.embed(fabric.setup(network), split, lambda x: x.to(fabric.device), released_batch=size)
+            pairs = mining.ancillary(audio[torch.tensor(split.clip_of_caption)], text)
+        save_file({"embeddings": pairs}, folder / "embeddings.safetensors")
+
+    return load_file(store.cached("ancillary", run.address, build) / "embeddings.safetensors")["embeddings"]
+
+
+def _train(
+    config: RunConfig,
+    corpus: Corpus,
+    prepared: features.Prepared,
+    run: Run,
+    others: dict[str, Run],
+    device: str,
+    threads: int,
+) -> None:
     records.write_json(run.path / "config.json", {"result_version": records.RESULT_VERSION, "config": config.to_dict()})
     (run.path / "error.txt").unlink(missing_ok=True)
     started = time.perf_counter()
     if device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    train, validation, test = (prepared.splits[name] for name in ("train", "validation", "test"))
 
     fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[config.precision])
+    mined_by = ancillary(others["ancillary"], corpus, device, threads).to(fabric.device) if config.ancillary else None
     torch.manual_seed(config.seed)
     network = model.build(config, prepared)
-    loss_function = losses.build(**config.loss, variant=config.recipe).to(fabric.device)
+    if config.start:
+        model.load(network, others["start"])
     weighed = voxels.settings(config.penalty) if config.penalty else None
     penalty = weighed.build().to(fabric.device) if weighed else None
-    network.to(fabric.device)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    groups = model.groups(network, loss_function, config)
-    if groups:
-        optimizer = kinds[config.optimizer](groups, weight_decay=config.weight_decay, fused=True)
-        dual, optimizer = fabric.setup(network, optimizer)
-    else:  # an external model has nothing to train
-        dual = fabric.setup(network)
-    trained = [parameter for group in groups for parameter in group["params"]]
+    dual = fabric.setup(network)
+    released_batch = config.batch_size if config.padding == "released" else None
 
     def to_device(tensor: Tensor) -> Tensor:
         return tensor.to(fabric.device, non_blocking=True)
@@ -151,12 +195,10 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     def batch_to(pair: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
         return to_device(pair[0]), None if pair[1] is None else to_device(pair[1])
 
-    released_batch = config.batch_size if config.padding == "released" else None
-
     def evaluate(split: features.Inputs) -> tuple[metrics.Ranks, Tensor, Tensor]:
         audio, text = model.embed(dual, split, to_device, released_batch=released_batch)
         if not (audio.isfinite().all() and text.isfinite().all()):
-            if not config.epochs:
+            if not last_epoch:
                 raise TrainingError(BROKEN_WEIGHTS)
             raise TrainingError("embeddings are not finite: the run has diverged; lower its learning_rates")
         return metrics.ranks((text, audio), split.relevance), audio, text
@@ -164,64 +206,109 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
     def scores(split: features.Inputs) -> dict[str, float]:
         return metrics.retrieval_metrics(evaluate(split)[0])
 
+    parts = config.parts()
+    last_epoch = sum(part.epochs for part in parts)
     state = _load_state(run.path / "state.pt")
     if state is None:
-        state = {"epoch": 0, "history": [], "best_epoch": 0, "best_score": -math.inf, "seconds": 0.0}
-        if not config.epochs:  # else the first epoch is the best so far
-            state |= {"best": _copy(network.kept()), "validation": scores(validation)}
+        state = {"epoch": 0, "history": [], "stages": [], "seconds": 0.0}
+        if not last_epoch:  # else the first epoch is the best so far
+            state |= {
+                "best": _copy(network.kept()),
+                "best_epoch": 0,
+                "validation": scores(prepared.splits["validation"]),
+            }
     else:
         network.load_state_dict(state["model"], strict=False)
-        loss_function.load_state_dict(state["loss"])
-        optimizer.load_state_dict(state["optimizer"])
     spent = state["seconds"]
 
-    for epoch in range(state["epoch"], config.epochs):
-        torch.manual_seed(config.seed * 100_003 + epoch + 1)  # dropout and SpecAugment: a function of seed and epoch
-        batches = epoch_batches(train.clip_of_caption, config.batch_size, config.sampler, config.seed, epoch)
-        network.train()
-        total = torch.zeros((), device=fabric.device)
-        evenness = torch.zeros(2, device=fabric.device)
-        drawing = torch.Generator().manual_seed(config.seed * 100_003 + epoch + 1)  # so that dropout is undisturbed
-        for number, captions in enumerate(batches):
-            factor = rate_factor(config, epoch * len(batches) + number, len(batches))
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            clips = train.clip_of_caption[captions]
-            audio, text = dual(batch_to(train.audio_batch(clips)), batch_to(train.text_batch(captions)))
-            loss = loss_function(audio.float(), text.float(), to_device(torch.from_numpy(clips)))
-            if number == epoch == 0 and not loss.isfinite():
-                raise TrainingError(BROKEN_WEIGHTS)
-            total += loss.detach()
-            if penalty is not None and weighed is not None:
-                chosen = penalty.choose(config.embedding_dim, drawing)
-                h = penalty(torch.stack([audio, text]), chosen)
-                evenness += h.detach()
-                loss = loss - weighed.alpha * h.sum()
-            optimizer.zero_grad()
-            fabric.backward(loss)
-            if config.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
-            optimizer.step()
-        mean_loss = float(total) / len(batches)
-        if not math.isfinite(mean_loss):
-            raise TrainingError(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
-        found = scores(validation)
-        rate = config.rate("heads") * rate_factor(config, epoch * len(batches), len(batches))
-        row = {"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate, **found}
-        if penalty is not None:
-            row |= dict(zip(("batch_h_audio", "batch_h_text"), (evenness / len(batches)).tolist(), strict=True))
-        state["history"].append(row)
-        score = selection_score(config, found, epoch + 1)
-        if score >= state["best_score"]:
-            state |= {"best_score": score, "best_epoch": epoch + 1, "validation": found, "best": _copy(network.kept())}
-        state |= {"epoch": epoch + 1, "seconds": spent + time.perf_counter() - started}
-        state |= {"model": network.kept(), "loss": loss_function.state_dict(), "optimizer": optimizer.state_dict()}
-        if epoch + 1 < config.epochs:  # what follows the last epoch is short
-            store.write_atomic(run.path / "state.pt", partial(_save_state, state))
-        _write_history(run.path, state["history"])
+    for stage, part in enumerate(parts):
+        if stage < len(state["stages"]):
+            continue
+        before = sum(part.epochs for part in parts[:stage])
+        loss_function = losses.build(**part.loss, variant=part.recipe).to(fabric.device)
+        optimizer: Any = None
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        groups = model.groups(network, loss_function, part)
+        trained = [parameter for group in groups for parameter in group["params"]]
+        if groups:  # an external model has nothing to train
+            optimizer = fabric.setup_optimizers(
+                kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=True)
+            )
+        if state["epoch"] > before:
+            loss_function.load_state_dict(state["loss"])
+            optimizer.load_state_dict(state["optimizer"])
+        else:
+            state["best_score"] = -math.inf
+            if stage:
+                network.load_state_dict(state["best"], strict=False)
+        train, validation = prepared.splits["train"], prepared.splits["validation"]
+        if part.fixed is not None:
+            train, validation = (
+                model.fix(dual, split, part.fixed, to_device, released_batch) for split in (train, validation)
+            )
 
-    network.load_state_dict(state["best"], strict=False)
-    ranks, audio, text = evaluate(test)
+        for epoch in range(state["epoch"], before + part.epochs):
+            seed = config.seed * 100_003 + epoch + 1  # dropout and SpecAugment: a function of seed and epoch
+            torch.manual_seed(seed)
+            batches = epoch_batches(
+                train.clip_of_caption,
+                part.batch_size,
+                part.sampler,
+                part.seed,
+                epoch,
+                mining=part.mining,
+                embeddings=mined_by,
+            )
+            network.train()
+            total = torch.zeros((), device=fabric.device)
+            evenness = torch.zeros(2, device=fabric.device)
+            drawing = torch.Generator().manual_seed(seed)  # so that dropout is undisturbed
+            for number, captions in enumerate(batches):
+                factor = rate_factor(part, (epoch - before) * len(batches) + number, len(batches))
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * factor
+                clips = train.clip_of_caption[captions]
+                audio, text = dual(batch_to(train.audio_batch(clips)), batch_to(train.text_batch(captions)))
+                loss = loss_function(audio.float(), text.float(), to_device(torch.from_numpy(clips)))
+                if number == epoch == 0 and not loss.isfinite():
+                    raise TrainingError(BROKEN_WEIGHTS)
+                total += loss.detach()
+                if penalty is not None and weighed is not None:
+                    chosen = penalty.choose(config.embedding_dim, drawing)
+                    h = penalty(torch.stack([audio, text]), chosen)
+                    evenness += h.detach()
+                    loss = loss - weighed.alpha * h.sum()
+                optimizer.zero_grad()
+                fabric.backward(loss)
+                if part.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(trained, part.clip_norm)
+                optimizer.step()
+            mean_loss = float(total) / len(batches)
+            if not math.isfinite(mean_loss):
+                raise TrainingError(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
+            found = scores(validation)
+            rate = part.rate("heads") * rate_factor(part, (epoch - before) * len(batches), len(batches))
+            row: dict[str, Any] = {"stage": stage + 1} if config.stages else {}
+            row |= {"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate, **found}
+            if penalty is not None:
+                row |= dict(zip(("batch_h_audio", "batch_h_text"), (evenness / len(batches)).tolist(), strict=True))
+            state["history"].append(row)
+            score = selection_score(part, found, epoch + 1)
+            if score >= state["best_score"]:
+                best = {"best_score": score, "best_epoch": epoch + 1, "validation": found}
+                state |= best | {"best": _copy(network.kept())}
+            state |= {"epoch": epoch + 1, "seconds": spent + time.perf_counter() - started}
+            state |= {"model": network.kept(), "loss": loss_function.state_dict(), "optimizer": optimizer.state_dict()}
+            if epoch + 1 < last_epoch:  # what follows the last epoch is short
+                store.write_atomic(run.path / "state.pt", partial(_save_state, state))
+            _write_history(run.path, state["history"])
+
+        network.load_state_dict(state["best"], strict=False)
+        ranks, audio, text = evaluate(prepared.splits["test"])
+        chosen_epoch = {"best_epoch": state["best_epoch"], "validation": state["validation"]}
+        state["stages"].append({"test": metrics.retrieval_metrics(ranks), **chosen_epoch})
+
+    test = prepared.splits["test"]
     embeddings = {"audio": audio, "text": text, "relevance": torch.from_numpy(test.relevance)}
     embeddings |= {"t2a": torch.from_numpy(ranks.t2a), "a2t": torch.from_numpy(ranks.a2t)}
     store.write_atomic(run.path / "embeddings.safetensors", lambda path: save_file(_contiguous(embeddings), path))
@@ -233,8 +320,8 @@ def _train(config: RunConfig, prepared: features.Prepared, run: Run, device: str
         run.path / "environment.json",
         {**records.environment(name, threads), "seconds": round(seconds, 3), "weights": prepared.fingerprints},
     )
-    best = {"best_epoch": state["best_epoch"], "validation": state["validation"]}
-    records.write_json(run.path / "metrics.json", {"test": metrics.retrieval_metrics(ranks), **best})
+    stages = {"stages": state["stages"]} if config.stages else {}
+    records.write_json(run.path / "metrics.json", state["stages"][-1] | stages)
     (run.path / "state.pt").unlink(missing_ok=True)
 
 

@@ -328,5 +328,5 @@ def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):
     kept.pop("audio_head.0.weight")
     save_file(kept, other.path / "checkpoint.safetensors")
     (other.path / "environment.json").write_text(json.dumps(run.environment))
-    with pytest.raises(ValueError, match="checkpoint holds other tensors than its config builds; train anew"):
+    with pytest.raises(ValueError, match="checkpoint holds other tensors than the config builds; train anew"):
         embed(other, files, captions)

@@ -120,6 +120,34 @@ def test_nt_xent_by_hand_and_half_of_it_as_released():
     assert from_rows(losses.build("nt_xent", "released"), rows) == pytest.approx(texts / 2)
 
 
+def test_nt_xent_of_the_hardest_negatives_by_hand():
+    rows = [[0.9, 0.2, 0.1], [0.3, 0.8, 0.7], [0.0, 0.6, 0.5]]  # audio by text
+    loss = losses.build("nt_xent", "paper", temperature=0.1, hardest=1)
+
+    def one(positive, negative):
+        return np.log1p(np.exp((negative - positive) / 0.1))
+
+    of_audio = one(0.9, 0.2) + one(0.8, 0.7) + one(0.5, 0.6)
+    of_text = one(0.9, 0.3) + one(0.8, 0.6) + one(0.5, 0.7)
+    assert from_rows(loss, rows) == pytest.approx((of_audio + of_text) / 3)
+    everything = losses.build("nt_xent", "paper", temperature=0.1)
+    assert from_rows(losses.build("nt_xent", "paper", temperature=0.1, hardest=2), rows) == from_rows(everything, rows)
+    assert from_rows(loss, rows) < from_rows(everything, rows)
+
+
+def test_a_masked_caption_is_no_hardest_negative():
+    rows = [[0.9, 0.8, 0.1], [0.8, 0.9, 0.2], [0.1, 0.2, 0.9]]
+    loss = losses.build("nt_xent", "paper", temperature=0.1, hardest=1)
+    shared = from_rows(loss, rows, [0, 0, 1], [0, 0, 1])
+    assert shared == pytest.approx(2 / 3 * sum(np.log1p(np.exp((n - 0.9) / 0.1)) for n in (0.1, 0.2, 0.2)))
+
+
+def test_hardest_has_to_be_one_or_more():
+    for wrong in ({"hardest": 0}, {"hardest": 2, "same_clip": "positive"}):
+        with pytest.raises(ValueError, match="hardest is"):
+            losses.build("nt_xent", **wrong)
+
+
 def test_nt_xent_positive_averages_all_pairs_of_a_clip():
     rows = [[0.5, 0.2, 0.1], [0.3, 0.4, 0.0], [0.2, 0.1, 0.6]]
     value = from_rows(
@@ -247,7 +275,7 @@ def test_errors_name_what_is_known():
         losses.build("ntxent")
     with pytest.raises(ValueError, match=r"variant 'text'; known: 'paper', 'released'"):
         losses.build("nt_xent", "text")
-    with pytest.raises(ValueError, match=r"'margin'; known: 'temperature', 'same_clip', 'mask_same_clip'"):
+    with pytest.raises(ValueError, match=r"'margin'; known: 'temperature', 'same_clip', 'hardest', 'mask_same_clip'"):
         losses.build("nt_xent", margin=0.2)
     with pytest.raises(ValueError, match=r"'positive'; TripletSum knows 'mask', 'negative'"):
         losses.build("triplet_sum", same_clip="positive")

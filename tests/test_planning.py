@@ -28,9 +28,13 @@ def test_steps_and_seconds_of_a_run_by_hand():
     cost = planning.cost(config, FROZEN, DATA)
     assert cost.steps == 3 * (500 // 32)
     validation, test = 10 * 0.03 + 50 * 0.01, 20 * 0.03 + 100 * 0.01
-    # validated before training and after each epoch, tested once
-    assert cost.seconds == pytest.approx(45 * (1.0 + 32 * 0.1) + 4 * validation + test)
+    # validated after each epoch, tested once
+    assert cost.seconds == pytest.approx(45 * (1.0 + 32 * 0.1) + 3 * validation + test)
     assert planning.cost(config.replace(sampler="caption_per_clip"), FROZEN, DATA).steps == 3 * (100 // 32)
+    # tested after each stage; mined batches keep the last one
+    staged = planning.cost(config.replace(stages=[{}, {"epochs": 1, "mining": "random"}]), FROZEN, DATA)
+    assert staged.steps == 3 * 15 + 16
+    assert staged.seconds == pytest.approx(61 * (1.0 + 32 * 0.1) + 4 * validation + 2 * test)
 
 
 def test_memory_and_disk_of_a_run_by_hand():

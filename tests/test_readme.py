@@ -7,11 +7,28 @@ import sys
 import numpy as np
 import soundfile
 
+import atr
 from atr import store
 
 
+def blocks():
+    return re.findall(r"```python\n(.*?)```", (store.PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+
+
+def test_the_configs_in_stages_and_from_another_corpus_are_sound():
+    space = {"atr": atr}
+    exec(blocks()[1], space)
+    baseline, curriculum, elsewhere = (space[name] for name in ("baseline", "curriculum", "elsewhere"))
+    assert [(part.fixed, part.mining) for part in curriculum.parts()] == [
+        ("text", "easy"),
+        ("audio", "random"),
+        (None, "hard"),
+    ]
+    assert curriculum.needs() == {"ancillary": baseline} and elsewhere.needs() == {"start": baseline}
+
+
 def test_the_ten_lines_for_own_sounds_run(tmp_path, homes):
-    (code,) = re.findall(r"```python\n(.*?)```", (store.PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    code = blocks()[0]
     small = {
         'load_corpus("soundscapes")': 'load_corpus("soundscapes", train=32, validation=4, test=4, duration=4.0)',
         "epochs=10": "epochs=1",
