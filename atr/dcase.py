@@ -16,11 +16,13 @@ from __future__ import annotations
 import ast
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import soundfile
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -193,6 +195,35 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
     matrix = np.zeros((len(distinct), len(names)), dtype=bool)
     matrix[pairs] = True
     return matrix[of_query]
+
+
+def export(corpus: Corpus, folder: StrPath) -> tuple[list[Path], list[str], np.ndarray]:
+    """A one-split corpus as organisers hand out an evaluation set: its clips as WAV files (16 bits, one channel) in
+    `folder`, and the first caption of each as a query. Returns files, queries, and relevance as `score` takes it.
+    """
+    files = []
+    for clip in corpus.clips["clip"]:
+        waveform, rate = corpus.read(clip)
+        files.append(Path(folder) / f"{clip.replace('/', '_')}.wav")
+        written = partial(soundfile.write, data=waveform, samplerate=rate, subtype="PCM_16", format="WAV")
+        store.write_atomic(files[-1], written)
+    first = corpus.captions.drop_duplicates("clip")
+    return files, first["caption"].tolist(), corpus.relevance()[first.index.to_numpy()]
+
+
+def same_events(corpus: Corpus) -> np.ndarray:
+    """(captions, clips) bool, for a corpus of one split that knows its events: a caption fits every clip with the same
+    kinds of sound as its own clip. A stand-in for annotations such as those of 2025.
+
+    ValueError: a clip without an event.
+    """
+    heard = corpus.events.groupby("clip")["event"].agg(lambda names: " ".join(sorted(set(names))))
+    kinds = corpus.clips["clip"].map(heard)
+    if kinds.isna().any():
+        clip = corpus.clips["clip"][kinds.isna()].iloc[0]
+        raise ValueError(f"corpus {corpus.name!r}: {kinds.isna().sum()} clips without events, such as {clip!r}")
+    of_caption = corpus.captions["clip"].map(heard)
+    return of_caption.to_numpy()[:, None] == kinds.to_numpy()[None]
 
 
 def embed(

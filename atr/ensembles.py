@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atr import metrics
-from atr.metrics import Direction, Matrix, Ranks, relevant_pairs
+from atr.metrics import Ranks
 from atr.records import Run
 
 
@@ -65,21 +65,6 @@ def ensemble(runs: Sequence[Run]) -> Ranks:
     return metrics.ranks(embeddings(runs), runs[0].embeddings["relevance"])
 
 
-def clip_precision(ranks: Ranks, relevance: Matrix, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
-    """(clips,) average precision at k of each clip, in percent: what `statistics.clip_scores` is for R@k.
-
-    t2a: the mean over the clip's captions; a2t: that of the clip as a query. relevance: as `metrics.ranks` took it.
-    The mean over clips is mAP@k; with t2a, where clips have equally many captions.
-    """
-    table = getattr(ranks, direction)
-    found = (table > 0) & (table <= k)
-    precision = np.where(found, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0)
-    average = 100 * precision.sum(1) / (table > 0).sum(1)
-    captions, clips = relevant_pairs(relevance, (len(ranks.t2a), len(ranks.a2t)))
-    if direction == "a2t":
-        return average
-    return np.bincount(clips, weights=average[captions]) / np.bincount(clips)
-
-
 def _test_clips(run: Run) -> list[str]:
-    return run.clips.loc[run.clips["split"] == "test", "clip"].tolist()
+    split = "test" if run.clips["split"].eq("test").any() else "validation"  # as `features.prepare` has it
+    return run.clips.loc[run.clips["split"] == split, "clip"].tolist()

@@ -161,7 +161,7 @@ def prepare(
     config: RunConfig, corpus: Corpus, splits: tuple[str, ...] = SPLITS, quiet: bool = False, device: str = "cpu"
 ) -> Prepared:
     """Everything that `config` reads of `corpus`, from the store; what is missing there is computed now, frozen
-    features on `device`.
+    features on `device`. Where a corpus has no test clips, its validation clips are tested on.
     """
     prepared = weights(config, corpus, quiet)
     # Built only if the store lacks something: loading a model takes longer than many a frozen run's epoch.
@@ -181,6 +181,9 @@ def prepare(
     if config.padding == "released" and encoders.facts(config.audio_encoder).cached:
         raise ValueError(f"padding 'released': {config.audio_encoder} reads cached log-mels, which hold no padding")
     for name in splits:
+        if name == "test" and not corpus.clips["split"].eq("test").any():
+            prepared.splits[name] = prepared.splits["validation"]
+            continue
         part = corpus.split(name)
         captions = [text.normalise(caption, config.caption_style) for caption in part.captions["caption"]]
         place = {clip: row for row, clip in enumerate(part.clips["clip"])}

@@ -28,7 +28,8 @@ def curves(
     """Learning curves: a column a panel, a row a history column; mean over seeds, band from minimum to maximum.
 
     panels: title → label → runs that differ by seed. columns: history column → axis label. ordered: labels are
-    steps of a scale, and colours go from dark to light. A dotted line marks where a "step" schedule lowers the rate.
+    steps of a scale, and colours go from dark to light. A dotted line marks where a "step" schedule lowers the rate,
+    a dashed one where a stage begins.
     """
     style()
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
@@ -56,6 +57,9 @@ def curves(
                 history = first.history
                 for epoch in history.loc[history["learning_rate"].diff() < 0, "epoch"]:
                     axis.axvline(epoch - 0.5, color="0.5", lw=1, ls=":")
+            staged = next((run.history for runs in lines.values() for run in runs if "stage" in run.history), None)
+            for epoch in () if staged is None else staged.loc[staged["stage"].diff() > 0, "epoch"]:
+                axis.axvline(epoch - 0.5, color="0.5", lw=1, ls="--")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if column == "loss":  # losses differ in scale, not in meaning of their curves
                 axis.set_yscale("log")
@@ -190,6 +194,33 @@ def responses(
         axis.set_ylabel(label)
     handles, texts = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=min(len(texts), 4))
+    return figure
+
+
+def batches(reports: Mapping[str, pd.DataFrame]) -> Figure:
+    """Mean cosine within each batch by order of construction. reports: label → table of `mining.report`."""
+    style()
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.4))
+    for name, table in reports.items():
+        mark = "." if len(table) < 60 else ""
+        axis.plot(np.arange(1, len(table) + 1), table["mean_cosine"], label=name, marker=mark)
+    axis.set(xlabel="batch, by order of construction", ylabel="mean cosine\nwithin a batch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=len(reports))
+    return figure
+
+
+def forest(table: pd.DataFrame, names: str, label: str) -> Figure:
+    """Differences with their intervals, a row each, beside 0. table: the column `names`, difference, low, high."""
+    style()
+    figure, axis = plt.subplots(figsize=(PAGE, 0.3 * len(table) + 0.8))
+    places = -np.arange(len(table))
+    axis.hlines(places, table["low"], table["high"], color="C0", lw=2.5, alpha=0.45)
+    axis.plot(table["difference"], places, "o", color="C0", ms=4)
+    axis.axvline(0, color="0.5", lw=1, ls=":")
+    axis.set_yticks(places, table[names])
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel(label)
     return figure
 
 

@@ -6,7 +6,8 @@ everything the same score comes last, not first. Among a query's own relevant ca
 
 Relevance is one of
 - (captions,) integers: the index of each caption's clip;
-- (captions, clips) booleans: which clips a caption fits, where it fits several.
+- (captions, clips) booleans: which clips a caption fits, where it fits several; a clip that fits none is there to be
+  found wrongly, and is no query.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ BLOCK = 2**22  # similarities held at a time unless `chunk` says otherwise: 16 M
 class Ranks:
     """Ranks, from 1 and ascending, of each query's relevant candidates, padded with 0.
 
-    t2a: (captions, most relevant clips of a caption); a2t: (clips, most relevant captions of a clip).
+    t2a: (captions, most relevant clips of a caption); a2t: (clips, most relevant captions of a clip), zeros alone for a
+    clip that no caption fits.
     `np.savez(path, **vars(ranks))` keeps them, `Ranks(**np.load(path))` brings them back.
     """
 
@@ -37,7 +39,7 @@ class Ranks:
     a2t: np.ndarray
 
     def best(self, direction: Direction) -> np.ndarray:
-        """(queries,) rank of each query's best-ranked relevant candidate."""
+        """(queries,) rank of each query's best-ranked relevant candidate, 0 where it has none."""
         return getattr(self, direction)[:, 0]
 
 
@@ -46,7 +48,8 @@ def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Matrix, chunk: 
 
     similarity: (captions, clips), or embeddings (text (captions, D), audio (clips, D)), compared by their cosine and
     never held against each other as a whole: `chunk` queries at a time (default: about 16 MiB of similarities).
-    ValueError: non-finite numbers, shapes that do not fit, a caption without a clip, a clip without a caption.
+    ValueError: non-finite numbers, shapes that do not fit, a caption without a clip; by integers also a clip without a
+    caption.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; give at least one query at a time")
@@ -96,6 +99,7 @@ def retrieval_metrics(
         found = ranks(similarity, relevance)
     metrics: dict[str, float] = {}
     for direction, table in (("t2a", found.t2a), ("a2t", found.a2t)):
+        table = table[table[:, 0] > 0]
         best = table[:, 0]
         hits = (table > 0) & (table <= map_at)
         precision = np.where(hits, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0)
@@ -113,10 +117,11 @@ def chance(relevance: Matrix, ks: Sequence[int] = (1, 5, 10), map_at: int = 10) 
     The median rank is that of all queries' ranks taken together: the smallest that half of them are expected to reach.
     """
     captions, clips = relevant_pairs(relevance)
-    shape = int(captions.max()) + 1, int(clips.max()) + 1
+    shape = np.shape(relevance) if np.ndim(relevance) == 2 else (len(captions), int(clips.max()) + 1)
     metrics: dict[str, float] = {}
     for direction, queries, candidates in (("t2a", captions, shape[1]), ("a2t", clips, shape[0])):
-        relevant, weight = np.unique(np.bincount(queries), return_counts=True)
+        counts = np.bincount(queries)
+        relevant, weight = np.unique(counts[counts > 0], return_counts=True)
         weight = weight / weight.sum()
         rank = np.arange(1, candidates + 1)
         # Chance that the best of m relevant ones lies within each rank; m by row, rank by column.
@@ -136,7 +141,7 @@ def relevant_pairs(relevance: Matrix, shape: tuple[int, int] | None = None) -> t
     """Caption and clip index of every relevant pair, by caption: two (pairs,) integer arrays.
 
     shape: (captions, clips) to hold the relevance against; without it, that of the relevance.
-    ValueError: it does not fit, a caption has no clip, or a clip no caption.
+    ValueError: it does not fit, a caption has no clip, or by integers a clip no caption.
     """
     array: np.ndarray = relevance.detach().cpu().numpy() if isinstance(relevance, Tensor) else np.asarray(relevance)
     if array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and array.size:
@@ -146,6 +151,8 @@ def relevant_pairs(relevance: Matrix, shape: tuple[int, int] | None = None) -> t
         outside = (array < 0) | (array >= expected[1])
         _none_of(outside, "caption", f"clip outside 0 to {expected[1] - 1}", "index clips")
         captions, clips = np.arange(len(array)), array.astype(np.int64)
+        captionless = np.bincount(clips, minlength=expected[1]) == 0
+        _none_of(captionless, "clip", "no relevant caption", "give it one, drop it, or give booleans (captions, clips)")
     elif array.ndim == 2 and array.dtype == bool and array.size:
         expected = shape or (array.shape[0], array.shape[1])
         if array.shape != expected:
@@ -156,8 +163,6 @@ def relevant_pairs(relevance: Matrix, shape: tuple[int, int] | None = None) -> t
         raise ValueError(
             f"relevance is {array.dtype} of shape {array.shape}; give integers (captions,) or booleans by clip"
         )
-    captionless = np.bincount(clips, minlength=expected[1]) == 0
-    _none_of(captionless, "clip", "no relevant caption", "give it one or drop it")
     return captions, clips
 
 

@@ -69,6 +69,13 @@ class Profile:
     many_seeds: tuple[int, ...] = tuple(range(10))  # where runs are cheap
     voxel_network: Mapping[str, Any] = field(default_factory=dict)  # fields of `atr.voxels.VoxelRecipe`
     reference_sets: int = 4  # of each kind that a reading of notebook 04 is averaged over
+    stage_epochs: tuple[int, int, int] = (1, 1, 3)  # of the three stages of notebook 05
+    mined_sizes: tuple[int, ...] = (16, 32, 64)  # batch sizes of notebook 05, its own among them
+    cnns: tuple[str, str] = ("compact", "compact_resnet")  # in notebook 06 for CNN14 and ResNet38
+    members: tuple[int, ...] = tuple(range(5))  # seeds of an ensemble
+    submitted: tuple[int, ...] = (0, 1)  # seeds of an ensemble that is submitted
+    source: Mapping[str, Any] = field(default_factory=dict)  # corpus that transfer starts on
+    submission: Mapping[str, Any] = field(default_factory=dict)  # corpus that a challenge's systems are trained on
     needs_clips: bool = False
     published: bool = False
 
@@ -118,15 +125,16 @@ class Profile:
         """
         by_recipe = dict(self.recipes[recipe or next(iter(self.recipes))])
         frozen = by_recipe.pop("frozen")
-        rates = {group: value * rate for group, value in self.rates[training].items()}
-        epochs = self.epochs[training]
+        kind = "finetuned" if training == "scratch" else training  # everything is trained in both
+        rates = {group: value * rate for group, value in self.rates[kind].items()}
+        epochs = self.epochs[kind]
         fields = {
             "corpus": self.corpora[corpus],
             "training": frozen if training == "frozen" else training,
             "loss": {"name": loss},
             "learning_rates": rates,
             "epochs": epochs,
-            "schedule": self.schedules[training],
+            "schedule": self.schedules[kind],
             "step_epochs": max(1, round(0.4 * epochs)),  # as 20 of 50 in Mei et al. 2022
             "batch_size": self.batch_sizes.get(corpus, 32),
             "seed": seed,
@@ -142,6 +150,10 @@ class Profile:
     def compared_sizes(self) -> tuple[int, int]:
         """The two batch sizes that Mei et al. 2022, table 2, compare: 32 and 128, or the profile's ends."""
         return (32, 128) if {32, 128} <= set(self.sizes) else (self.sizes[0], self.sizes[-1])
+
+
+# Half of the embedded ones.
+OTHER_EVENTS = "bees bell clapping clock crickets dripping engine fire footsteps frog telephone wind".split()
 
 
 def scenes(train: int, validation: int, test: int, name: str = "soundscapes") -> dict[str, Any]:
@@ -163,6 +175,11 @@ PROFILES = {
         many_seeds=(0, 1),
         voxel_network=QUICK_NETWORK,
         reference_sets=2,
+        stage_epochs=(1, 1, 1),
+        mined_sizes=(8, 16),
+        members=(0, 1),
+        source={**scenes(64, 16, 32), "duration": 4.0, "seed": 1, "events": OTHER_EVENTS},
+        submission={**scenes(64, 16, 0), "duration": 4.0, "hold_out": 8},
     ),
     "demo": Profile(
         "demo",
@@ -173,6 +190,8 @@ PROFILES = {
         schedules=SMALL_SCHEDULES,
         base=SMALL_BASE,
         sizes=(16, 32, 128, 512),
+        source={**scenes(1000, 200, 300), "seed": 1, "events": OTHER_EVENTS},
+        submission={**scenes(1000, 200, 0), "hold_out": 100},
     ),
     "esc10": Profile(
         "esc10",
@@ -184,6 +203,8 @@ PROFILES = {
         schedules=SMALL_SCHEDULES,
         base=SMALL_BASE,
         sizes=(16, 32, 128, 512),
+        source=scenes(1000, 200, 500),
+        submission={**scenes(1000, 200, 0, "clipfolder"), "hold_out": 100},
         needs_clips=True,
     ),
     "paper": Profile(
@@ -196,6 +217,11 @@ PROFILES = {
         recipes=RECIPES,
         batch_sizes={"AudioCaps": 32, "Clotho": 24},
         compared_dims=(512, 1024),
+        stage_epochs=(50, 50, 50),
+        cnns=("cnn14_mei2022", "resnet38"),
+        source={"name": "audiocaps"},
+        submission={"name": "clotho", "hold_out": 100},
+        submitted=tuple(range(5)),
         published=True,
     ),
 }
@@ -212,6 +238,11 @@ PROFILES["miniature"] = replace(
     many_seeds=(0,),
     voxel_network=QUICK_NETWORK,
     reference_sets=2,
+    stage_epochs=(1, 1, 1),
+    mined_sizes=(4, 8),
+    members=(0, 1),
+    submission={"name": "clotho", "hold_out": 2},
+    submitted=(0,),
 )
 
 

@@ -137,7 +137,10 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Test metrics of the selected epoch, as `atr.metrics.retrieval_metrics` names them."""
+        """Test metrics of the selected epoch, as `atr.metrics.retrieval_metrics` names them.
+
+        Those of its validation clips where the corpus has no test clips (`load_corpus(…, hold_out=…)`).
+        """
         return self._metrics["test"]
 
     @property

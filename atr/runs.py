@@ -44,12 +44,13 @@ class Runs:
 
 def describe(config: RunConfig) -> str:
     """A config in a few words."""
+    encoder = f" {config.audio_encoder}" if config.audio_encoder != RunConfig.audio_encoder else ""
     penalty = f" α {config.penalty['alpha']:g}" if config.penalty else ""
     stages = f" in {len(config.stages)} stages" if config.stages else ""
     mined = f" {config.mining} batches" if config.mining else ""
     source = f" from {config.needs()['start'].corpus['name']}" if config.start else ""
     return (
-        f"{config.loss['name']}{penalty} {config.training}{stages}{mined} D{config.embedding_dim} "
+        f"{config.loss['name']}{penalty}{encoder} {config.training}{stages}{mined} D{config.embedding_dim} "
         f"B{config.batch_size} lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}{source}"
     )
 
@@ -203,8 +204,16 @@ HEAD_SECONDS = 4e-8  # of a step, for each of the embedding dimension's square: 
 
 def pairs(config: RunConfig) -> int:
     """(clip, caption) pairs that a run visits in its stages; a corpus of unknown size counts as 1,200 clips."""
-    clips = config.corpus.get("train", 1200)
+    clips = training_clips(config.corpus)
     return sum(part.epochs * clips * (5 if part.sampler == "all_captions" else 1) for part in config.parts())
+
+
+def training_clips(corpus: Mapping[str, Any]) -> int:
+    """How many a corpus trains on, by its options."""
+    train = corpus.get("train", 1200)
+    if "hold_out" in corpus:
+        return train + corpus.get("validation", 200) + corpus.get("test", 500) - corpus["hold_out"]
+    return train
 
 
 def cost(config: RunConfig) -> float:
@@ -216,9 +225,8 @@ def cost(config: RunConfig) -> float:
 
 def preparation(corpus: Mapping[str, Any], cores: int) -> float:
     """Rough seconds to decode a corpus, pre-train its encoder and encode its captions, before scaling by `speed`."""
-    train = corpus.get("train", 1200)
-    clips = train + corpus.get("validation", 200) + corpus.get("test", 500)
-    return clips * (0.03 / cores + 5 * 2 * 3e-3) + train * 0.0022 * pretraining.EPOCHS
+    clips = corpus.get("train", 1200) + corpus.get("validation", 200) + corpus.get("test", 500)
+    return clips * (0.03 / cores + 5 * 2 * 3e-3) + training_clips(corpus) * 0.0022 * pretraining.EPOCHS
 
 
 def speed() -> float:

@@ -43,7 +43,7 @@ class Comparison:
 
 
 def clip_scores(ranks: Ranks, relevance: Matrix, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
-    """(clips,) R@k of each clip, in percent.
+    """(clips,) R@k of each clip that a caption fits, in percent.
 
     t2a: the share of the clip's captions whose rank is up to k; a2t: whether the clip's own rank is.
     relevance: as `metrics.ranks` took it. The mean over clips is R@k; with t2a, where clips have equally many captions.
@@ -51,8 +51,24 @@ def clip_scores(ranks: Ranks, relevance: Matrix, k: int = 10, direction: Directi
     hits = 100.0 * (ranks.best(direction) <= k)
     captions, clips = relevant_pairs(relevance, (len(ranks.t2a), len(ranks.a2t)))
     if direction == "a2t":
-        return hits
-    return np.bincount(clips, weights=hits[captions]) / np.bincount(clips)
+        return hits[np.unique(clips)]
+    return (np.bincount(clips, weights=hits[captions]) / np.maximum(np.bincount(clips), 1))[np.unique(clips)]
+
+
+def clip_precision(ranks: Ranks, relevance: Matrix, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
+    """(clips,) average precision at k of each clip that a caption fits, in percent.
+
+    t2a: the mean over the clip's captions; a2t: that of the clip as a query. relevance: as `metrics.ranks` took it.
+    The mean over clips is mAP@k; with t2a, where clips have equally many captions.
+    """
+    table = getattr(ranks, direction)
+    found = (table > 0) & (table <= k)
+    precision = np.where(found, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0)
+    average = 100 * precision.sum(1) / np.maximum((table > 0).sum(1), 1)
+    captions, clips = relevant_pairs(relevance, (len(ranks.t2a), len(ranks.a2t)))
+    if direction == "a2t":
+        return average[np.unique(clips)]
+    return (np.bincount(clips, weights=average[captions]) / np.maximum(np.bincount(clips), 1))[np.unique(clips)]
 
 
 def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

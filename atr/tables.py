@@ -63,6 +63,7 @@ def published(name: str) -> pd.DataFrame:
 def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
     """A row a run: corpus, recipe, training, loss, rate (that of the heads), batch size, embedding dimension, weight
     of the penalty (0: none), epochs, seed, best epoch, validation R@10 (selected epoch), test metrics, the run itself.
+    A run that several parts of a grid ask for has one row.
     """
     rows = [
         {
@@ -81,7 +82,7 @@ def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFra
             **run.metrics,
             "run": run,
         }
-        for config, run in runs
+        for config, run in {run.address: (config, run) for config, run in runs}.values()
     ]
     return pd.DataFrame(rows)
 
@@ -194,10 +195,12 @@ def differences(
 ) -> pd.DataFrame:
     """Ours minus published, for runs of the published experiment (profile `paper`) and no others.
 
-    Rows are matched by `by`, of corpus, training, loss, rate and batch; a row a metric: ours, published, difference,
-    and its 95 % interval (Welch's, from both deviations over seeds; blank with a single seed).
+    Rows are matched by `by`, columns of both (corpus, training, loss, rate, batch, …); a row a metric: ours, published,
+    difference, and its 95 % interval (Welch's, from both deviations over seeds; blank with a single seed).
     """
-    known = reference.assign(corpus=reference["dataset"].map(DATASETS), rate=reference["learning_rate"])
+    known = reference.assign(corpus=reference["dataset"].map(DATASETS))
+    if "learning_rate" in known:
+        known["rate"] = known["learning_rate"]
     rows = []
     for keys, group in ours.groupby(list(by), sort=False):
         cells = known[(known[list(by)] == list(keys)).all(axis=1)].set_index("metric")
@@ -223,14 +226,16 @@ def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = REC
 
 
 def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str = "t2a_r10") -> pd.DataFrame:
-    """A summary with the 95 % interval of a recall, `<column>_low` and `<column>_high`: nested bootstrap over seeds
-    and clips. runs: the frame that was summarised.
+    """A summary with the 95 % interval of a recall or an mAP, `<column>_low` and `<column>_high`: nested bootstrap over
+    seeds and clips. runs: the frame that was summarised.
     """
-    direction, k = column.split("_r")
+    direction, measure = column.split("_")
+    precise, k = measure.startswith("map"), int(measure.lstrip("rmap"))
     low, high = {}, {}
     names: Any = list(table.index.names)
     for keys, group in runs.groupby(names if len(names) > 1 else names[0], sort=False):  # keys as in the index
-        interval = statistics.nested_bootstrap(scores(list(group["run"]), int(k), direction))  # type: ignore[arg-type]
+        values = scores(list(group["run"]), k, direction, precise)  # type: ignore[arg-type]
+        interval = statistics.nested_bootstrap(values)
         low[keys], high[keys] = interval.low, interval.high
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
 
@@ -284,16 +289,22 @@ def chance(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     }
 
 
-def scores(runs: Sequence[Run], k: int = 10, direction: statistics.Direction = "t2a") -> np.ndarray:
-    """(seeds, clips): percent of a clip's queries answered within the first k, for runs that differ by seed."""
-    return np.stack([statistics.clip_scores(run.ranks, run.embeddings["relevance"], k, direction) for run in runs])
+def scores(
+    runs: Sequence[Run], k: int = 10, direction: statistics.Direction = "t2a", precision: bool = False
+) -> np.ndarray:
+    """(seeds, clips), for runs that differ by seed: percent of a clip's queries answered within the first k, or with
+    `precision` their average precision at k.
+    """
+    measure = statistics.clip_precision if precision else statistics.clip_scores
+    return np.stack([measure(run.ranks, run.embeddings["relevance"], k, direction) for run in runs])
 
 
 def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     """Judge claims on pairs of systems, paired by seed and clip (`statistics.paired_test`).
 
-    Each row: claim (words), a and b (runs that pair by seed), optionally k (10) and direction ("t2a"). Where a and b
-    are numbers, one a seed, they are paired by seed alone (`statistics.paired_t`).
+    Each row: claim (words), a and b (runs that pair by seed), optionally k (10) and direction ("t2a"). a and b may
+    also be scores (seeds, clips), as `scores` gives them, or numbers, one a seed, which are paired by seed alone
+    (`statistics.paired_t`).
     "a beats b": holds or is contradicted if the p value, Holm-corrected over these rows, is below `alpha`.
     With `within` (points) the claim is "a and b differ by less": it holds if the 95 % interval of the difference lies
     inside, is contradicted if it lies outside. Everything else is undecided.
@@ -303,6 +314,8 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
         if isinstance(row["a"][0], Run):
             k, direction = row.get("k", 10), row.get("direction", "t2a")
             tests.append(statistics.paired_test(scores(row["a"], k, direction), scores(row["b"], k, direction)))
+        elif np.ndim(row["a"]) == 2:
+            tests.append(statistics.paired_test(row["a"], row["b"]))
         else:
             tests.append(statistics.paired_t(row["a"], row["b"]))
     ordered = [place for place, row in enumerate(rows) if "within" not in row]

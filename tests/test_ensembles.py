@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atr import dcase, metrics, statistics
-from atr.ensembles import clip_precision, embeddings, ensemble, join
+from atr.ensembles import embeddings, ensemble, join
 from atr.metrics import Ranks
 from atr.records import Run
 
@@ -99,7 +99,7 @@ def test_a_measure_with_its_interval_for_an_ensemble(tmp_path):
     runs = [member(tmp_path, seed) for seed in range(3)]
     ranks = ensemble(runs)
     for direction in ("t2a", "a2t"):
-        interval = statistics.nested_bootstrap(clip_precision(ranks, CLIP_OF, 5, direction)[None])
+        interval = statistics.nested_bootstrap(statistics.clip_precision(ranks, CLIP_OF, 5, direction)[None])
         measured = metrics.retrieval_metrics(ranks, map_at=5)[f"{direction}_map5"]
         assert interval.mean == pytest.approx(measured)
         assert interval.low < measured < interval.high
@@ -111,8 +111,8 @@ def test_precision_of_a_clip_by_hand():
     ranks = Ranks(t2a=np.array([[1, 0], [3, 0], [1, 3], [2, 0]]), a2t=np.array([[1, 2, 4], [2, 0, 0], [3, 0, 0]]))
     captions = np.array([1, 0, 1 / 2, 1 / 2])  # within 2; of caption 2's two clips, one is found
     expected = [captions[:3].mean(), captions[2], captions[3]]
-    np.testing.assert_allclose(clip_precision(ranks, relevance, 2), 100 * np.array(expected))
-    np.testing.assert_allclose(clip_precision(ranks, relevance, 2, "a2t"), [100 * 2 / 3, 50, 0])
+    np.testing.assert_allclose(statistics.clip_precision(ranks, relevance, 2), 100 * np.array(expected))
+    np.testing.assert_allclose(statistics.clip_precision(ranks, relevance, 2, "a2t"), [100 * 2 / 3, 50, 0])
 
 
 def test_runs_of_different_test_sets_are_refused_by_name(tmp_path):

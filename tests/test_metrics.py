@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atr.metrics import Ranks, chance, ranks, retrieval_metrics
+from atr.statistics import clip_scores
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -196,3 +197,31 @@ def test_errors_say_where_and_what_to_do():
         ranks(SIMILARITY[0], CLIP_OF)
     with pytest.raises(ValueError, match="at least one query"):
         ranks(SIMILARITY, CLIP_OF, chunk=0)
+
+
+def test_a_clip_that_no_caption_fits_is_found_wrongly_and_asks_nothing():
+    rng = np.random.default_rng(0)
+    similarity = rng.random((8, 5))
+    fits = np.zeros((8, 5), dtype=bool)
+    fits[np.arange(8), [0, 0, 1, 1, 2, 2, 4, 4]] = True
+    fits[7, 0] = True
+    found = ranks(similarity, fits)
+    measured = retrieval_metrics(found, map_at=16)
+    scored = similarity[np.arange(8), [0, 0, 1, 1, 2, 2, 4, 4]]
+    single = np.arange(8) != 7  # whose rank can be counted by hand: the scores that reach it
+    expected = (similarity >= scored[:, None]).sum(1)
+    assert (found.best("t2a")[single] == expected[single]).all()
+    assert not found.a2t[3].any() and found.best("a2t")[3] == 0
+
+    without = retrieval_metrics(np.delete(similarity, 3, axis=1), np.delete(fits, 3, axis=1), map_at=16)
+    by_sound = [name for name in measured if name.startswith("a2t")]
+    assert {name: measured[name] for name in by_sound} == {name: without[name] for name in by_sound}
+    assert measured["t2a_mean_rank"] > without["t2a_mean_rank"]
+
+    for direction in ("t2a", "a2t"):
+        scores = clip_scores(found, fits, 1, direction)
+        assert scores.shape == (4,) and np.isfinite(scores).all()
+    assert clip_scores(found, fits, 1, "a2t").mean() == pytest.approx(measured["a2t_r1"])
+    expected = np.mean([retrieval_metrics(rng.random((8, 5)), fits)["t2a_r1"] for _ in range(4000)])
+    assert chance(fits)["t2a_r1"] == pytest.approx(expected, abs=1.0)
+    assert all(np.isfinite(value) for value in chance(fits).values())

@@ -19,12 +19,21 @@ LOADERS: dict[str, Callable[..., Corpus]] = {
 IN_FOLDER = ("clipfolder", "csv")  # these need a root
 
 
-def load_corpus(name: str, root: str | PathLike[str] | None = None, *, check: bool = True, **options) -> Corpus:
+def load_corpus(
+    name: str,
+    root: str | PathLike[str] | None = None,
+    *,
+    check: bool = True,
+    hold_out: int | None = None,
+    **options,
+) -> Corpus:
     """Load a corpus by its name in LOADERS and check it.
 
     root: the folder of a corpus that lies on disk: needed by those IN_FOLDER; "clotho", "audiocaps" and "wavcaps" know
         where `atr data` put or found them; the others take none.
     check: raise CorpusError if the corpus has problems; without it the caller looks at `Corpus.problems` himself.
+    hold_out: so many clips, drawn once, are for validation and all others for training, as submissions to a challenge
+        train; runs on it are tested on their validation clips.
     options: the loader's keyword arguments. Unknown names and options are ValueErrors that list the known ones.
     """
     if name not in LOADERS:
@@ -36,9 +45,10 @@ def load_corpus(name: str, root: str | PathLike[str] | None = None, *, check: bo
         raise ValueError(f"corpus {name!r} takes no root (got {str(root)!r}): leave it out")
     unknown = sorted(set(options) - set(known))
     if unknown:
-        listed = ", ".join(option for option in known if option != "root")
+        listed = ", ".join(option for option in (*known, "hold_out") if option != "root")
         raise ValueError(f"corpus {name!r}: unknown option(s) {', '.join(unknown)}; known: {listed}")
     corpus = LOADERS[name](**options) if root is None else LOADERS[name](root, **options)
+    corpus = corpus if hold_out is None else corpus.held_out(hold_out)
     return corpus.check() if check else corpus
 
 

@@ -109,6 +109,15 @@ class Corpus:
         )
         return replace(self, clips=clips, captions=captions, events=events)
 
+    def held_out(self, count: int, seed: int = 0) -> "Corpus":
+        """All clips for training, but for `count` drawn ones for validation: for a model whose test is elsewhere."""
+        if not 0 < count < len(self):
+            raise ValueError(f"hold_out is {count}; hold out 1 to {len(self) - 1} of the {len(self)} clips")
+        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
+        splits = np.full(len(self), "train", dtype=object)
+        splits[drawn] = "validation"
+        return replace(self, clips=self.clips.assign(split=splits))
+
     def relevance(self) -> np.ndarray:
         """Which clips answer which caption, for a corpus of one split.
 

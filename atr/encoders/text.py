@@ -197,6 +197,16 @@ def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextE
     return open_packed(cached("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions))))
 
 
+def sentences(captions: list[str], name: str = "minilm", device: str = "cpu", quiet: bool = True) -> Tensor:
+    """(captions, dim) embeddings of length 1 by a sentence encoder as it is, for comparing captions; from the store."""
+    place = folder(name)
+    words = [normalise(caption, "mei2022") for caption in captions]
+    rows = computed(
+        words, fingerprint(place), lambda: TextEncoder(place, "mean").to(device), pooling="mean", quiet=quiet
+    )
+    return nn.functional.normalize(torch.tensor(rows.data), dim=1)
+
+
 def computed(
     captions: list[str],
     fingerprint: str,
