@@ -70,6 +70,8 @@ class Profile:
     voxel_network: Mapping[str, Any] = field(default_factory=dict)  # fields of `atr.voxels.VoxelRecipe`
     reference_sets: int = 4  # of each kind that a reading of notebook 04 is averaged over
     stage_epochs: tuple[int, int, int] = (1, 1, 3)  # of the three stages of notebook 05
+    # Shares of the full rates, notebooks 05 and 06, by batches: the best of 1, 1/2, 1/4 on validation data (seed 0).
+    shares: Mapping[str, float] = field(default_factory=lambda: {"random": 0.5, "mined": 0.25})
     mined_sizes: tuple[int, ...] = (16, 32, 64)  # batch sizes of notebook 05, its own among them
     cnns: tuple[str, str] = ("compact", "compact_resnet")  # in notebook 06 for CNN14 and ResNet38
     members: tuple[int, ...] = tuple(range(5))  # seeds of an ensemble
@@ -218,6 +220,7 @@ PROFILES = {
         batch_sizes={"AudioCaps": 32, "Clotho": 24},
         compared_dims=(512, 1024),
         stage_epochs=(50, 50, 50),
+        shares={"random": 1.0, "mined": 1.0},
         cnns=("cnn14_mei2022", "resnet38"),
         source={"name": "audiocaps"},
         submission={"name": "clotho", "hold_out": 100},

@@ -55,6 +55,15 @@ def clotho(folder: Path, clips: Mapping[str, int] = CLIPS, seconds: float = 1.0,
     return folder
 
 
+def evaluation(folder: Path, clips: int = 3, seconds: float = 1.0) -> Path:
+    """The evaluation set of DCASE 2022 task 6b as it unpacks: queries without answers, one of them twice."""
+    for number in range(clips):
+        sound(folder / "retrieval_audio" / "test" / f"clip {number}.wav", number, seconds)
+    queries = [["Rain falls, then stops"], ['A "loud" dog'], ["Rain falls, then stops"]]
+    table(folder / "retrieval_captions.csv", ["caption"], queries)
+    return folder
+
+
 def youtube_id(number: int) -> str:
     """Eleven characters that look like the ids that are hard to tell from their decoration."""
     return ("Y" if number % 3 == 0 else "-" if number % 3 == 1 else "a") + f"_{number:04d}_bC-" + "_1"[number % 2 :][0]

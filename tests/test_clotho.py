@@ -248,15 +248,8 @@ class TestIndex:
 
 
 class TestEvaluation:
-    def written(self, folder):
-        for number in range(3):
-            dataset_layouts.sound(folder / "retrieval_audio" / "test" / f"clip {number}.wav", number, seconds=0.2)
-        queries = [["Rain falls, then stops"], ['A "loud" dog'], ["Rain falls, then stops"]]
-        dataset_layouts.table(folder / "retrieval_captions.csv", ["caption"], queries)
-        return folder
-
     def test_it_holds_clips_and_queries_without_answers(self, home):
-        self.written(home / "dcase2022")
+        dataset_layouts.evaluation(home / "dcase2022", seconds=0.2)
         found = clotho.evaluation()
         assert found.clips["clip"].tolist() == ["clip 0", "clip 1", "clip 2"]
         assert found.clips["duration"].tolist() == [0.2] * 3 and list(found.clips) == ["clip", "duration", "digest"]
@@ -268,7 +261,7 @@ class TestEvaluation:
             clotho.evaluation()
         with pytest.raises(CorpusError, match="looked for retrieval_captions.csv and retrieval_audio/ or test/"):
             clotho.evaluation(tmp_path)
-        folder = self.written(tmp_path / "dcase")
+        folder = dataset_layouts.evaluation(tmp_path / "dcase", seconds=0.2)
         (folder / "retrieval_audio" / "test" / "clip 1.wav").write_bytes(b"")
         with pytest.raises(CorpusError, match="clip 1.wav: unreadable"):
             clotho.evaluation(folder)

@@ -228,3 +228,16 @@ def test_what_a_corpus_does_not_know_is_an_error_that_says_what_it_knows(name, r
 
 def test_spaces_belong_to_a_clips_name():
     assert changed("clips", 0, "clip", " b").problems()["problem"].str.contains("listed").sum() == 0
+
+
+def test_clips_held_out_validate_and_all_others_train():
+    whole = load_corpus("soundscapes", train=10, validation=4, test=6, duration=4.0)
+    held = load_corpus("soundscapes", train=10, validation=4, test=6, duration=4.0, hold_out=3)
+    assert held.clips["split"].value_counts().to_dict() == {"train": 17, "validation": 3}
+    assert held.clips["clip"].tolist() == whole.clips["clip"].tolist() and held.captions.equals(whole.captions)
+    assert held.clips["split"].equals(whole.held_out(3).clips["split"])  # drawn once
+    assert not held.clips["split"].equals(whole.held_out(3, seed=1).clips["split"])
+    assert held.fingerprint != whole.fingerprint
+    for count in (0, 20, -1):
+        with pytest.raises(ValueError, match=f"hold_out is {count}; hold out 1 to 19 of the 20 clips"):
+            whole.held_out(count)

@@ -1,6 +1,7 @@
 """DCASE files: what stands in them by hand, and that reading them back gives the metrics of what was written."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atr import RunConfig, audio, fit, metrics
-from atr.dcase import embed, read, relevance, score, write, write_scores
+from atr.dcase import embed, export, read, relevance, same_events, score, write, write_scores
 from atr.records import Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -330,3 +331,31 @@ def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):
     (other.path / "environment.json").write_text(json.dumps(run.environment))
     with pytest.raises(ValueError, match="checkpoint holds other tensors than the config builds; train anew"):
         embed(other, files, captions)
+
+
+def test_an_evaluation_set_is_handed_out_and_its_submission_scored_as_the_run_is(corpus, run, tmp_path):
+    part = corpus.split("test")
+    files, queries, answers = export(part, tmp_path / "evaluation")
+    assert [path.stem for path in files] == part.clips["clip"].tolist() and len(queries) == 16
+    assert queries == part.captions.groupby("clip", sort=False)["caption"].first().tolist()
+    waveform, rate = audio.read(files[3])
+    expected, expected_rate = corpus.read(part.clips["clip"][3])
+    assert rate == expected_rate and np.abs(waveform - expected).max() <= 2**-15  # 16 bits
+    names = [path.name for path in files]
+    write(tmp_path / "out.csv", queries, names, embed(run, files, queries, corpus))
+    assert read(tmp_path / "out.csv", queries, names).shape == (16, 11)
+    found = score(tmp_path / "out.csv", queries, names, answers)
+    first = run.embeddings["text"][::5], run.embeddings["audio"]
+    measured = metrics.retrieval_metrics(first, answers)
+    assert found == pytest.approx({name: measured[name] for name in found}, abs=100 / 16)  # one query may tip over
+
+
+def test_a_caption_fits_every_clip_with_the_same_kinds_of_sound(corpus):
+    part = corpus.split("test")
+    fits = same_events(part)
+    kinds = part.events.groupby("clip")["event"].agg(frozenset)
+    expected = [[kinds[own] == kinds[clip] for clip in part.clips["clip"]] for own in part.captions["clip"]]
+    assert fits.dtype == bool and fits.tolist() == expected and fits.sum() > len(fits)
+    silent = dataclasses.replace(part, events=part.events[part.events["clip"] != part.clips["clip"][2]])
+    with pytest.raises(ValueError, match="1 clips without events, such as 'test-00002'"):
+        same_events(silent)

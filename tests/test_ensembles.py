@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from atr import dcase, metrics, statistics
+from atr import RunConfig, dcase, fit, metrics, statistics
 from atr.ensembles import embeddings, ensemble, join
 from atr.metrics import Ranks
 from atr.records import Run
@@ -129,3 +129,15 @@ def test_runs_of_different_test_sets_are_refused_by_name(tmp_path):
         embeddings([])
     with pytest.raises(ValueError, match=r"\[\(2, 3\), \(2, 4\)\] \(captions, clips\); embed the same"):
         join([(torch.ones(2, 5), torch.ones(3, 5)), (torch.ones(2, 5), torch.ones(4, 5))])
+
+
+def test_runs_without_test_clips_are_tested_and_joined_on_those_held_out(tmp_path):
+    held = {"name": "soundscapes", "train": 20, "validation": 6, "test": 0, "duration": 4.0, "hold_out": 8}
+    config = RunConfig(corpus=held, epochs=1, batch_size=9, embedding_dim=16)
+    runs = [fit(config.replace(seed=seed), runs=tmp_path) for seed in (0, 1)]
+    run = runs[0]
+    assert run.clips["split"].value_counts().to_dict() == {"train": 18, "validation": 8}
+    assert run.metrics == run.validation and len(run.embeddings["audio"]) == 8
+    text, audio = embeddings(runs)
+    assert text.shape == (40, 32) and audio.shape == (8, 32)
+    assert metrics.retrieval_metrics(ensemble(runs))["t2a_r10"] == 100

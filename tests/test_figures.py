@@ -200,3 +200,31 @@ def test_a_voxel_network_is_shown_by_epoch_distance_and_scale():
     assert distance.lines[0].get_ydata().tolist() == [20, 1]
     assert [line.get_ydata().tolist() for line in scale.lines[:2]] == [[30, 96], [10, 90]]
     assert {line.get_xdata()[0] for line in scale.lines[2:]} == {1, 16}
+
+
+def test_batches_are_shown_in_the_order_of_their_construction():
+    reports = {how: pd.DataFrame({"size": 4, "mean_cosine": values}) for how, values in CONSTRUCTED.items()}
+    (axis,) = figures.batches(reports).axes
+    assert [line.get_ydata().tolist() for line in axis.lines] == list(CONSTRUCTED.values())
+    assert axis.lines[0].get_xdata().tolist() == [1, 2]
+
+
+CONSTRUCTED = {"easy": [0.1, 0.2], "hard": [0.9, 0.6]}
+
+
+def test_differences_are_shown_beside_nothing_with_their_intervals():
+    table = pd.DataFrame({"what": ["a", "b"], "difference": [1.0, -2.0], "low": [0.5, -3.0], "high": [1.5, 1.0]})
+    (axis,) = figures.forest(table, "what", "points").axes
+    (bars,) = axis.collections
+    assert [segment[:, 0].tolist() for segment in bars.get_segments()] == [[0.5, 1.5], [-3.0, 1.0]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"] and axis.get_xlabel() == "points"
+    assert axis.lines[0].get_xdata().tolist() == [1.0, -2.0] and axis.lines[1].get_xdata()[0] == 0
+
+
+def test_curves_mark_where_a_stage_begins(panels):
+    run = panels["soundscapes, frozen"]["NT-Xent"][0]
+    history = run.history.assign(stage=[1, 2, 2])
+    history.to_csv(run.path / "history.csv", index=False)
+    staged = {"x": {"plain": panels["soundscapes, frozen"]["Triplet-sum"], "staged": [type(run)(run.path)]}}
+    (axis,) = figures.curves(staged, {"t2a_r10": "R@10"}).axes
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [1.5]

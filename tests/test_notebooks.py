@@ -26,12 +26,26 @@ TABLES = {
     ],
     "04": ["readings_sigma", "readings_h", "h_by_points", "uniformity", "voxel_network", "voxel_scale", "penalty"]
     + ["published", "headroom", "gradients", "answer", "claims", "measures"],
+    "05": [
+        "curriculum",
+        "published",
+        "stages",
+        "batch_size",
+        "controls",
+        "example_batches",
+        "batches",
+        "claims",
+        "rates",
+    ],
+    "06": ["dcase_system", "published", "ensembles", "ingredients", "submissions", "several", "claims", "rates"],
 }
 FIGURES = {
     "01": ["learning_curves", "summary"],
     "02": ["learning_curves", "summary"],
     "03": ["dimension", "rates", "loss"],
     "04": ["readings", "h_by_points", "four_sets", "voxel_network", "answer", "map"],
+    "05": ["batches", "learning_curves", "summary"],
+    "06": ["ensembles", "ingredients"],
 }
 
 

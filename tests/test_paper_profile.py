@@ -24,7 +24,9 @@ def home(tmp_path_factory):
     dataset_layouts.clotho(folder / "clotho", clips={"train": 2, "validation": 2, "test": 2}, seconds=0.5)
     checkpoints = folder / "checkpoints"
     (checkpoints / "miniature").mkdir(parents=True)
-    torch.save({"model": fill(keys("panns_resnet38"))}, checkpoints / "miniature" / "resnet38.pth")
+    for name, golden in (("resnet38", "panns_resnet38"), ("cnn14_mei2022", "panns_cnn14")):
+        torch.save({"model": fill(keys(golden))}, checkpoints / "miniature" / f"{name}.pth")
+    dataset_layouts.evaluation(folder / "dcase2022", clips=12, seconds=0.5)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     made_models.bert(checkpoints / "bert-base-uncased", **sizes)
     return folder
@@ -55,6 +57,10 @@ def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
     assert set(pd.read_csv(results / "tables" / "01_recipes.csv")["recipe"]) == {"released", "paper"}
     (clips,) = {path.read_text() for path in (results / "runs").glob("*/clips.csv") if "_bC-" in path.read_text()}
     assert clips.count("train") == 8  # each AudioCaps run knows which clips it had
+    published = pd.read_csv(results / "tables" / "06_published.csv")["system"]
+    assert set(published) == {"DCASE baseline", "CNN14", "ResNet38", "CNN14, transfer", "CNN14, no SpecAugment"}
+    for number in range(1, 5):
+        assert len(pd.read_csv(results / "submissions" / f"submission_{number}.csv")) == 3
 
 
 LARGE = """

@@ -177,3 +177,65 @@ def test_every_cell_is_the_uniformity_papers(number, caption, before, labels):
     assert [line.split(",")[column] for line in lines[1:]] == [
         label.split()[0] for label in labels for _ in range(cells)
     ]
+
+
+CURRICULUM_PAPERS = sorted((ROOT / "../shared/papers").glob("001_*.txt"))
+DCASE_PAPERS = sorted((ROOT / "../shared/papers").glob("003_*.txt"))
+ENCODERS = ["scratch", "pretrained"]
+
+
+def curriculum_table(number):
+    return pd.read_csv(ROOT / f"data/reference/chao2022_table{number}.csv", keep_default_na=False)
+
+
+@pytest.mark.parametrize(
+    "number, levels",
+    [
+        (2, {"audio_encoder": ENCODERS, "stage": [1, 2, 3], "metric": METRICS}),
+        (3, {"audio_encoder": ENCODERS, "batch_size": [16, 32, 64], "metric": METRICS}),
+    ],
+)
+def test_every_cell_of_the_curriculum_paper_is_there_once_in_its_order(number, levels):
+    cells = curriculum_table(number)
+    assert list(cells.columns) == ["dataset", *list(levels)[:-1], *CELL] and set(cells["dataset"]) == {"audiocaps"}
+    assert list(cells[list(levels)].itertuples(index=False, name=None)) == list(product(*levels.values()))
+    assert (cells["std"] == "").all()
+
+
+def test_the_systems_of_the_curriculum_paper_stand_in_its_order():
+    cells = curriculum_table(1)
+    rows = cells[["model", "audio_encoder", "mining", "source"]].drop_duplicates().values.tolist()
+    ours = [["3CMLF", encoder, mining, "chao2022"] for encoder in ENCODERS for mining in ("no", "yes")]
+    baselines = [["baseline", encoder, "", "chao2022"] for encoder in ENCODERS]
+    assert rows == [["CE", "", "", "koepke2022"], ["MoEE", "", "", "koepke2022"], *baselines, *ours]
+    assert cells["metric"].tolist() == 8 * METRICS
+
+
+def test_the_last_stage_and_batch_size_32_repeat_table_1():
+    first, second, third = map(curriculum_table, (1, 2, 3))
+    expected = first[(first["model"] == "3CMLF") & (first["mining"] == "yes")]["mean"].tolist()
+    assert second[second["stage"] == 3]["mean"].tolist() == expected
+    assert third[third["batch_size"] == 32]["mean"].tolist() == expected
+
+
+@pytest.mark.skipif(not CURRICULUM_PAPERS, reason="needs the paper's text")
+@pytest.mark.parametrize(
+    "number, caption, rows", [(1, "Model\tAudio encoder\tWith CHM", 8), (2, "TABLE II", 6), (3, "TABLE III", 6)]
+)
+def test_every_cell_is_the_curriculum_papers(number, caption, rows):
+    lines = CURRICULUM_PAPERS[0].read_text(encoding="utf-8").splitlines()
+    at = next(k for k, line in enumerate(lines) if re.match(rf"\s*{caption}( |$|\t)", line))
+    found = [re.findall(r"\b\d+\.\d\b", line) for line in lines[at:]]
+    printed = [float(value) for numbers in found if len(numbers) == 6 for value in numbers]
+    assert curriculum_table(number)["mean"].tolist() == printed[: 6 * rows]
+
+
+@pytest.mark.skipif(not DCASE_PAPERS, reason="needs the paper's text")
+def test_every_cell_is_the_dcase_papers_in_percent():
+    cells = pd.read_csv(ROOT / "data/reference/mei2022_dcase_table1.csv")
+    lines = [line.split("\t") for line in DCASE_PAPERS[0].read_text(encoding="utf-8").splitlines()]
+    printed = [[100 * float(value) for value in row[1:]] for row in lines if re.fullmatch(r"0\.\d+", row[-1])]
+    assert cells["mean"].to_numpy().reshape(4, 4) == pytest.approx(pd.DataFrame(printed).to_numpy())
+    assert cells["metric"].tolist() == 4 * ["t2a_r1", "t2a_r5", "t2a_r10", "t2a_map10"]
+    assert list(dict.fromkeys(cells["system"])) == ["DCASE baseline", "CNN14", "ResNet38", "CNN14, transfer"]
+    assert list(dict.fromkeys(cells["source"])) == ["dcase2022", "mei2022"] and set(cells["dataset"]) == {"clotho"}

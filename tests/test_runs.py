@@ -10,7 +10,7 @@ import torch
 
 from atr import RunConfig, fit, run_all, training
 from atr.corpora import load_corpus
-from atr.runs import Runs, cost, default_workers, describe, pairs, preparation, speed
+from atr.runs import Runs, cost, default_workers, describe, pairs, preparation, speed, training_clips
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 DIVERGES = {"learning_rates": {"heads": 1e30}, "clip_norm": None}
@@ -153,6 +153,10 @@ class TestEstimates:
     def test_a_config_in_words(self):
         words = describe(config(loss={"name": "triplet_max"}, seed=3, learning_rates={"heads": 5e-4}))
         assert words == "triplet_max frozen D16 B16 lr 0.0005 seed 3 on soundscapes"
+
+    def test_clips_held_out_are_not_trained_on(self):
+        options = {"name": "soundscapes", "train": 10, "validation": 4, "test": 6}
+        assert training_clips(options) == 10 and training_clips({**options, "hold_out": 3}) == 17
 
     def test_pairs_count_clips_and_epochs_and_with_all_captions_five_times_as_many(self):
         assert pairs(config(epochs=10)) == 480 and pairs(config(epochs=10, sampler="all_captions")) == 2400

@@ -174,16 +174,79 @@ class TestGrids:
         }
         assert ours == {(32, 512, alpha) for alpha in (0, 0.1, 0.33, 1)}
 
-    @pytest.mark.parametrize("number", ["01", "02", "03", "04"])
+    @pytest.mark.parametrize("number", ["01", "02", "03", "04", "05", "06"])
     def test_the_paper_recipe(self, number):
         for config in grid(number, "paper"):
             frozen = {"released": "frozen_released", "paper": "frozen"}[config.recipe]
             assert config.embedding_dim == 1024 or number in ("03", "04")
             assert config.sampler == "all_captions" and config.max_seconds == 30
-            assert (config.audio_encoder, config.text_encoder) == ("resnet38", "bert-base-uncased")
-            assert config.training in (frozen, "finetuned") and config.text_pooling == "first"
-            assert config.epochs in (0, 50, 100) and config.schedule == "step" and config.step_factor == 0.1
+            assert config.audio_encoder == "resnet38" or number == "06" and config.audio_encoder == "cnn14_mei2022"
+            assert config.text_encoder == "bert-base-uncased" and config.text_pooling == "first"
+            assert config.training in (frozen, "finetuned") or number == "05" and config.training == "scratch"
+            assert config.epochs in (0, 50, 100, 150) and config.schedule == "step" and config.step_factor == 0.1
             assert config.step_epochs == (40 if config.epochs == 100 else 20) and config.text_layers is None
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_stages_by_audio_encoder_mining_and_batch_size(self, name):
+        setting, configs = profile(name), grid("05", name)
+        rates = {kind: share * setting.rates["finetuned"]["heads"] for kind, share in setting.shares.items()}
+        full = [
+            c
+            for c in configs
+            if c.stages and c.rate("heads") == rates["mined" if c.parts()[-1].mining == "hard" else "random"]
+        ]
+        hows = {"yes": ["easy", "random", "hard"], "no": ["random"] * 3}
+        cells = {
+            (mining, c.training, c.batch_size, c.seed)
+            for c in full
+            for mining, how in hows.items()
+            if [part.mining for part in c.parts()] == how and not c.parts()[0].fixed_head
+        }
+        usual = setting.config(next(iter(setting.corpora)), "finetuned", "nt_xent", 0).batch_size
+        expected = {("no", usual)} | {("yes", size) for size in {usual, *setting.mined_sizes}}
+        assert cells == {
+            (mining, training, size, seed)
+            for mining, size in expected
+            for training in ("scratch", "finetuned")
+            for seed in setting.seeds
+        }
+        for config in full:
+            fixed, epochs = [part.fixed for part in config.parts()], [part.epochs for part in config.parts()]
+            assert fixed == ["text", "audio", None] and tuple(epochs) == setting.stage_epochs
+        needed = [c.needs()["ancillary"] for c in configs if c.ancillary]
+        assert all(c.training == "finetuned" and not c.stages for c in needed)
+        assert distinct(needed) <= distinct(configs)
+
+    def test_the_paper_grid_of_stages_is_the_published_one(self):
+        published = pd.read_csv(store.PROJECT / "data" / "reference" / "chao2022_table3.csv")
+        ours = {c.batch_size for c in grid("05", "paper") if c.stages}
+        assert ours == set(published["batch_size"]) and {c.corpus["name"] for c in grid("05", "paper")} == {"audiocaps"}
+
+    @pytest.mark.parametrize("name", ["demo", "esc10"])
+    def test_in_the_small_profiles_the_stages_have_as_many_epochs_as_the_baseline(self, name):
+        setting = profile(name)
+        assert sum(setting.stage_epochs) == setting.epochs["finetuned"]
+        assert len(distinct(grid("05", name))) == 44
+
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_systems_by_encoder_transfer_and_corpus(self, name):
+        setting, configs = profile(name), grid("06", name)
+        full = [c for c in configs if c.rate("heads") == setting.shares["random"] * setting.rates["finetuned"]["heads"]]
+        teams = {(c.audio_encoder, c.start is None, "hold_out" in c.corpus, c.seed) for c in full if c.augment}
+        cnns = [(encoder, True) for encoder in setting.cnns]
+        expected = {(*cnn, False, seed) for cnn in cnns for seed in {*setting.members, *setting.seeds}}
+        expected |= {(setting.cnns[0], False, False, seed) for seed in setting.seeds}
+        systems = [*cnns, (setting.cnns[0], False)]
+        expected |= {(*system, True, seed) for system in systems for seed in setting.submitted}
+        assert teams == expected
+        assert {c.needs()["start"].corpus["name"] for c in configs if c.start} == {setting.source["name"]}
+        assert len([c for c in full if not c.augment]) == len(setting.seeds)
+
+    def test_the_paper_grid_of_systems_trains_on_clotho_from_audiocaps(self):
+        configs = grid("06", "paper")
+        assert {c.corpus["name"] for c in configs} == {"clotho"} and {c.batch_size for c in configs} == {32}
+        assert {c.corpus.get("hold_out") for c in configs} == {None, 100}
+        assert {c.needs()["start"].corpus["name"] for c in configs if c.start} == {"audiocaps"}
 
     @pytest.mark.parametrize("name", ["demo", "esc10"])
     def test_the_small_recipe(self, name):
@@ -309,6 +372,11 @@ class TestProfiles:
             _ = profile("esc10").root
         monkeypatch.setenv("ATR_CLIPS", str(tmp_path))
         assert profile("esc10").root == tmp_path and profile("demo").root is None
+
+    def test_from_scratch_everything_is_trained_at_the_rates_of_fine_tuning(self):
+        setting = profile("demo")
+        tuned, scratch = (setting.config("soundscapes", how, "nt_xent", 0) for how in ("finetuned", "scratch"))
+        assert scratch == tuned.replace(training="scratch")
 
     def test_the_corpus_is_shown_by_the_profiles_name(self):
         paper = profile("paper")

@@ -426,3 +426,32 @@ def test_a_frame_knows_dimension_and_weight_of_the_penalty(tmp_path):
     runs = [(config, seeds(tmp_path, 0.5, f"r{place}", 1, config=config)[0]) for place, config in enumerate(configs)]
     frame = tables.frame(runs, profile("demo"))
     assert frame["dim"].tolist() == [128, 256] and frame["alpha"].tolist() == [0, 0.33]
+
+
+def test_claims_on_scores_are_paired_by_seed_and_clip_as_those_on_runs(tmp_path):
+    a, b = seeds(tmp_path, 0.8, "a"), seeds(tmp_path, 0.4, "b")
+    by_runs = tables.claims([{"claim": "x", "a": a, "b": b}])
+    by_scores = tables.claims([{"claim": "x", "a": tables.scores(a), "b": tables.scores(b)}])
+    pd.testing.assert_frame_equal(by_runs, by_scores)
+
+
+def test_average_precision_has_an_interval_too(tmp_path):
+    runs = seeds(tmp_path, 0.5, "a")
+    table = results(loss=["a"] * 3, run=runs, t2a_map10=[run.metrics["t2a_map10"] for run in runs])
+    found = tables.intervals(tables.summary(table, ["loss"], ["t2a_map10"]), table, "t2a_map10")
+    # Ranks are 1 or 50: the average precision at 10 is the recall.
+    assert found["t2a_map10"].iloc[0] == pytest.approx(50) == tables.scores(runs, precision=True).mean()
+    assert found["t2a_map10_low"].iloc[0] < 50 < found["t2a_map10_high"].iloc[0]
+
+
+def test_a_run_that_two_parts_of_a_grid_ask_for_has_one_row(tmp_path):
+    config = RunConfig()
+    run = made_run(tmp_path, "one", config, [1, 2], [1, 2])
+    assert len(tables.frame([(config, run), (config, run)], profile("smoke"))) == 1
+
+
+def test_differences_need_no_learning_rate():
+    ours = results(corpus=["Clotho"], system=["CNN14"], t2a_r1=[7.0])
+    reference = tables.published("mei2022_dcase_table1")
+    (row,) = tables.differences(ours, reference, ["corpus", "system"], ["t2a_r1"], 1).to_dict("records")
+    assert row["published"] == "14.7" and row["difference"] == pytest.approx(7.0 - 14.7) and math.isnan(row["low"])

@@ -317,3 +317,9 @@ def test_more_layers_than_there_are_is_an_error(tiny, layers):
 def test_an_unknown_pooling_is_an_error(tiny):
     with pytest.raises(ValueError, match="text_pooling: unknown 'max'; known: 'mean', 'first'"):
         TextEncoder(tiny, "max")
+
+
+def test_sentences_have_length_1_and_are_alike_where_they_say_the_same():
+    dog, hound, rain = text.sentences(["A dog barks.", "a dog is barking", "Rain falls on a roof"])
+    assert torch.linalg.norm(dog).item() == pytest.approx(1, abs=1e-5)
+    assert dog @ hound > 0.8 > 0.5 > dog @ rain
