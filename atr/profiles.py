@@ -228,11 +228,12 @@ PROFILES = {
         published=True,
     ),
 }
-# Every `paper` grid with two steps a run, over files of the true layout that tests make.
+# Every `paper` grid with two steps a run and the smallest PANNs, over files of the true layout that tests make.
 PROFILES["miniature"] = replace(
     PROFILES["paper"],
     name="miniature",
-    base=MEI2022 | {"audio_weights": "miniature"},
+    base=MEI2022 | {"audio_weights": "miniature", "audio_encoder": "cnn6"},
+    cnns=("cnn6", "cnn10"),
     seeds=(0,),
     epochs={"frozen": 1, "finetuned": 1},
     batch_sizes={"AudioCaps": 4, "Clotho": 4},

@@ -49,9 +49,10 @@ def describe(config: RunConfig) -> str:
     stages = f" in {len(config.stages)} stages" if config.stages else ""
     mined = f" {config.mining} batches" if config.mining else ""
     source = f" from {config.needs()['start'].corpus['name']}" if config.start else ""
+    held = f" but {config.corpus['hold_out']} clips" if "hold_out" in config.corpus else ""
     return (
         f"{config.loss['name']}{penalty}{encoder} {config.training}{stages}{mined} D{config.embedding_dim} "
-        f"B{config.batch_size} lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}{source}"
+        f"B{config.batch_size} lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}{held}{source}"
     )
 
 

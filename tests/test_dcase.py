@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
+from test_readme import blocks
 
 from atr import RunConfig, audio, fit, metrics
 from atr.dcase import embed, export, read, relevance, same_events, score, write, write_scores
@@ -309,6 +310,18 @@ def test_a_folder_without_captions_goes_from_files_to_a_scored_submission(corpus
     found = score(tmp_path / "out.csv", queries, names, np.arange(16))
     similarity = run.embeddings["text"][::5] @ run.embeddings["audio"].T
     assert found["t2a_map10"] == pytest.approx(metrics.retrieval_metrics(similarity, np.arange(16))["t2a_map10"])
+
+
+def test_the_readmes_submission_is_written_and_can_be_read(run, folder, tmp_path, monkeypatch):
+    files, captions = folder
+    space: dict = {}
+    exec(blocks()[2], space)
+    monkeypatch.chdir(tmp_path)
+    space["submit"]([run, run], files, captions[:3])
+    found = read("submission.csv", captions[:3], [path.name for path in files])
+    alone = embed(run, files, captions[:3])
+    write("alone.csv", captions[:3], [path.name for path in files], alone)
+    assert found.equals(read("alone.csv"))  # twice the same model is that model
 
 
 def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):

@@ -1,6 +1,7 @@
 """The notebooks as a reader runs them: from the command line, headless, under the smallest profile."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -62,8 +63,8 @@ def run_study(tmp_path_factory, homes):
     }
     environment.pop("ATR_COMMAND", None)
 
-    def run():
-        command = [sys.executable, "-m", "atr", "study", *TABLES, "--profile", "smoke", "--device", "cpu", "--quiet"]
+    def run(numbers=tuple(TABLES)):
+        command = [sys.executable, "-m", "atr", "study", *numbers, "--profile", "smoke", "--device", "cpu", "--quiet"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -100,7 +101,8 @@ def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
     runs = {path: path.stat().st_mtime_ns for path in (results / "runs").glob("*/metrics.json")}
     kept = (results / "tables" / "01_loss_comparison.csv").read_bytes()
     assert len(runs) == len(study.plan(study.notebooks(list(TABLES)), "smoke"))
-    again = run()
-    assert f"{len(runs)} runs, {len(runs)} of them finished" in again
+    again = run(["01", "05"])
+    found = re.search(r"(\d+) runs, (\d+) of them finished", again)
+    assert found and found[1] == found[2]
     assert {path: path.stat().st_mtime_ns for path in (results / "runs").glob("*/metrics.json")} == runs
     assert (results / "tables" / "01_loss_comparison.csv").read_bytes() == kept

@@ -13,7 +13,7 @@ import pytest
 import torch
 from golden_weights import fill, keys
 
-from atr import profile, study
+from atr import fit, profile, study
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def home(tmp_path_factory):
     dataset_layouts.clotho(folder / "clotho", clips={"train": 2, "validation": 2, "test": 2}, seconds=0.5)
     checkpoints = folder / "checkpoints"
     (checkpoints / "miniature").mkdir(parents=True)
-    for name, golden in (("resnet38", "panns_resnet38"), ("cnn14_mei2022", "panns_cnn14")):
-        torch.save({"model": fill(keys(golden))}, checkpoints / "miniature" / f"{name}.pth")
+    for name in ("cnn6", "cnn10", "resnet38"):
+        torch.save({"model": fill(keys(f"panns_{name}"))}, checkpoints / "miniature" / f"{name}.pth")
     dataset_layouts.evaluation(folder / "dcase2022", clips=12, seconds=0.5)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     made_models.bert(checkpoints / "bert-base-uncased", **sizes)
@@ -61,6 +61,18 @@ def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
     assert set(published) == {"DCASE baseline", "CNN14", "ResNet38", "CNN14, transfer", "CNN14, no SpecAugment"}
     for number in range(1, 5):
         assert len(pd.read_csv(results / "submissions" / f"submission_{number}.csv")) == 3
+
+
+@pytest.mark.parametrize("training", ["frozen", "finetuned"])
+def test_a_cell_of_the_paper_profile_with_its_own_network(home, tmp_path, monkeypatch, training):
+    monkeypatch.setenv("ATR_HOME", str(home))
+    config = profile("paper").config("Clotho", training, "nt_xent", 0)
+    small = config.replace(audio_weights="miniature", epochs=1, batch_size=4)
+    run = fit(small, runs=tmp_path)
+    assert config.audio_encoder == "resnet38" and run.config.training == (
+        "finetuned" if training == "finetuned" else "frozen_released"
+    )
+    assert run.history["loss"].between(0, 10).all() and run.embeddings["audio"].shape == (2, 1024)
 
 
 LARGE = """
