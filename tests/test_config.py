@@ -189,11 +189,14 @@ def test_the_texts_recipe_differs_from_the_released_one_where_the_two_do():
         assert changed == expected | ({"training": "frozen"} if training == "frozen" else {})
 
 
-def test_the_miniature_is_the_paper_but_for_its_size_and_its_files():
+def test_the_miniature_is_the_paper_but_for_its_size_its_files_and_its_networks():
     paper, small = profile("paper"), profile("miniature")
-    same = ("corpora", "recipes", "rates", "schedules", "published")
+    same = ("corpora", "recipes", "rates", "schedules", "shares", "source", "published")
     assert all(getattr(paper, name) == getattr(small, name) for name in same)
-    assert {name for name in small.base if small.base[name] != paper.base.get(name)} == {"audio_weights"}
+    assert {name for name in small.base if small.base[name] != paper.base.get(name)} == {
+        "audio_weights",
+        "audio_encoder",
+    }
 
 
 def test_a_field_at_its_default_does_not_name_a_run():

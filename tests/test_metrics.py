@@ -222,6 +222,6 @@ def test_a_clip_that_no_caption_fits_is_found_wrongly_and_asks_nothing():
         scores = clip_scores(found, fits, 1, direction)
         assert scores.shape == (4,) and np.isfinite(scores).all()
     assert clip_scores(found, fits, 1, "a2t").mean() == pytest.approx(measured["a2t_r1"])
-    expected = np.mean([retrieval_metrics(rng.random((8, 5)), fits)["t2a_r1"] for _ in range(4000)])
-    assert chance(fits)["t2a_r1"] == pytest.approx(expected, abs=1.0)
+    expected = np.mean([retrieval_metrics(rng.random((8, 5)), fits)["t2a_r1"] for _ in range(400)])
+    assert chance(fits)["t2a_r1"] == pytest.approx(expected, abs=2.5)
     assert all(np.isfinite(value) for value in chance(fits).values())
