@@ -217,7 +217,7 @@ def same_events(corpus: Corpus) -> np.ndarray:
 
     ValueError: a clip without an event.
     """
-    heard = corpus.events.groupby("clip")["event"].agg(lambda names: " ".join(sorted(set(names))))
+    heard = corpus.kinds()
     kinds = corpus.clips["clip"].map(heard)
     if kinds.isna().any():
         clip = corpus.clips["clip"][kinds.isna()].iloc[0]

@@ -172,24 +172,25 @@ def responses(
 ) -> Figure:
     """A panel a column of the table: its mean against the categories `x` by `hue`, bars of one deviation over seeds.
 
-    table: a row a run; x in its order of appearance. columns: column → axis label. levels: column → label → a level to
-    mark by a dotted line.
+    table: a row a run; x in its order of appearance, or where it is a number. columns: column → axis label. levels:
+    column → label → a level to mark by a dotted line.
     """
     style()
     figure, axes = plt.subplots(1, len(columns), figsize=(PAGE, 2.7), squeeze=False)
     order = list(dict.fromkeys(table[x]))
+    at = {key: key if pd.api.types.is_numeric_dtype(table[x]) else place for place, key in enumerate(order)}
     for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
         for number, (name, group) in enumerate(table.groupby(hue, sort=False)):
             means, deviations = (group.groupby(x, sort=False)[column].agg(how) for how in ("mean", "std"))
-            places = np.array([order.index(key) for key in means.index])
+            places = np.array([at[key] for key in means.index])
             places = places + 0.08 * (number - (table[hue].nunique() - 1) / 2)  # bars that would hide each other
             axis.errorbar(places, means, deviations.fillna(0), label=str(name), marker="o", ms=3, capsize=2)
         for words, level in levels.get(column, {}).items():
             axis.axhline(level, color="0.5", lw=1, ls=":")
             axis.annotate(
-                words, (len(order) - 1, level), (0, 2), "data", "offset points", ha="right", size=7, color="0.4"
+                words, (max(at.values()), level), (0, 2), "data", "offset points", ha="right", size=7, color="0.4"
             )
-        axis.set_xticks(range(len(order)), order)
+        axis.set_xticks(list(at.values()), order)
         axis.set_xlabel(x)
         axis.set_ylabel(label)
     handles, texts = axes[0, 0].get_legend_handles_labels()

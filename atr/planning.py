@@ -49,6 +49,12 @@ def size(config: RunConfig, corpus: Corpus | None) -> Size:
         durations = corpus.clips["duration"]
         return Size(clips, captions, float(durations.mean()), float(durations.max()))
     options = dict(config.corpus)
+    held = options.pop("hold_out", None)
+    if held is not None:
+        whole = size(config.replace(corpus=options), None)
+        each = sum(whole.captions.values()) / sum(whole.clips.values())
+        clips = {"train": sum(whole.clips.values()) - held, "validation": int(held)}
+        return replace(whole, clips=clips, captions={split: round(each * n) for split, n in clips.items()})
     if options["name"] in PUBLISHED:
         return Size(**PUBLISHED[options["name"]])
     clips = {split: options.get(split, 1200) for split in ("train", "validation", "test")}

@@ -70,7 +70,7 @@ class Profile:
     voxel_network: Mapping[str, Any] = field(default_factory=dict)  # fields of `atr.voxels.VoxelRecipe`
     reference_sets: int = 4  # of each kind that a reading of notebook 04 is averaged over
     stage_epochs: tuple[int, int, int] = (1, 1, 3)  # of the three stages of notebook 05
-    # Shares of the full rates, notebooks 05 and 06, by batches: the best of 1, 1/2, 1/4 on validation data (seed 0).
+    # Shares of the full rates, notebooks 05 and 06, by batches: chosen on validation data of demo (seed 0).
     shares: Mapping[str, float] = field(default_factory=lambda: {"random": 0.5, "mined": 0.25})
     mined_sizes: tuple[int, ...] = (16, 32, 64)  # batch sizes of notebook 05, its own among them
     cnns: tuple[str, str] = ("compact", "compact_resnet")  # in notebook 06 for CNN14 and ResNet38

@@ -247,10 +247,11 @@ def _train(
             if stage:
                 network.load_state_dict(state["best"], strict=False)
         train, validation = prepared.splits["train"], prepared.splits["validation"]
-        fix = partial(model.fix, dual, side=str(part.fixed), to=to_device, released_batch=released_batch)
+        fix = partial(model.fix, dual, to=to_device, released_batch=released_batch)
         a_few = part.fixed == "text" and part.sampler == "caption_per_clip" and part.epochs < captions_per_clip(train)
         if part.fixed is not None:
-            train, validation = train if a_few else fix(train), fix(validation)
+            train = train if a_few else fix(train, side=part.fixed)
+            validation = fix(validation, side=part.fixed)
 
         for epoch in range(state["epoch"], before + part.epochs):
             seed = config.seed * 100_003 + epoch + 1  # dropout and SpecAugment: a function of seed and epoch
@@ -264,7 +265,7 @@ def _train(
                 mining=part.mining,
                 embeddings=mined_by,
             )
-            seen = fix(train, wanted=np.concatenate(batches)) if a_few else train
+            seen = fix(train, side="text", wanted=np.concatenate(batches)) if a_few else train
             network.train()
             total = torch.zeros((), device=fabric.device)
             evenness = torch.zeros(2, device=fabric.device)

@@ -212,6 +212,12 @@ def test_batches_are_shown_in_the_order_of_their_construction():
 CONSTRUCTED = {"easy": [0.1, 0.2], "hard": [0.9, 0.6]}
 
 
+def test_numbers_stand_where_they_are():
+    table = pd.DataFrame({"models": [1, 2, 5, 10], "by": "a", "h": [1.0, 2.0, 3.0, 4.0]})
+    (axis,) = figures.responses(table, "models", "by", {"h": "h"}, {}).axes
+    assert axis.containers[0].lines[0].get_xdata().tolist() == list(axis.get_xticks()) == [1, 2, 5, 10]
+
+
 def test_differences_are_shown_beside_nothing_with_their_intervals():
     table = pd.DataFrame({"what": ["a", "b"], "difference": [1.0, -2.0], "low": [0.5, -3.0], "high": [1.5, 1.0]})
     (axis,) = figures.forest(table, "what", "points").axes

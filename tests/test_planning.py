@@ -69,6 +69,8 @@ def test_sizes_are_of_the_corpus_at_hand_else_published_else_what_its_options_sa
     )
     clotho = planning.size(RunConfig(corpus="clotho"), None)
     assert clotho.clips == {"train": 3839, "validation": 1045, "test": 1045} and clotho.captions["train"] == 5 * 3839
+    held = planning.size(RunConfig(corpus={"name": "clotho", "hold_out": 100}), None)
+    assert held.clips == {"train": 5829, "validation": 100} and held.captions == {"train": 29145, "validation": 500}
     asked = planning.size(RunConfig(corpus={"name": "soundscapes", "train": 7, "validation": 2, "test": 3}), None)
     assert asked.clips == {"train": 7, "validation": 2, "test": 3} and asked.seconds == 10.0
 

@@ -118,6 +118,10 @@ class Corpus:
         splits[drawn] = "validation"
         return replace(self, clips=self.clips.assign(split=splits))
 
+    def kinds(self) -> pd.Series:
+        """Which kinds of sound are in each clip, as one text by clip; without those whose events are unknown."""
+        return self.events.groupby("clip")["event"].agg(lambda names: " ".join(sorted(set(names))))
+
     def relevance(self) -> np.ndarray:
         """Which clips answer which caption, for a corpus of one split.
 
