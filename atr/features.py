@@ -74,6 +74,25 @@ def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu"
     return torch.from_numpy(store.open_packed(store.cached("pooled", key, build)).data)
 
 
+def normalised(config: RunConfig, corpus: Corpus) -> list[str]:
+    """The captions of a corpus as a config's text encoder reads them."""
+    return [text.normalise(caption, config.caption_style) for caption in corpus.captions["caption"]]
+
+
+def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> Tensor:
+    """Output of the text encoder, as it starts and in evaluation mode, for the captions of a one-split corpus:
+    (captions, dim), computed once.
+    """
+    folder = text.folder(config.text_encoder)
+
+    def encoder() -> text.TextEncoder:
+        return text.TextEncoder(folder, config.text_pooling).to(device)
+
+    known, pooling = text.fingerprint(folder), config.text_pooling
+    spoken = text.computed(normalised(config, corpus), known, encoder, pooling=pooling, quiet=quiet)
+    return torch.from_numpy(spoken.data)
+
+
 def encode(encoder: AudioEncoder, batch: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Frames and mask of a batch of rows of `audio_input`: int16 waveforms (B, samples), or log-mels
     (B, frames, bands); lengths None: all as long as the batch.
@@ -185,7 +204,7 @@ def prepare(
             prepared.splits[name] = prepared.splits["validation"]
             continue
         part = corpus.split(name)
-        captions = [text.normalise(caption, config.caption_style) for caption in part.captions["caption"]]
+        captions = normalised(config, part)
         place = {clip: row for row, clip in enumerate(part.clips["clip"])}
         clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
         audio: Tensor | Packed
@@ -195,9 +214,7 @@ def prepare(
         elif config.training == "frozen":
             assert prepared.audio_weights is not None
             audio = pooled(config, part, prepared.audio_weights, device, quiet)
-            spoken = torch.from_numpy(
-                text.computed(captions, known, moved, pooling=config.text_pooling, quiet=quiet).data
-            )
+            spoken = pooled_text(config, part, device, quiet)
         else:
             audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
             spoken = (

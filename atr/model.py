@@ -167,16 +167,11 @@ def fix(
     side: str,
     to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     released_batch: int | None = None,
-    wanted: np.ndarray | None = None,
 ) -> Inputs:
-    """A split with the output of one side's encoder, "audio" or "text", in evaluation mode, in place of its input.
-
-    wanted: the captions that will be asked for; of the text side no others are computed, and what stands in their place
-    is without meaning. None: all.
-    """
+    """A split with the output of one side's encoder, "audio" or "text", in evaluation mode, in place of its input."""
     if isinstance(getattr(inputs, side), Tensor):
         return inputs
-    pooled = _over(model, inputs, side, to, 256, released_batch, True, wanted if side == "text" else None)
+    pooled = _over(model, inputs, side, to, 256, released_batch, True)
     return replace(inputs, audio=pooled) if side == "audio" else replace(inputs, text=pooled)
 
 
@@ -189,7 +184,6 @@ def _over(
     batch_size: int,
     released_batch: int | None,
     pooled: bool = False,
-    among: np.ndarray | None = None,
 ) -> Tensor:
     rows: Tensor | Packed = getattr(inputs, side)
     batch = inputs.audio_batch if side == "audio" else inputs.text_batch
@@ -198,7 +192,6 @@ def _over(
         batches = released_batches(inputs.clip_of_caption, released_batch)
     else:  # rows of like length together: less padding to compute
         order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
-        order = order if among is None else order[np.isin(order, among)]
         size = min(batch_size, AUDIO_BATCH) if waveforms else batch_size
         batches = [(part, part) for part in np.split(order, range(size, len(order), size))]
     training = model.training

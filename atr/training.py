@@ -4,11 +4,11 @@ import math
 import os
 import time
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
@@ -65,10 +65,6 @@ def selection_score(config: RunConfig, scores: dict[str, float], epoch: int) -> 
         "t2a_map10": scores["t2a_map10"],
         "last": float(epoch),
     }[config.select_by]
-
-
-def captions_per_clip(split: features.Inputs) -> float:
-    return len(split.clip_of_caption) / len(split.audio)
 
 
 def corpus_of(config: RunConfig, root: str | Path | None = None) -> Corpus:
@@ -247,11 +243,15 @@ def _train(
             if stage:
                 network.load_state_dict(state["best"], strict=False)
         train, validation = prepared.splits["train"], prepared.splits["validation"]
-        fix = partial(model.fix, dual, to=to_device, released_batch=released_batch)
-        a_few = part.fixed == "text" and part.sampler == "caption_per_clip" and part.epochs < captions_per_clip(train)
-        if part.fixed is not None:
-            train = train if a_few else fix(train, side=part.fixed)
-            validation = fix(validation, side=part.fixed)
+        if part.fixed == "text" and not stage and not config.start:  # as the encoder starts: other runs know its output
+            train, validation = (
+                replace(split, text=features.pooled_text(config, corpus.split(name), device))
+                for name, split in (("train", train), ("validation", validation))
+            )
+        elif part.fixed is not None:
+            train, validation = (
+                model.fix(dual, split, part.fixed, to_device, released_batch) for split in (train, validation)
+            )
 
         for epoch in range(state["epoch"], before + part.epochs):
             seed = config.seed * 100_003 + epoch + 1  # dropout and SpecAugment: a function of seed and epoch
@@ -265,7 +265,6 @@ def _train(
                 mining=part.mining,
                 embeddings=mined_by,
             )
-            seen = fix(train, side="text", wanted=np.concatenate(batches)) if a_few else train
             network.train()
             total = torch.zeros((), device=fabric.device)
             evenness = torch.zeros(2, device=fabric.device)
@@ -275,7 +274,7 @@ def _train(
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * factor
                 clips = train.clip_of_caption[captions]
-                audio, text = dual(batch_to(seen.audio_batch(clips)), batch_to(seen.text_batch(captions)))
+                audio, text = dual(batch_to(train.audio_batch(clips)), batch_to(train.text_batch(captions)))
                 loss = loss_function(audio.float(), text.float(), to_device(torch.from_numpy(clips)))
                 if number == epoch == 0 and not loss.isfinite():
                     raise TrainingError(BROKEN_WEIGHTS)
