@@ -14,7 +14,8 @@ CHOICES: dict[str, tuple] = {
     "training": TRAININGS,
     "text_pooling": ("mean", "first"),
     "caption_style": ("mei2022", "tymofieiev2025", None),
-    "pooling": ("max_mean", "frequency_mean_max", "frequency_max"),
+    "pooling": ("max_mean", "frequency_mean_max", "frequency_max", "mean"),
+    "head": ("mlp", "linear"),
     "padding": ("masked", "released"),
     "sampler": ("caption_per_clip", "all_captions"),
     "mining": ("easy", "random", "hard", None),
@@ -25,14 +26,14 @@ CHOICES: dict[str, tuple] = {
     "select_by": ("t2a_recall_sum", "recall_sum", "t2a_map10", "last"),
     "precision": ("32", "bf16"),
 }
-GROUPS = ("heads", "audio", "text", "loss")
+GROUPS = ("heads", "audio", "text", "pooling", "loss")
 MINED = ("easy", "hard")  # by embeddings
 # What a stage of training may have of its own.
 STAGED = ("epochs", "sampler", "mining", "fixed", "fixed_head", "learning_rates", "schedule", "step_epochs", "loss")
 BELOW = {
     "text_dropout": 1.0,
     "audio_dropout": 1.0,
-    **dict.fromkeys(("weight_decay", "step_factor", "warmup_epochs", "clip_norm"), math.inf),
+    **dict.fromkeys(("weight_decay", "step_factor", "warmup_epochs", "floor_rate", "clip_norm"), math.inf),
 }
 
 
@@ -60,7 +61,11 @@ class RunConfig:
                     as it is: 0 epochs)
     pooling         of the PANNs: "max_mean" (mean over mel bands; maximum plus mean over time), "frequency_mean_max"
                     (mean plus maximum over bands, as the text of Mei et al. 2022 has it), "frequency_max" (maximum
-                    over bands, as Tourbabin & Ben-Hur have it); the other encoders know "max_mean", their own way
+                    over bands, as Tourbabin & Ben-Hur have it); the other encoders know "max_mean", their own way.
+                    "mean", of any encoder: mean of its frames
+    text_aware      {"projection_dim": …, "dropout": …}: frames go through the audio head, and each caption pools them
+                    by attention (`atr.model.TextAwarePooling`); None: `pooling`
+    head            "mlp" (Linear, ReLU, Linear) or "linear"
     padding         "masked": a clip's embedding is its own (but while training, where a batch's zeros enter the
                     statistics of the inner batch-norms); "released": they enter every batch-norm and the pooling, in
                     evaluation too, as in the released code of Mei et al. 2022
@@ -69,6 +74,7 @@ class RunConfig:
     penalty         {"alpha": …, further fields of `atr.voxels.PenaltySettings`}, held without those at their defaults;
                     None: the loss alone
     sampler         see `atr.sampling`
+    drop_last       an epoch's last incomplete batch is left out
     mining          "easy", "random", "hard": each epoch's pairs in batches by `atr.mining.mine`, which keeps the last
                     incomplete one; None: as `sampler` draws them
     ancillary       fields of the config of the run, on the same corpus, by whose embeddings batches are mined
@@ -77,8 +83,10 @@ class RunConfig:
     fixed_head      its head stays as well; else it trains with the other side
     stages          one after another, each from the best epoch of the one before and with a schedule of its own: the
                     fields in which each differs from this config, of `STAGED`; None: one stage
-    learning_rates  by group: heads, audio, text, loss (its learned parameters); missing groups use heads'
-    schedule        "step" (× step_factor every step_epochs), "cosine" (to 0 at the last epoch), "constant"
+    learning_rates  by group: heads, audio, text, pooling (text-aware), loss (its learned parameters); missing groups
+                    use heads'
+    schedule        "step" (× step_factor every step_epochs), "cosine" (from the end of warm-up to floor_rate at
+                    cosine_epochs, None: the last epoch), "constant"
     warmup_epochs   linear rise from 0, by step
     clip_norm       largest gradient norm, None: no clipping
     select_by       validation metric of the best epoch, ties to the later; "last" takes the last epoch
@@ -96,12 +104,15 @@ class RunConfig:
     caption_style: str | None = "mei2022"
     training: str = "frozen"
     pooling: str = "max_mean"
+    text_aware: Mapping[str, Any] | None = None
+    head: str = "mlp"
     padding: str = "masked"
     max_seconds: float | None = None
     embedding_dim: int = 256
     loss: Mapping[str, Any] = field(default_factory=lambda: {"name": "nt_xent", "temperature": 0.07})
     penalty: Mapping[str, Any] | None = None
     sampler: str = "caption_per_clip"
+    drop_last: bool = True
     mining: str | None = None
     ancillary: Mapping[str, Any] | None = None
     start: Mapping[str, Any] | None = None
@@ -115,6 +126,8 @@ class RunConfig:
     schedule: str = "step"
     step_epochs: int = 20
     step_factor: float = 0.1
+    cosine_epochs: float | None = None
+    floor_rate: float = 0.0
     warmup_epochs: float = 0.0
     clip_norm: float | None = 2.0
     batch_size: int = 32
@@ -186,9 +199,32 @@ class RunConfig:
             if self.embedding_dim < settings.dims:
                 raise ConfigError(f"penalty: draws {settings.dims} dimensions; embedding_dim is {self.embedding_dim}")
             object.__setattr__(self, "penalty", settings.changed())
+        if self.cosine_epochs is not None and not (
+            _is_number(self.cosine_epochs) and self.warmup_epochs < self.cosine_epochs < math.inf
+        ):
+            raise ConfigError(
+                f"cosine_epochs: {self.cosine_epochs!r} is not a number above warmup_epochs, {self.warmup_epochs}"
+            )
+        self._check_text_aware()
         for name, needed in self.needs().items():
             object.__setattr__(self, name, needed.identity())  # as many words for one run name one run
         self._check_stages()
+
+    def _check_text_aware(self) -> None:
+        if self.text_aware is None:
+            return
+        size, dropout = (self.text_aware.get(name, 0.0) for name in ("projection_dim", "dropout"))
+        whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
+        if set(self.text_aware) - {"projection_dim", "dropout"} or not whole:
+            raise ConfigError(f'text_aware: {self.text_aware!r}; write {{"projection_dim": 512, "dropout": 0.05}}')
+        if not _is_number(dropout) or not 0 <= dropout < 1:
+            raise ConfigError(f"text_aware: dropout: {dropout!r} is not a number from 0 and below 1")
+        if self.training in ("frozen", "external"):
+            raise ConfigError(f"text_aware: needs frames, and training {self.training!r} knows a clip by one vector")
+        if self.fixed == "audio":
+            raise ConfigError("text_aware: of a fixed audio encoder one vector a clip is kept; fix 'text', or nothing")
+        if self.penalty is not None:
+            raise ConfigError("text_aware: a clip has no embedding of its own, which penalty needs")
 
     def _check_stages(self) -> None:
         if self.stages is None:
@@ -232,6 +268,8 @@ class RunConfig:
                 found[name] = from_dict(fields)
             except (ConfigError, TypeError) as error:
                 raise ConfigError(f"{name}: {error}") from error
+            if name == "ancillary" and found[name].text_aware:
+                raise ConfigError("ancillary: a text-aware model has no embedding of a clip to mine by")
             alike = ("corpus",) if name == "ancillary" else ("audio_encoder", "text_encoder", "embedding_dim")
             for field_name in alike:
                 theirs, ours = getattr(found[name], field_name), getattr(self, field_name)

@@ -211,6 +211,26 @@ def batches(reports: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def learned(groups: Mapping[str, Sequence[Run]]) -> Figure:
+    """What a loss learns, a panel a parameter, by step; mean over seeds, band from minimum to maximum.
+
+    groups: label → runs that differ by seed (`Run.learned`).
+    """
+    style()
+    tables = {label: [run.learned for run in runs] for label, runs in groups.items()}
+    names = list(next(iter(tables.values()))[0].columns[3:])
+    figure, axes = plt.subplots(1, len(names), figsize=(PAGE if len(names) > 1 else COLUMN, 2.2), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for number, (label, histories) in enumerate(tables.items()):
+            values = np.stack([history[name] for history in histories])
+            axis.plot(histories[0]["step"], values.mean(0), color=f"C{number}", label=label)
+            axis.fill_between(histories[0]["step"], values.min(0), values.max(0), color=f"C{number}", alpha=0.2, lw=0)
+        axis.set(xlabel="step", ylabel=name.replace("_", " "))
+    if any(groups):
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(groups))
+    return figure
+
+
 def forest(table: pd.DataFrame, names: str, label: str) -> Figure:
     """Differences with their intervals, a row each, beside 0. table: the column `names`, difference, low, high."""
     style()

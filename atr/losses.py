@@ -11,6 +11,7 @@ as a batch holds several captions of one clip: "mask" (neither), "negative", or,
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, Literal
 
 import torch
@@ -146,6 +147,7 @@ class NTXent(PairLoss):
     paper: the sum of both directions' means. released, and Tymofieiev 2025, eq. 3.2: half of it.
     same_clip: by default "mask" in `paper` and "negative" in `released`, whose code leaves the clip's other captions in
     the denominator. "positive", as in Tymofieiev 2025: the mean runs over all pairs of a clip with one of its captions.
+    learned: the temperature is learned too, by its logarithm `log_temperature`, from `temperature` on.
     hardest: only so many negatives of each row and column stay in the denominator, the most similar ones: mining within
     the batch, as a control for mining over the whole training set (Chao 2022). None: all.
     """
@@ -158,16 +160,19 @@ class NTXent(PairLoss):
         temperature: float = 0.07,
         same_clip: SameClip | None = None,
         hardest: int | None = None,
+        learned: bool = False,
     ) -> None:
         super().__init__(same_clip or ("mask" if variant == "paper" else "negative"))
         if hardest is not None and (hardest < 1 or self.same_clip == "positive"):
             raise ValueError(f"hardest is {hardest!r}; give 1 or more, and a same_clip other than 'positive'")
         self.hardest = hardest
         self.temperature = _above_zero(temperature)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learned else None
         self.weight = 1.0 if variant == "paper" else 0.5
 
     def compute(self, similarity: Tensor, same: Tensor) -> Tensor:
-        logits = similarity / self.temperature
+        temperature = self.temperature if self.log_temperature is None else self.log_temperature.exp()
+        logits = similarity / temperature
         n = min(logits.shape)
         if self.same_clip == "positive":
             texts, audios = same[:n], same[:, :n]

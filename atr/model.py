@@ -15,12 +15,15 @@ from atr.encoders.text import TextEncoder
 from atr.features import AUDIO_BATCH, Inputs, Prepared, encode
 from atr.records import Run
 from atr.store import Packed
+from atr.text_aware import TextAwarePooling
 
 SIDES = ("audio", "text")
 
 
-def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Linear, ReLU, Linear (Mei et al. 2022)."""
+def head(inputs: int, hidden: int | None, outputs: int) -> nn.Sequential:
+    """Linear, ReLU, Linear (Mei et al. 2022); with `hidden` None one Linear (Tymofieiev 2025)."""
+    if hidden is None:
+        return nn.Sequential(nn.Linear(inputs, outputs))
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
@@ -30,6 +33,8 @@ class DualEncoder(nn.Module):
     audio_encoder: an `atr.encoders.AudioEncoder`. Inputs without lengths are an encoder's pooled output, so that an
     encoder that stays fixed need not run again; one that is None has run before.
     With `padding` "released", all clips of a batch count as long as its longest, zeros and all.
+    text_aware: pools what the audio head makes of each frame by caption. A clip then has no embedding of its own:
+    wherever it says audio (…, dim) below, there are frames (…, T, dim) instead, zeros behind a clip's end.
     """
 
     def __init__(
@@ -41,28 +46,40 @@ class DualEncoder(nn.Module):
         dim: int,
         audio_hidden: int = 1,
         padding: str = "masked",
+        heads: str = "mlp",
+        text_aware: TextAwarePooling | None = None,
     ) -> None:
         super().__init__()
         self.padding = padding
         self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
-        self.audio_head = head(audio_dim, audio_hidden * dim, dim)
-        self.text_head = head(text_dim, 2 * dim, dim)
+        self.audio_head = head(audio_dim, audio_hidden * dim if heads == "mlp" else None, dim)
+        self.text_head = head(text_dim, 2 * dim if heads == "mlp" else None, dim)
+        self.text_aware = text_aware
 
     def embed_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Pooled features (B, audio_dim), or a batch of `features.audio_input` with lengths → (B, dim), of length 1."""
+        if self.text_aware is not None:
+            frames, mask = self._frames(audio, lengths)
+            return self.audio_head(frames) * mask[:, :, None]
         return nn.functional.normalize(self.audio_head(self.pool_audio(audio, lengths)), dim=-1)
 
     def embed_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Pooled features (B, text_dim), or states or ids (B, tokens, …) with lengths → (B, dim), of length 1."""
-        return nn.functional.normalize(self.text_head(self.pool_text(text, lengths)), dim=-1)
+        embedding = self.text_head(self.pool_text(text, lengths))
+        return embedding if self.text_aware is not None else nn.functional.normalize(embedding, dim=-1)
+
+    def similarity(self, audio: Tensor, text: Tensor) -> Tensor:
+        """Cosines (texts, clips) of the embeddings of `forward`."""
+        if self.text_aware is None:
+            return text @ audio.T
+        return self.text_aware.similarity(audio, audio.any(2), text)
 
     def pool_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Output (B, audio_dim) of the encoder; without lengths, what comes in is that already."""
-        if lengths is None:
-            return audio
-        return self.audio_encoder.pool(
-            *encode(self.audio_encoder, audio, None if self.padding == "released" else lengths)
-        )
+        return audio if lengths is None else self.audio_encoder.pool(*self._frames(audio, lengths))
+
+    def _frames(self, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        return encode(self.audio_encoder, audio, None if self.padding == "released" else lengths)
 
     def pool_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Output (B, text_dim) of the encoder; without lengths, what comes in is that already."""
@@ -100,7 +117,7 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
             network.audio_head = network.text_head = nn.Sequential()
             return network
         hidden = encoders.facts(config.audio_encoder).head_hidden
-        return DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim, hidden)
+        return DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim, hidden, heads=config.head)
     audio = encoders.build(
         config.audio_encoder, prepared.audio_weights, config.augment, config.audio_dropout, config.pooling
     )
@@ -113,11 +130,15 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
         text.requires_grad_(False)
     else:
         text.keep_top()
-    return DualEncoder(audio, text, audio.dim, text.dim, config.embedding_dim, audio.head_hidden, config.padding)
+    dim = config.embedding_dim
+    pooling = TextAwarePooling(dim, **config.text_aware, variant=config.recipe) if config.text_aware else None
+    return DualEncoder(audio, text, audio.dim, text.dim, dim, audio.head_hidden, config.padding, config.head, pooling)
 
 
 def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]:
-    """Optimiser groups with their learning rates: heads, audio, text, loss; empty ones and what is fixed left out."""
+    """Optimiser groups with their learning rates: heads, audio, text, pooling, loss; empty ones and what is fixed left
+    out.
+    """
     encoders = {"audio": model.audio_encoder, "text": model.text_encoder}
     heads = {"audio": model.audio_head, "text": model.text_head}
     if config.fixed is not None:
@@ -126,6 +147,7 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
             heads.pop(config.fixed)
     members = {"heads": [parameter for head in heads.values() for parameter in head.parameters()]}
     members |= {name: [] if encoder is None else list(encoder.parameters()) for name, encoder in encoders.items()}
+    members["pooling"] = [] if model.text_aware is None else list(model.text_aware.parameters())
     members["loss"] = list(loss.parameters())
     trained = {name: [p for p in parameters if p.requires_grad] for name, parameters in members.items()}
     return [
@@ -153,6 +175,7 @@ def embed(
     released_batch: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of a whole split in evaluation mode: audio (clips, dim), text (captions, dim), float32 on the CPU.
+    Audio of a text-aware model is (clips, T, dim), T that of the longest clip.
 
     `to` moves a tensor to the model's device. With `released_batch`, audio is batched as Mei et al. 2022 released it,
     which decides how far each clip is padded: see `released_batches`.
@@ -193,7 +216,7 @@ def _over(
     else:  # rows of like length together: less padding to compute
         order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
         size = min(batch_size, AUDIO_BATCH) if waveforms else batch_size
-        batches = [(part, part) for part in np.split(order, range(size, len(order), size))]
+        batches = [(part, part) for part in np.split(order, range(size, len(order), size))][::-1]
     training = model.training
     model.eval()
     result = None
@@ -203,8 +226,12 @@ def _over(
         done = model(**({side: pair, "pooled": pooled} | {other: None for other in SIDES if other != side}))
         done = done[SIDES.index(side)].float().cpu()
         if result is None:
-            result = torch.empty(len(rows), done.shape[1])
-        result[wanted] = done[np.isin(members, wanted)]
+            result = torch.zeros(len(rows), *done.shape[1:])
+        if done.ndim == 3:  # frames: the longest clips come first, so that there is room for all others
+            result = nn.functional.pad(result, (0, 0, 0, max(0, done.shape[1] - result.shape[1])))
+            result[wanted, : done.shape[1]] = done[np.isin(members, wanted)]
+        else:
+            result[wanted] = done[np.isin(members, wanted)]
     model.train(training)
     assert result is not None
     return result

@@ -40,6 +40,56 @@ RECIPES: dict[str, Mapping[str, Any]] = {
 }
 
 
+# Tymofieiev 2025: its released commands, which made the published numbers, and its text. `PaSST` and `ATST` hold what a
+# run with that audio encoder has of its own, `text_aware` what one with text-aware pooling has.
+SIGMOID_RATE = 0.1
+TYMOFIEIEV2025 = {
+    "text_encoder": "roberta-large",
+    "text_dropout": 0.2,
+    "caption_style": "tymofieiev2025",
+    "head": "linear",
+    "pooling": "max_mean",
+    "padding": "masked",
+    "audio_dropout": None,
+    "augment": None,
+    "drop_last": False,
+    "optimizer": "adamw",
+    "learning_rates": {"heads": 2e-5},
+    "schedule": "cosine",
+    "warmup_epochs": 1.0,
+    "floor_rate": 1e-7,
+    "clip_norm": None,
+    "batch_size": 16,
+    "epochs": 20,
+    "precision": "bf16",
+    "ATST": {"audio_encoder": "atst_frame"},
+}
+THESIS_RECIPES: dict[str, Mapping[str, Any]] = {
+    "released": TYMOFIEIEV2025
+    | {
+        "recipe": "released",
+        "cosine_epochs": 15.0,
+        "select_by": "last",
+        "PaSST": {"audio_encoder": "passt_s_stride16", "augment": "patchout"},
+        "text_aware": {"projection_dim": 2048, "dropout": 0.1},
+    },
+    "paper": TYMOFIEIEV2025
+    | {
+        "recipe": "paper",
+        "select_by": "t2a_map10",
+        "PaSST": {"audio_encoder": "passt_s"},
+        "text_aware": {"projection_dim": 2048, "dropout": 0.05},
+    },
+}
+SMALL_THESIS = {
+    "head": "linear",
+    "select_by": "t2a_map10",
+    "PaSST": {},
+    "ATST": {},
+    "text_aware": {"projection_dim": 512, "dropout": 0.05},
+}
+
+
 QUICK_NETWORK = {"examples": 2_000, "epochs": 2}  # a voxel network that tests can wait for
 
 
@@ -78,6 +128,10 @@ class Profile:
     submitted: tuple[int, ...] = (0, 1)  # seeds of an ensemble that is submitted
     source: Mapping[str, Any] = field(default_factory=dict)  # corpus that transfer starts on
     submission: Mapping[str, Any] = field(default_factory=dict)  # corpus that a challenge's systems are trained on
+    thesis_recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": SMALL_THESIS})
+    audio_shares: tuple[float, ...] = (0.04, 0.2, 1.0, 5.0)  # of the audio encoder's rate, notebook 08; two published
+    sigmoid_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256)  # batch sizes of notebook 07
+    captions: Path | None = None  # folder of real captions, for notebooks 10 and 11 without any sound
     needs_clips: bool = False
     published: bool = False
 
@@ -143,6 +197,35 @@ class Profile:
         }
         return RunConfig(**{**fields, **self.base, **by_recipe, **changes})
 
+    def thesis(
+        self,
+        seed: int,
+        encoder: str = "ATST",
+        loss: str = "nt_xent",
+        training: str = "finetuned",
+        audio_share: float = 1.0,
+        text_aware: bool = False,
+        recipe: str | None = None,
+        **changes: Any,
+    ) -> RunConfig:
+        """A run by a recipe of Tymofieiev 2025, on the last of the profile's corpora.
+
+        encoder is "PaSST" or "ATST", or what stands for it; its learning rate is `audio_share` times the recipe's.
+        """
+        fields = dict(self.thesis_recipes[recipe or next(iter(self.thesis_recipes))])
+        encoders = {name: fields.pop(name) for name in ("PaSST", "ATST")}
+        pooling = fields.pop("text_aware")
+        usual = {group: rate * self.shares["random"] for group, rate in self.rates["finetuned"].items()}
+        rates = dict(fields.pop("learning_rates", usual)) if training != "frozen" else dict(self.rates["frozen"])
+        if training != "frozen":
+            rates["audio"] = float(f"{rates.get('audio', rates['heads']) * audio_share:.6g}")  # 4e-06, to the digit
+        parameters = {"temperature": 0.05, "same_clip": "positive"} if loss == "nt_xent" else {}
+        rates |= {"loss": SIGMOID_RATE} if loss == "sigmoid" else {}
+        fields |= {"loss": {"name": loss, **parameters}, "learning_rates": rates, **encoders[encoder]}
+        fields |= {"text_aware": pooling} if text_aware else {}
+        run = self.config(list(self.corpora)[-1], training, loss, seed)
+        return run.replace(**fields | {"training": training} | changes)
+
     def longer(self, corpus: str, training: str, loss: str, seed: int, factor: int = 2) -> RunConfig:
         """The same run for `factor` times the epochs, its schedule stretched."""
         short = self.config(corpus, training, loss, seed)
@@ -182,6 +265,8 @@ PROFILES = {
         members=(0, 1),
         source={**scenes(64, 16, 32), "duration": 4.0, "seed": 1, "events": OTHER_EVENTS},
         submission={**scenes(64, 16, 0), "duration": 4.0, "hold_out": 8},
+        audio_shares=(0.2, 1.0),
+        sigmoid_sizes=(8, 16),
     ),
     "demo": Profile(
         "demo",
@@ -217,6 +302,7 @@ PROFILES = {
         rates=PAPER_RATES,
         base=MEI2022,
         recipes=RECIPES,
+        thesis_recipes=THESIS_RECIPES,
         batch_sizes={"AudioCaps": 32, "Clotho": 24},
         compared_dims=(512, 1024),
         stage_epochs=(50, 50, 50),
@@ -247,6 +333,12 @@ PROFILES["miniature"] = replace(
     members=(0, 1),
     submission={"name": "clotho", "hold_out": 2},
     submitted=(0,),
+    thesis_recipes={
+        name: recipe | {"PaSST": {}, "ATST": {}, "text_encoder": "roberta-large", "batch_size": 4, "epochs": 1}
+        for name, recipe in THESIS_RECIPES.items()
+    },
+    audio_shares=(0.2, 1.0),
+    sigmoid_sizes=(4, 8),
 )
 
 

@@ -171,13 +171,24 @@ class Run:
     def history(self) -> pd.DataFrame:
         """A row an epoch: stage, where there are several, epoch, loss (without any penalty; by each stage's own loss),
         learning rate, validation metrics; with a penalty also
-        batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats.
+        batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats. validation_loss: the
+        stage's loss over validation pairs in batches, without any penalty.
         """
         return pd.read_csv(self.path / "history.csv")
 
     @cached_property
+    def learned(self) -> pd.DataFrame:
+        """A row a step: stage, epoch, step from 1, and what the loss has learned after it, as its class names it.
+
+        FileNotFoundError: the loss learns nothing.
+        """
+        return pd.read_csv(self.path / "learned.csv")
+
+    @cached_property
     def embeddings(self) -> dict[str, torch.Tensor]:
-        """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t."""
+        """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t; of a
+        text-aware model similarity (captions, clips) in place of audio.
+        """
         return load_file(self.path / "embeddings.safetensors")
 
     @property

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
@@ -16,10 +17,11 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from atr import features, losses, metrics, mining, model, records, store, voxels
+from atr import evaluation, features, losses, mining, model, records, store, voxels
 from atr.config import RunConfig
 from atr.corpora import IN_FOLDER, load_corpus
 from atr.corpora.corpus import Corpus
+from atr.evaluation import Evaluated
 from atr.records import Run
 from atr.sampling import epoch_batches
 
@@ -44,16 +46,19 @@ def resolve_device(device: str = "auto") -> str:
     return device
 
 
-def rate_factor(config: RunConfig, step: int, steps_per_epoch: int) -> float:
-    """Share of the peak learning rate at optimiser step `step`, counted from 0."""
+def learning_rate(config: RunConfig, peak: float, step: int, steps_per_epoch: int) -> float:
+    """The learning rate at optimiser step `step`, counted from 0, of a group whose peak is `peak`."""
     epoch = step / steps_per_epoch
-    if epoch < config.warmup_epochs:
-        return epoch / config.warmup_epochs
+    start = config.warmup_epochs
+    if epoch < start:
+        return peak * (epoch / start)
     if config.schedule == "step":
-        return config.step_factor ** (int(epoch) // config.step_epochs)
+        return peak * config.step_factor ** (int(epoch) // config.step_epochs)
     if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / config.epochs)))
-    return 1.0
+        end = config.cosine_epochs or config.epochs
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - start) / max(end - start, 1e-9))))
+        return config.floor_rate + (peak - config.floor_rate) * share
+    return peak
 
 
 def selection_score(config: RunConfig, scores: dict[str, float], epoch: int) -> float:
@@ -196,16 +201,12 @@ def _train(
     def batch_to(pair: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
         return to_device(pair[0]), None if pair[1] is None else to_device(pair[1])
 
-    def evaluate(split: features.Inputs) -> tuple[metrics.Ranks, Tensor, Tensor]:
-        audio, text = model.embed(dual, split, to_device, released_batch=released_batch)
-        if not (audio.isfinite().all() and text.isfinite().all()):
-            if not last_epoch:
-                raise TrainingError(BROKEN_WEIGHTS)
-            raise TrainingError("embeddings are not finite: the run has diverged; lower its learning_rates")
-        return metrics.ranks((text, audio), split.relevance), audio, text
-
-    def scores(split: features.Inputs) -> dict[str, float]:
-        return metrics.retrieval_metrics(evaluate(split)[0])
+    def evaluate(split: features.Inputs) -> Evaluated:
+        try:
+            return evaluation.evaluate(dual, network, split, to_device, released_batch)
+        except FloatingPointError as error:
+            reason = f"{error}: the run has diverged; lower its learning_rates" if last_epoch else BROKEN_WEIGHTS
+            raise TrainingError(reason) from error
 
     parts = config.parts()
     last_epoch = sum(part.epochs for part in parts)
@@ -216,7 +217,7 @@ def _train(
             state |= {
                 "best": _copy(network.kept()),
                 "best_epoch": 0,
-                "validation": scores(prepared.splits["validation"]),
+                "validation": evaluate(prepared.splits["validation"]).scores,
             }
     else:
         network.load_state_dict(state["model"], strict=False)
@@ -231,6 +232,7 @@ def _train(
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         groups = model.groups(network, loss_function, part)
         trained = [parameter for group in groups for parameter in group["params"]]
+        learned = dict(loss_function.named_parameters())
         if groups:  # an external model has nothing to train
             optimizer = fabric.setup_optimizers(
                 kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=True)
@@ -256,12 +258,14 @@ def _train(
         for epoch in range(state["epoch"], before + part.epochs):
             seed = config.seed * 100_003 + epoch + 1  # dropout and SpecAugment: a function of seed and epoch
             torch.manual_seed(seed)
+            values: list[Tensor] = []  # of what the loss learns, after each step
             batches = epoch_batches(
                 train.clip_of_caption,
                 part.batch_size,
                 part.sampler,
                 part.seed,
                 epoch,
+                drop_last=part.drop_last,
                 mining=part.mining,
                 embeddings=mined_by,
             )
@@ -270,12 +274,16 @@ def _train(
             evenness = torch.zeros(2, device=fabric.device)
             drawing = torch.Generator().manual_seed(seed)  # so that dropout is undisturbed
             for number, captions in enumerate(batches):
-                factor = rate_factor(part, (epoch - before) * len(batches) + number, len(batches))
+                step = (epoch - before) * len(batches) + number
                 for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * factor
+                    group["lr"] = learning_rate(part, group["peak"], step, len(batches))
                 clips = train.clip_of_caption[captions]
                 audio, text = dual(batch_to(train.audio_batch(clips)), batch_to(train.text_batch(captions)))
-                loss = loss_function(audio.float(), text.float(), to_device(torch.from_numpy(clips)))
+                ids = to_device(torch.from_numpy(clips))
+                if part.text_aware:
+                    loss = loss_function.from_similarity(network.similarity(audio.float(), text.float()).T, ids, ids)
+                else:
+                    loss = loss_function(audio.float(), text.float(), ids)
                 if number == epoch == 0 and not loss.isfinite():
                     raise TrainingError(BROKEN_WEIGHTS)
                 total += loss.detach()
@@ -289,16 +297,24 @@ def _train(
                 if part.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(trained, part.clip_norm)
                 optimizer.step()
+                if learned:
+                    values.append(torch.stack([parameter.detach().float() for parameter in learned.values()]))
             mean_loss = float(total) / len(batches)
             if not math.isfinite(mean_loss):
                 raise TrainingError(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
-            found = scores(validation)
-            rate = part.rate("heads") * rate_factor(part, (epoch - before) * len(batches), len(batches))
+            evaluated = evaluate(validation)
+            found = evaluated.scores
+            rate = learning_rate(part, part.rate("heads"), (epoch - before) * len(batches), len(batches))
             row: dict[str, Any] = {"stage": stage + 1} if config.stages else {}
             row |= {"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate, **found}
+            row["validation_loss"] = evaluated.loss(loss_function, part.batch_size)
             if penalty is not None:
                 row |= dict(zip(("batch_h_audio", "batch_h_text"), (evenness / len(batches)).tolist(), strict=True))
             state["history"].append(row)
+            if learned:
+                steps = [[stage + 1, epoch + 1, *row] for row in torch.stack(values).tolist()]
+                state["learned"] = state.get("learned", []) + steps
+                _write_learned(run.path, state["learned"], list(learned))
             score = selection_score(part, found, epoch + 1)
             if score >= state["best_score"]:
                 best = {"best_score": score, "best_epoch": epoch + 1, "validation": found}
@@ -310,13 +326,12 @@ def _train(
             _write_history(run.path, state["history"])
 
         network.load_state_dict(state["best"], strict=False)
-        ranks, audio, text = evaluate(prepared.splits["test"])
+        tested = evaluate(prepared.splits["test"])
         chosen_epoch = {"best_epoch": state["best_epoch"], "validation": state["validation"]}
-        state["stages"].append({"test": metrics.retrieval_metrics(ranks), **chosen_epoch})
+        state["stages"].append({"test": tested.scores, **chosen_epoch})
 
-    test = prepared.splits["test"]
-    embeddings = {"audio": audio, "text": text, "relevance": torch.from_numpy(test.relevance)}
-    embeddings |= {"t2a": torch.from_numpy(ranks.t2a), "a2t": torch.from_numpy(ranks.a2t)}
+    embeddings = tested.tensors | {"relevance": torch.from_numpy(prepared.splits["test"].relevance)}
+    embeddings |= {"t2a": torch.from_numpy(tested.ranks.t2a), "a2t": torch.from_numpy(tested.ranks.a2t)}
     store.write_atomic(run.path / "embeddings.safetensors", lambda path: save_file(_contiguous(embeddings), path))
     store.write_atomic(run.path / "checkpoint.safetensors", lambda path: save_file(_contiguous(state["best"]), path))
     _write_history(run.path, state["history"])
@@ -353,6 +368,12 @@ def _load_state(path: Path) -> dict[str, Any] | None:
 def _write_history(folder: Path, history: list[dict[str, float]]) -> None:
     table = pd.DataFrame(history) if history else pd.DataFrame(columns=["epoch", "loss", "learning_rate"])
     store.write_atomic(folder / "history.csv", lambda path: table.to_csv(path, index=False))
+
+
+def _write_learned(folder: Path, steps: list[list[float]], names: list[str]) -> None:
+    table = pd.DataFrame(steps, columns=["stage", "epoch", *names])
+    table.insert(2, "step", np.arange(1, len(table) + 1))
+    store.write_atomic(folder / "learned.csv", lambda path: table.to_csv(path, index=False))
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

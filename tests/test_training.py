@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atr import RunConfig, encoders, fit, model, store, training, voxels
+from atr import RunConfig, encoders, fit, metrics, model, store, training, voxels
 from atr.encoders import pretraining
-from atr.training import TrainingError, rate_factor, selection_score
+from atr.training import TrainingError, learning_rate, selection_score
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 
@@ -32,20 +32,20 @@ def assert_same(run, other):
 class TestRates:
     def test_step_schedule_divides_by_ten_every_step_epochs(self):
         steps = config(schedule="step", step_epochs=2, step_factor=0.1, epochs=5)
-        factors = [rate_factor(steps, step, 10) for step in (0, 19, 20, 39, 40)]
+        factors = [learning_rate(steps, 1.0, step, 10) for step in (0, 19, 20, 39, 40)]
         assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
     def test_cosine_schedule_falls_to_zero_at_the_last_epoch(self):
         cosine = config(schedule="cosine", epochs=4)
-        factors = [rate_factor(cosine, step, 10) for step in (0, 10, 20, 30, 40)]
+        factors = [learning_rate(cosine, 1.0, step, 10) for step in (0, 10, 20, 30, 40)]
         assert factors == pytest.approx([1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0])
 
     def test_constant_schedule_stays(self):
-        assert [rate_factor(config(schedule="constant"), step, 3) for step in (0, 100)] == [1, 1]
+        assert [learning_rate(config(schedule="constant"), 1.0, step, 3) for step in (0, 100)] == [1, 1]
 
     def test_warm_up_rises_from_zero_by_step_then_hands_over(self):
         warm = config(schedule="step", warmup_epochs=0.5, step_epochs=1, epochs=3)
-        assert [rate_factor(warm, step, 4) for step in (0, 1, 2, 4)] == pytest.approx([0, 0.5, 1, 0.1])
+        assert [learning_rate(warm, 1.0, step, 4) for step in (0, 1, 2, 4)] == pytest.approx([0, 0.5, 1, 0.1])
 
     def test_each_group_has_its_own_rate_and_the_missing_ones_that_of_the_heads(self, corpus):
         kind = config(training="finetuned", learning_rates={"heads": 1e-3, "text": 1e-5}, loss={"name": "sigmoid"})
@@ -97,7 +97,7 @@ class TestSelection:
         with store.threads(1):
             audio, text = model.embed(network, prepared.splits["test"])
         assert torch.equal(audio, run.embeddings["audio"]) and torch.equal(text, run.embeddings["text"])
-        found = training.metrics.retrieval_metrics((text, audio), run.embeddings["relevance"])
+        found = metrics.retrieval_metrics((text, audio), run.embeddings["relevance"])
         assert found == run.metrics
 
 

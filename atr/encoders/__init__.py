@@ -74,6 +74,12 @@ AUDIO_ENCODERS: dict[str, Callable[..., Any]] = {
 }
 
 
+def mean(frames: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the frames that count: (B, T, dim), (B, T) → (B, dim)."""
+    keep = mask[:, :, None]
+    return (frames * keep).sum(1) / keep.sum(1)
+
+
 def build(
     name: str,
     weights: str | Path | None = None,
@@ -96,9 +102,9 @@ def build(
     if name not in AUDIO_ENCODERS:
         raise ValueError(f"audio_encoder: unknown {name!r}; known: {', '.join(AUDIO_ENCODERS)}")
     options = {}
-    if pooling != "max_mean":
+    if pooling not in ("max_mean", "mean"):
         if not AUDIO_ENCODERS[name].__module__.endswith("panns"):
-            raise ValueError(f"pooling: {pooling!r} is a way of the PANNs; {name} knows 'max_mean', its own way")
+            raise ValueError(f"pooling: {pooling!r} is a way of the PANNs; {name} knows 'max_mean' and 'mean'")
         options["frequency"] = pooling.removeprefix("frequency_")
     if weights == "pretrained":
         if name not in checkpoints.REGISTRY:
@@ -112,6 +118,8 @@ def build(
         encoder = AUDIO_ENCODERS[name](augment=augment, dropout=dropout, **options)
     if weights is not None:
         checkpoints.load(encoder, Path(weights))
+    if pooling == "mean":
+        encoder.pool = mean
     return encoder
 
 
