@@ -5,6 +5,7 @@ NN =
 SEEDS =
 DEVICE =
 CLIPS =
+CAPTIONS =
 
 PY = .venv/bin/python
 # The settings and caches of a run stay in the environment, out of the user's home.
@@ -14,12 +15,13 @@ HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/
 .PHONY: help study lab test lint reference lock clean
 
 help: ## list the targets
-	@echo "make <target> [PROFILE=demo|esc10|smoke|paper] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [CLIPS=<folder>]"
+	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [CLIPS=<folder>] [CAPTIONS=<file>]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
 study: .venv/.stamp ## run the notebooks, or those of NN, and write their tables and figures to results/
 	@$(HOMES) $(PY) -m atr study $(NN) --profile $(PROFILE) $(if $(SEEDS),--seeds "$(SEEDS)") \
-		$(if $(DEVICE),--device $(DEVICE)) $(if $(CLIPS),--clips "$(CLIPS)")
+		$(if $(DEVICE),--device $(DEVICE)) $(if $(CLIPS),--clips "$(CLIPS)") \
+		$(if $(CAPTIONS),--captions "$(CAPTIONS)")
 
 lab: .venv/.stamp ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks

@@ -24,8 +24,9 @@ _HOMES = {
     "run_all": "atr.runs",
 }
 _MODULES = (
-    "audio config corpora data dcase download encoders ensembles features figures losses maps metrics mining model "
-    "planning profiles readings records runs sampling statistics store study tables training uniformity voxels"
+    "attention audio captioning captions_figures config corpora data dcase download encoders ensembles evaluation "
+    "features figures lexical losses maps metrics mining model planning profiles readings records runs sampling "
+    "statistics store study tables text_aware topics training uniformity voxels"
 ).split()
 
 

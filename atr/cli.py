@@ -1,7 +1,9 @@
-"""The command line: `atr study`, `atr data`, `atr check`, `atr runs`, `atr reference`."""
+"""The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr runs`, `atr reference`."""
 
 import os
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +50,9 @@ def study(
     device: DeviceOption = "auto",
     executor: Annotated[str, typer.Option(help="Where runs execute: local.")] = "local",
     clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profile esc10.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="Table of people's and generated captions, for profile captions.")
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print the runs, what they need and how long they take, and stop.")
     ] = False,
@@ -69,21 +74,28 @@ def study(
             chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else None
         except ValueError:
             raise ValueError(f"--seeds: {seeds!r}; give whole numbers, such as 0,1,2") from None
-        paths = studies.notebooks(numbers or ())
+        paths = studies.notebooks(numbers or (), chosen)
+        if captions is not None:
+            if not captions.is_file():
+                raise ValueError(f"--captions: {captions}: no such file")
+            os.environ["ATR_CAPTIONS"] = str(captions.resolve())
         if clips is not None:
             if not clips.is_dir():
                 raise ValueError(f"--clips: {clips}: no such folder")
             os.environ["ATR_CLIPS"] = str(clips.resolve())
         corpora: dict = {}
         table = studies.plan(paths, profile, chosen_seeds, corpora)
+        if plan and not len(table):
+            console.print(f"Profile {profile}: nothing to train.")
+            return
         if plan:
             printed(table.drop(columns=["config", "seconds"]), f"{len(table)} runs of profile {profile}")
             where = resolve_device(device)
             groups, words = planning.summary(table, corpora, where, many.default_workers(where))
             console.print(f"What they need\n{groups.to_string(index=False)}\n{words}", soft_wrap=True, highlight=False)
             return
-        if chosen.needs_clips:
-            assert chosen.root is not None
+        assert not chosen.needs_clips or chosen.root is not None  # or they say what is missing
+        assert not chosen.needs_captions or chosen.captions is not None
         where = resolve_device(device)
         cores = many.default_workers("cpu")
         said = f"{len(table)} runs, {int(table['finished'].sum())} of them finished"
@@ -190,6 +202,70 @@ def data(
     if counts.problems:
         console.print(f"[red]{len(counts.problems)} problems[/red]")
         raise typer.Exit(1)
+
+
+@app.command()
+def caption(
+    corpus: Annotated[str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps.")],
+    endpoint: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible address, such as http://localhost:11434/v1 of Ollama.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model there, such as phi4.")] = None,
+    local: Annotated[str | None, typer.Option(help="Instead: a transformers model, its folder or name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the record; made of the corpus and the model if not given.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")] = None,
+    keywords: Annotated[
+        Path | None, typer.Option(help="Table of file_name and keywords, as clotho_metadata_development.csv.")
+    ] = None,
+    hold_out: Annotated[int | None, typer.Option(help="Hold so many clips out and caption all others.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many clips: to try it out.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
+    attempts: Annotated[int, typer.Option(min=1, help="Requests for a clip before it is given up.")] = 3,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for an answer.")] = 60.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Have a language model write five new captions for each training clip; exit status 1 if clips are left without.
+
+    Every answer is recorded at once: interrupt it whenever you like, the same command continues where it stopped.
+    A key, where one is needed, comes from the environment: ATR_API_KEY or OPENAI_API_KEY.
+    """
+    from atr import captioning
+    from atr.corpora import load_corpus, synthetic
+
+    try:
+        if (local is None) == (endpoint is None) or (endpoint is None) != (model is None):
+            raise ValueError("give --endpoint <address> with --model <name>, or --local <folder>")
+        loaded = load_corpus(corpus, root, hold_out=hold_out).split("train")
+        tags = None
+        if keywords is not None:
+            tags = captioning.keywords_of(keywords, loaded.clips["clip"])
+            console.print(f"keywords of {len(tags):,} of {len(loaded):,} clips", soft_wrap=True, highlight=False)
+        if name is None:
+            name = re.sub(r"[^\w.-]+", "-", f"{corpus}-{model or Path(str(local)).name}")
+        record = synthetic.path(name)
+        ask: captioning.Model
+        if local is not None:
+            ask = captioning.Local(local)
+        else:
+            ask = captioning.Endpoint(str(endpoint), str(model), timeout=timeout)
+        if limit is not None:
+            chosen = loaded.clips["clip"].head(limit)
+            loaded = replace(
+                loaded, clips=loaded.clips.head(limit), captions=loaded.captions[loaded.captions["clip"].isin(chosen)]
+            )
+        report = captioning.generate(
+            loaded, ask, record, keywords=tags, concurrency=concurrency, attempts=attempts, quiet=quiet
+        )
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    console.print(str(report), soft_wrap=True, markup=False, highlight=False)
+    if report.missing:
+        raise typer.Exit(1)
+    console.print(
+        f'train on them: load_corpus("{corpus}", …, synthetic="{name}")', soft_wrap=True, markup=False, highlight=False
+    )
 
 
 @app.command()

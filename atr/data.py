@@ -68,6 +68,14 @@ def _count_dcase2022(folder: Path) -> Counts:
     return Counts(pd.DataFrame([columns]), [])
 
 
+def _count_phi4(folder: Path) -> Counts:
+    rows = files.read_table(
+        "phi4", folder / PHI4.name, ("file_name", *(f"caption_{number}" for number in range(1, 11)))
+    )
+    columns = {"clips here": len(rows), "captions here": 10 * len(rows), "clips in the thesis": 3840}
+    return Counts(pd.DataFrame([columns]), [])
+
+
 def esc50(folder: Path | None = None) -> Path:
     """The folder of ESC-50 that holds audio/ and meta/."""
     folder = files.located("esc50", folder)
@@ -133,6 +141,13 @@ ESC50 = File(  # the newest state of the repository
     645832161,
     "sha256:661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f",
 )
+PHI4 = File(
+    "clotho_captions_development_plus_phi_generated.csv",
+    "https://raw.githubusercontent.com/timoniko/PR-Text-To-Audio-Retrieval/e7903b4cceec011a6b93b07f73e052f52bd519a0"
+    "/clotho_v2/clotho_captions_development_plus_phi_generated.csv",
+    2711929,
+    "sha256:06cb9e044289723c708ffa7f7b509c3c8e924ea8d9f6a8c6da144dc0623dd273",
+)
 DATASETS = {
     "clotho": DataSet(
         "Clotho v2.1: 5,929 Freesound clips of 15 to 30 s, five captions each",
@@ -178,6 +193,15 @@ DATASETS = {
         "audio: each file's Freesound licence; captions: Tampere University, non-commercial",
         "https://zenodo.org/records/6590983",
         _count_dcase2022,
+    ),
+    "phi4": DataSet(
+        "Captions of Clotho's training clips, five by people and five by phi-4 (Tymofieiev 2025), without audio",
+        (PHI4,),
+        2.7e6,
+        2.7e6,
+        "Clotho's captions: Tampere University, non-commercial; for the generated ones none is stated",
+        "https://github.com/timoniko/PR-Text-To-Audio-Retrieval",
+        _count_phi4,
     ),
 }
 

@@ -49,6 +49,12 @@ def size(config: RunConfig, corpus: Corpus | None) -> Size:
         durations = corpus.clips["duration"]
         return Size(clips, captions, float(durations.mean()), float(durations.max()))
     options = dict(config.corpus)
+    synthetic, use = options.pop("synthetic", None), options.pop("use", "both")
+    if synthetic is not None:
+        plain = size(config.replace(corpus=options), None)
+        new = 5 * plain.clips["train"]
+        train = new + plain.captions["train"] if use == "both" else new
+        return replace(plain, captions={**plain.captions, "train": train})
     held = options.pop("hold_out", None)
     if held is not None:
         whole = size(config.replace(corpus=options), None)
@@ -115,6 +121,8 @@ def signature(config: RunConfig) -> tuple:
         config.training,
         config.text_layers,
         config.embedding_dim,
+        config.head,
+        tuple(sorted(config.text_aware.items())) if config.text_aware else None,
         config.precision,
     )
 
@@ -123,7 +131,8 @@ def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
     """What a run needs, from a measurement of its signature and the size of its corpus.
 
     A batch is about as long as the longest clips; evaluation puts clips of like length together. A stage whose encoder
-    is fixed counts as if it were trained, so such runs are faster than this; mining is not counted.
+    is fixed counts as if it were trained, so such runs are faster than this; mining is not counted, nor is the scoring
+    of all pairs by text-aware pooling.
     """
     limit = config.max_seconds or math.inf
     measured, batched = measured.at(min(data.seconds, limit)), measured.at(min(data.longest or data.seconds, limit))
@@ -176,7 +185,7 @@ def measure(config: RunConfig, device: str) -> Measured:
             saved.clear()
             with half, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
                 one, two = network(audio(pairs, probe, device), spoken(pairs, device))
-                loss = (one.float() @ two.float().T).logsumexp(1).mean()
+                loss = network.similarity(one.float(), two.float()).T.logsumexp(1).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -221,13 +230,16 @@ def _shell(config: RunConfig) -> tuple[model.DualEncoder, Callable, Callable]:
     if config.training == "frozen_released":
         audio.requires_grad_(False)
         language.requires_grad_(False)
+    dim = config.embedding_dim
     network = model.DualEncoder(
         None if frozen else audio,
         None if frozen else language,
         audio.dim,
         width,
-        config.embedding_dim,
+        dim,
         audio.head_hidden,
+        heads=config.head,
+        text_aware=model.TextAwarePooling(dim, **config.text_aware) if config.text_aware else None,
     )
 
     def sound(clips: int, seconds: float, device: str) -> tuple[Tensor, Tensor | None]:

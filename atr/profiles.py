@@ -131,8 +131,9 @@ class Profile:
     thesis_recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": SMALL_THESIS})
     audio_shares: tuple[float, ...] = (0.04, 0.2, 1.0, 5.0)  # of the audio encoder's rate, notebook 08; two published
     sigmoid_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256)  # batch sizes of notebook 07
-    captions: Path | None = None  # folder of real captions, for notebooks 10 and 11 without any sound
+    notebooks: tuple[str, ...] = ()  # that the profile serves; all if none are named
     needs_clips: bool = False
+    needs_captions: bool = False
     published: bool = False
 
     @property
@@ -160,6 +161,24 @@ class Profile:
                 f"profile {self.name}: needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); "
                 f"pass it: make study PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: "
                 "atr data esc50"
+            ) from None
+
+    @property
+    def captions(self) -> Path | None:
+        """Table of real captions where the profile needs one: ATR_CAPTIONS, else what `atr data phi4` brought."""
+        if not self.needs_captions:
+            return None
+        if os.environ.get("ATR_CAPTIONS"):
+            return Path(os.environ["ATR_CAPTIONS"]).expanduser()
+        from atr import data
+
+        try:
+            return data.folder("phi4") / data.PHI4.name
+        except FileNotFoundError:
+            raise ValueError(
+                f"profile {self.name}: needs Clotho's captions and phi-4's, as Tymofieiev 2025 published them; fetch "
+                f"them: atr data phi4, or pass the table: make study PROFILE={self.name} CAPTIONS=<file>, or set "
+                "ATR_CAPTIONS"
             ) from None
 
     def name_of(self, config: RunConfig) -> str:
@@ -216,8 +235,10 @@ class Profile:
         encoders = {name: fields.pop(name) for name in ("PaSST", "ATST")}
         pooling = fields.pop("text_aware")
         usual = {group: rate * self.shares["random"] for group, rate in self.rates["finetuned"].items()}
-        rates = dict(fields.pop("learning_rates", usual)) if training != "frozen" else dict(self.rates["frozen"])
-        if training != "frozen":
+        rates: dict[str, Any] = dict(fields.pop("learning_rates", usual))
+        if training == "frozen":
+            rates = dict(self.rates["frozen"])
+        else:
             rates["audio"] = float(f"{rates.get('audio', rates['heads']) * audio_share:.6g}")  # 4e-06, to the digit
         parameters = {"temperature": 0.05, "same_clip": "positive"} if loss == "nt_xent" else {}
         rates |= {"loss": SIGMOID_RATE} if loss == "sigmoid" else {}
@@ -314,6 +335,8 @@ PROFILES = {
         published=True,
     ),
 }
+# Real captions by people and by a language model, without their sounds: nothing is trained.
+PROFILES["captions"] = Profile("captions", {}, (0, 1, 2), {}, {}, notebooks=("10", "11"), needs_captions=True)
 # Every `paper` grid with two steps a run and the smallest PANNs, over files of the true layout that tests make.
 PROFILES["miniature"] = replace(
     PROFILES["paper"],
@@ -334,7 +357,7 @@ PROFILES["miniature"] = replace(
     submission={"name": "clotho", "hold_out": 2},
     submitted=(0,),
     thesis_recipes={
-        name: recipe | {"PaSST": {}, "ATST": {}, "text_encoder": "roberta-large", "batch_size": 4, "epochs": 1}
+        name: {**recipe, "PaSST": {}, "ATST": {}, "batch_size": 4, "epochs": 1}
         for name, recipe in THESIS_RECIPES.items()
     },
     audio_shares=(0.2, 1.0),

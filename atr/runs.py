@@ -50,8 +50,11 @@ def describe(config: RunConfig) -> str:
     mined = f" {config.mining} batches" if config.mining else ""
     source = f" from {config.needs()['start'].corpus['name']}" if config.start else ""
     held = f" but {config.corpus['hold_out']} clips" if "hold_out" in config.corpus else ""
+    use = {"both": " with {}", "synthetic": " by {}"}[config.corpus.get("use", "both")]
+    held += use.format(config.corpus["synthetic"]) if "synthetic" in config.corpus else ""
+    pooling = " text-aware" if config.text_aware else ""
     return (
-        f"{config.loss['name']}{penalty}{encoder} {config.training}{stages}{mined} D{config.embedding_dim} "
+        f"{config.loss['name']}{penalty}{encoder}{pooling} {config.training}{stages}{mined} D{config.embedding_dim} "
         f"B{config.batch_size} lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}{held}{source}"
     )
 

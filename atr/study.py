@@ -24,16 +24,21 @@ class StudyError(RuntimeError):
     """A notebook did not run to its end."""
 
 
-def notebooks(numbers: Sequence[str] = ()) -> list[Path]:
-    """Paths of the numbered notebooks, all or those whose number is listed: "01", "1", or the whole name."""
+def notebooks(numbers: Sequence[str] = (), profile: Profile | None = None) -> list[Path]:
+    """Paths of the numbered notebooks, all that the profile serves, or those whose number is listed: "01", "1", or the
+    whole name.
+    """
     folder = store.PROJECT / "notebooks"
     known = {path.stem[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     names = {path.stem: path for path in known.values()}
     chosen = []
-    for number in numbers or known:
+    served = profile.notebooks if profile else ()
+    for number in numbers or served or known:
         path = names.get(number) or known.get(str(number).zfill(2))
         if path is None:
             raise StudyError(f"no notebook {number!r} in {folder}; known: {', '.join(names)}")
+        if profile and served and path.stem[:2] not in served:
+            raise StudyError(f"{path.stem}: profile {profile.name} serves notebooks {', '.join(served)} only")
         chosen.append(path)
     return chosen
 
@@ -83,7 +88,8 @@ def plan(
                 }
             if path.stem[:2] not in rows[key]["notebooks"].split():
                 rows[key]["notebooks"] = f"{rows[key]['notebooks']} {path.stem[:2]}".strip()
-    return pd.DataFrame(list(rows.values()))
+    columns = ["notebooks", "run", "epochs", "finished", "seconds", "config"]
+    return pd.DataFrame(list(rows.values()), columns=columns).astype({"finished": bool})
 
 
 def _corpus(config: RunConfig, profile: Profile) -> Corpus | None:
@@ -149,10 +155,11 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
 
 def commit_reference(profile: str) -> Path:
     """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`."""
-    source = profile_of(profile).results
+    chosen = profile_of(profile)
+    source = chosen.results
     target = store.results_home() / "reference" / profile
     parts = ("tables", "figures", "notebooks")
-    missing = [path.name for path in notebooks() if not (source / "notebooks" / path.name).is_file()]
+    missing = [path.name for path in notebooks((), chosen) if not (source / "notebooks" / path.name).is_file()]
     if missing:
         raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile}")
     fresh = target.with_name(f".{profile}.new")

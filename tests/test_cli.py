@@ -243,3 +243,75 @@ class TestRuns:
     @pytest.mark.parametrize("command", [["list"], ["show", "aa"], ["remove", "aa"], ["remove", "--stale"]])
     def test_an_unknown_profile_is_refused(self, command):
         assert "profile: unknown 'big'" in call("runs", *command, "--profile", "big", status=1)
+
+
+class TestCaption:
+    """The endpoint's and the model's own behaviour is in test_captioning.py."""
+
+    @pytest.fixture
+    def asked(self, tmp_path, monkeypatch):
+        """Requests to a model that answers well, but for the first request."""
+        from atr import captioning
+        from atr.captioning import Reply
+
+        requests = []
+
+        class Model:
+            def __init__(self, url, model, timeout):
+                self.model, self.where = model, (url, timeout)
+
+            def __call__(self, messages):
+                requests.append((self.where, messages[0]["content"]))
+                good = "[" + ", ".join(f'"new wording {letter}"' for letter in "vwxyz") + "]"
+                return Reply("no" if len(requests) == 1 else good, "stop", {"total_tokens": 10})
+
+        monkeypatch.setattr(captioning, "Endpoint", Model)
+        monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
+        return requests
+
+    def caption(self, folder, *words, **options):
+        ask = ("--endpoint", "http://localhost:11434/v1", "--model", "phi4:14b", "--quiet", "--concurrency", 1)
+        return call("caption", "csv", "--root", folder, *ask, *words, **options)
+
+    def test_training_clips_get_captions_under_a_name_made_of_corpus_and_model(self, tmp_path, asked):
+        text = self.caption(folder_of_sounds(tmp_path), "--timeout", 7)
+        assert "csv-phi4-14b.jsonl: 3 of 3 clips have valid captions" in text and "asked 4 times, 4 answers" in text
+        assert 'load_corpus("csv", …, synthetic="csv-phi4-14b")' in text
+        assert (tmp_path / "home" / "captions" / "csv-phi4-14b.jsonl").read_text().count("\n") == 4
+        assert {where for where, _ in asked} == {("http://localhost:11434/v1", 7.0)}
+        loaded = atr.load_corpus("csv", tmp_path, synthetic="csv-phi4-14b")
+        assert len(loaded.captions) == 3 * 6 + 2
+        assert "asked 0 times" in self.caption(tmp_path)
+
+    def test_clips_left_without_captions_are_a_failure_that_says_which(self, tmp_path, asked):
+        text = self.caption(folder_of_sounds(tmp_path), "--attempts", 1, "--name", "mine", status=1)
+        assert "mine.jsonl: 2 of 3 clips" in text and "missing, count: 1 ('0.wav')" in text and "train on" not in text
+
+    def test_a_few_to_try_and_more_where_clips_are_held_out(self, tmp_path, asked):
+        folder_of_sounds(tmp_path)
+        assert "1 of 1 clips" in self.caption(tmp_path, "--limit", 1)
+        assert "4 of 4 clips" in self.caption(tmp_path, "--hold-out", 1)
+
+    def test_keywords_go_along(self, tmp_path, asked):
+        folder_of_sounds(tmp_path)
+        table = tmp_path / "keywords.csv"
+        table.write_text("file_name,keywords\n0.wav,hum;beep\n9.wav,x\n")
+        assert "keywords of 1 of 3 clips" in self.caption(tmp_path, "--keywords", table)
+        assert '"hum"' in asked[0][1] and '"beep"' in asked[0][1]
+
+    @pytest.mark.parametrize(
+        "words, message",
+        [
+            ([], "give --endpoint <address> with --model <name>, or --local <folder>"),
+            (["--endpoint", "http://x/v1"], "give --endpoint <address> with --model <name>"),
+            (["--local", "x", "--endpoint", "http://x/v1", "--model", "m"], "or --local <folder>"),
+            (["--endpoint", "http://x/v1", "--model", "m", "--name", "../x"], "record '../x': give a name of letters"),
+        ],
+        ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
+    )
+    def test_wrong_words(self, words, message, asked):
+        assert message in call("caption", "soundscapes", *words, status=1) and not asked
+
+    def test_the_key_is_no_option(self):
+        text = call("caption", "--help")
+        assert "ATR_API_KEY" in text and "--key " not in text and "continues where it stopped" in text

@@ -71,7 +71,7 @@ FAULTS = [
     ("loss", {"name": "nt_xent", "temprature": 0.1}, "loss: nt_xent: no parameter 'temprature'; known: 'temperature'"),
     ("loss", {"name": "nt_xent", "temperature": "hot"}, "loss: "),
     ("loss", {"name": "nt_xent", "variant": "paper"}, "loss: .*variant"),
-    ("learning_rates", {"audio": 1e-3}, "learning_rates: no heads; known groups: heads, audio, text, loss"),
+    ("learning_rates", {"audio": 1e-3}, "learning_rates: no heads; known groups: heads, audio, text, pooling, loss"),
     ("learning_rates", {"heads": 1e-3, "haeds": 1e-3}, "learning_rates: 'haeds'"),
     ("learning_rates", {"heads": -1e-3}, "learning_rates: heads: -0.001"),
     ("learning_rates", {"heads": math.nan}, "learning_rates: heads: nan"),

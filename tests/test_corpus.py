@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from atr.audio import AudioError
 from atr.corpora import LOADERS, Corpus, CorpusError, load_corpus
 from atr.corpora.corpus import no_events
+from atr.encoders import pretraining
 
 RATE = 1000
 
@@ -238,6 +239,22 @@ def test_clips_held_out_validate_and_all_others_train():
     assert held.clips["split"].equals(whole.held_out(3).clips["split"])  # drawn once
     assert not held.clips["split"].equals(whole.held_out(3, seed=1).clips["split"])
     assert held.fingerprint != whole.fingerprint
+    listened = whole.split("train").clips["clip"]
+    for count in (3, 10):  # all from outside of what was for training
+        few = whole.held_out(count).split("validation").clips["clip"]
+        assert len(few) == count and not set(few) & set(listened)
+    many = whole.held_out(12)  # more than there are outside
+    assert many.heard == set(listened) - set(many.split("validation").clips["clip"])
     for count in (0, 20, -1):
         with pytest.raises(ValueError, match=f"hold_out is {count}; hold out 1 to 19 of the 20 clips"):
             whole.held_out(count)
+
+
+def test_an_encoder_of_its_own_hears_the_same_clips_with_and_without_some_held_out():
+    whole = load_corpus("soundscapes", train=10, validation=4, test=6, duration=4.0)
+    held = whole.held_out(3)
+    assert held.to_pretrain_on().clips["clip"].tolist() == whole.split("train").clips["clip"].tolist()
+    assert pretraining.location(held, "compact", epochs=2) == pretraining.location(whole, "compact", epochs=2)
+    other = whole.held_out(12)
+    assert pretraining.location(other, "compact", epochs=2) != pretraining.location(whole, "compact", epochs=2)
+    assert not set(other.to_pretrain_on().clips["clip"]) & set(other.split("validation").clips["clip"])

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from atr import cli, data, download, youtube
 from atr.corpora import CorpusError, clipfolder, load_corpus
 from atr.encoders import checkpoints
+from atr.profiles import profile
 
 runner = CliRunner(env={"COLUMNS": "250", "TERM": "dumb", "NO_COLOR": "1"})
 
@@ -237,6 +238,19 @@ def test_the_dcase_evaluation_set_is_counted_in_clips_and_queries(home, server, 
     publish(monkeypatch, "dcase2022", server)
     text = call("dcase2022", "--yes", "--quiet")
     assert "queries here" in text and "1000" in text and data.state("dcase2022") == "ready"
+
+
+def test_generated_captions_are_fetched_and_found_by_their_profile(home, server, monkeypatch):
+    columns = ["file_name", *(f"caption_{number}" for number in range(1, 11))]
+    dataset_layouts.table(server[1] / data.PHI4.name, columns, [["a.wav", *"abcdefghij"]])
+    setting = profile("captions")
+    with pytest.raises(ValueError, match="atr data phi4, or pass the table: make study PROFILE=captions CAPTIONS="):
+        setting.captions  # noqa: B018
+    publish(monkeypatch, "phi4", server)
+    text = call("phi4", "--yes", "--quiet")
+    assert "captions here" in text and "3840" in text and setting.captions == home / "phi4" / data.PHI4.name
+    monkeypatch.setenv("ATR_CAPTIONS", str(home / "mine.csv"))
+    assert setting.captions == home / "mine.csv" and profile("demo").captions is None
 
 
 def test_a_checkpoint_is_fetched_by_the_same_command(home, server, monkeypatch):

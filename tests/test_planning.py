@@ -71,6 +71,9 @@ def test_sizes_are_of_the_corpus_at_hand_else_published_else_what_its_options_sa
     assert clotho.clips == {"train": 3839, "validation": 1045, "test": 1045} and clotho.captions["train"] == 5 * 3839
     held = planning.size(RunConfig(corpus={"name": "clotho", "hold_out": 100}), None)
     assert held.clips == {"train": 5829, "validation": 100} and held.captions == {"train": 29145, "validation": 500}
+    for use, captions in (("both", 10), ("synthetic", 5)):
+        both = planning.size(RunConfig(corpus={"name": "clotho", "synthetic": "paraphrase", "use": use}), None)
+        assert both.captions == {"train": captions * 3839, "validation": 5225, "test": 5225}
     asked = planning.size(RunConfig(corpus={"name": "soundscapes", "train": 7, "validation": 2, "test": 3}), None)
     assert asked.clips == {"train": 7, "validation": 2, "test": 3} and asked.seconds == 10.0
 
@@ -80,6 +83,7 @@ def test_sizes_are_of_the_corpus_at_hand_else_published_else_what_its_options_sa
     [
         {},
         {"training": "finetuned"},
+        {"training": "finetuned", "head": "linear", "text_aware": {"projection_dim": 64}},
         {"training": "finetuned", "audio_encoder": "cnn6", "text_layers": None},
         {"training": "frozen_released", "audio_encoder": "cnn6"},
     ],

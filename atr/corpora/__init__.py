@@ -7,6 +7,7 @@ from os import PathLike
 from atr.corpora import audiocaps, clipfolder, clotho, csvfolder, soundscapes, wavcaps
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Reader
 from atr.corpora.files import PUBLISHED, coverage
+from atr.corpora.synthetic import USES, with_synthetic
 
 LOADERS: dict[str, Callable[..., Corpus]] = {
     "soundscapes": soundscapes.load,
@@ -25,6 +26,8 @@ def load_corpus(
     *,
     check: bool = True,
     hold_out: int | None = None,
+    synthetic: str | None = None,
+    use: str = "both",
     **options,
 ) -> Corpus:
     """Load a corpus by its name in LOADERS and check it.
@@ -34,6 +37,9 @@ def load_corpus(
     check: raise CorpusError if the corpus has problems; without it the caller looks at `Corpus.problems` himself.
     hold_out: so many clips, drawn once, are for validation and all others for training, as submissions to a challenge
         train; runs on it are tested on their validation clips.
+    synthetic: new captions for the training clips, those of other splits stay: "paraphrase" makes them by rules, any
+        other name is a record that `atr caption` wrote. A ValueError says for how many clips it lacks them.
+    use: "both" trains on them and on the clip's own captions, "synthetic" on them alone.
     options: the loader's keyword arguments. Unknown names and options are ValueErrors that list the known ones.
     """
     if name not in LOADERS:
@@ -45,11 +51,16 @@ def load_corpus(
         raise ValueError(f"corpus {name!r} takes no root (got {str(root)!r}): leave it out")
     unknown = sorted(set(options) - set(known))
     if unknown:
-        listed = ", ".join(option for option in (*known, "hold_out") if option != "root")
+        listed = ", ".join(option for option in (*known, "hold_out", "synthetic", "use") if option != "root")
         raise ValueError(f"corpus {name!r}: unknown option(s) {', '.join(unknown)}; known: {listed}")
+    if use not in USES:
+        raise ValueError(f"corpus {name!r}: use is {use!r}; known: {', '.join(USES)}")
+    if synthetic is None and use != "both":
+        raise ValueError(f"corpus {name!r}: use={use!r} needs new captions: give synthetic=<name>")
     corpus = LOADERS[name](**options) if root is None else LOADERS[name](root, **options)
     corpus = corpus if hold_out is None else corpus.held_out(hold_out)
-    return corpus.check() if check else corpus
+    corpus = corpus.check() if check else corpus
+    return corpus if synthetic is None else with_synthetic(corpus, synthetic, use)
 
 
 __all__ = [

@@ -74,6 +74,7 @@ class Corpus:
     source: origin and licence in one line.
     found: problems that a loader met before it could build the tables; `problems` lists them with its own.
     repeats: a clip may have the same caption twice, as in published data sets; elsewhere that is a problem.
+    heard: the clips that an encoder of the corpus's own is pre-trained on; None: those of its training split.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Corpus:
     source: str = ""
     found: tuple[Problem, ...] = field(default=(), repr=False)
     repeats: bool = False
+    heard: frozenset[str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -110,13 +112,28 @@ class Corpus:
         return replace(self, clips=clips, captions=captions, events=events)
 
     def held_out(self, count: int, seed: int = 0) -> "Corpus":
-        """All clips for training, but for `count` drawn ones for validation: for a model whose test is elsewhere."""
+        """All clips for training, but for `count` drawn ones for validation: for a model whose test is elsewhere.
+
+        They are drawn from what was not for training, where that suffices. `heard` stays what the corpus trained on, so
+        that its own encoder, like a published one, is the same with and without clips held out.
+        """
         if not 0 < count < len(self):
             raise ValueError(f"hold_out is {count}; hold out 1 to {len(self) - 1} of the {len(self)} clips")
-        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
+        trained = self.clips["split"].eq("train").to_numpy(copy=True)
+        among = np.flatnonzero(~trained) if count <= (~trained).sum() else np.arange(len(self))
+        drawn = np.random.default_rng(seed).permutation(among)[:count]
+        trained[drawn] = False
         splits = np.full(len(self), "train", dtype=object)
         splits[drawn] = "validation"
-        return replace(self, clips=self.clips.assign(split=splits))
+        heard = frozenset(self.clips.loc[trained, "clip"])
+        return replace(self, clips=self.clips.assign(split=splits), heard=heard)
+
+    def to_pretrain_on(self) -> "Corpus":
+        """The clips that an encoder of the corpus's own is pre-trained on, as its training split."""
+        part = self.split("train")
+        if self.heard is None:
+            return part
+        return replace(part, clips=part.clips[part.clips["clip"].isin(self.heard)]).split("train")
 
     def kinds(self) -> pd.Series:
         """Which kinds of sound are in each clip, as one text by clip; without those whose events are unknown."""

@@ -32,7 +32,7 @@ def labels(corpus: Corpus, events: list[str]) -> Tensor:
 def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0) -> tuple[str, int]:
     """Key in the store of what `weights` makes, and the number of epochs. ValueError if the corpus knows no events."""
     epochs = epochs or int(os.environ.get("ATR_PRETRAINING_EPOCHS", EPOCHS))
-    part = corpus.split("train")
+    part = corpus.to_pretrain_on()
     if part.events.empty:
         raise ValueError(
             f"{corpus.name}: knows no sound events to pre-train {name} on; set audio_weights to a file (say, of "
@@ -62,7 +62,7 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
     one-cycle schedule, the last epoch's weights. Raises ValueError if the corpus knows no events.
     """
     key, epochs = location(corpus, name, epochs=epochs, seed=seed)
-    part = corpus.split("train")
+    part = corpus.to_pretrain_on()
     events = sorted(part.events["event"].unique())
 
     def build(folder: Path) -> None:

@@ -1,0 +1,458 @@
+"""New captions of a corpus's training clips from a language model: asked, recorded at once, and audited.
+
+The record (`atr.corpora.synthetic`) is all the state there is: whatever stops a run, the next one asks only for what
+the record lacks.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from atr.corpora.answers import CAPTIONS, MOST_WORDS, REMARKS, RULES, findings, parse, problems
+from atr.corpora.corpus import Corpus
+from atr.corpora.synthetic import REFUSED, Answer, Record, read
+from atr.store import content_key
+
+REFUSALS = 10  # so many requests refused in a row, without an answer between, end a run
+SHOWN = 200  # characters of a server's message that an error repeats
+
+
+class CaptioningError(ValueError):
+    """A run cannot go on; the message says why, how far it came, and what to do."""
+
+
+class Refused(CaptioningError):
+    """The server does not take this one request, whatever the model."""
+
+
+class Reply(NamedTuple):
+    """A model's answer, the reason it ended ("stop", "length", …) and the tokens it used, as the server counts."""
+
+    text: str
+    finish: str | None
+    usage: dict[str, int]
+
+
+class Model(Protocol):
+    """Answers messages; `model` names it. Called from several threads. Raises CaptioningError if it cannot answer."""
+
+    model: str
+
+    def __call__(self, messages: list[dict[str, str]]) -> Reply: ...
+
+
+def messages(captions: Sequence[str], keywords: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The request for a clip's new captions, in the chat format: rules, then captions and tags as JSON.
+
+    The rules are those of the thesis (section 3.7), in other words. All stands in one message of the user, since not
+    every model's template knows a system's.
+    """
+    given = json.dumps({"captions": list(captions), "tags": list(keywords)}, ensure_ascii=False, indent=1)
+    rules = f"""The JSON below holds the captions that people wrote of one sound recording, and the recording's tags.
+Write {CAPTIONS} new captions of the same recording, and keep to these rules:
+- Give exactly {CAPTIONS} captions, none of them longer than {MOST_WORDS} words.
+- Each means the same as the captions below, in a wording of its own.
+- No sound, source or event may come in that the captions do not have.
+- No numbers and no digits.
+- No names of people, places, brands or organisations.
+Answer with a JSON list of {CAPTIONS} strings and with nothing else."""
+    return [{"role": "user", "content": f"{rules}\n\n{given}"}]
+
+
+def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
+    """Keywords of those of the clips that a table has: columns file_name and keywords (between semicolons).
+
+    Clotho's metadata tables are such. A file is joined to its clip by name, with the suffix or without, and a split in
+    front of the clip's does not count. UTF-8 or Latin-1. Raises ValueError for another table, or if it has no clip.
+    """
+    try:
+        sheet = pd.read_csv(table, dtype="str", keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        sheet = pd.read_csv(table, dtype="str", keep_default_na=False, encoding="latin-1")
+    if missing := {"file_name", "keywords"} - set(sheet.columns):
+        raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; it has {', '.join(sheet.columns)}")
+    known = {}
+    for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):
+        known[Path(name).stem] = known[name] = [word.strip() for word in text.split(";") if word.strip()]
+    names = {clip: clip if clip in known else clip.rpartition("/")[2] for clip in clips}
+    found = {clip: known[name] for clip, name in names.items() if name in known}
+    if not found:
+        raise ValueError(f"{table}: has none of the {len(names)} clips among its files; is it of this corpus?")
+    return found
+
+
+# --- Who answers
+
+
+class Endpoint:
+    """A model behind an OpenAI-compatible address: Ollama (http://localhost:11434/v1), vLLM, llama.cpp, or a service.
+
+    key: the environment's ATR_API_KEY or OPENAI_API_KEY if None; servers at home need none. timeout: in seconds.
+    retries: further attempts at a request that met a broken connection, silence, HTTP 408, 409, 429 or 5xx, or an
+    answer that is no chat completion, with growing pauses or the one that the server asks for (up to two minutes).
+    Calling it raises CaptioningError when they are used up, and at once for other errors: Refused for HTTP 400, 413
+    and 422, which concern the one request.
+    """
+
+    def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 60.0, retries: int = 5) -> None:
+        import openai
+
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint {url!r}: give an address such as http://localhost:11434/v1")
+        self.url, self.model, self.timeout, self.retries = url.rstrip("/"), model, timeout, retries
+        self._key = key or os.environ.get("ATR_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        self._client = openai.OpenAI(base_url=self.url, api_key=self._key, timeout=timeout, max_retries=retries)
+
+    def __call__(self, messages: list[dict[str, str]]) -> Reply:
+        for pause in [*(min(0.5 * 2**n, 8.0) for n in range(self.retries)), None]:
+            body = self._body(messages)
+            if reply := _reply(body):
+                return reply
+            if pause is not None:
+                time.sleep(pause)
+        raise self._error(f"answers with something that is no chat completion: {body}", "is the address complete?")
+
+    def _body(self, messages: list[dict[str, str]]) -> str:
+        import openai
+
+        tried = f"{self.retries + 1} times" if self.retries else "once"
+        try:
+            completions: Any = self._client.chat.completions.with_raw_response
+            return completions.create(model=self.model, messages=messages).text
+        except openai.APITimeoutError:
+            mend = "give a longer timeout, or a lower concurrency if the server is busy"
+            raise self._error(f"no answer within {self.timeout:g} s, tried {tried}", mend) from None
+        except openai.APIConnectionError as error:
+            reason = f"{error.__cause__ or error}, tried {tried}"
+            raise self._error(f"cannot be reached ({reason})", "is the server running?") from None
+        except openai.APIStatusError as error:
+            status, said = error.status_code, f"HTTP {error.status_code}: {error.response.text}"
+            if status in (400, 413, 422):
+                raise self._error(said, "it does not take this request", Refused) from None
+            if status in (401, 403):
+                raise self._error(said, "set the key in the environment: ATR_API_KEY or OPENAI_API_KEY") from None
+            if status == 404:
+                mend = f"does it know the model {self.model!r}, and does its address end so, most often in /v1?"
+                raise self._error(said, mend) from None
+            wait = error.response.headers.get("retry-after")
+            mend = f"it asks to wait {wait} s" if wait else "try again later"
+            raise self._error(f"tried up to {tried}, {said}", mend) from None
+        except openai.OpenAIError as error:
+            raise self._error(f"{type(error).__name__}: {error}", "see the server's log") from None
+
+    def _error(self, problem: str, mend: str, kind: type[CaptioningError] = CaptioningError) -> CaptioningError:
+        shown = " ".join(problem.replace(self._key, "…").split()) if self._key != "none" else " ".join(problem.split())
+        return kind(f"{self.url}: {shown[:SHOWN]}{'…' * (len(shown) > SHOWN)}; {mend}")
+
+
+def _reply(body: str) -> Reply | None:
+    """The answer in a chat completion's body; None if it is none."""
+    try:
+        completion = json.loads(body)
+        choice = completion["choices"][0]
+        text, finish, usage = choice["message"]["content"], choice.get("finish_reason"), completion.get("usage")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+    counts = usage if isinstance(usage, dict) else {}
+    counted = {name: number for name, number in counts.items() if isinstance(number, int)}
+    return Reply(text if isinstance(text, str) else "", finish if isinstance(finish, str) else None, counted)
+
+
+class Local:
+    """A causal language model of transformers with a chat template, from a folder or the Hub; one request at a time.
+
+    It samples afresh at each call (temperature 0.7), so that asking again may bring another answer.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu", longest: int = 512) -> None:
+        """longest: tokens of an answer. Raises OSError or ValueError if there is no such model or no template."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model, self.longest = Path(folder).name if Path(folder).is_dir() else str(folder), longest
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+        if not self._tokenizer.chat_template:
+            raise ValueError(f"{folder}: the tokenizer has no chat template; take a model tuned to follow instructions")
+        network: Any = AutoModelForCausalLM.from_pretrained(str(folder))
+        self._network = network.to(device).eval()
+        self._lock = threading.Lock()
+
+    def __call__(self, messages: list[dict[str, str]]) -> Reply:
+        import torch
+
+        inputs = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self._network.device)
+        asked = inputs["input_ids"].shape[1]
+        with self._lock, torch.inference_mode():
+            whole = self._network.generate(**inputs, max_new_tokens=self.longest, do_sample=True, temperature=0.7)[0]
+        tokens = whole[asked:].tolist()
+        ends = self._network.generation_config.eos_token_id
+        stopped = bool(tokens) and tokens[-1] in (ends if isinstance(ends, list) else [ends])
+        usage = {"prompt_tokens": asked, "completion_tokens": len(tokens), "total_tokens": asked + len(tokens)}
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return Reply(text, "stop" if stopped or len(tokens) < self.longest else "length", usage)
+
+
+# --- Asking for a whole corpus
+
+
+@dataclass
+class Report:
+    """What a run did. asked, answered: requests of this run; refused ones are not answered. tokens: used by them.
+
+    clips: wanted. valid: of them with valid captions. missing: the others, by the reason. damaged: lines of the record
+    that cannot be read.
+    """
+
+    record: Path
+    clips: int = 0
+    asked: int = 0
+    answered: int = 0
+    tokens: int = 0
+    valid: int = 0
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    damaged: list[tuple[int, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.record}: {self.valid:,} of {self.clips:,} clips have valid captions",
+            f"asked {self.asked:,} times, {self.answered:,} answers, {self.tokens:,} tokens",
+        ]
+        for reason, clips in sorted(self.missing.items()):
+            shown = ", ".join(map(repr, clips[:3])) + (", …" if len(clips) > 3 else "")
+            lines.append(f"missing, {reason}: {len(clips):,} ({shown})")
+        if self.damaged:
+            lines.append(
+                f"{len(self.damaged)} damaged lines, left out: {', '.join(str(n) for n, _ in self.damaged[:9])}"
+            )
+        return "\n".join(lines)
+
+
+def generate(
+    source: Corpus | pd.DataFrame,
+    ask: Model,
+    record: Path,
+    *,
+    keywords: Mapping[str, Sequence[str]] | None = None,
+    concurrency: int = 4,
+    attempts: int = 3,
+    quiet: bool = False,
+) -> Report:
+    """Have new captions written for every clip, and record every answer, valid or not, as soon as it is there.
+
+    source: a corpus, of which the training split is meant, or a table with the columns clip and caption.
+    keywords: by clip; the kinds of its known events if None. concurrency: requests at a time. attempts: requests for a
+    clip before it is given up, those of earlier runs counted; refused ones are not.
+    A clip whose valid answer to the same request by the same model is in the record is not asked for again. One process
+    at a time writes a record, and a record holds one model's answers.
+
+    Raises CaptioningError when the model cannot be asked; answers that were under way are recorded first. The same call
+    later goes on from there, as it does after an interruption of any kind.
+    """
+    if concurrency < 1 or attempts < 1:
+        raise ValueError(f"concurrency {concurrency}, attempts {attempts}: give 1 or more")
+    table = source.split("train").captions if isinstance(source, Corpus) else source
+    if keywords is None:
+        keywords = _kinds(source) if isinstance(source, Corpus) else {}
+    given = {str(clip): texts.tolist() for clip, texts in table.groupby("clip", sort=False)["caption"]}
+    requests = {clip: messages(texts, keywords.get(clip, ())) for clip, texts in given.items()}
+    keys = {clip: content_key(request, ask.model) for clip, request in requests.items()}
+    report = Report(record, clips=len(given))
+    with _writing(record) as (held, append):
+        if others := {answer.model for answer in held.answers} - {ask.model}:
+            raise CaptioningError(f"{record}: holds answers of {', '.join(sorted(others))}; name another record")
+        answers: dict[str, list[Answer]] = {clip: [] for clip in given}
+        for answer in held.answers:
+            if keys.get(answer.clip) == answer.key:
+                answers[answer.clip].append(answer)
+        stop, counting, refused_in_a_row = threading.Event(), threading.Lock(), 0
+
+        def work(clip: str) -> None:
+            try:
+                while not stop.is_set() and _state(answers[clip], attempts) == "" and once(clip):
+                    pass
+            except BaseException:
+                stop.set()  # before another clip is begun
+                raise
+
+        def once(clip: str) -> bool:
+            """Ask and record; false if the request was refused."""
+            nonlocal refused_in_a_row
+            refusal = ""
+            with counting:
+                report.asked += 1
+            try:
+                reply = ask(requests[clip])
+            except Refused as error:
+                refusal, reply = str(error), Reply(str(error), REFUSED, {})
+            number = 1 + sum(answer.finish != REFUSED for answer in answers[clip])
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            answer = Answer(clip, tuple(given[clip]), ask.model, keys[clip], number, *reply, now)
+            append(answer.line())
+            answers[clip].append(answer)
+            with counting:
+                report.answered += not refusal
+                report.tokens += reply.usage.get("total_tokens", 0)
+                refused_in_a_row = refused_in_a_row + 1 if refusal else 0
+                if refused_in_a_row >= REFUSALS:
+                    raise CaptioningError(refusal)
+            return not refusal
+
+        wanted = [clip for clip in given if _state(answers[clip], attempts) == ""]
+        pool = ThreadPoolExecutor(concurrency)
+        try:
+            waiting = [pool.submit(work, clip) for clip in wanted]
+            bar = tqdm(as_completed(waiting), total=len(wanted), desc="captions", unit="clip", disable=quiet or None)
+            for finished in bar:
+                finished.result()
+        except CaptioningError as error:
+            failure: CaptioningError | None = error
+        else:
+            failure = None
+        finally:  # what is under way is paid for: it is waited for and recorded
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    for clip in given:
+        state = _state(answers[clip], attempts)
+        if state == "valid":
+            report.valid += 1
+        else:
+            reason = answers[clip][-1].problems[0].partition(":")[0] if answers[clip] else "not asked"
+            report.missing.setdefault(reason, []).append(clip)
+    report.damaged = held.damaged
+    if failure is not None:
+        done = f"{report.valid:,} of {report.clips:,} clips are done and kept in {record}"
+        raise CaptioningError(f"{failure}. {done}; the same command goes on from there") from failure
+    return report
+
+
+def _state(answers: Sequence[Answer], attempts: int) -> str:
+    """Of a clip with these answers: "valid", "given up", or "" if it is still to be asked for."""
+    if any(not answer.problems for answer in answers):
+        return "valid"
+    return "given up" if sum(answer.finish != REFUSED for answer in answers) >= attempts else ""
+
+
+def _kinds(corpus: Corpus) -> dict[str, list[str]]:
+    events = corpus.events.groupby("clip")["event"]
+    return {str(clip): sorted(set(names)) for clip, names in events}
+
+
+@contextmanager
+def _writing(record: Path):
+    """The record as it is, its end mended, and a function that appends a line; no other process can do so meanwhile."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(record.with_name(f".{record.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CaptioningError(
+            f"{record}: another process is writing to it; wait for it or name another record"
+        ) from None
+    try:
+        _mend(record)
+        with open(record, "ab", buffering=0) as file:
+            yield read(record), _appender(file)
+    finally:
+        lock.release()
+
+
+def _appender(file: Any) -> Callable[[bytes], None]:
+    writing = threading.Lock()
+
+    def append(line: bytes) -> None:
+        """On disk when it returns; a line that cannot be written whole is taken back."""
+        with writing:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(f"{file.name}: the disk is full; free some space and run again")
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), size)
+                raise
+
+    return append
+
+
+def _mend(record: Path) -> None:
+    """End a last line that a crash left without its end: what is not whole goes to `<record>.damaged`."""
+    content = record.read_bytes() if record.exists() else b""
+    whole, fragment = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+    if not fragment:
+        return
+    with open(record, "r+b") as file:
+        try:
+            json.loads(fragment)
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        except ValueError:
+            with open(record.with_name(f"{record.name}.damaged"), "ab") as aside:
+                aside.write(fragment + b"\n")
+                aside.flush()
+                os.fsync(aside.fileno())
+            file.truncate(len(whole))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# --- What came of it
+
+
+def audit(captions: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
+    """How often new captions break each rule: columns rule, kind, captions, clips, share.
+
+    captions, originals: columns clip and caption, as a corpus has them. kind: "rule", or "remark" for what is counted
+    only; the last row counts what breaks any rule. captions: that do so; for "count" all of such a clip. share: of all
+    new captions, in percent.
+    """
+    own = {clip: texts.tolist() for clip, texts in originals.groupby("clip", sort=False)["caption"]}
+    broken: dict[str, set[tuple[str, int]]] = {rule: set() for rule in (*RULES, *REMARKS)}
+    for clip, texts in captions.groupby("clip", sort=False)["caption"]:
+        for found in findings(texts.tolist(), own.get(clip, [])):
+            places = range(len(texts)) if found.caption is None else [found.caption]
+            broken[found.rule] |= {(str(clip), place) for place in places}
+    kinds = {rule: "rule" if rule in RULES else "remark" for rule in broken}
+    broken["any rule"] = set().union(*(found for rule, found in broken.items() if kinds[rule] == "rule"))
+    rows = [
+        (
+            rule,
+            kinds.get(rule, "rule"),
+            len(found),
+            len({clip for clip, _ in found}),
+            100 * len(found) / max(1, len(captions)),
+        )
+        for rule, found in broken.items()
+    ]
+    return pd.DataFrame(rows, columns=["rule", "kind", "captions", "clips", "share"])
+
+
+__all__ = [
+    "CaptioningError",
+    "Endpoint",
+    "Local",
+    "Model",
+    "Record",
+    "Refused",
+    "Reply",
+    "Report",
+    "audit",
+    "generate",
+    "keywords_of",
+    "messages",
+    "parse",
+    "problems",
+]

@@ -1,0 +1,594 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import made_models
+import pandas as pd
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from atr import captioning
+from atr.captioning import CaptioningError, Endpoint, Local, Refused, Reply, audit, generate, keywords_of, messages
+from atr.corpora import load_corpus
+from atr.corpora.synthetic import read
+
+GOOD = [f"fresh wording {letter} of what is there" for letter in "abcde"]
+CLIPS = [f"clip {letter}" for letter in "abcdefgh"]
+TABLE = pd.DataFrame(
+    [(clip, f"own caption {n} of {clip}") for clip in CLIPS for n in "xyz"], columns=["clip", "caption"]
+)
+AT_ONCE = {"retry-after-ms": "1"}
+
+
+def completion(text, finish="stop"):
+    usage = {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7, "details": {"cached": 0}}
+    message = {"role": "assistant", "content": text}
+    return json.dumps(
+        {"id": "1", "choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": usage}
+    )
+
+
+class Server:
+    """A model's server: `plan` holds what it does with the next requests, then it answers well."""
+
+    def __init__(self):
+        self.plan, self.asked, self.clips = [], [], []
+        self.now = self.most = 0
+        self.pause = 0.0
+        self.answer = lambda clip: completion(json.dumps(GOOD))
+        self.lock = threading.Lock()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        server = self.server.model
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        clip = (re.findall(r"own caption x of (clip \w)", request["messages"][-1]["content"]) or [""])[0]
+        with server.lock:
+            server.asked.append((time.monotonic(), self.path, self.headers.get("Authorization"), request))
+            server.now += 1
+            server.most = max(server.most, server.now)
+            step = server.plan.pop(0) if server.plan else None
+        try:
+            time.sleep(server.pause)
+            self.act(server, clip, step)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        finally:
+            with server.lock:
+                server.now -= 1
+
+    def act(self, server, clip, step):
+        if step == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "500")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
+            return
+        if step == "slow":
+            time.sleep(0.4)
+        status, headers, body = step if isinstance(step, tuple) else (200, {}, step)
+        if body in (None, "slow"):
+            body = server.answer(clip)
+            with server.lock:
+                server.clips.append(clip)
+        content = body.encode()
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json"} | headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        """Keep the tests' output clean."""
+
+
+@pytest.fixture(scope="module")
+def running():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def server(running, monkeypatch):
+    for name in ("ATR_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    running.model = Server()
+    running.model.url = f"http://127.0.0.1:{running.server_port}/v1"
+    return running.model
+
+
+@pytest.fixture
+def ask(server):
+    return Endpoint(server.url, "phi4", retries=2)
+
+
+@pytest.fixture
+def record(tmp_path):
+    return tmp_path / "captions" / "m.jsonl"
+
+
+def clips(count):
+    return TABLE[TABLE["clip"].isin(CLIPS[:count])]
+
+
+def run(count, ask, record, **options):
+    return generate(clips(count), ask, record, **{"quiet": True, "concurrency": 1} | options)
+
+
+def lines(record):
+    return [json.loads(line) for line in record.read_text().splitlines()]
+
+
+class Says:
+    """A model that answers from a list, then well."""
+
+    model = "says"
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), 0
+
+    def __call__(self, messages):
+        self.asked += 1
+        answer = self.answers.pop(0) if self.answers else json.dumps(GOOD)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer if isinstance(answer, Reply) else Reply(answer, "stop", {})
+
+
+class TestMessages:
+    def test_they_hold_the_rules_and_the_captions_and_tags_as_json(self):
+        (message,) = messages(["a “dog”\u2028", "b"], ["bark"])
+        rules, _, given = message["content"].partition("\n\n")
+        assert message["role"] == "user" and json.loads(given) == {"captions": ["a “dog”\u2028", "b"], "tags": ["bark"]}
+        for words in ("exactly 5", "longer than 20 words", "means the same", "event", "digits", "names", "JSON list"):
+            assert words in rules
+
+    def test_keywords_are_joined_by_name(self, tmp_path):
+        table = tmp_path / "metadata.csv"
+        table.write_bytes("file_name,keywords,x\nCafé b.wav,b; c;,1\na.x.wav,a,2\nd.wav,d,3\n".encode("latin-1"))
+        found = keywords_of(table, ["a.x", "train/d", "gone", "Café b.wav", "Café b"])
+        assert found == {"a.x": ["a"], "train/d": ["d"], "Café b.wav": ["b", "c"], "Café b": ["b", "c"]}
+        with pytest.raises(ValueError, match="metadata.csv: has none of the 1 clips among its files"):
+            keywords_of(table, ["gone"])
+        table.write_text("name,keywords\n")
+        with pytest.raises(ValueError, match="no column file_name; it has name, keywords"):
+            keywords_of(table, ["a"])
+
+
+class TestEndpoint:
+    def test_an_answer_with_its_end_and_tokens(self, server, ask):
+        assert ask(messages(["a"])) == Reply(
+            json.dumps(GOOD), "stop", {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+        )
+        _, path, _, request = server.asked[0]
+        assert path == "/v1/chat/completions" and request == {"model": "phi4", "messages": messages(["a"])}
+
+    @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
+    def test_a_busy_server_is_asked_again(self, server, ask, status):
+        server.plan = [(status, AT_ONCE, "busy")] * 2
+        assert ask(messages(["a"])).text == json.dumps(GOOD) and len(server.asked) == 3
+
+    def test_the_pause_that_a_server_asks_for_is_kept(self, server, ask):
+        server.plan = [(429, {"Retry-After": "1"}, "slow down"), (429, {"Retry-After": "0"}, "slow down")]
+        ask(messages(["a"]))
+        first, second, third = (asked[0] for asked in server.asked)
+        assert second - first >= 1 and 0.3 < third - second
+
+    @pytest.mark.parametrize(
+        "damage", ["cut", '{"choices": [{"mess', (200, {"Content-Type": "text/html"}, "<html>hm</html>")]
+    )
+    def test_a_damaged_answer_is_asked_for_again(self, server, damage):
+        server.plan = [damage]
+        assert Endpoint(server.url, "m", retries=1)(messages(["a"])).text == json.dumps(GOOD) and len(server.asked) == 2
+
+    @pytest.mark.parametrize(
+        "step, message",
+        [
+            ((500, {}, "out of memory"), r"tried up to once, HTTP 500: out of memory; try again later"),
+            ((429, {"Retry-After": "3600"}, "quota"), r"HTTP 429: quota; it asks to wait 3600 s"),
+            ((401, {}, "bad key secret-key"), r"HTTP 401: bad key …; set the key in the environment: ATR_API_KEY"),
+            ((403, {}, "no"), r"HTTP 403: no; set the key in the environment"),
+            (
+                (404, {}, "no such model"),
+                r"HTTP 404: no such model; does it know the model 'phi4', and does its address",
+            ),
+            (
+                (200, {"Content-Type": "text/html"}, "<html>\n login"),
+                r"no chat completion: <html> login; is the address",
+            ),
+            ((200, {}, '{"error": "x"}'), r'no chat completion: \{"error": "x"\}'),
+            ((200, {}, '{"choices": []}'), r"no chat completion"),
+            ((200, {}, "[1]"), r"no chat completion"),
+            ("cut", r"cannot be reached \(.+, tried once\); is the server running"),
+            ("slow", r"no answer within 0.2 s, tried once; give a longer timeout"),
+        ],
+        ids=str,
+    )
+    def test_what_was_met_is_said_with_the_mend_and_without_the_key(self, server, step, message):
+        server.plan = [step]
+        ask = Endpoint(server.url, "phi4", key="secret-key", timeout=0.2, retries=0)
+        with pytest.raises(CaptioningError, match=rf"{server.url}: .*{message}") as caught:
+            ask(messages(["a"]))
+        assert "secret" not in str(caught.value) and not isinstance(caught.value, Refused)
+
+    def test_a_request_that_is_not_taken_is_its_own_error(self, server, ask):
+        server.plan = [(400, {}, "too long")]
+        with pytest.raises(Refused, match="HTTP 400: too long"):
+            ask(messages(["a"]))
+
+    def test_nobody_there(self):
+        with pytest.raises(CaptioningError, match=r"http://127.0.0.1:9/v1: cannot be reached \(.*, tried once\)"):
+            Endpoint("http://127.0.0.1:9/v1", "m", retries=0)(messages(["a"]))
+
+    def test_no_address(self):
+        with pytest.raises(ValueError, match="endpoint 'localhost': give an address such as"):
+            Endpoint("localhost", "m")
+
+    @pytest.mark.parametrize("given, sent", [({}, "none"), ({"OPENAI_API_KEY": "o"}, "o")])
+    def test_the_key_comes_from_the_environment(self, server, monkeypatch, given, sent):
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        Endpoint(server.url, "m")(messages(["a"]))
+        monkeypatch.setenv("ATR_API_KEY", "mine")
+        Endpoint(server.url, "m")(messages(["a"]))
+        assert [asked[2] for asked in server.asked] == [f"Bearer {sent}", "Bearer mine"]
+
+    def test_an_answer_without_text_is_empty(self, server, ask):
+        server.plan = [completion(None, "tool_calls")]
+        assert ask(messages(["a"]))[:2] == ("", "tool_calls")
+
+
+class TestGenerate:
+    def test_every_clip_gets_captions_and_none_is_asked_for_twice(self, server, ask, record):
+        report = run(8, ask, record, concurrency=3)
+        assert sorted(server.clips) == CLIPS and report.valid == report.asked == report.answered == 8
+        assert read(record).captions == dict.fromkeys(CLIPS, GOOD) and report.tokens == 56 and not report.missing
+        again = run(8, ask, record)
+        assert len(server.asked) == 8 and (again.asked, again.valid) == (0, 8)
+        assert "8 of 8 clips have valid captions" in str(again) and "asked 0 times" in str(again)
+
+    def test_what_is_recorded(self, server, ask, record, monkeypatch):
+        monkeypatch.setenv("ATR_API_KEY", "very-secret")
+        server.answer = lambda clip: completion(f"Fine:\n{json.dumps(GOOD[:4])}")
+        run(1, Endpoint(server.url, "phi4"), record, attempts=1)
+        (entry,) = lines(record)
+        assert entry["clip"] == "clip a" and entry["model"] == "phi4" and entry["attempt"] == 1
+        assert entry["text"] == f"Fine:\n{json.dumps(GOOD[:4])}" and entry["captions"] == GOOD[:4]
+        assert entry["problems"] == ["count: 4 captions, not 5"] and entry["finish"] == "stop"
+        assert entry["usage"]["total_tokens"] == 7 and re.fullmatch(r"[0-9T:-]+\+00:00", entry["time"])
+        assert entry["given"] == [f"own caption {n} of clip a" for n in "xyz"] and re.fullmatch(
+            "[0-9a-f]{24}", entry["key"]
+        )
+        assert "secret" not in record.read_text()
+
+    @pytest.mark.parametrize("concurrency", [1, 3])
+    def test_so_many_requests_at_a_time(self, server, ask, record, concurrency):
+        server.pause = 0.05
+        run(8, ask, record, concurrency=concurrency)
+        assert server.most == concurrency
+
+    @pytest.mark.parametrize(
+        "body, reason",
+        [
+            (completion("I would rather not."), "count"),
+            (completion("{}"), "count"),
+            (completion(json.dumps(GOOD[:4])), "count"),
+            (completion(json.dumps([*GOOD[:4], "rain " * 21])), "words"),
+            (completion(json.dumps([*GOOD[:4], "rain at 5"])), "digits"),
+            (completion(json.dumps([*GOOD[:4], "rain in Graz"])), "names"),
+            (completion(json.dumps([*GOOD[:4], f"{GOOD[1]}!"])), "repeated"),
+            (completion(json.dumps([*GOOD[:4], "…"])), "empty"),
+            (completion(json.dumps(GOOD), "length"), "cut off"),
+        ],
+        ids=lambda value: value if len(value) < 9 else "",
+    )
+    def test_a_bad_answer_is_kept_and_asked_for_again_so_often(self, server, ask, record, body, reason):
+        server.plan = [body]
+        assert run(1, ask, record).valid == 1 and [entry["attempt"] for entry in lines(record)] == [1, 2]
+        record.unlink()
+        server.asked, server.plan = [], [body] * 9
+        report = run(2, ask, record, attempts=2)
+        assert len(server.asked) == 4 == len(lines(record)) and report.missing == {reason: ["clip a", "clip b"]}
+        assert f"missing, {reason}: 2 ('clip a', 'clip b')" in str(report)
+
+    def test_attempts_of_earlier_runs_count(self, record):
+        ask = Says(*["no"] * 9)
+        run(1, ask, record, attempts=2)
+        assert run(1, ask, record, attempts=2).asked == 0 and ask.asked == 2
+        run(1, ask, record, attempts=3)
+        assert ask.asked == 3 and lines(record)[-1]["attempt"] == 3
+
+    def test_a_better_reader_makes_old_answers_valid_without_asking(self, record, monkeypatch):
+        ask = Says("; ".join(GOOD))
+        assert run(1, ask, record, attempts=1).missing == {"count": ["clip a"]}
+        monkeypatch.setattr("atr.corpora.synthetic.parse", lambda text: text.split("; "))
+        assert run(1, ask, record).valid == 1 and ask.asked == 1
+
+    def test_another_request_is_asked_anew(self, record):
+        ask = Says()
+        run(2, ask, record)
+        assert run(2, ask, record, keywords={"clip a": ["rain"]}).asked == 1
+
+    def test_answers_of_another_model_are_not_mixed_in(self, record):
+        run(1, Says(), record)
+        other = Says()
+        other.model = "other"
+        with pytest.raises(CaptioningError, match="m.jsonl: holds answers of says; name another record"):
+            run(1, other, record)
+        assert other.asked == 0
+
+    def test_a_failing_endpoint_ends_the_run_and_keeps_what_is_done(self, server, ask, record):
+        server.plan = [None, None, (401, {}, "no")]
+        message = (
+            rf"HTTP 401: no; .*\. 2 of 4 clips are done and kept in {re.escape(str(record))}; the same command goes on"
+        )
+        with pytest.raises(CaptioningError, match=message):
+            run(4, ask, record)
+        assert len(server.asked) == 3 and len(lines(record)) == 2
+        assert run(4, ask, record).valid == 4 and sorted(server.clips) == CLIPS[:4]
+
+    def test_answers_under_way_are_recorded_when_another_request_fails(self, record):
+        failed, begun = threading.Event(), threading.Barrier(3, timeout=5)
+
+        class Mixed(Says):
+            def __call__(self, messages):
+                begun.wait()
+                if "clip a" in messages[0]["content"]:
+                    failed.set()
+                    raise CaptioningError("gone")
+                failed.wait(5)
+                time.sleep(0.05)
+                return Reply(json.dumps(GOOD), "stop", {})
+
+        with pytest.raises(CaptioningError, match="gone. 2 of 8 clips are done"):
+            run(8, Mixed(), record, concurrency=3)
+        assert set(read(record).captions) == {"clip b", "clip c"}
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
+    def test_an_interruption_keeps_everything_and_is_passed_on(self, record, error):
+        ask = Says(json.dumps(GOOD), error)
+        with pytest.raises(type(error)):
+            run(4, ask, record)
+        assert set(read(record).captions) == {"clip a"} and ask.asked == 2
+        assert run(4, ask, record).asked == 3
+
+    def test_ctrl_c_waits_for_what_is_under_way_and_records_it(self, record):
+        class Interrupting(Says):
+            def __call__(self, messages):
+                self.asked += 1
+                if self.asked == 3:
+                    os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+                return Reply(json.dumps(GOOD), "stop", {})
+
+        ask = Interrupting()
+        with pytest.raises(KeyboardInterrupt):
+            run(8, ask, record, concurrency=2)
+        assert len(read(record).captions) == ask.asked < 8
+
+    def test_a_refused_request_costs_only_its_clip(self, server, ask, record):
+        server.plan = [(400, {}, "content policy")]
+        report = run(3, ask, record)
+        assert (report.valid, report.asked, report.answered) == (2, 3, 2)
+        assert report.missing == {"refused": ["clip a"]}
+        assert run(3, ask, record, attempts=1).valid == 3
+
+    def test_a_server_that_refuses_everything_ends_the_run(self, record, monkeypatch):
+        monkeypatch.setattr(captioning, "REFUSALS", 3)
+        ask = Says(*[Refused("HTTP 400: unknown field")] * 9)
+        with pytest.raises(CaptioningError, match="HTTP 400: unknown field. 0 of 8 clips"):
+            run(8, ask, record)
+        assert ask.asked == 3
+
+    def test_a_corpus_is_asked_for_its_training_clips_with_its_events(self, record, corpus):
+        seen = []
+
+        class Seeing(Says):
+            def __call__(self, messages):
+                seen.append(json.loads(messages[0]["content"].partition("\n\n")[2]))
+                return super().__call__(messages)
+
+        report = generate(corpus, Seeing(), record, quiet=True, concurrency=1)
+        train = corpus.split("train")
+        assert report.valid == len(train) == len(seen)
+        assert [given["captions"] for given in seen] == train.captions.groupby("clip", sort=False)["caption"].agg(
+            list
+        ).tolist()
+        assert [" ".join(given["tags"]) for given in seen] == train.kinds()[train.clips["clip"]].tolist()
+
+    @pytest.mark.parametrize("options", [{"concurrency": 0}, {"attempts": 0}])
+    def test_numbers_that_make_no_sense(self, record, options):
+        with pytest.raises(ValueError, match="give 1 or more"):
+            run(1, Says(), record, **options)
+
+    def test_odd_texts_come_back_as_they_are(self, record):
+        odd = [
+            "cafe\u0301 \U0001f415\u200d\U0001f9ba",
+            "\u200fגשם\u200f",
+            "rain\u2028wind",
+            "a\x85naïve\x0bb",
+            "“x”ﬁre",
+        ]
+        table = pd.DataFrame({"clip": ["‮odd\u2028.wav"] * 2, "caption": ["a\u2028b", "🎵"]})
+        generate(table, Says(json.dumps(odd)), record, quiet=True)
+        assert read(record).captions == {"‮odd\u2028.wav": odd} and read(record).answers[0].given == ("a\u2028b", "🎵")
+
+
+class TestRecord:
+    def test_a_half_written_line_is_moved_aside_and_its_clip_asked_for_again(self, record):
+        run(3, Says(), record)
+        whole = record.read_bytes()
+        record.write_bytes(whole[:-40])
+        ask = Says()
+        assert run(3, ask, record).valid == 3 and ask.asked == 1
+        last = whole.splitlines(keepends=True)[-1]
+        assert record.read_bytes().splitlines()[:2] == whole.splitlines()[:2] and len(lines(record)) == 3
+        assert record.with_name("m.jsonl.damaged").read_bytes() == last[:-40] + b"\n"
+
+    def test_a_line_that_lacks_only_its_end_is_kept(self, record):
+        run(2, Says(), record)
+        record.write_bytes(record.read_bytes()[:-1])
+        ask = Says()
+        assert run(3, ask, record).valid == 3 and ask.asked == 1 and len(lines(record)) == 3
+        assert not record.with_name("m.jsonl.damaged").exists()
+
+    def test_damage_within_is_reported(self, record):
+        run(2, Says(), record)
+        record.write_bytes(b"\0\0\n" + record.read_bytes())
+        report = run(2, Says(), record)
+        assert report.valid == 2 and "1 damaged lines, left out: 1" in str(report)
+
+    def test_one_process_at_a_time(self, record):
+        entered, leave = threading.Event(), threading.Event()
+
+        class Waiting(Says):
+            def __call__(self, messages):
+                entered.set()
+                leave.wait(5)
+                return super().__call__(messages)
+
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(run, 1, Waiting(), record)
+            entered.wait(5)
+            with pytest.raises(CaptioningError, match="m.jsonl: another process is writing to it; wait for it or name"):
+                run(1, Says(), record)
+            leave.set()
+            assert first.result().valid == 1
+
+    def test_a_full_disk_ends_the_run_and_leaves_whole_lines(self, record, monkeypatch):
+        run(1, Says(), record)
+        monkeypatch.setattr(captioning.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space left"):
+            run(3, Says(), record)
+        monkeypatch.undo()
+        assert len(lines(record)) == 1 and run(3, Says(), record).valid == 3
+
+    def test_a_killed_run_goes_on_without_asking_twice(self, server, ask, record):
+        server.pause = 0.05
+        code = f"""
+from pathlib import Path
+import pandas as pd
+from atr.captioning import Endpoint, generate
+table = pd.DataFrame({TABLE.to_dict("list")!r})
+generate(table, Endpoint({server.url!r}, "phi4"), Path({str(record)!r}), concurrency=2)
+"""
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        deadline = time.monotonic() + 60
+        while not (record.exists() and record.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        time.sleep(0.15)  # the server finishes what it has begun
+        kept = record.read_bytes()
+        done, answered = {answer.clip for answer in read(record).answers}, list(server.clips)
+        assert 3 <= len(done) < 8 and len(answered) - len(done) <= 2
+        report = run(8, ask, record)
+        assert report.asked == 8 - len(done) and report.valid == 8
+        assert not done & set(server.clips[len(answered) :])
+        assert record.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+
+
+TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Llama of two layers with random weights and a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = made_models.roberta_tokenizer(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=0, pad_token_id=1, eos_token_id=2, **sizes)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+class TestLocal:
+    def test_it_answers_with_text_tokens_and_the_reason_of_its_end(self, folder):
+        ask = Local(folder, longest=6)
+        assert ask.model == "tiny-llama"
+        replies = [ask(messages(["a dog"])) for _ in range(4)]
+        for reply in replies:
+            used = reply.usage
+            assert (
+                used["total_tokens"] == used["prompt_tokens"] + used["completion_tokens"] and used["prompt_tokens"] > 50
+            )
+            assert reply.finish == "stop" or used["completion_tokens"] == 6
+        assert len({reply.text for reply in replies}) > 1
+
+    @pytest.mark.parametrize("tokens, finish", [([30, 31, 2], "stop"), ([30, 2], "stop"), ([30, 31, 32], "length")])
+    def test_it_says_why_the_answer_ended(self, folder, monkeypatch, tokens, finish):
+        ask = Local(folder, longest=3)
+
+        def generate(input_ids, **options):
+            return torch.cat([input_ids, torch.tensor([tokens])], dim=1)
+
+        monkeypatch.setattr(ask._network, "generate", generate)
+        reply = ask(messages(["a dog"]))
+        assert reply.finish == finish and reply.usage["completion_tokens"] == len(tokens) and "</s>" not in reply.text
+
+    def test_its_answers_are_recorded_as_any_others(self, folder, record):
+        report = run(1, Local(folder, longest=4), record, attempts=2)
+        assert report.asked == 2 and list(report.missing) in (["cut off"], ["count"]) and len(lines(record)) == 2
+
+    def test_a_model_that_knows_no_chat_is_refused(self, folder, tmp_path):
+        made_models.roberta_tokenizer(tmp_path / "plain")
+        (tmp_path / "plain" / "config.json").write_bytes((folder / "config.json").read_bytes())
+        with pytest.raises(ValueError, match="no chat template; take a model tuned to follow instructions"):
+            Local(tmp_path / "plain")
+
+
+class TestAudit:
+    ORIGINALS = pd.DataFrame({"clip": ["a", "a", "b"], "caption": ["rain on a big roof", "a dog", "wind in Graz"]})
+
+    def test_it_counts_captions_and_clips_by_rule(self):
+        new = [("a", GOOD[0]), ("a", "a dog"), ("a", "on a roof rain"), ("a", "rain at 5"), ("a", "rain in Graz")]
+        new += [("b", text) for text in [*GOOD[:2], "two winds in Graz", "winds in Linz at 7"]]
+        found = audit(pd.DataFrame(new, columns=["clip", "caption"]), self.ORIGINALS).set_index("rule")
+        counts = {
+            "count": (4, 1),
+            "empty": (0, 0),
+            "words": (0, 0),
+            "digits": (2, 2),
+            "names": (2, 2),
+            "repeated": (1, 1),
+        }
+        counts |= {"number words": (1, 1), "near copies": (1, 1), "any rule": (7, 2)}
+        assert {rule: (row.captions, row.clips) for rule, row in found.iterrows()} == counts
+        assert found.loc["digits", "share"] == pytest.approx(200 / 9) and list(found.columns[:1]) == ["kind"]
+        assert found.index[found["kind"] == "remark"].tolist() == ["number words", "near copies"]
+
+    def test_a_whole_corpus_takes_seconds(self):
+        words = " ".join(GOOD).split()
+        many = [(f"clip {n}", " ".join(words[(n + 3 * k) % 30 :][:9])) for n in range(3839) for k in range(5)]
+        table = pd.DataFrame(many, columns=["clip", "caption"])
+        began = time.perf_counter()
+        assert len(audit(table, table)) == 9
+        assert time.perf_counter() - began < 10
+
+    def test_paraphrases_of_a_corpus_keep_to_every_rule(self, corpus):
+        sizes = {"train": 48, "validation": 12, "test": 16, "duration": 4.0}
+        made = load_corpus("soundscapes", **sizes, synthetic="paraphrase", use="synthetic").split("train").captions
+        found = audit(made, corpus.captions).set_index("rule")
+        assert found.loc["any rule", "captions"] == 0
