@@ -53,6 +53,12 @@ def study(
     captions: Annotated[
         Path | None, typer.Option(help="Table of people's and generated captions, for profile captions.")
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Notebooks at a time; if not given, one a core where little is left to train, else 1."
+        ),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print the runs, what they need and how long they take, and stop.")
     ] = False,
@@ -98,16 +104,27 @@ def study(
         assert not chosen.needs_captions or chosen.captions is not None
         where = resolve_device(device)
         cores = many.default_workers("cpu")
-        said = f"{len(table)} runs, {int(table['finished'].sum())} of them finished"
+        finished = int(table["finished"].sum())
+        said = f"{len(table)} runs, {finished} of them finished"
+        little = finished == len(table)
         if where == "cpu" and not chosen.published:
-            said += f"; about {planning.duration(studies.estimate(table, paths, cores))} on {cores} cores here"
+            training = studies.estimate(table, cores)
+            little = training < studies.LITTLE
+        jobs = min(jobs or (cores if little else 1), len(paths))
+        if where == "cpu" and not chosen.published:
+            seconds = training + studies.NOTEBOOK_SECONDS * len(paths) / jobs
+            said += f"; about {planning.duration(seconds)} on {cores} cores here"
         console.print(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {said}.", soft_wrap=True)
         os.environ["ATR_COMMAND"] = f"atr study {' '.join(numbers or [])} --profile {profile}".replace("  ", " ")
-        for path in paths:
-            parameters = {"seeds": chosen_seeds, "device": device, "executor": executor}
-            console.print(f"{path.stem} …", soft_wrap=True)
-            done = studies.execute(path, profile, parameters, quiet)
-            console.print(f"  → {done}", soft_wrap=True)
+        parameters = {"seeds": chosen_seeds, "device": device, "executor": executor}
+        studies.execute_all(
+            paths,
+            profile,
+            parameters,
+            jobs,
+            quiet,
+            lambda done: console.print(f"  → {done}", soft_wrap=True),
+        )
         console.print(f"Tables: {chosen.results / 'tables'}   figures: {chosen.results / 'figures'}", soft_wrap=True)
     except (ValueError, OSError, studies.StudyError) as error:
         raise fail(error) from error

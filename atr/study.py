@@ -1,10 +1,12 @@
 """Run the numbered notebooks headless, say beforehand what they will do and how long it takes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from atr.profiles import Profile
 from atr.profiles import profile as profile_of
 
 NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
+LITTLE = 300  # seconds of training below which notebooks run side by side, as they then are mostly imports and figures
 
 
 class StudyError(RuntimeError):
@@ -110,15 +113,46 @@ def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> boo
         return False
 
 
-def estimate(table: pd.DataFrame, paths: Sequence[Path], cores: int) -> float:
-    """Seconds that the plan takes here, on a CPU: runs side by side, preparation of unseen corpora, the notebooks."""
+def estimate(table: pd.DataFrame, cores: int) -> float:
+    """Seconds that the runs of a plan take here, on a CPU: side by side, with the preparation of unseen corpora."""
     todo = table[~table["finished"]] if len(table) else table
     seconds = float(todo["seconds"].sum()) / cores
     if len(todo):
         started = {json.dumps(config.to_dict()["corpus"]) for config in table.loc[table["finished"], "config"]}
         corpora = {json.dumps(config.to_dict()["corpus"]): config.corpus for config in todo["config"]}
         seconds += sum(runs.preparation(corpus, cores) for key, corpus in corpora.items() if key not in started)
-    return seconds * runs.speed() + NOTEBOOK_SECONDS * len(paths)
+    return seconds * runs.speed()
+
+
+def execute_all(
+    paths: Sequence[Path],
+    profile: str,
+    parameters: dict[str, Any],
+    jobs: int = 1,
+    quiet: bool = False,
+    on_done: Callable[[Path], Any] | None = None,
+) -> None:
+    """Run notebooks, `jobs` at a time, in processes of their own if several; runs that two of them need are made once.
+
+    on_done: called with each executed copy. The first failure is raised when those under way have ended; further
+    notebooks are not begun.
+    """
+    if jobs == 1 or len(paths) == 1:
+        for path in paths:
+            done = execute(path, profile, parameters, quiet)
+            if on_done is not None:
+                on_done(done)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting = [pool.submit(execute, path, profile, parameters, True) for path in paths]
+        try:
+            for finished in as_completed(waiting):
+                done = finished.result()
+                if on_done is not None:
+                    on_done(done)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = False) -> Path:

@@ -239,3 +239,56 @@ def test_every_cell_is_the_dcase_papers_in_percent():
     assert cells["metric"].tolist() == 4 * ["t2a_r1", "t2a_r5", "t2a_r10", "t2a_map10"]
     assert list(dict.fromkeys(cells["system"])) == ["DCASE baseline", "CNN14", "ResNet38", "CNN14, transfer"]
     assert list(dict.fromkeys(cells["source"])) == ["dcase2022", "mei2022"] and set(cells["dataset"]) == {"clotho"}
+
+
+THESIS = sorted((ROOT / "../shared/papers").glob("004_*.txt"))
+THESIS_TABLES = {
+    1: ("loss", ["NT-Xent", "Sigmoid"]),
+    2: ("audio_share", [1.0, 0.2]),
+    3: ("pooling", ["mean", "text-aware"]),
+}
+
+
+@pytest.mark.parametrize("number", THESIS_TABLES)
+def test_tables_of_the_thesis_have_each_cell_once(number):
+    cells = pd.read_csv(ROOT / f"data/reference/tymofieiev2025_table4_{number}.csv")
+    column, rows = THESIS_TABLES[number]
+    assert list(cells.columns) == ["dataset", column, *CELL] and set(cells["dataset"]) == {"clotho"}
+    metrics = ["t2a_r1", "t2a_r5", "t2a_r10", "t2a_map10"]
+    assert list(cells[[column, "metric"]].itertuples(index=False, name=None)) == list(product(rows, metrics))
+    assert cells["std"].isna().all() if number == 1 else cells["std"].between(0.05, 1).all()
+
+
+def test_the_slower_rate_and_mean_pooling_are_the_same_runs():
+    second, third = (pd.read_csv(ROOT / f"data/reference/tymofieiev2025_table4_{number}.csv") for number in (2, 3))
+    slow, mean = second[second["audio_share"] == 0.2][CELL], third[third["pooling"] == "mean"][CELL]
+    pd.testing.assert_frame_equal(slow.reset_index(drop=True), mean.reset_index(drop=True))
+
+
+@pytest.mark.skipif(not THESIS, reason="needs the thesis's text")
+@pytest.mark.parametrize("number", THESIS_TABLES)
+def test_every_cell_is_what_the_thesis_prints(number):
+    lines = THESIS[0].read_text().splitlines()
+    cells = pd.read_csv(ROOT / f"data/reference/tymofieiev2025_table4_{number}.csv")
+    column, rows = THESIS_TABLES[number]
+    printed = {}
+    if number == 1:
+        for name, start in (("NT-Xent", "NT-Xent\t"), ("Sigmoid", "Sigmoid Loss\t")):
+            line = next(line for line in lines if line.startswith(start))
+            for metric, value in zip(("t2a_r1", "t2a_r5", "t2a_r10", "t2a_map10"), line.split("\t")[1:], strict=True):
+                printed[name, metric] = (value, "")
+    else:
+        header = next(
+            k for k, line in enumerate(lines) if line.startswith("Metric\tATST" + (":" if number == 2 else "+"))
+        )
+        for line in lines[header + 1 : header + 5]:
+            name, *values = line.split("\t")
+            metric = "t2a_" + name.lower().replace("@", "")
+            for row, value in zip(rows, values, strict=True):
+                printed[row, metric] = tuple(value.split(" ± "))
+    for row in cells.itertuples():
+        mean, deviation = printed[getattr(row, column), row.metric]
+        assert row.mean == pytest.approx(100 * float(mean)) and (
+            pd.isna(row.std) if deviation == "" else row.std == pytest.approx(100 * float(deviation))
+        )
+    assert len(printed) == len(cells)

@@ -331,16 +331,14 @@ class TestPlan:
             finish(config, results)
         after = study.plan(PATHS[:1], "smoke")
         assert after["finished"].all()
-        assert study.estimate(after, PATHS[:1], 2) == study.NOTEBOOK_SECONDS
-        assert study.estimate(before, PATHS[:1], 2) > study.estimate(after, PATHS[:1], 2)
-        assert study.estimate(before, PATHS[:1], 2) < study.estimate(before, PATHS[:1], 1)
+        assert study.estimate(after, 2) == 0 < study.estimate(before, 2) < study.estimate(before, 1)
 
     def test_a_corpus_that_runs_have_used_needs_no_preparation(self, results, monkeypatch):
         monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
         table = study.plan(PATHS[:1], "smoke")
-        fresh = study.estimate(table, PATHS[:1], 1)
+        fresh = study.estimate(table, 1)
         finish(table["config"][0], results)
-        begun = study.estimate(study.plan(PATHS[:1], "smoke"), PATHS[:1], 1)
+        begun = study.estimate(study.plan(PATHS[:1], "smoke"), 1)
         saved = table["seconds"][0] + study.runs.preparation(table["config"][0].corpus, 1)
         assert fresh - begun == pytest.approx(saved)
 
@@ -368,12 +366,12 @@ class TestExecute:
         monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
         return tmp_path / "results"
 
-    def notebook(self, folder, *cells):
+    def notebook(self, folder, *cells, name="99_test"):
         made = [nbformat.v4.new_code_cell("profile, x = 'demo', 1", metadata={"tags": ["parameters"]})]
         notebook = nbformat.v4.new_notebook(cells=made + [nbformat.v4.new_code_cell(cell) for cell in cells])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(notebook, folder / "99_test.ipynb")
-        return folder / "99_test.ipynb"
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+        return folder / f"{name}.ipynb"
 
     def test_parameters_are_passed_and_a_failure_keeps_the_last_good_copy(self, tmp_path, results):
         path = self.notebook(tmp_path, "print(profile, x)\nassert x > 0, 'x is too small'")
@@ -386,6 +384,18 @@ class TestExecute:
         ):
             study.execute(path, "smoke", {"x": -1}, quiet=True)
         assert done.read_bytes() == good and done.with_name("99_test.failed.ipynb").is_file()
+
+    def test_notebooks_run_side_by_side_and_a_failure_is_told_after_those_under_way(self, tmp_path, results):
+        met = "import pathlib, time\nhere = pathlib.Path({!r})\n(here / f'{}').touch()\n"
+        wait = "while not (here / '{}').exists():\n    time.sleep(0.1)"  # each waits for the other
+        paths = [
+            self.notebook(tmp_path, met.format(str(tmp_path), one) + wait.format(other), last, name=f"9{one}_test")
+            for one, other, last in ((1, 2, "1 / 0"), (2, 1, "print('done')"))
+        ]
+        seen = []
+        with pytest.raises(StudyError, match="91_test.ipynb: ZeroDivisionError"):
+            study.execute_all(paths, "smoke", {"x": 1}, jobs=2, on_done=seen.append)
+        assert "done" in (results / "smoke" / "notebooks" / "92_test.ipynb").read_text()
 
     def test_reference_copies_what_was_made_and_nothing_else(self, results):
         with pytest.raises(StudyError, match="not run yet: 01_loss_comparison.ipynb.*atr study --profile smoke"):
