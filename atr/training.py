@@ -115,8 +115,13 @@ def fit(
                 prepared = features.prepare(config, corpus, quiet=quiet, device=device)
                 clips = corpus.clips[["clip", "split"]]
                 store.write_atomic(run.path / "clips.csv", lambda path: clips.to_csv(path, index=False))
+                settings = {"result_version": records.RESULT_VERSION, "config": config.to_dict()}
+                records.write_json(run.path / "config.json", settings)
+                (run.path / "error.txt").unlink(missing_ok=True)
+                if device == "cuda":
+                    torch.use_deterministic_algorithms(True, warn_only=True)
                 with store.threads(threads):
-                    _train(config, corpus, prepared, run, others, device, threads)
+                    _train(_Trainer(config, corpus, prepared, others, device, threads), run, device, threads)
             except Exception:
                 (run.path / "error.txt").write_text(traceback.format_exc())
                 raise
@@ -169,74 +174,161 @@ def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -
     return load_file(store.cached("ancillary", run.address, build) / "embeddings.safetensors")["embeddings"]
 
 
-def _train(
-    config: RunConfig,
-    corpus: Corpus,
-    prepared: features.Prepared,
-    run: Run,
-    others: dict[str, Run],
-    device: str,
-    threads: int,
-) -> None:
-    records.write_json(run.path / "config.json", {"result_version": records.RESULT_VERSION, "config": config.to_dict()})
-    (run.path / "error.txt").unlink(missing_ok=True)
-    started = time.perf_counter()
-    if device == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
+class _Trainer:
+    """A config's networks on their device: what they see of the splits, one epoch's steps, and evaluation."""
 
-    fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[config.precision])
-    mined_by = ancillary(others["ancillary"], corpus, device, threads).to(fabric.device) if config.ancillary else None
-    torch.manual_seed(config.seed)
-    network = model.build(config, prepared)
-    if config.start:
-        model.load(network, others["start"])
-    weighed = voxels.settings(config.penalty) if config.penalty else None
-    penalty = weighed.build().to(fabric.device) if weighed else None
-    dual = fabric.setup(network)
-    released_batch = config.batch_size if config.padding == "released" else None
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        prepared: features.Prepared,
+        others: dict[str, Run],
+        device: str,
+        threads: int,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.config, self.corpus, self.prepared = config, corpus, prepared
+        self.fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[config.precision])
+        mined_by = ancillary(others["ancillary"], corpus, device, threads) if config.ancillary else None
+        self.mined_by = None if mined_by is None else mined_by.to(self.fabric.device)
+        torch.manual_seed(config.seed)
+        self.network = model.build(config, prepared)
+        if config.start:
+            model.load(self.network, others["start"])
+        self.weighed = voxels.settings(config.penalty) if config.penalty else None
+        self.penalty = self.weighed.build().to(self.fabric.device) if self.weighed else None
+        self.dual = self.fabric.setup(self.network)
+        self.released_batch = config.batch_size if config.padding == "released" else None
+        self.last_epoch = sum(part.epochs for part in config.parts())
 
-    def to_device(tensor: Tensor) -> Tensor:
-        return tensor.to(fabric.device, non_blocking=True)
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.fabric.device, non_blocking=True)
 
-    def batch_to(pair: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        return to_device(pair[0]), None if pair[1] is None else to_device(pair[1])
+    def batch(self, pair: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        return self.to_device(pair[0]), None if pair[1] is None else self.to_device(pair[1])
 
-    def evaluate(split: features.Inputs) -> Evaluated:
+    def evaluate(self, split: features.Inputs) -> Evaluated:
         try:
-            return evaluation.evaluate(dual, network, split, to_device, released_batch)
+            return evaluation.evaluate(self.dual, self.network, split, self.to_device, self.released_batch)
         except FloatingPointError as error:
-            reason = f"{error}: the run has diverged; lower its learning_rates" if last_epoch else BROKEN_WEIGHTS
+            reason = f"{error}: the run has diverged; lower its learning_rates" if self.last_epoch else BROKEN_WEIGHTS
             raise TrainingError(reason) from error
 
-    parts = config.parts()
-    last_epoch = sum(part.epochs for part in parts)
+    def optimizer(self, part: RunConfig, loss_function: losses.PairLoss) -> Any:
+        """None for an external model, which has nothing to train."""
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        groups = model.groups(self.network, loss_function, part)
+        if not groups:
+            return None
+        return self.fabric.setup_optimizers(kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=True))
+
+    def splits(self, part: RunConfig, first: bool) -> tuple[features.Inputs, features.Inputs]:
+        """Training and validation split as a stage sees them: of a fixed encoder, its output."""
+        splits = {name: self.prepared.splits[name] for name in ("train", "validation")}
+        if (
+            part.fixed == "text" and first and not self.config.start
+        ):  # as the encoder starts: other runs know its output
+            texts = {name: features.pooled_text(self.config, self.corpus.split(name), self.device) for name in splits}
+            return replace(splits["train"], text=texts["train"]), replace(
+                splits["validation"], text=texts["validation"]
+            )
+        if part.fixed is None:
+            return splits["train"], splits["validation"]
+        fix = partial(model.fix, self.dual, side=part.fixed, to=self.to_device, released_batch=self.released_batch)
+        return fix(splits["train"]), fix(splits["validation"])
+
+    @property
+    def device(self) -> str:
+        return self.fabric.device.type
+
+    def epoch(
+        self,
+        part: RunConfig,
+        train: features.Inputs,
+        loss_function: losses.PairLoss,
+        optimizer: Any,
+        epoch: int,
+        before: int,
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Train for one epoch, counted from 0 over all stages, `before` of which were before this stage.
+
+        Gives its row of the history, and what the loss has learned after each step.
+        """
+        seed = self.config.seed * 100_003 + epoch + 1  # dropout and SpecAugment: a function of seed and epoch
+        torch.manual_seed(seed)
+        batches = epoch_batches(
+            train.clip_of_caption,
+            part.batch_size,
+            part.sampler,
+            part.seed,
+            epoch,
+            drop_last=part.drop_last,
+            mining=part.mining,
+            embeddings=self.mined_by,
+        )
+        self.network.train()
+        total = torch.zeros((), device=self.fabric.device)
+        evenness = torch.zeros(2, device=self.fabric.device)
+        drawing = torch.Generator().manual_seed(seed)  # so that dropout is undisturbed
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        learned, values = dict(loss_function.named_parameters()), []
+        for number, captions in enumerate(batches):
+            for group in optimizer.param_groups:
+                step = (epoch - before) * len(batches) + number
+                group["lr"] = learning_rate(part, group["peak"], step, len(batches))
+            clips = train.clip_of_caption[captions]
+            ids = self.to_device(torch.from_numpy(clips))
+            audio, text = self.dual(self.batch(train.audio_batch(clips)), self.batch(train.text_batch(captions)))
+            if part.text_aware:
+                similarity = self.network.similarity(audio.float(), text.float())
+                loss = loss_function.from_similarity(similarity.T, ids, ids)
+            else:
+                loss = loss_function(audio.float(), text.float(), ids)
+            if number == epoch == 0 and not loss.isfinite():
+                raise TrainingError(BROKEN_WEIGHTS)
+            total += loss.detach()
+            if self.penalty is not None and self.weighed is not None:
+                h = self.penalty(torch.stack([audio, text]), self.penalty.choose(part.embedding_dim, drawing))
+                evenness += h.detach()
+                loss = loss - self.weighed.alpha * h.sum()
+            optimizer.zero_grad()
+            self.fabric.backward(loss)
+            if part.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(trained, part.clip_norm)
+            optimizer.step()
+            if learned:
+                values.append(torch.stack([parameter.detach().float() for parameter in learned.values()]))
+        mean_loss = float(total) / len(batches)
+        if not math.isfinite(mean_loss):
+            raise TrainingError(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
+        rate = learning_rate(part, part.rate("heads"), (epoch - before) * len(batches), len(batches))
+        row = {"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate}
+        if self.penalty is not None:
+            row |= dict(zip(("batch_h_audio", "batch_h_text"), (evenness / len(batches)).tolist(), strict=True))
+        steps = torch.stack(values).tolist() if values else []
+        return row, [dict(zip(learned, step, strict=True)) for step in steps]
+
+
+def _train(trainer: _Trainer, run: Run, device: str, threads: int) -> None:
+    """Train a run stage by stage, from its last epoch if it has one, and write what it comes to."""
+    config, network, prepared = trainer.config, trainer.network, trainer.prepared
     state = _load_state(run.path / "state.pt")
     if state is None:
-        state = {"epoch": 0, "history": [], "stages": [], "seconds": 0.0}
-        if not last_epoch:  # else the first epoch is the best so far
-            state |= {
-                "best": _copy(network.kept()),
-                "best_epoch": 0,
-                "validation": evaluate(prepared.splits["validation"]).scores,
-            }
+        state = {"epoch": 0, "history": [], "learned": [], "stages": [], "seconds": 0.0}
+        if not trainer.last_epoch:  # else the first epoch is the best so far
+            scores = trainer.evaluate(prepared.splits["validation"]).scores
+            state |= {"best": _copy(network.kept()), "best_epoch": 0, "validation": scores}
     else:
         network.load_state_dict(state["model"], strict=False)
     spent = state["seconds"]
 
+    parts = config.parts()
     for stage, part in enumerate(parts):
         if stage < len(state["stages"]):
             continue
         before = sum(part.epochs for part in parts[:stage])
-        loss_function = losses.build(**part.loss, variant=part.recipe).to(fabric.device)
-        optimizer: Any = None
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        groups = model.groups(network, loss_function, part)
-        trained = [parameter for group in groups for parameter in group["params"]]
-        learned = dict(loss_function.named_parameters())
-        if groups:  # an external model has nothing to train
-            optimizer = fabric.setup_optimizers(
-                kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=True)
-            )
+        loss_function = losses.build(**part.loss, variant=part.recipe).to(trainer.fabric.device)
+        optimizer = trainer.optimizer(part, loss_function)
         if state["epoch"] > before:
             loss_function.load_state_dict(state["loss"])
             optimizer.load_state_dict(state["optimizer"])
@@ -244,89 +336,27 @@ def _train(
             state["best_score"] = -math.inf
             if stage:
                 network.load_state_dict(state["best"], strict=False)
-        train, validation = prepared.splits["train"], prepared.splits["validation"]
-        if part.fixed == "text" and not stage and not config.start:  # as the encoder starts: other runs know its output
-            train, validation = (
-                replace(split, text=features.pooled_text(config, corpus.split(name), device))
-                for name, split in (("train", train), ("validation", validation))
-            )
-        elif part.fixed is not None:
-            train, validation = (
-                model.fix(dual, split, part.fixed, to_device, released_batch) for split in (train, validation)
-            )
+        train, validation = trainer.splits(part, first=not stage)
 
         for epoch in range(state["epoch"], before + part.epochs):
-            seed = config.seed * 100_003 + epoch + 1  # dropout and SpecAugment: a function of seed and epoch
-            torch.manual_seed(seed)
-            values: list[Tensor] = []  # of what the loss learns, after each step
-            batches = epoch_batches(
-                train.clip_of_caption,
-                part.batch_size,
-                part.sampler,
-                part.seed,
-                epoch,
-                drop_last=part.drop_last,
-                mining=part.mining,
-                embeddings=mined_by,
-            )
-            network.train()
-            total = torch.zeros((), device=fabric.device)
-            evenness = torch.zeros(2, device=fabric.device)
-            drawing = torch.Generator().manual_seed(seed)  # so that dropout is undisturbed
-            for number, captions in enumerate(batches):
-                step = (epoch - before) * len(batches) + number
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(part, group["peak"], step, len(batches))
-                clips = train.clip_of_caption[captions]
-                audio, text = dual(batch_to(train.audio_batch(clips)), batch_to(train.text_batch(captions)))
-                ids = to_device(torch.from_numpy(clips))
-                if part.text_aware:
-                    loss = loss_function.from_similarity(network.similarity(audio.float(), text.float()).T, ids, ids)
-                else:
-                    loss = loss_function(audio.float(), text.float(), ids)
-                if number == epoch == 0 and not loss.isfinite():
-                    raise TrainingError(BROKEN_WEIGHTS)
-                total += loss.detach()
-                if penalty is not None and weighed is not None:
-                    chosen = penalty.choose(config.embedding_dim, drawing)
-                    h = penalty(torch.stack([audio, text]), chosen)
-                    evenness += h.detach()
-                    loss = loss - weighed.alpha * h.sum()
-                optimizer.zero_grad()
-                fabric.backward(loss)
-                if part.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(trained, part.clip_norm)
-                optimizer.step()
-                if learned:
-                    values.append(torch.stack([parameter.detach().float() for parameter in learned.values()]))
-            mean_loss = float(total) / len(batches)
-            if not math.isfinite(mean_loss):
-                raise TrainingError(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
-            evaluated = evaluate(validation)
-            found = evaluated.scores
-            rate = learning_rate(part, part.rate("heads"), (epoch - before) * len(batches), len(batches))
-            row: dict[str, Any] = {"stage": stage + 1} if config.stages else {}
-            row |= {"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate, **found}
-            row["validation_loss"] = evaluated.loss(loss_function, part.batch_size)
-            if penalty is not None:
-                row |= dict(zip(("batch_h_audio", "batch_h_text"), (evenness / len(batches)).tolist(), strict=True))
+            trained, learned = trainer.epoch(part, train, loss_function, optimizer, epoch, before)
+            evaluated = trainer.evaluate(validation)
+            row = {"stage": stage + 1} | trained if config.stages else trained
+            row |= evaluated.scores | {"validation_loss": evaluated.loss(loss_function, part.batch_size)}
             state["history"].append(row)
-            if learned:
-                steps = [[stage + 1, epoch + 1, *row] for row in torch.stack(values).tolist()]
-                state["learned"] = state.get("learned", []) + steps
-                _write_learned(run.path, state["learned"], list(learned))
-            score = selection_score(part, found, epoch + 1)
+            state["learned"] += [{"stage": stage + 1, "epoch": epoch + 1, **step} for step in learned]
+            score = selection_score(part, evaluated.scores, epoch + 1)
             if score >= state["best_score"]:
-                best = {"best_score": score, "best_epoch": epoch + 1, "validation": found}
+                best = {"best_score": score, "best_epoch": epoch + 1, "validation": evaluated.scores}
                 state |= best | {"best": _copy(network.kept())}
-            state |= {"epoch": epoch + 1, "seconds": spent + time.perf_counter() - started}
+            state |= {"epoch": epoch + 1, "seconds": spent + time.perf_counter() - trainer.started}
             state |= {"model": network.kept(), "loss": loss_function.state_dict(), "optimizer": optimizer.state_dict()}
-            if epoch + 1 < last_epoch:  # what follows the last epoch is short
+            if epoch + 1 < trainer.last_epoch:  # what follows the last epoch is short
                 store.write_atomic(run.path / "state.pt", partial(_save_state, state))
-            _write_history(run.path, state["history"])
+            _write_history(run.path, state)
 
         network.load_state_dict(state["best"], strict=False)
-        tested = evaluate(prepared.splits["test"])
+        tested = trainer.evaluate(prepared.splits["test"])
         chosen_epoch = {"best_epoch": state["best_epoch"], "validation": state["validation"]}
         state["stages"].append({"test": tested.scores, **chosen_epoch})
 
@@ -334,9 +364,9 @@ def _train(
     embeddings |= {"t2a": torch.from_numpy(tested.ranks.t2a), "a2t": torch.from_numpy(tested.ranks.a2t)}
     store.write_atomic(run.path / "embeddings.safetensors", lambda path: save_file(_contiguous(embeddings), path))
     store.write_atomic(run.path / "checkpoint.safetensors", lambda path: save_file(_contiguous(state["best"]), path))
-    _write_history(run.path, state["history"])
+    _write_history(run.path, state)
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    seconds = spent + time.perf_counter() - started
+    seconds = spent + time.perf_counter() - trainer.started
     records.write_json(
         run.path / "environment.json",
         {**records.environment(name, threads), "seconds": round(seconds, 3), "weights": prepared.fingerprints},
@@ -365,15 +395,18 @@ def _load_state(path: Path) -> dict[str, Any] | None:
         raise TrainingError(f"{path}: cannot be read ({first}); delete it to start the run anew") from error
 
 
-def _write_history(folder: Path, history: list[dict[str, float]]) -> None:
-    table = pd.DataFrame(history) if history else pd.DataFrame(columns=["epoch", "loss", "learning_rate"])
-    store.write_atomic(folder / "history.csv", lambda path: table.to_csv(path, index=False))
+def _write_history(folder: Path, state: dict[str, Any]) -> None:
+    columns = None if state["history"] else ["epoch", "loss", "learning_rate"]
+    tables = {"history": pd.DataFrame(state["history"], columns=columns)}
+    if state["learned"]:
+        tables["learned"] = pd.DataFrame(state["learned"])
+        tables["learned"].insert(2, "step", np.arange(1, len(state["learned"]) + 1))
+    for name, table in tables.items():
+        store.write_atomic(folder / f"{name}.csv", partial(_write_table, table))
 
 
-def _write_learned(folder: Path, steps: list[list[float]], names: list[str]) -> None:
-    table = pd.DataFrame(steps, columns=["stage", "epoch", *names])
-    table.insert(2, "step", np.arange(1, len(table) + 1))
-    store.write_atomic(folder / "learned.csv", lambda path: table.to_csv(path, index=False))
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False)
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,10 @@ corpus = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "dur
 common = dict(corpus=corpus, epochs=2, batch_size=16, embedding_dim=16, training="finetuned")
 said = {}
 published = {"audio_encoder": "cnn6", "audio_weights": None, "text_layers": None, "padding": "released"}
-for name, fields in {"first": {}, "again": {}, "bf16": {"precision": "bf16"}, "waveforms": published}.items():
+thesis = {"precision": "bf16", "head": "linear", "text_aware": {"projection_dim": 32, "dropout": 0.1}}
+thesis |= {"recipe": "paper", "loss": {"name": "sigmoid"}, "learning_rates": {"heads": 1e-3, "loss": 0.1}}
+kinds = {"first": {}, "again": {}, "bf16": {"precision": "bf16"}, "waveforms": published, "text-aware": thesis}
+for name, fields in kinds.items():
     run = atr.fit(atr.RunConfig(**common, **fields), device="cuda", runs=Path(sys.argv[1]) / name)
     said[name] = [run.metrics, run.history["loss"].tolist(), run.environment["device"]]
 print(json.dumps(said))
@@ -39,3 +42,4 @@ def test_a_gpu_trains_the_same_twice_and_in_bf16(tmp_path):
     assert said["first"] == said["again"] and said["first"][2] != "cpu"
     assert said["bf16"][1] != said["first"][1]
     assert all(0 < loss < 10 for name in ("bf16", "waveforms") for loss in said[name][1])
+    assert all(0 < loss < 100 for loss in said["text-aware"][1])

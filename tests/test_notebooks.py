@@ -38,7 +38,7 @@ TABLES = {
         "claims",
         "rates",
     ],
-    "06": ["dcase_system", "published", "ensembles", "ingredients", "submissions", "several", "claims", "rates"],
+    "06": ["dcase_system", "published", "ensembles", "ingredients", "submissions", "several", "claims"],
     "07": ["sigmoid_loss", "published", "batch_size", "temperature", "claims"],
     "08": ["audio_learning_rate", "published", "sweep", "claims"],
     "09": ["text_aware_pooling", "published", "attention", "attention_by_event", "cost", "claims"],

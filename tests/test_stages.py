@@ -135,8 +135,9 @@ class TestStages:
 def _die_after(corpus, folder, epochs):
     write = training._write_history
 
-    def history(path, rows):
-        write(path, rows)
+    def history(path, state):
+        write(path, state)
+        rows = state["history"]
         if "stage" in rows[-1] and len(rows) == epochs:
             os.kill(os.getpid(), signal.SIGKILL)
 

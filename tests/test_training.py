@@ -345,9 +345,9 @@ def interrupt_after(monkeypatch, epochs):
     """Let training be interrupted from the keyboard once it has saved so many epochs."""
     write = training._write_history
 
-    def interrupted(folder, history):
-        write(folder, history)
-        if len(history) == epochs:
+    def interrupted(folder, state):
+        write(folder, state)
+        if len(state["history"]) == epochs:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "_write_history", interrupted)
