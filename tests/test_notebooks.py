@@ -41,7 +41,7 @@ TABLES = {
     "06": ["dcase_system", "published", "ensembles", "ingredients", "submissions", "several", "claims"],
     "07": ["sigmoid_loss", "published", "batch_size", "temperature", "claims"],
     "08": ["audio_learning_rate", "published", "sweep", "claims"],
-    "09": ["text_aware_pooling", "published", "attention", "attention_by_event", "cost", "claims"],
+    "09": ["text_aware_pooling", "published", "attention", "attention_by_event", "rates", "cost", "claims"],
     "10": [
         "synthetic_captions",
         "training_claims",
