@@ -69,15 +69,16 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def provenance(runs: Iterable["Run"]) -> dict[str, Any]:
-    """Where numbers come from: addresses of the runs, devices, versions and commits, and a note in words."""
+    """Where numbers come from: addresses of the runs, devices, versions and commits, and a note in words; without runs,
+    of what computes here and now.
+    """
     runs = list({run.address: run for run in runs}.values())
-    made = [run.environment for run in runs]
+    made = [run.environment for run in runs] or [environment("cpu", torch.get_num_threads())]
     devices = sorted({f"{one['device']}, {one['platform']}" for one in made})
-    versions = {name: sorted({one["versions"][name] for one in made}) for name in RECORDED} if made else {}
-    note = ""
-    if made:
-        hours = sum(one["seconds"] for one in made) / 3600
-        note = f"{len(runs)} runs, {hours:.2f} h in sum; {'; '.join(devices)}; PyTorch {', '.join(versions['torch'])}."
+    versions = {name: sorted({one["versions"][name] for one in made}) for name in RECORDED}
+    hours = sum(one["seconds"] for one in made) / 3600 if runs else 0.0
+    said = f"{len(runs)} runs, {hours:.2f} h in sum; " if runs else ""
+    note = f"{said}{'; '.join(devices)}; PyTorch {', '.join(versions['torch'])}."
     commits = sorted({one["commit"] for one in made if one["commit"]})
     return {
         "note": note,

@@ -146,9 +146,11 @@ class TestProvenance:
         assert found["note"].startswith("1 runs, ") and found["note"].endswith(f"PyTorch {versions['torch']}.")
         assert found["result_version"] == records.RESULT_VERSION and found["devices"][0].startswith("cpu, ")
 
-    def test_without_runs_it_says_nothing(self):
-        found = records.provenance([])
-        assert found["note"] == "" and found["runs"] == [] and found["versions"] == {}
+    def test_without_runs_it_names_what_computes_here(self):
+        found, here = records.provenance([]), records.environment("cpu", 1)
+        assert found["note"] == f"cpu, {here['platform']}; PyTorch {here['versions']['torch']}." and found["runs"] == []
+        assert found["versions"] == {name: [version] for name, version in here["versions"].items()}
+        assert found["commits"] == ([here["commit"]] if here["commit"] else [])
 
     def test_outside_of_a_checkout_there_is_no_commit(self, tmp_path, monkeypatch):
         monkeypatch.setattr(store, "PROJECT", tmp_path)

@@ -298,7 +298,7 @@ def test_latex_escapes_what_would_not_compile(tmp_path):
     assert r"5 \% \& more\_\{x\}" in latex and r"R@1 in \% of\_all & b\#c" in latex
     caption = re.search(r"\\caption\{(.*)\}", latex)[1]
     expected = r"Half of R\&D, 5 \% in a\_b, T$\rightarrow$A, $\pm$ 3, \#1 \textasciitilde{}x\textasciicircum{}2 \{y\} "
-    assert caption == expected + r"\textbackslash{}z."
+    assert caption.startswith(expected + r"\textbackslash{}z. cpu, ") and "_" not in caption.replace(r"\_", "")
 
 
 def test_latex_holds_no_sign_that_plain_latex_lacks(tmp_path):
