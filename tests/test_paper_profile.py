@@ -40,7 +40,7 @@ def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "jupyter"),
     }
-    numbers = [path.stem[:2] for path in study.notebooks() if not path.stem.startswith("11")]  # which has no grid
+    numbers = [path.stem[:2] for path in study.notebooks() if path.stem[:2] < "10"]  # the others are about captions
     command = [sys.executable, "-m", "atr", "study", *numbers, "--profile", "miniature", "--device", "cpu", "--quiet"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
