@@ -368,11 +368,14 @@ class TestGenerate:
 
     def test_ctrl_c_waits_for_what_is_under_way_and_records_it(self, record):
         class Interrupting(Says):
+            counting = threading.Lock()
+
             def __call__(self, messages):
-                self.asked += 1
-                if self.asked == 3:
-                    os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.1)
+                with self.counting:
+                    self.asked += 1
+                    if self.asked == 3:
+                        os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1.5)  # long enough for a busy machine to hear of it before the next two
                 return Reply(json.dumps(GOOD), "stop", {})
 
         ask = Interrupting()
