@@ -119,7 +119,9 @@ class TestStudy:
             raise study.StudyError(f"{path.name}: ValueError: no")
 
         monkeypatch.setattr(study, "execute", execute)
-        assert "error: 01_loss_comparison.ipynb: ValueError: no" in call("study", "--profile", "smoke", "--jobs", "1", status=1)
+        assert "error: 01_loss_comparison.ipynb: ValueError: no" in call(
+            "study", "--profile", "smoke", "--jobs", "1", status=1
+        )
 
     def test_a_reference_needs_results(self, results):
         assert "not run yet: 01_loss_comparison.ipynb" in call("reference", "--profile", "smoke", status=1)

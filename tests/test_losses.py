@@ -275,7 +275,9 @@ def test_errors_name_what_is_known():
         losses.build("ntxent")
     with pytest.raises(ValueError, match=r"variant 'text'; known: 'paper', 'released'"):
         losses.build("nt_xent", "text")
-    with pytest.raises(ValueError, match=r"'margin'; known: 'temperature', 'same_clip', 'hardest', 'learned', 'mask_same_clip'"):
+    with pytest.raises(
+        ValueError, match=r"'margin'; known: 'temperature', 'same_clip', 'hardest', 'learned', 'mask_same_clip'"
+    ):
         losses.build("nt_xent", margin=0.2)
     with pytest.raises(ValueError, match=r"'positive'; TripletSum knows 'mask', 'negative'"):
         losses.build("triplet_sum", same_clip="positive")
