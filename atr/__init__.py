@@ -25,8 +25,8 @@ _HOMES = {
 }
 _MODULES = (
     "attention audio captioning captions_figures config corpora data dcase download encoders ensembles evaluation "
-    "features figures lexical losses maps metrics mining model planning profiles readings records runs sampling "
-    "statistics store study tables text_aware topics training uniformity voxels"
+    "features figures language_models lexical losses maps metrics mining model planning profiles readings records "
+    "runs sampling statistics store study tables text_aware topics training uniformity voxels"
 ).split()
 
 

@@ -179,16 +179,16 @@ def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
             f"{len(clips)} and {len(captions)}, or others; load what run.config.corpus names, or train the run again"
         )
     own = test.captions.groupby("clip")["caption"].agg(list)
-    audio = ["<br>".join([f"<b>{_wrapped(clip)}</b>", *(f"– {_wrapped(one)}" for one in own[clip])]) for clip in clips]
+    audio = ["<br>".join([f"<b>{wrapped(clip)}</b>", *(f"– {wrapped(one)}" for one in own[clip])]) for clip in clips]
     ranks = run.ranks.best("t2a").tolist()
     text = [
-        f"{_wrapped(caption)}<br><i>right clip at rank {rank} of {len(clips)}</i>"
+        f"{wrapped(caption)}<br><i>right clip at rank {rank} of {len(clips)}</i>"
         for caption, rank in zip(captions, ranks, strict=True)
     ]
     return audio, text
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
     # Quotes stay: plotly does not know their entities, and nothing here is an attribute.
     return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(text, WIDTH))
 

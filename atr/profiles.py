@@ -152,36 +152,38 @@ class Profile:
         """Folder of labelled clips where the profile needs one: ATR_CLIPS, else ESC-50 if `atr data esc50` has it."""
         if not self.needs_clips:
             return None
-        if os.environ.get("ATR_CLIPS"):
-            return Path(os.environ["ATR_CLIPS"]).expanduser()
-        from atr import data
-
-        try:
-            return data.folder("esc50")
-        except FileNotFoundError:
-            raise ValueError(
-                f"profile {self.name}: needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); "
-                f"pass it: make study PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: "
-                "atr data esc50"
-            ) from None
+        return self._given(
+            "ATR_CLIPS",
+            "esc50",
+            "needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); pass it: make study "
+            f"PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: atr data esc50",
+        )
 
     @property
     def captions(self) -> Path | None:
         """Table of real captions where the profile needs one: ATR_CAPTIONS, else what `atr data phi4` brought."""
         if not self.needs_captions:
             return None
-        if os.environ.get("ATR_CAPTIONS"):
-            return Path(os.environ["ATR_CAPTIONS"]).expanduser()
+        from atr.data import PHI4
+
+        place = self._given(
+            "ATR_CAPTIONS",
+            "phi4",
+            "needs Clotho's captions and phi-4's, as Tymofieiev 2025 published them; fetch them: atr data phi4, or "
+            f"pass the table: make study PROFILE={self.name} CAPTIONS=<file>, or set ATR_CAPTIONS",
+        )
+        return place / PHI4.name if place.is_dir() else place
+
+    def _given(self, variable: str, name: str, otherwise: str) -> Path:
+        """What an environment variable names, else where the data set `name` lies; ValueError with the mend."""
+        if os.environ.get(variable):
+            return Path(os.environ[variable]).expanduser()
         from atr import data
 
         try:
-            return data.folder("phi4") / data.PHI4.name
+            return data.folder(name)
         except FileNotFoundError:
-            raise ValueError(
-                f"profile {self.name}: needs Clotho's captions and phi-4's, as Tymofieiev 2025 published them; fetch "
-                f"them: atr data phi4, or pass the table: make study PROFILE={self.name} CAPTIONS=<file>, or set "
-                "ATR_CAPTIONS"
-            ) from None
+            raise ValueError(f"profile {self.name}: {otherwise}") from None
 
     def name_of(self, config: RunConfig) -> str:
         """The name under which tables show a config's corpus."""

@@ -73,7 +73,8 @@ def provenance(runs: Iterable["Run"]) -> dict[str, Any]:
     of what computes here and now.
     """
     runs = list({run.address: run for run in runs}.values())
-    made = [run.environment for run in runs] or [environment("cpu", torch.get_num_threads())]
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    made = [run.environment for run in runs] or [environment(here, torch.get_num_threads())]
     devices = sorted({f"{one['device']}, {one['platform']}" for one in made})
     versions = {name: sorted({one["versions"][name] for one in made}) for name in RECORDED}
     hours = sum(one["seconds"] for one in made) / 3600 if runs else 0.0

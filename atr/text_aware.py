@@ -52,18 +52,16 @@ class TextAwarePooling(nn.Module):
         queries = self._queries(target if self.variant == "released" else text)
         first = self._queries(text) if self.variant == "released" else queries
         texts = min(len(text), pairs)
-        columns = []
+        result = frames.new_empty(frames.shape[0], text.shape[0])
         for clips in _blocks(frames.shape[0], max(1, pairs // texts), alone=self.variant == "released"):
             here = mask[clips]
             last = int(here.any(0).nonzero().max()) + 1  # frames behind all clips of the block
             here, heard = here[:, :last], self.layer_norm(frames[clips, :last])
             values, asked = self._values(heard), first if clips.start == 0 else queries
-            parts = []
             for rows in _blocks(len(text), texts):
                 pooled = self._pooled(heard, values, here, asked[rows])
-                parts.append((F.normalize(pooled, dim=-1) * target[rows]).sum(-1))
-            columns.append(torch.cat(parts, dim=1))
-        return torch.cat(columns).T
+                result[clips, rows] = (F.normalize(pooled, dim=-1) * target[rows]).sum(-1)
+        return result.T
 
     def _queries(self, text: Tensor) -> Tensor:
         return self.w_q(self.layer_norm(text)) @ self.w_k.weight

@@ -8,7 +8,6 @@ captions and from the smallest size of a topic, and a little from the seed of UM
 import hashlib
 import html
 import json
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -265,7 +264,7 @@ def explorer(points: np.ndarray, topics: Topics, captions: list[str], number: in
     traces = []
     for name, rows, color in layers:
         said = [
-            f"{_wrapped(captions[row])}<br><i>{html.escape(every[topics.labels[row]], quote=False)}</i>"
+            f"{maps.wrapped(captions[row])}<br><i>{html.escape(every[topics.labels[row]], quote=False)}</i>"
             for row in np.flatnonzero(rows)
         ]
         x, y = points[rows].T
@@ -276,10 +275,6 @@ def explorer(points: np.ndarray, topics: Topics, captions: list[str], number: in
             )
         )
     return graph_objects.FigureWidget(traces, layout)
-
-
-def _wrapped(caption: str) -> str:
-    return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(caption, maps.WIDTH))
 
 
 def show(

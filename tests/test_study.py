@@ -395,9 +395,8 @@ class TestExecute:
             self.notebook(tmp_path, met.format(str(tmp_path), one) + wait.format(other), last, name=f"9{one}_test")
             for one, other, last in ((1, 2, "1 / 0"), (2, 1, "print('done')"))
         ]
-        seen = []
         with pytest.raises(StudyError, match="91_test.ipynb: ZeroDivisionError"):
-            study.execute_all(paths, "smoke", {"x": 1}, jobs=2, on_done=seen.append)
+            study.execute_all(paths, "smoke", {"x": 1}, jobs=2)
         assert "done" in (results / "smoke" / "notebooks" / "92_test.ipynb").read_text()
 
     def test_reference_copies_what_was_made_and_nothing_else(self, results):

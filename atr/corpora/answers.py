@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 CAPTIONS = 5
 MOST_WORDS = 20
 NEAR_COPY = 0.8  # share of words in common from which a caption is a near copy
@@ -191,3 +193,31 @@ def _bare(caption: str) -> str:
 def _unquoted(text: str) -> str:
     whole = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
     return text[1:-1].strip() if whole else text
+
+
+def audit(captions: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
+    """How often new captions break each rule: columns rule, kind, captions, clips, share.
+
+    captions, originals: columns clip and caption, as a corpus has them. kind: "rule", or "remark" for what is counted
+    only; the last row counts what breaks any rule. captions: that do so; for "count" all of such a clip. share: of all
+    new captions, in percent.
+    """
+    own = {clip: texts.tolist() for clip, texts in originals.groupby("clip", sort=False)["caption"]}
+    broken: dict[str, set[tuple[str, int]]] = {rule: set() for rule in (*RULES, *REMARKS)}
+    for clip, texts in captions.groupby("clip", sort=False)["caption"]:
+        for found in findings(texts.tolist(), own.get(clip, [])):
+            places = range(len(texts)) if found.caption is None else [found.caption]
+            broken[found.rule] |= {(str(clip), place) for place in places}
+    kinds = {rule: "rule" if rule in RULES else "remark" for rule in broken}
+    broken["any rule"] = set().union(*(found for rule, found in broken.items() if kinds[rule] == "rule"))
+    rows = [
+        (
+            rule,
+            kinds.get(rule, "rule"),
+            len(found),
+            len({clip for clip, _ in found}),
+            100 * len(found) / max(1, len(captions)),
+        )
+        for rule, found in broken.items()
+    ]
+    return pd.DataFrame(rows, columns=["rule", "kind", "captions", "clips", "share"])

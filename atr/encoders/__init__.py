@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atr.encoders import atst, checkpoints, panns, passt
 from atr.encoders.compact import compact, compact_resnet
+from atr.encoders.pooling import mean
 
 
 class AudioEncoder(Protocol):
@@ -72,12 +73,6 @@ AUDIO_ENCODERS: dict[str, Callable[..., Any]] = {
     "compact": compact,
     "compact_resnet": compact_resnet,
 }
-
-
-def mean(frames: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the frames that count: (B, T, dim), (B, T) → (B, dim)."""
-    keep = mask[:, :, None]
-    return (frames * keep).sum(1) / keep.sum(1)
 
 
 def build(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from atr.encoders.frontends import LogMel, SpecAugment
+from atr.encoders.pooling import mean
 
 
 def frame_mask(lengths: Tensor, size: int) -> Tensor:
@@ -66,6 +67,5 @@ class SpectrogramCNN(nn.Module):
 
     def pool(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Maximum over time plus mean over time (Kong et al. 2020): (B, T, dim), (B, T) → (B, dim)."""
-        keep = mask[:, :, None]
-        highest = frames.masked_fill(~keep, float("-inf")).amax(1)
-        return highest + (frames * keep).sum(1) / keep.sum(1)
+        highest = frames.masked_fill(~mask[:, :, None], float("-inf")).amax(1)
+        return highest + mean(frames, mask)

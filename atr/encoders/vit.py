@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from atr.encoders.pooling import mean
+
 SECONDS = 10  # of a segment: what both networks were trained on
 HOPS = 1000  # feature frames begin every 10 ms
 
@@ -139,5 +141,4 @@ class SegmentEncoder(nn.Module):
 
     def pool(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Mean of the frames that count: (B, T, dim), (B, T) → (B, dim)."""
-        keep = mask[:, :, None]
-        return (frames * keep).sum(1) / keep.sum(1)
+        return mean(frames, mask)

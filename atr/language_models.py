@@ -1,0 +1,143 @@
+"""Language models that answer messages: behind an OpenAI-compatible address, or of transformers on this machine."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+SHOWN = 200  # characters of a server's message that an error repeats
+
+
+class CaptioningError(ValueError):
+    """A run cannot go on; the message says why, how far it came, and what to do."""
+
+
+class Refused(CaptioningError):
+    """The server does not take this one request, whatever the model."""
+
+
+class Reply(NamedTuple):
+    """A model's answer, the reason it ended ("stop", "length", …) and the tokens it used, as the server counts."""
+
+    text: str
+    finish: str | None
+    usage: dict[str, int]
+
+
+class Model(Protocol):
+    """Answers messages; `model` names it. Called from several threads. Raises CaptioningError if it cannot answer."""
+
+    model: str
+
+    def __call__(self, messages: list[dict[str, str]]) -> Reply: ...
+
+
+class Endpoint:
+    """A model behind an OpenAI-compatible address: Ollama (http://localhost:11434/v1), vLLM, llama.cpp, or a service.
+
+    key: the environment's ATR_API_KEY or OPENAI_API_KEY if None; servers at home need none. timeout: in seconds.
+    retries: further attempts at a request that met a broken connection, silence, HTTP 408, 409, 429 or 5xx, or an
+    answer that is no chat completion, with growing pauses or the one that the server asks for (up to two minutes).
+    Calling it raises CaptioningError when they are used up, and at once for other errors: Refused for HTTP 400, 413
+    and 422, which concern the one request.
+    """
+
+    def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 60.0, retries: int = 5) -> None:
+        import openai
+
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint {url!r}: give an address such as http://localhost:11434/v1")
+        self.url, self.model, self.timeout, self.retries = url.rstrip("/"), model, timeout, retries
+        self._key = key or os.environ.get("ATR_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        self._client = openai.OpenAI(base_url=self.url, api_key=self._key, timeout=timeout, max_retries=retries)
+
+    def __call__(self, messages: list[dict[str, str]]) -> Reply:
+        for pause in [*(min(0.5 * 2**n, 8.0) for n in range(self.retries)), None]:
+            body = self._body(messages)
+            if reply := _reply(body):
+                return reply
+            if pause is not None:
+                time.sleep(pause)
+        raise self._error(f"answers with something that is no chat completion: {body}", "is the address complete?")
+
+    def _body(self, messages: list[dict[str, str]]) -> str:
+        import openai
+
+        tried = f"{self.retries + 1} times" if self.retries else "once"
+        try:
+            completions: Any = self._client.chat.completions.with_raw_response
+            return completions.create(model=self.model, messages=messages).text
+        except openai.APITimeoutError:
+            mend = "give a longer timeout, or a lower concurrency if the server is busy"
+            raise self._error(f"no answer within {self.timeout:g} s, tried {tried}", mend) from None
+        except openai.APIConnectionError as error:
+            reason = f"{error.__cause__ or error}, tried {tried}"
+            raise self._error(f"cannot be reached ({reason})", "is the server running?") from None
+        except openai.APIStatusError as error:
+            status, said = error.status_code, f"HTTP {error.status_code}: {error.response.text}"
+            if status in (400, 413, 422):
+                raise self._error(said, "it does not take this request", Refused) from None
+            if status in (401, 403):
+                raise self._error(said, "set the key in the environment: ATR_API_KEY or OPENAI_API_KEY") from None
+            if status == 404:
+                mend = f"does it know the model {self.model!r}, and does its address end so, most often in /v1?"
+                raise self._error(said, mend) from None
+            wait = error.response.headers.get("retry-after")
+            mend = f"it asks to wait {wait} s" if wait else "try again later"
+            raise self._error(f"tried up to {tried}, {said}", mend) from None
+        except openai.OpenAIError as error:
+            raise self._error(f"{type(error).__name__}: {error}", "see the server's log") from None
+
+    def _error(self, problem: str, mend: str, kind: type[CaptioningError] = CaptioningError) -> CaptioningError:
+        shown = " ".join(problem.replace(self._key, "…").split()) if self._key != "none" else " ".join(problem.split())
+        return kind(f"{self.url}: {shown[:SHOWN]}{'…' * (len(shown) > SHOWN)}; {mend}")
+
+
+def _reply(body: str) -> Reply | None:
+    """The answer in a chat completion's body; None if it is none."""
+    try:
+        completion = json.loads(body)
+        choice = completion["choices"][0]
+        text, finish, usage = choice["message"]["content"], choice.get("finish_reason"), completion.get("usage")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+    counts = usage if isinstance(usage, dict) else {}
+    counted = {name: number for name, number in counts.items() if isinstance(number, int)}
+    return Reply(text if isinstance(text, str) else "", finish if isinstance(finish, str) else None, counted)
+
+
+class Local:
+    """A causal language model of transformers with a chat template, from a folder or the Hub; one request at a time.
+
+    It samples afresh at each call (temperature 0.7), so that asking again may bring another answer.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu", longest: int = 512) -> None:
+        """longest: tokens of an answer. Raises OSError or ValueError if there is no such model or no template."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model, self.longest = Path(folder).name if Path(folder).is_dir() else str(folder), longest
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+        if not self._tokenizer.chat_template:
+            raise ValueError(f"{folder}: the tokenizer has no chat template; take a model tuned to follow instructions")
+        network: Any = AutoModelForCausalLM.from_pretrained(str(folder))
+        self._network = network.to(device).eval()
+        self._lock = threading.Lock()
+
+    def __call__(self, messages: list[dict[str, str]]) -> Reply:
+        import torch
+
+        inputs = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self._network.device)
+        asked = inputs["input_ids"].shape[1]
+        with self._lock, torch.inference_mode():
+            whole = self._network.generate(**inputs, max_new_tokens=self.longest, do_sample=True, temperature=0.7)[0]
+        tokens = whole[asked:].tolist()
+        ends = self._network.generation_config.eos_token_id
+        stopped = bool(tokens) and tokens[-1] in (ends if isinstance(ends, list) else [ends])
+        usage = {"prompt_tokens": asked, "completion_tokens": len(tokens), "total_tokens": asked + len(tokens)}
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return Reply(text, "stop" if stopped or len(tokens) < self.longest else "length", usage)
