@@ -25,7 +25,6 @@ import pandas as pd
 import soundfile
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from atr import audio as audio_files
@@ -272,7 +271,7 @@ def embed(
         prepared = features.prepare(config, held, ("test",), quiet, device)
         torch.manual_seed(config.seed)  # as in training: a random encoder that stays random is in no checkpoint
         network = model.load(model.build(config, prepared), run)
-    fabric = Fabric(accelerator=device, devices=1, precision=training.PRECISIONS[config.precision])
+    fabric = training.fabric_of(config, device)
     with store.threads(threads):
         sounds, words = model.embed(fabric.setup(network), prepared.splits["test"], lambda x: x.to(fabric.device))
     return words, sounds

@@ -119,6 +119,7 @@ class Profile:
     many_seeds: tuple[int, ...] = tuple(range(10))  # where runs are cheap
     voxel_network: Mapping[str, Any] = field(default_factory=dict)  # fields of `atr.voxels.VoxelRecipe`
     reference_sets: int = 4  # of each kind that a reading of notebook 04 is averaged over
+    reference_draws: int | None = None  # of dimensions for each of them; None: as many as `readings.values` takes
     stage_epochs: tuple[int, int, int] = (1, 1, 3)  # of the three stages of notebook 05
     # Shares of the full rates, notebooks 05 and 06, by batches: chosen on validation data of demo (seed 0).
     shares: Mapping[str, float] = field(default_factory=lambda: {"random": 0.5, "mined": 0.25})
@@ -290,6 +291,7 @@ PROFILES = {
         many_seeds=(0, 1),
         voxel_network=QUICK_NETWORK,
         reference_sets=2,
+        reference_draws=10,
         stage_epochs=(1, 1, 1),
         mined_sizes=(8, 16),
         members=(0, 1),
@@ -361,6 +363,7 @@ PROFILES["miniature"] = replace(
     many_seeds=(0,),
     voxel_network=QUICK_NETWORK,
     reference_sets=2,
+    reference_draws=10,
     stage_epochs=(1, 1, 1),
     mined_sizes=(4, 8),
     members=(0, 1),

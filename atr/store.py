@@ -173,9 +173,9 @@ def threads(number: int) -> Iterator[None]:
 def worker_context() -> Any:
     """Fork from a clean server: PyTorch is imported once, and no thread pool is forked half-way."""
     context = multiprocessing.get_context("forkserver")
-    # A model's module takes seconds to import, and transformers does so only when a model is loaded: once here instead
-    # of in every process.
-    context.set_forkserver_preload(["atr.training", "transformers.models.bert.modeling_bert", *TRANSFORMERS])
+    # These take seconds to import, which the first fit would do: once here instead of in every process.
+    bert = "transformers.models.bert.modeling_bert"
+    context.set_forkserver_preload(["atr.training", "lightning_fabric", bert, *TRANSFORMERS])
     return context
 
 

@@ -20,6 +20,7 @@ from atr.profiles import Profile
 from atr.profiles import profile as profile_of
 
 NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
+THREADED = ("OMP", "MKL", "OPENBLAS", "NUMBA")
 LITTLE = 300  # seconds of training below which notebooks run side by side, as they then are mostly imports and figures
 
 
@@ -144,8 +145,10 @@ def execute_all(
                 on_done(done)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        waiting = [pool.submit(execute, path, profile, parameters, True) for path in paths]
+    threads = max(1, runs.default_workers("cpu") // jobs)
+    with ProcessPoolExecutor(jobs, context, _share_cores, (threads,)) as pool:
+        # The first and the second need the same preparation and the same runs: rather the first beside the last.
+        waiting = [pool.submit(execute, path, profile, parameters, True) for path in (paths[0], *paths[:0:-1])]
         try:
             for finished in as_completed(waiting):
                 done = finished.result()
@@ -153,6 +156,12 @@ def execute_all(
                     on_done(done)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _share_cores(threads: int) -> None:
+    """Have this process and its kernels compute on so many threads: more than there are cores wait for one another."""
+    for library in THREADED:
+        os.environ.setdefault(f"{library}_NUM_THREADS", str(threads))
 
 
 def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = False) -> Path:

@@ -7,13 +7,12 @@ import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +23,9 @@ from atr.corpora.corpus import Corpus
 from atr.evaluation import Evaluated
 from atr.records import Run
 from atr.sampling import epoch_batches
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed"}
 
@@ -163,7 +165,7 @@ def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -
         with torch.random.fork_rng():
             torch.manual_seed(run.config.seed)  # a random encoder that stays random is in no checkpoint
             network = model.load(model.build(run.config, prepared), run)
-        fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[run.config.precision])
+        fabric = fabric_of(run.config, device)
         split = prepared.splits["train"]
         size = run.config.batch_size if run.config.padding == "released" else None
         with store.threads(threads):
@@ -172,6 +174,13 @@ def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -
         save_file({"embeddings": pairs}, folder / "embeddings.safetensors")
 
     return load_file(store.cached("ancillary", run.address, build) / "embeddings.safetensors")["embeddings"]
+
+
+def fabric_of(config: RunConfig, device: str) -> "Fabric":
+    """Lightning Fabric for one device at the config's precision."""
+    from lightning_fabric import Fabric  # brings PyTorch's compiler: a second that reading results need not wait for
+
+    return Fabric(accelerator=device, devices=1, precision=PRECISIONS[config.precision])
 
 
 class _Trainer:
@@ -188,7 +197,7 @@ class _Trainer:
     ) -> None:
         self.started = time.perf_counter()
         self.config, self.corpus, self.prepared = config, corpus, prepared
-        self.fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[config.precision])
+        self.fabric = fabric_of(config, device)
         mined_by = ancillary(others["ancillary"], corpus, device, threads) if config.ancillary else None
         self.mined_by = None if mined_by is None else mined_by.to(self.fabric.device)
         torch.manual_seed(config.seed)

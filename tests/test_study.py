@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import nbformat
@@ -398,6 +399,17 @@ class TestExecute:
         with pytest.raises(StudyError, match="91_test.ipynb: ZeroDivisionError"):
             study.execute_all(paths, "smoke", {"x": 1}, jobs=2)
         assert "done" in (results / "smoke" / "notebooks" / "92_test.ipynb").read_text()
+
+    def test_notebooks_side_by_side_share_the_cores(self, tmp_path, results, monkeypatch):
+        for library in study.THREADED:
+            monkeypatch.delenv(f"{library}_NUM_THREADS", raising=False)
+        monkeypatch.setattr(study.runs, "default_workers", lambda device: 6)
+        found = "import os\nprint('threads', os.environ['OMP_NUM_THREADS'], os.environ['NUMBA_NUM_THREADS'])"
+        paths = [self.notebook(tmp_path, found, name=name) for name in ("91_test", "92_test")]
+        study.execute_all(paths, "smoke", {"x": 1}, jobs=2)
+        for path in paths:
+            assert "threads 3 3" in (results / "smoke" / "notebooks" / path.name).read_text()
+        assert os.environ.get("OMP_NUM_THREADS") is None
 
     def test_reference_copies_what_was_made_and_nothing_else(self, results):
         with pytest.raises(StudyError, match="not run yet: 01_loss_comparison.ipynb.*atr study --profile smoke"):
