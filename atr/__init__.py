@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atr.config import RunConfig
     from atr.corpora import Corpus, load_corpus
+    from atr.embedding import Embedder
     from atr.profiles import profile
     from atr.records import Run
     from atr.runs import run_all
     from atr.training import fit
 
 __version__ = "0.1.0"
-__all__ = ["Corpus", "Run", "RunConfig", "fit", "load_corpus", "profile", "run_all"]
+__all__ = ["Corpus", "Embedder", "Run", "RunConfig", "fit", "load_corpus", "profile", "run_all"]
 
 _HOMES = {
     "Corpus": "atr.corpora",
+    "Embedder": "atr.embedding",
     "Run": "atr.records",
     "RunConfig": "atr.config",
     "fit": "atr.training",
@@ -24,9 +26,9 @@ _HOMES = {
     "run_all": "atr.runs",
 }
 _MODULES = (
-    "attention audio captioning captions_figures config corpora data dcase download encoders ensembles evaluation "
-    "features figures language_models lexical losses maps metrics mining model planning profiles readings records "
-    "runs sampling statistics store study tables text_aware topics training uniformity voxels"
+    "attention audio captioning captions_figures config corpora data dcase download embedding encoders ensembles "
+    "evaluation features figures language_models lexical losses maps metrics mining model planning profiles readings "
+    "records runs sampling statistics store study tables text_aware topics training uniformity voxels"
 ).split()
 
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atr import audio as audio_files
-from atr import features, metrics, model, store, training
+from atr import embedding, features, metrics, model, store, training
 from atr.corpora.corpus import CLIP_COLUMNS, Corpus, no_events
 from atr.corpora.csvfolder import FolderReader
 from atr.metrics import Matrix, Ranks
@@ -245,24 +245,12 @@ def embed(
     Raises FileNotFoundError for an unfinished run, AudioError, and ValueError where the weights that the run started
     from are no longer the same, or its checkpoint does not fit.
     """
-    if not run.finished:
-        raise FileNotFoundError(f"{run.path}: not finished; atr.fit(run.config) continues it")
     paths = [str(Path(file).absolute()) for file in files]
     if not paths or not queries or len(set(paths)) < len(paths):
         raise ValueError(
             f"{len(paths)} files, {len(set(paths))} distinct, and {len(queries)} queries; give each file once"
         )
-    config = run.config.replace(penalty=None)  # training's alone; it would have to be fetched
-    start = features.weights(config, corpus or training.corpus_of(config), quiet)
-    recorded = run.environment["weights"]
-    for part, fingerprint in start.fingerprints.items():
-        if fingerprint != recorded[part]:
-            raise ValueError(
-                f"{run.path}: trained from other {part} weights than are here; restore those, or train anew"
-            )
-    if start.audio_weights is not None:  # "pretrained" would mean: on the corpus made below
-        config = config.replace(audio_weights=str(start.audio_weights))
-
+    config, _ = embedding.beginning(run, corpus, quiet)
     device = training.resolve_device(device)
     clips = [(path, "test", audio_files.duration(path), store.file_hash(Path(path)), "") for path in paths]
     captions = pd.DataFrame({"clip": paths[0], "caption": list(queries)})  # a caption needs a clip, any will do

@@ -180,7 +180,7 @@ def embed(
     `to` moves a tensor to the model's device. With `released_batch`, audio is batched as Mei et al. 2022 released it,
     which decides how far each clip is padded: see `released_batches`.
     """
-    audio, text = (_over(model, inputs, side, to, batch_size, released_batch) for side in SIDES)
+    audio, text = (one_side(model, inputs, side, to, batch_size, released_batch) for side in SIDES)
     return audio, text
 
 
@@ -194,20 +194,21 @@ def fix(
     """A split with the output of one side's encoder, "audio" or "text", in evaluation mode, in place of its input."""
     if isinstance(getattr(inputs, side), Tensor):
         return inputs
-    pooled = _over(model, inputs, side, to, 256, released_batch, True)
+    pooled = one_side(model, inputs, side, to, 256, released_batch, True)
     return replace(inputs, audio=pooled) if side == "audio" else replace(inputs, text=pooled)
 
 
 @torch.no_grad()
-def _over(
+def one_side(
     model: nn.Module,
     inputs: Inputs,
     side: str,
-    to: Callable[[Tensor], Tensor],
-    batch_size: int,
-    released_batch: int | None,
+    to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    batch_size: int = 256,
+    released_batch: int | None = None,
     pooled: bool = False,
 ) -> Tensor:
+    """`embed` for "audio" or "text" alone; with `pooled` what the encoder gives, before the head."""
     rows: Tensor | Packed = getattr(inputs, side)
     batch = inputs.audio_batch if side == "audio" else inputs.text_batch
     waveforms = isinstance(rows, Packed) and rows.data.dtype == np.int16

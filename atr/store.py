@@ -194,8 +194,7 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
         waveform, rate = corpus.read(clip)
         if seconds is not None:
             waveform = waveform[: max(1, round(seconds * rate))]
-        waveform = resample(waveform, rate, sample_rate)
-        return np.round(np.clip(waveform, -1, 1) * 32767).astype(np.int16)
+        return quantised(waveform, rate, sample_rate)
 
     def build(folder: Path) -> None:
         title = f"{corpus.name} {split}: audio"
@@ -204,6 +203,11 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
     beginning = [] if seconds is None else [float(seconds)]
     key = content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION, *beginning)
     return open_packed(cached("waveforms", key, build))
+
+
+def quantised(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """A waveform (samples,) in the range -1 to 1 at `rate` Hz as `waveforms` keeps it: int16 at `sample_rate`."""
+    return np.round(np.clip(resample(waveform, rate, sample_rate), -1, 1) * 32767).astype(np.int16)
 
 
 def _ahead(function: Callable[[str], np.ndarray], items: Iterable[str]) -> Iterator[np.ndarray]:

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import soundfile
+import torch
+from made_models import clap
+
+from atr import Embedder, RunConfig, audio, features, fit
+from atr.records import Run
+
+TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+KINDS = {
+    "frozen": {},
+    "frozen, as released": {"training": "frozen_released", "audio_weights": None, "max_seconds": 1.0, "epochs": 0},
+    "fine-tuned": {"training": "finetuned"},
+    "fine-tuned whole": {"training": "finetuned", "text_layers": None, "caption_style": None},
+    "residual": {"training": "scratch", "audio_weights": None, "audio_encoder": "compact_resnet", "epochs": 0},
+    "text-aware": {"training": "finetuned", "text_aware": {"projection_dim": 16}},
+}
+
+
+def trained(corpus, runs, **changes):
+    settings = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16}
+    return fit(RunConfig(**settings | changes), corpus, runs=runs)
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    return trained(corpus, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def embedder(run):
+    return Embedder(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def waveforms(corpus):
+    part = corpus.split("test")
+    return [corpus.read(clip)[0] for clip in part.clips["clip"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sounds_and_sentences_get_the_similarities_that_the_run_gave_them(corpus, waveforms, tmp_path, kind):
+    run = trained(corpus, tmp_path, **KINDS[kind])
+    state = torch.random.get_rng_state()
+    embedder = Embedder(run, corpus, device="cpu")
+    sounds = embedder.sounds(waveforms)
+    sentences = embedder.sentences(corpus.split("test").captions["caption"].tolist())
+    known = run.embeddings
+    expected = known["similarity"] if embedder.text_aware else known["text"] @ known["audio"].T
+    torch.testing.assert_close(embedder.similarity(sentences, sounds), expected, atol=2e-5, rtol=0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert sounds.shape[0] == 16 and sounds.shape[-1] == embedder.dim == 16
+
+
+def test_a_sound_is_heard_alike_alone_among_others_and_from_a_file(embedder, waveforms, tmp_path):
+    together = embedder.sounds([waveforms[0], waveforms[1][:20_000], waveforms[2]])
+    alone = torch.cat([embedder.sounds([waveforms[0]]), embedder.sounds([waveforms[1][:20_000]])])
+    torch.testing.assert_close(together[:2], alone, atol=1e-5, rtol=0)
+    soundfile.write(tmp_path / "one.wav", np.stack([waveforms[0]] * 2, 1), embedder.sample_rate, subtype="FLOAT")
+    torch.testing.assert_close(embedder.sounds([tmp_path / "one.wav"]), alone[:1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+
+
+def test_sentences_do_not_depend_on_each_other_and_are_read_as_in_training(embedder):
+    several = embedder.sentences(["A dog barks!", "rain falls on a roof while thunder rolls far away", "a dog barks"])
+    torch.testing.assert_close(several[0], embedder.sentences(["a dog barks"])[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(several[0], several[2], atol=1e-5, rtol=0)
+
+
+def test_nothing_gives_nothing_and_what_cannot_be_embedded_is_named(embedder, run, tmp_path):
+    assert embedder.sounds([]).shape == embedder.sentences([]).shape == (0, 16)
+    with pytest.raises(ValueError, match=r"sentence '  \?': no words; describe a sound in a few"):
+        embedder.sentences(["a dog", "  ?"])
+    with pytest.raises(ValueError, match=r"a waveform of shape \(2, 100\); give \(samples,\), one channel"):
+        embedder.sounds([np.zeros((2, 100), np.float32)])
+    with pytest.raises(audio.AudioError, match="none.wav: no such file"):
+        embedder.sounds([tmp_path / "none.wav"])
+    with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
+        Embedder(Run(tmp_path / "nothing"))
+
+
+def test_clap_embeds_as_its_baseline_does(corpus, tmp_path):
+    folder = clap(tmp_path / "clap")
+    embedder = Embedder.clap(folder, device="cpu")
+    part = corpus.split("test")
+    waveforms = [corpus.read(clip) for clip in part.clips["clip"][:3]]
+    sounds = embedder.sounds([audio.resample(wave, rate, embedder.sample_rate) for wave, rate in waveforms])
+    captions = part.captions["caption"].tolist()
+    expected, words = features.external(
+        embedder.config, part, folder, features.normalised(embedder.config, part), "cpu", True
+    )
+    torch.testing.assert_close(sounds, expected[:3], atol=1e-5, rtol=0)
+    torch.testing.assert_close(embedder.sentences(captions), words, atol=1e-5, rtol=0)
+    torch.testing.assert_close(embedder.similarity(words, sounds), words @ expected[:3].T, atol=1e-5, rtol=0)
