@@ -9,17 +9,19 @@ if TYPE_CHECKING:
     from atr.embedding import Embedder
     from atr.profiles import profile
     from atr.records import Run
+    from atr.register import extend
     from atr.runs import run_all
     from atr.training import fit
 
 __version__ = "0.1.0"
-__all__ = ["Corpus", "Embedder", "Run", "RunConfig", "fit", "load_corpus", "profile", "run_all"]
+__all__ = ["Corpus", "Embedder", "Run", "RunConfig", "extend", "fit", "load_corpus", "profile", "run_all"]
 
 _HOMES = {
     "Corpus": "atr.corpora",
     "Embedder": "atr.embedding",
     "Run": "atr.records",
     "RunConfig": "atr.config",
+    "extend": "atr.register",
     "fit": "atr.training",
     "load_corpus": "atr.corpora",
     "profile": "atr.profiles",
@@ -28,7 +30,7 @@ _HOMES = {
 _MODULES = (
     "attention audio captioning captions_figures config corpora data dcase download embedding encoders ensembles "
     "evaluation features figures language_models lexical losses maps metrics mining model planning profiles readings "
-    "records runs sampling statistics store study tables text_aware topics training uniformity voxels"
+    "records register runs sampling statistics store study tables text_aware topics training uniformity voxels"
 ).split()
 
 

@@ -42,6 +42,18 @@ def printed(table, title: str = "") -> None:
     console.print(view)
 
 
+@app.callback()
+def extended() -> None:
+    """Run the files that ATR_EXTENSIONS names, before any command."""
+    if files := [file for file in os.environ.get("ATR_EXTENSIONS", "").split(os.pathsep) if file]:
+        from atr.register import extend
+
+        try:
+            extend(*files)
+        except (ValueError, OSError) as error:
+            raise fail(error) from error
+
+
 @app.command()
 def study(
     numbers: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 01 03; all if none.")] = None,

@@ -17,6 +17,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import text
 from atr.encoders.clap import Clap
 from atr.features import Inputs, Prepared
+from atr.model import SIDES
 from atr.records import Run
 from atr.store import Packed
 
@@ -39,9 +40,8 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     recorded = run.environment["weights"]
     for part, fingerprint in start.fingerprints.items():
         if fingerprint != recorded[part]:
-            raise ValueError(
-                f"{run.path}: trained from other {part} weights than are here; restore those, or train anew"
-            )
+            kind = f"other {part} weights than are" if part in SIDES else f"another code of {part} than is"
+            raise ValueError(f"{run.path}: trained from {kind} here; restore what it was, or train anew")
     if start.audio_weights is not None:  # "pretrained" would mean: on the corpus at hand
         config = config.replace(audio_weights=str(start.audio_weights))
     return config, start

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from atr import encoders, store, voxels
+from atr import encoders, register, store, voxels
 from atr.config import RunConfig
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.encoders import AudioEncoder, checkpoints, pretraining, text
@@ -70,6 +70,8 @@ def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu"
     versions: list[Any] = [ENCODER_VERSION, store.WAVEFORM_VERSION]
     if seconds or config.pooling != "max_mean":
         versions += [seconds, config.pooling]
+    if own := register.code("encoder", name):
+        versions.append(own)
     key = store.content_key(corpus.audio_fingerprint(split), name, store.file_hash(weights), versions)
     return torch.from_numpy(store.open_packed(store.cached("pooled", key, build)).data)
 
@@ -141,6 +143,7 @@ def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool 
     folder = text.folder(config.text_encoder, fetch)
     spoken = text.fingerprint(folder)
     extra = voxels.settings(config.penalty).fingerprint(fetch, quiet) if config.penalty else {}
+    extra |= register.fingerprints(config)
     if config.training == "external":
         return Prepared(None, folder, {"audio": spoken, "text": spoken})
     if config.training == "scratch" or config.audio_weights is None:

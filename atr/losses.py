@@ -247,18 +247,19 @@ def build(name: str, variant: str = "paper", **parameters: Any) -> PairLoss:
     ValueError: an unknown name, variant or parameter, or a value that makes no sense.
     """
     if name not in LOSSES:
-        raise ValueError(f"no loss {name!r}; known: {_listed(LOSSES)}")
+        raise ValueError(f"no loss {name!r}; known: {_listed(LOSSES)}; one of your own: first atr.extend(<its file>)")
     if variant not in ("paper", "released"):
         raise ValueError(f"{name}: no variant {variant!r}; known: 'paper', 'released'")
-    known = [*inspect.signature(LOSSES[name]).parameters, "mask_same_clip"]
-    known.remove("variant")
+    accepted = inspect.signature(LOSSES[name]).parameters
+    known = [*(parameter for parameter in accepted if parameter != "variant"), "mask_same_clip"]
     if unknown := [parameter for parameter in parameters if parameter not in known]:
         raise ValueError(f"{name}: no parameter {_listed(unknown)}; known: {_listed(known)}")
     if "mask_same_clip" in parameters:
         if "same_clip" in parameters:
             raise ValueError(f"{name}: mask_same_clip and same_clip say the same thing; give one of them")
         parameters["same_clip"] = "mask" if parameters.pop("mask_same_clip") else "negative"
-    return LOSSES[name](variant=variant, **parameters)  # type: ignore[call-arg]
+    form = {"variant": variant} if "variant" in accepted else {}
+    return LOSSES[name](**form, **parameters)
 
 
 def _pairs(same: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from atr import features, store, training
+from atr import features, register, store, tracking, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.encoders import pretraining
@@ -89,18 +89,20 @@ def run_all(
     runs: Path | None = None,
     workers: int | None = None,
     executor: str = "local",
+    track: Sequence[str] | str | None = None,
     on_run: Callable[[RunConfig, Run], Any] | None = None,
     quiet: bool = False,
 ) -> Runs:
     """Fit every config, each in a process of its own, `workers` at a time; equal configs are run once.
 
     root     folder of the corpora that lie in one
+    track    "tensorboard" or "wandb", as in `atr.fit`
     on_run   called in this process as each run is at hand, finished ones first
     A run that fails, even one whose process is killed, does not touch the others: see `Runs.failures`.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor: unknown {executor!r}; known: {', '.join(EXECUTORS)}")
-    device = training.resolve_device(device)
+    device, trackers = training.resolve_device(device), tracking.chosen(track)
     outcome = Runs(list(configs), [None] * len(configs))
     corpora: dict[str, Corpus] = {}
     tasks: dict[str, Task] = {}  # by the run's address
@@ -138,17 +140,16 @@ def run_all(
         if device == "cuda":
             torch.cuda.empty_cache()  # what preparing took is the runs' now
         todo = [task for task in tasks.values() if not task.run.finished]
+        options = {"root": root, "device": device, "runs": runs, "track": trackers}
         for task in tasks.values():
             if task.run.finished:
                 settle(task, None)
-        for task, exitcode in _side_by_side(todo, workers or default_workers(device), device, runs, root):
+        for task, exitcode in _side_by_side(todo, workers or default_workers(device), options):
             settle(task, exitcode)
     return outcome
 
 
-def _side_by_side(
-    tasks: list[Task], workers: int, device: str, runs: Path | None, root: str | Path | None
-) -> Iterator[tuple[Task, int | None]]:
+def _side_by_side(tasks: list[Task], workers: int, options: dict[str, Any]) -> Iterator[tuple[Task, int | None]]:
     """Run tasks in processes: the released recipe first, heads before encoders, the shortest first, so that a table
     soon has rows; none beside a run that it needs; give each as it ends.
     """
@@ -168,7 +169,7 @@ def _side_by_side(
                     break
                 task = ready[-1]
                 waiting.remove(task)
-                work = (task.config, task.corpus, device, runs, root, store.file_hashes)
+                work = (register.Extensions(), task.config, task.corpus, options, store.file_hashes)
                 process = context.Process(target=_work, args=work, daemon=True)
                 process.start()
                 running[process.sentinel] = (process, task)
@@ -181,12 +182,10 @@ def _side_by_side(
             process.terminate()
 
 
-def _work(
-    config: RunConfig, corpus: Corpus, device: str, runs: Path | None, root: str | Path | None, file_hashes: dict
-) -> None:
+def _work(extensions: None, config: RunConfig, corpus: Corpus, options: dict[str, Any], file_hashes: dict) -> None:
     store.file_hashes.update(file_hashes)
     try:
-        training.fit(config, corpus, root=root, device=device, runs=runs)
+        training.fit(config, corpus, **options)
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None

@@ -70,7 +70,7 @@ def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFra
             "corpus": profile.name_of(config),
             "recipe": config.recipe,
             "training": config.training.removesuffix("_released"),
-            "loss": LOSS_NAMES[config.loss["name"]],
+            "loss": LOSS_NAMES.get(config.loss["name"], config.loss["name"]),
             "rate": config.rate("heads"),
             "batch": config.batch_size,
             "dim": config.embedding_dim,
@@ -101,9 +101,9 @@ def as_printed(reference: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Distinct losses in the order of the papers."""
-    present = set(values)
-    return [name for name in LOSS_NAMES.values() if name in present]
+    """Distinct losses in the order of the papers, others behind them as they come."""
+    present = dict.fromkeys(values)
+    return [name for name in dict.fromkeys([*LOSS_NAMES.values(), *present]) if name in present]
 
 
 def with_baselines(

@@ -4,6 +4,7 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,9 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from atr import evaluation, features, losses, mining, model, records, store, voxels
+from atr import evaluation, features, losses, mining, model, records, store, tracking, voxels
 from atr.config import RunConfig
-from atr.corpora import IN_FOLDER, load_corpus
+from atr.corpora import in_folder, load_corpus
 from atr.corpora.corpus import Corpus
 from atr.evaluation import Evaluated
 from atr.records import Run
@@ -78,7 +79,7 @@ def corpus_of(config: RunConfig, root: str | Path | None = None) -> Corpus:
     """The corpus that a config names; `root` goes to the corpora that lie in a folder."""
     options = dict(config.corpus)
     name = options.pop("name")
-    return load_corpus(name, root if name in IN_FOLDER else None, **options)
+    return load_corpus(name, root if in_folder(name) else None, **options)
 
 
 def fit(
@@ -89,6 +90,7 @@ def fit(
     device: str = "auto",
     runs: Path | None = None,
     threads: int = 1,
+    track: Sequence[str] | str | None = None,
     quiet: bool = True,
 ) -> Run:
     """Train `config`, or continue it, or return it if it is finished.
@@ -96,16 +98,17 @@ def fit(
     corpus   loaded already; by default what `config.corpus` names, from the folder `root` where it lies in one
     runs     folder of the run store, default `results/runs`
     threads  CPU threads: one, so that a run's numbers do not depend on what runs beside it
+    track    "tensorboard" or "wandb", where each epoch is logged; by default what ATR_TRACK says
 
     Raises ConfigError, CorpusError, TrainingError. A failed run keeps its state and says why in error.txt.
     """
-    device = resolve_device(device)
+    device, trackers = resolve_device(device), tracking.chosen(track)
     corpus = corpus or corpus_of(config, root)
     run = locate(config, corpus, runs, quiet, root=root)
     if run.finished:
         return run
     others = {
-        name: fit(other, given, root=root, device=device, runs=runs, threads=threads, quiet=quiet)
+        name: fit(other, given, root=root, device=device, runs=runs, threads=threads, track=trackers, quiet=quiet)
         for name, (other, given) in needed(config, corpus, root).items()
     }
     run.path.mkdir(parents=True, exist_ok=True)
@@ -123,7 +126,8 @@ def fit(
                 if device == "cuda":
                     torch.use_deterministic_algorithms(True, warn_only=True)
                 with store.threads(threads):
-                    _train(_Trainer(config, corpus, prepared, others, device, threads), run, device, threads)
+                    loggers = tracking.loggers(trackers, run)
+                    _train(_Trainer(config, corpus, prepared, others, device, threads, loggers), run, device, threads)
             except Exception:
                 (run.path / "error.txt").write_text(traceback.format_exc())
                 raise
@@ -176,11 +180,11 @@ def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -
     return load_file(store.cached("ancillary", run.address, build) / "embeddings.safetensors")["embeddings"]
 
 
-def fabric_of(config: RunConfig, device: str) -> "Fabric":
+def fabric_of(config: RunConfig, device: str, loggers: Sequence[Any] = ()) -> "Fabric":
     """Lightning Fabric for one device at the config's precision."""
     from lightning_fabric import Fabric  # brings PyTorch's compiler: a second that reading results need not wait for
 
-    return Fabric(accelerator=device, devices=1, precision=PRECISIONS[config.precision])
+    return Fabric(accelerator=device, devices=1, precision=PRECISIONS[config.precision], loggers=list(loggers))
 
 
 class _Trainer:
@@ -194,10 +198,11 @@ class _Trainer:
         others: dict[str, Run],
         device: str,
         threads: int,
+        loggers: Sequence[Any] = (),
     ) -> None:
         self.started = time.perf_counter()
         self.config, self.corpus, self.prepared = config, corpus, prepared
-        self.fabric = fabric_of(config, device)
+        self.fabric = fabric_of(config, device, loggers)
         mined_by = ancillary(others["ancillary"], corpus, device, threads) if config.ancillary else None
         self.mined_by = None if mined_by is None else mined_by.to(self.fabric.device)
         torch.manual_seed(config.seed)
@@ -280,7 +285,8 @@ class _Trainer:
         evenness = torch.zeros(2, device=self.fabric.device)
         drawing = torch.Generator().manual_seed(seed)  # so that dropout is undisturbed
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        learned, values = dict(loss_function.named_parameters()), []
+        learned = {name: parameter for name, parameter in loss_function.named_parameters() if parameter.ndim == 0}
+        values = []
         for number, captions in enumerate(batches):
             for group in optimizer.param_groups:
                 step = (epoch - before) * len(batches) + number
@@ -330,6 +336,8 @@ def _train(trainer: _Trainer, run: Run, device: str, threads: int) -> None:
     else:
         network.load_state_dict(state["model"], strict=False)
     spent = state["seconds"]
+    for logger in trainer.fabric.loggers:
+        logger.log_hyperparams(config.to_dict())
 
     parts = config.parts()
     for stage, part in enumerate(parts):
@@ -363,6 +371,7 @@ def _train(trainer: _Trainer, run: Run, device: str, threads: int) -> None:
             if epoch + 1 < trainer.last_epoch:  # what follows the last epoch is short
                 store.write_atomic(run.path / "state.pt", partial(_save_state, state))
             _write_history(run.path, state)
+            trainer.fabric.log_dict(row, step=epoch + 1)
 
         network.load_state_dict(state["best"], strict=False)
         tested = trainer.evaluate(prepared.splits["test"])
@@ -383,6 +392,9 @@ def _train(trainer: _Trainer, run: Run, device: str, threads: int) -> None:
     stages = {"stages": state["stages"]} if config.stages else {}
     records.write_json(run.path / "metrics.json", state["stages"][-1] | stages)
     (run.path / "state.pt").unlink(missing_ok=True)
+    trainer.fabric.log_dict({f"test_{name}": value for name, value in tested.scores.items()}, step=state["epoch"])
+    for logger in trainer.fabric.loggers:
+        logger.finalize("success")
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:

@@ -336,7 +336,7 @@ def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):
     made = other.environment
     made["weights"]["audio"] = "0"
     (other.path / "environment.json").write_text(json.dumps(made))
-    with pytest.raises(ValueError, match="trained from other audio weights than are here; restore those"):
+    with pytest.raises(ValueError, match="trained from other audio weights than are here; restore what"):
         embed(other, files, captions)
     kept = load_file(run.path / "checkpoint.safetensors")
     kept.pop("audio_head.0.weight")

@@ -17,7 +17,12 @@ LOADERS: dict[str, Callable[..., Corpus]] = {
     "audiocaps": audiocaps.load,
     "wavcaps": wavcaps.load,
 }
-IN_FOLDER = ("clipfolder", "csv")  # these need a root
+
+
+def in_folder(name: str) -> bool:
+    """Whether a corpus needs a root."""
+    root = inspect.signature(LOADERS[name]).parameters.get("root") if name in LOADERS else None
+    return root is not None and root.default is root.empty
 
 
 def load_corpus(
@@ -32,8 +37,8 @@ def load_corpus(
 ) -> Corpus:
     """Load a corpus by its name in LOADERS and check it.
 
-    root: the folder of a corpus that lies on disk: needed by those IN_FOLDER; "clotho", "audiocaps" and "wavcaps" know
-        where `atr data` put or found them; the others take none.
+    root: the folder of a corpus that lies on disk: needed by those `in_folder`; "clotho", "audiocaps" and "wavcaps"
+        know where `atr data` put or found them; the others take none.
     check: raise CorpusError if the corpus has problems; without it the caller looks at `Corpus.problems` himself.
     hold_out: so many clips, drawn once, are for validation and all others for training, as submissions to a challenge
         train; runs on it are tested on their validation clips.
@@ -43,15 +48,16 @@ def load_corpus(
     options: the loader's keyword arguments. Unknown names and options are ValueErrors that list the known ones.
     """
     if name not in LOADERS:
-        raise ValueError(f"unknown corpus {name!r}; known: {', '.join(LOADERS)}")
-    known = inspect.signature(LOADERS[name]).parameters
-    if name in IN_FOLDER and root is None:
+        known = ", ".join(LOADERS)
+        raise ValueError(f"unknown corpus {name!r}; known: {known}; one of your own: first atr.extend(<its file>)")
+    options_of = inspect.signature(LOADERS[name]).parameters
+    if in_folder(name) and root is None:
         raise ValueError(f"corpus {name!r} lies in a folder: give root=<folder>")
-    if "root" not in known and root is not None:
+    if "root" not in options_of and root is not None:
         raise ValueError(f"corpus {name!r} takes no root (got {str(root)!r}): leave it out")
-    unknown = sorted(set(options) - set(known))
+    unknown = sorted(set(options) - set(options_of))
     if unknown:
-        listed = ", ".join(option for option in (*known, "hold_out", "synthetic", "use") if option != "root")
+        listed = ", ".join(option for option in (*options_of, "hold_out", "synthetic", "use") if option != "root")
         raise ValueError(f"corpus {name!r}: unknown option(s) {', '.join(unknown)}; known: {listed}")
     if use not in USES:
         raise ValueError(f"corpus {name!r}: use is {use!r}; known: {', '.join(USES)}")
@@ -64,7 +70,6 @@ def load_corpus(
 
 
 __all__ = [
-    "IN_FOLDER",
     "LOADERS",
     "PUBLISHED",
     "SPLITS",
@@ -72,5 +77,6 @@ __all__ = [
     "CorpusError",
     "Reader",
     "coverage",
+    "in_folder",
     "load_corpus",
 ]

@@ -95,7 +95,10 @@ def build(
     tensors or hold others.
     """
     if name not in AUDIO_ENCODERS:
-        raise ValueError(f"audio_encoder: unknown {name!r}; known: {', '.join(AUDIO_ENCODERS)}")
+        known = ", ".join(AUDIO_ENCODERS)
+        raise ValueError(
+            f"audio_encoder: unknown {name!r}; known: {known}; one of your own: first atr.extend(<its file>)"
+        )
     options = {}
     if pooling not in ("max_mean", "mean"):
         if not AUDIO_ENCODERS[name].__module__.endswith("panns"):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from atr import encoders, store
+from atr import encoders, register, store
 from atr.corpora.corpus import Corpus
 from atr.encoders.compact import ENCODER_VERSION, Compact
 
@@ -40,7 +40,16 @@ def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int 
         )
     heard = part.events[["clip", "event"]].drop_duplicates().sort_values(["clip", "event"]).to_numpy().tolist()
     recipe = (PRETRAINING_VERSION, epochs, BATCH_SIZE, LEARNING_RATE, seed)
-    key = store.content_key(name, ENCODER_VERSION, _shapes(name), part.audio_fingerprint("train"), heard, recipe)
+    code = register.code("encoder", name)
+    key = store.content_key(
+        name,
+        ENCODER_VERSION,
+        _shapes(name, code),
+        part.audio_fingerprint("train"),
+        heard,
+        recipe,
+        *([code] if code else []),
+    )
     return key, epochs
 
 
@@ -50,7 +59,7 @@ def path(corpus: Corpus, name: str) -> Path:
 
 
 @cache
-def _shapes(name: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _shapes(name: str, code: str | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
     with torch.random.fork_rng():  # only the shapes are of interest
         return tuple((key, tuple(tensor.shape)) for key, tensor in encoders.build(name).state_dict().items())
 

@@ -1,0 +1,122 @@
+"""Losses, audio encoders and corpora of one's own, without a change to this package.
+
+A file registers them under names of their own, and `atr.extend` runs it:
+
+    from atr import register
+
+    @register.loss("circle")
+    class Circle(losses.PairLoss): ...
+
+From then on a config may name them. The file's content is part of the address of each run that trains with its loss or
+its encoder, so a changed file makes new runs; what else the file imports is not. docs/extending.md has examples.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from atr import corpora, encoders, losses
+from atr.config import RunConfig
+
+Made = TypeVar("Made")
+
+_KINDS: dict[str, MutableMapping[str, Any]] = {
+    "loss": losses.LOSSES,
+    "encoder": encoders.AUDIO_ENCODERS,
+    "corpus": corpora.LOADERS,
+}
+_files: dict[Path, str] = {}  # what `extend` has run, in order, with the hash of its content
+_owners: dict[tuple[str, str], Path] = {}  # (kind, name) → the file that registered it
+_running: Path | None = None
+
+
+def extend(*files: str | os.PathLike[str]) -> None:
+    """Run Python files that register losses, encoders and corpora; one that has changed since replaces its own.
+
+    FileNotFoundError: no such file. ValueError: a name that is taken. Errors of the file itself pass through.
+    """
+    global _running
+    for file in files:
+        path = Path(file).expanduser().resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; give a Python file that registers a loss, say")
+        code = path.read_bytes()
+        known = hashlib.sha256(code).hexdigest()
+        if _files.get(path) == known:
+            continue
+        _forget(path)
+        module = ModuleType(f"atr_extension_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
+        module.__file__ = str(path)
+        sys.modules[module.__name__] = module  # where workers look for its classes
+        _running = path
+        try:
+            exec(compile(code, str(path), "exec"), module.__dict__)
+        except BaseException:
+            _forget(path)
+            raise
+        finally:
+            _running = None
+        _files[path] = known
+
+
+def _forget(path: Path) -> None:
+    for kind, name in [what for what, owner in _owners.items() if owner == path]:
+        del _KINDS[kind][name], _owners[kind, name]
+    _files.pop(path, None)
+    encoders.facts.cache_clear()
+
+
+def loss(name: str) -> Callable[[Made], Made]:
+    """Register a loss: an `atr.losses.PairLoss`, whose `__init__` takes the config's parameters."""
+    return _registering("loss", name)
+
+
+def encoder(name: str) -> Callable[[Made], Made]:
+    """Register an audio encoder: what makes an `atr.encoders.AudioEncoder` from `augment` and `dropout`."""
+    return _registering("encoder", name)
+
+
+def corpus(name: str) -> Callable[[Made], Made]:
+    """Register a loader: what makes an `atr.Corpus` from the config's options, and from `root` if it has no default."""
+    return _registering("corpus", name)
+
+
+def _registering(kind: str, name: str) -> Callable[[Made], Made]:
+    path = _running
+    if path is None:
+        raise ValueError(
+            f"{kind} {name!r}: register it in a file of its own and call atr.extend(<file>), so that worker processes "
+            "find it and runs are addressed by its code"
+        )
+    if name in _KINDS[kind]:
+        owner = _owners.get((kind, name), "atr")
+        raise ValueError(f"{path}: {kind} {name!r} is taken, by {owner}; choose another name")
+
+    def registered(made: Made) -> Made:
+        _KINDS[kind][name], _owners[kind, name] = made, path
+        return made
+
+    return registered
+
+
+def code(kind: str, name: str) -> str | None:
+    """Hash of the file that registered a name; None for what comes with this package."""
+    owner = _owners.get((kind, name))
+    return None if owner is None else _files[owner]
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """Hashes of the code of one's own that a config trains with; empty for most."""
+    used = [("encoder", config.audio_encoder), *(("loss", part.loss["name"]) for part in config.parts())]
+    return {f"{kind} {name}": found for kind, name in used if (found := code(kind, name))}
+
+
+class Extensions:
+    """Sent to a worker process before anything that needs it, it runs there what `extend` has run here."""
+
+    def __reduce__(self) -> tuple:
+        return extend, tuple(map(str, _files))
