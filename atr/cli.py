@@ -370,6 +370,25 @@ def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], pro
             console.print((run.path / name).read_text(), markup=False, soft_wrap=True)
 
 
+@runs_app.command("export")
+def runs_export(
+    target: Annotated[Path, typer.Argument(help="A file that ends in .csv or .parquet.")],
+    profile: ProfileOption = "demo",
+) -> None:
+    """All finished runs as one table: a row a run, with its config, metrics and environment."""
+    from atr import records
+    from atr.profiles import profile as profile_of
+
+    try:
+        found = [run for run in records.stored(profile_of(profile).runs) if run.status == "finished"]
+        if not found:
+            raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
+        records.export(found, target)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    console.print(f"{len(found)} runs → {target}", soft_wrap=True)
+
+
 @runs_app.command("remove")
 def runs_remove(
     addresses: Annotated[list[str] | None, typer.Argument(help="First digits of each.")] = None,

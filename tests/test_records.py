@@ -1,7 +1,9 @@
 import json
 
+import pandas as pd
 import pytest
 import torch
+from fastparquet import ParquetFile
 from safetensors.torch import save_file
 
 from atr import RunConfig, fit, load_corpus, records, store, training
@@ -172,6 +174,42 @@ class TestProvenance:
         clean = records.commit()
         (tmp_path / "atr" / "code.py").write_text("2\n")
         assert len(clean) == 12 and records.commit() == f"{clean}+"
+
+
+@pytest.fixture(scope="module")
+def several(corpus, run):
+    hard = {"training": "finetuned", "mining": "hard", "ancillary": run.config.identity(), "epochs": 0}
+    return [
+        run,
+        fit(config(**hard, loss={"name": "sigmoid", "t": 2.0}), corpus, runs=run.path.parent, device="cpu"),
+    ]
+
+
+class TestExport:
+    @pytest.mark.parametrize("ending", ["csv", "parquet"])
+    def test_a_row_a_run_holds_config_metrics_and_environment(self, several, tmp_path, ending):
+        records.export(several, tmp_path / f"runs.{ending}")
+        if ending == "csv":
+            table = pd.read_csv(tmp_path / "runs.csv")
+        else:
+            table = ParquetFile(str(tmp_path / "runs.parquet")).to_pandas()
+        table = table.set_index("address")
+        assert table.index.tolist() == [run.address for run in several]
+        for run in several:
+            row = table.loc[run.address]
+            assert row["config.loss.name"] == run.config.loss["name"] and row["config.seed"] == 0
+            assert row["test.t2a_r10"] == pytest.approx(run.metrics["t2a_r10"])
+            assert row["validation.a2t_map10"] == pytest.approx(run.validation["a2t_map10"])
+            assert row["run.versions.torch"] == torch.__version__ or row["run.versions.torch"] in torch.__version__
+            assert row["run.seconds"] == pytest.approx(run.environment["seconds"])
+        first, second = table.loc[several[0].address], table.loc[several[1].address]
+        assert second["config.loss.t"] == 2 and pd.isna(first["config.loss.t"]) and pd.isna(first["config.ancillary"])
+        assert json.loads(second["config.ancillary"]) == several[0].config.identity()
+
+    def test_another_ending_is_refused_and_nothing_is_written(self, several, tmp_path):
+        with pytest.raises(ValueError, match="runs.xlsx: ends neither in .csv nor in .parquet; name the file so"):
+            records.export(several, tmp_path / "runs.xlsx")
+        assert not list(tmp_path.iterdir())
 
 
 def test_json_is_replaced_as_a_whole(tmp_path):
