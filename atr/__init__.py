@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from atr.profiles import profile
     from atr.records import Run
     from atr.register import extend
-    from atr.runs import run_all
+    from atr.runs import load_run, run_all
     from atr.training import fit
 
 __version__ = "0.1.0"
-__all__ = ["Corpus", "Embedder", "Run", "RunConfig", "extend", "fit", "load_corpus", "profile", "run_all"]
+__all__ = ["Corpus", "Embedder", "Run", "RunConfig", "extend", "fit", "load_corpus", "load_run", "profile", "run_all"]
 
 _HOMES = {
     "Corpus": "atr.corpora",
@@ -24,6 +24,7 @@ _HOMES = {
     "extend": "atr.register",
     "fit": "atr.training",
     "load_corpus": "atr.corpora",
+    "load_run": "atr.runs",
     "profile": "atr.profiles",
     "run_all": "atr.runs",
 }

@@ -312,10 +312,7 @@ def _found(profile: str, address: str):
     from atr import records
     from atr.profiles import profile as profile_of
 
-    matches = [run for run in records.stored(profile_of(profile).runs) if run.address.startswith(address)]
-    if len(matches) != 1:
-        raise ValueError(f"{len(matches)} runs of profile {profile} begin with {address!r}; see: atr runs list")
-    return matches[0]
+    return records.find(address, profile_of(profile).runs)
 
 
 @runs_app.command("list")

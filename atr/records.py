@@ -224,6 +224,16 @@ def stored(folder: Path | None = None) -> list[Run]:
     return [Run(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
 
 
+def find(address: str, folder: Path | None = None) -> Run:
+    """The run in a folder whose address begins so; ValueError if there is none, or several."""
+    matches = [run for run in stored(folder) if run.address.startswith(address)]
+    if len(matches) != 1:
+        raise ValueError(
+            f"{folder or default_folder()}: {len(matches)} runs begin with {address!r}; list them: atr runs list"
+        )
+    return matches[0]
+
+
 def flat(run: Run) -> dict[str, Any]:
     """A finished run in one row: address, fields of the config, metrics, and where it was made.
 

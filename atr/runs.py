@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from atr import features, register, store, tracking, training
+from atr import features, records, register, store, tracking, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.encoders import pretraining
+from atr.profiles import profile as profile_of
 from atr.records import Run
 
 EXECUTORS = ("local",)
@@ -40,6 +41,17 @@ class Runs:
         if self.failures:
             lines = [f"{describe(self.configs[place])}: {reason}" for place, reason in self.failures.items()]
             raise RuntimeError(f"{len(lines)} of {len(self)} runs failed:\n" + "\n".join(lines))
+
+
+def load_run(address: str, profile: str = "demo") -> Run:
+    """A finished run of a profile by the first digits of its address, as `atr runs list` shows them.
+
+    ValueError: no such run, or several. FileNotFoundError: it is not finished, or by an older version.
+    """
+    run = records.find(address, profile_of(profile).runs)
+    if run.status != "finished":
+        raise FileNotFoundError(f"{run.path}: {run.status}; run its study again: atr study --profile {profile}")
+    return run
 
 
 def describe(config: RunConfig) -> str:

@@ -4,12 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 
-from atr import study
+from atr import store, study
 
 TABLES = {
     "01": ["loss_comparison", "published", "sensitivity", "claims"],
@@ -70,9 +71,9 @@ FIGURES = {
 
 
 @pytest.fixture(scope="module")
-def run_study(tmp_path_factory, homes):
+def environment(tmp_path_factory, homes):
     folder = tmp_path_factory.mktemp("study")
-    environment = os.environ | {
+    found = os.environ | {
         "ATR_HOME": str(homes / "data"),
         "ATR_RESULTS": str(folder),
         "ATR_PRETRAINING_EPOCHS": "2",
@@ -80,15 +81,19 @@ def run_study(tmp_path_factory, homes):
         "IPYTHONDIR": str(folder / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(folder / "jupyter"),
     }
-    environment.pop("ATR_COMMAND", None)
+    found.pop("ATR_COMMAND", None)
+    return found
 
+
+@pytest.fixture(scope="module")
+def run_study(environment):
     def run(numbers=tuple(TABLES)):
         command = [sys.executable, "-m", "atr", "study", *numbers, "--profile", "smoke", "--device", "cpu", "--quiet"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    return run, folder / "smoke"
+    return run, Path(environment["ATR_RESULTS"]) / "smoke"
 
 
 def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
@@ -129,3 +134,17 @@ def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
     assert found and found[1] == found[2]
     assert {path: path.stat().st_mtime_ns for path in (results / "runs").glob("*/metrics.json")} == runs
     assert (results / "tables" / "01_loss_comparison.csv").read_bytes() == kept
+
+
+def test_the_template_runs_and_its_loss_is_that_of_the_page_about_extending(environment):
+    results = Path(environment["ATR_RESULTS"]) / "smoke"
+    path = store.PROJECT / "notebooks" / "own_experiment.ipynb"
+    (cell,) = [cell for cell in nbformat.read(path, as_version=4).cells if cell.source.startswith("%%writefile")]
+    page = (store.PROJECT / "docs" / "extending.md").read_text()
+    assert cell.source.split("\n", 1)[1].strip() in page
+    code = "import sys; from pathlib import Path; from atr import study; study.execute(Path(sys.argv[1]), 'smoke', {})"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(results / "tables" / "own_experiment.csv")
+    assert table["loss"].tolist() == ["NT-Xent", "soft_margin"] and table["t2a_r10"].between(0, 100).all()
+    assert len(pd.read_csv(results / "tables" / "own_claims.csv")) == 1

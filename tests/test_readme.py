@@ -27,6 +27,21 @@ def test_the_configs_in_stages_and_from_another_corpus_are_sound():
     assert curriculum.needs() == {"ancillary": baseline} and elsewhere.needs() == {"start": baseline}
 
 
+def test_the_lines_that_embed_and_rank_run(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
+    tiny = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    config = atr.RunConfig(corpus=tiny, epochs=1, batch_size=16, embedding_dim=16)
+    run = atr.fit(config, corpus, runs=atr.profile("demo").runs, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    for name, clip in zip(("rain", "dog"), corpus.split("test").clips["clip"], strict=False):
+        soundfile.write(f"{name}.wav", *corpus.read(clip))
+    code = blocks()[3]
+    assert code.count("3f0c") == 1
+    exec(code.replace("3f0c", run.address[:4]), space := {})
+    assert space["sounds"].shape == space["sentences"].shape == (2, 16)
+    assert "t2a_median_rank" in capsys.readouterr().out
+
+
 def test_the_ten_lines_for_own_sounds_run(tmp_path, homes):
     code = blocks()[0]
     small = {
