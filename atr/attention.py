@@ -112,7 +112,7 @@ def picture(heard: Heard, clips: list[str]) -> Figure:
     """
     style()
     columns = min(len(clips), 3)
-    figure, axes = plt.subplots(2, columns, figsize=(PAGE, 2.9), sharex="col", height_ratios=[1, 1], squeeze=False)
+    figure, axes = plt.subplots(2, columns, figsize=(PAGE, 3.3), sharex="col", sharey="row", squeeze=False)
     table = heard.corpus.clips.reset_index(drop=True)
     for column, clip in enumerate(clips[:columns]):
         row = int(table.index[table["clip"] == clip][0])
@@ -121,7 +121,6 @@ def picture(heard: Heard, clips: list[str]) -> Figure:
         axes[0, column].imshow(
             batch[0].T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, duration, 0, batch.shape[2])
         )
-        axes[0, column].set_yticks([])
         axes[0, column].grid(visible=False)
         events = heard.corpus.events[heard.corpus.events["clip"] == clip]
         names = sorted(events["event"].unique())
@@ -133,7 +132,8 @@ def picture(heard: Heard, clips: list[str]) -> Figure:
             for onset, offset in events.loc[events["event"] == name, ["onset", "offset"]].to_numpy():
                 axes[1, column].hlines(-0.03 * (number + 1), onset, offset, color=color, lw=3)
         axes[1, column].set(xlabel="time (s)", xlim=(0, duration))
-        axes[1, column].legend(loc="upper right", fontsize=7)
-    axes[0, 0].set_ylabel("log-mel")
+        axes[1, column].legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=len(names), fontsize=7)
+    axes[0, 0].set(ylabel="log-mel", yticks=[])
     axes[1, 0].set_ylabel("attention")
+    axes[1, 0].set_yticks([tick for tick in axes[1, 0].get_yticks() if 0 <= tick <= axes[1, 0].get_ylim()[1]])
     return figure
