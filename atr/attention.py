@@ -80,10 +80,12 @@ def frame_times(encoder: object, count: int) -> np.ndarray:
 def looks(heard: Heard, most: float = 0.8) -> pd.DataFrame:
     """How well attention finds each sound when asked for it by its name: a row a (clip, event).
 
-    coverage: share of the clip's frames within the event; attention: share of the weights there; hit: whether the
-    greatest weight lies there (the pointing game of Zhang et al. 2018). Attention that looks anywhere gives a mean
-    `attention` and `hit` equal to `coverage`. Events that fill more than `most` of their clip are left out, as
-    are those without a frame. ValueError: a corpus that does not know its events.
+    Clips of several sounds only. coverage: share of the clip's frames within the event; attention: share of the weights there; hit: whether the
+    greatest weight lies there (the pointing game of Zhang et al. 2018); others, others_hit: the same means for the
+    names of the clip's other sounds. Attention that looks anywhere gives a mean `attention` and `hit` equal to
+    `coverage`; attention that prefers sounds to silence, whichever is asked for, gives more, but equal to `others` and
+    `others_hit`. Events that fill more than `most` of their clip are left out, as are those without a frame.
+    ValueError: a corpus that does not know its events.
     """
     events = heard.corpus.events
     if events.empty:
@@ -91,19 +93,20 @@ def looks(heard: Heard, most: float = 0.8) -> pd.DataFrame:
     names = sorted(events["event"].unique())
     weights = heard.attention([name.replace("_", " ") for name in names])
     place = {clip: row for row, clip in enumerate(heard.corpus.clips["clip"])}
+    together = events.groupby("clip")["event"].agg(lambda kinds: sorted(set(kinds)))
     rows = []
     for (clip, event), group in events.groupby(["clip", "event"]):
-        row = place[clip]
+        row, others = place[clip], [names.index(name) for name in together[clip] if name != event]
         valid = heard.mask[row].numpy()
         inside = np.zeros(len(valid), bool)
         for onset, offset in zip(group["onset"], group["offset"], strict=True):
             inside |= (heard.times >= onset) & (heard.times <= offset)
         coverage = (inside & valid).sum() / valid.sum()
-        if 0 < coverage <= most:
-            given = weights[row, names.index(event)]
-            hit = bool(inside[given.argmax()])
-            rows.append((clip, event, coverage, float(given[inside].sum()), hit))
-    return pd.DataFrame(rows, columns=["clip", "event", "coverage", "attention", "hit"])
+        if others and 0 < coverage <= most:
+            given = weights[row, [names.index(event), *others]]
+            there, hits = given[:, inside].sum(1), inside[given.argmax(1)]
+            rows.append((clip, event, coverage, there[0], there[1:].mean(), hits[0], hits[1:].mean()))
+    return pd.DataFrame(rows, columns=["clip", "event", "coverage", "attention", "others", "hit", "others_hit"])
 
 
 def picture(heard: Heard, clips: list[str]) -> Figure:

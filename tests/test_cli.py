@@ -226,7 +226,9 @@ class TestRuns:
     @pytest.mark.parametrize("digits, count", [("a", 4), ("b", 0)])
     def test_show_wants_one_run(self, stored, digits, count):
         text = call("runs", "show", digits, "--profile", "smoke", status=1)
-        assert f"results/smoke/runs: {count} runs begin with '{digits}'; list them: atr runs list" in text.replace("\n", "")
+        assert f"results/smoke/runs: {count} runs begin with '{digits}'; list them: atr runs list" in text.replace(
+            "\n", ""
+        )
 
     def test_remove_asks_first(self, stored):
         call("runs", "remove", "aa", "--profile", "smoke", status=1, input="n\n")

@@ -87,6 +87,19 @@ class TestAttention:
         inside = np.any([(heard.times >= low) & (heard.times <= high) for low, high in spans], axis=0)
         assert table.loc[0, "attention"] == pytest.approx(weights[row, 0, inside].sum())
         assert table.loc[0, "hit"] == inside[weights[row, 0].argmax()]
+        others = sorted(set(corpus.events.query("clip == @clip")["event"]) - {event})
+        given = heard.attention([other.replace("_", " ") for other in others])[row]
+        assert others and table.loc[0, "others"] == pytest.approx(given[:, inside].sum(1).mean(), abs=1e-6)
+        assert table.loc[0, "others_hit"] == pytest.approx(inside[given.argmax(1)].mean())
+
+    def test_attention_that_does_not_ask_finds_as_much_for_the_others(self, pooled, corpus, monkeypatch):
+        heard = attention.hear(pooled, corpus)
+        loud = torch.rand(heard.mask.shape, generator=torch.Generator().manual_seed(0)) * heard.mask
+        flat = (loud / loud.sum(1, keepdim=True)).numpy()[:, None]
+        monkeypatch.setattr(attention.Heard, "attention", lambda self, words: flat.repeat(len(words), 1))
+        table = attention.looks(heard)
+        np.testing.assert_allclose(table["attention"], table["others"], rtol=1e-5)
+        assert (table["hit"] == table["others_hit"]).all()
 
     def test_its_picture_shows_each_clip(self, pooled, corpus):
         heard = attention.hear(pooled, corpus)
