@@ -80,12 +80,12 @@ def frame_times(encoder: object, count: int) -> np.ndarray:
 def looks(heard: Heard, most: float = 0.8) -> pd.DataFrame:
     """How well attention finds each sound when asked for it by its name: a row a (clip, event).
 
-    Clips of several sounds only. coverage: share of the clip's frames within the event; attention: share of the weights there; hit: whether the
-    greatest weight lies there (the pointing game of Zhang et al. 2018); others, others_hit: the same means for the
-    names of the clip's other sounds. Attention that looks anywhere gives a mean `attention` and `hit` equal to
-    `coverage`; attention that prefers sounds to silence, whichever is asked for, gives more, but equal to `others` and
-    `others_hit`. Events that fill more than `most` of their clip are left out, as are those without a frame.
-    ValueError: a corpus that does not know its events.
+    Of clips of several sounds. coverage: share of the clip's frames within the event; attention: share of the weights
+    there; hit: whether the greatest weight lies there (the pointing game of Zhang et al. 2018); others, others_hit: the
+    same means for the names of the clip's other sounds. Attention that looks anywhere gives a mean `attention` and
+    `hit` equal to `coverage`; attention that prefers sounds to silence, whichever is asked for, gives more, but as much
+    as `others` and `others_hit`. Events that fill more than `most` of their clip are left out, as are those without a
+    frame. ValueError: a corpus that does not know its events.
     """
     events = heard.corpus.events
     if events.empty:
@@ -93,10 +93,10 @@ def looks(heard: Heard, most: float = 0.8) -> pd.DataFrame:
     names = sorted(events["event"].unique())
     weights = heard.attention([name.replace("_", " ") for name in names])
     place = {clip: row for row, clip in enumerate(heard.corpus.clips["clip"])}
-    together = events.groupby("clip")["event"].agg(lambda kinds: sorted(set(kinds)))
+    together = {str(clip): sorted(set(kinds)) for clip, kinds in events.groupby("clip")["event"]}
     rows = []
     for (clip, event), group in events.groupby(["clip", "event"]):
-        row, others = place[clip], [names.index(name) for name in together[clip] if name != event]
+        row, others = place[clip], [names.index(name) for name in together[str(clip)] if name != event]
         valid = heard.mask[row].numpy()
         inside = np.zeros(len(valid), bool)
         for onset, offset in zip(group["onset"], group["offset"], strict=True):
