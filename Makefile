@@ -12,7 +12,7 @@ PY = .venv/bin/python
 HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/.venv/home/jupyter" \
 	JUPYTER_DATA_DIR="$(CURDIR)/.venv/home/jupyter" MPLCONFIGDIR="$(CURDIR)/.venv/home/matplotlib"
 
-.PHONY: help study lab test lint reference lock clean
+.PHONY: help study report lab test lint reference lock clean
 
 help: ## list the targets
 	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [CLIPS=<folder>] [CAPTIONS=<file>]"
@@ -22,6 +22,9 @@ study: .venv/.stamp ## run the notebooks, or those of NN, and write their tables
 	@$(HOMES) $(PY) -m atr study $(NN) --profile $(PROFILE) $(if $(SEEDS),--seeds "$(SEEDS)") \
 		$(if $(DEVICE),--device $(DEVICE)) $(if $(CLIPS),--clips "$(CLIPS)") \
 		$(if $(CAPTIONS),--captions "$(CAPTIONS)")
+
+report: .venv/.stamp ## gather the results of PROFILE into results/<profile>/report/: a page, and LaTeX
+	@$(HOMES) $(if $(CLIPS),ATR_CLIPS="$(CLIPS)") $(PY) -m atr report --profile $(PROFILE)
 
 lab: .venv/.stamp ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks

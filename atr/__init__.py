@@ -30,8 +30,9 @@ _HOMES = {
 }
 _MODULES = (
     "attention audio captioning captions_figures config corpora data dcase download embedding encoders ensembles "
-    "evaluation features figures language_models lexical losses maps metrics mining model planning profiles readings "
-    "records register runs sampling statistics store study tables text_aware topics training uniformity voxels"
+    "evaluation features figures freshness language_models latex lexical losses maps metrics mining model pages "
+    "planning profiles readings records register report runs sampling statistics store study tables text_aware topics "
+    "training uniformity voxels"
 ).split()
 
 

@@ -1,4 +1,6 @@
-"""The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr runs`, `atr reference`."""
+"""The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr runs`, `atr report`,
+`atr reference`.
+"""
 
 import os
 import re
@@ -12,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from atr.commands.report import report
+
 app = typer.Typer(
     help="Audio-text retrieval: run the studies, check a corpus, look after the runs.",
     no_args_is_help=True,
@@ -21,6 +25,7 @@ app = typer.Typer(
 )
 runs_app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
+app.command()(report)
 console = Console()
 
 ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10 or paper: which data and encoders.")]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from atr import metrics, records, statistics, store
+from atr import latex, metrics, records, statistics, store
 from atr.config import RunConfig
 from atr.profiles import Profile
 from atr.records import Run
@@ -38,11 +38,6 @@ LOSS_NAMES = {
     "nt_xent": "NT-Xent",
     "sigmoid": "Sigmoid",
 }
-# Signs that plain LaTeX does not know.
-SIGNS = str.maketrans(
-    {"→": r"$\rightarrow$", "±": r"$\pm$", "—": "---", "≥": r"$\geq$", "×": r"$\times$"}
-    | {"σ": r"$\sigma$", "α": r"$\alpha$", "√": r"$\surd$", "−": "--"}
-)
 
 
 def published(name: str) -> pd.DataFrame:
@@ -354,19 +349,9 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
     texts = {
         "csv": flat.to_csv(index=False),
         "md": f"{note}\n\n{blank.to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
-        "tex": flat.style.hide(axis="index")
-        .format(escape="latex", precision=2, na_rep="")
-        .format_index(escape="latex", axis=1)
-        .to_latex(caption=_latex(note), label=f"tab:{name}", hrules=True)
-        .translate(SIGNS),
+        "tex": latex.table(flat, note, name),
     }
     for ending, text in texts.items():
         store.write_atomic(target / f"{name}.{ending}", partial(Path.write_text, data=text, encoding="utf-8"))
     records.write_json(target / f"{name}.json", {"caption": caption, **provenance})
     return target / f"{name}.csv"
-
-
-def _latex(text: str) -> str:
-    marks: dict[str, str | int | None] = {mark: f"\\{mark}" for mark in "&%$#_{}"}
-    marks |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    return text.translate(str.maketrans(marks))

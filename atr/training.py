@@ -141,22 +141,34 @@ def locate(
     quiet: bool = True,
     fetch: bool = True,
     root: str | Path | None = None,
+    corpora: dict[str, Corpus] | None = None,
 ) -> Run:
     """The run of a config, finished or not; makes or fetches the weights that it starts from where they are missing,
-    or raises FileNotFoundError without `fetch`.
+    or raises FileNotFoundError without `fetch`. `corpora`: as of `needed`.
     """
     fingerprints = features.weights(config, corpus, quiet, fetch).fingerprints
-    for name, (other, given) in needed(config, corpus, root).items():
-        fingerprints = fingerprints | {name: locate(other, given, runs, quiet, fetch, root).address}
+    for name, (other, given) in needed(config, corpus, root, corpora).items():
+        fingerprints = fingerprints | {name: locate(other, given, runs, quiet, fetch, root, corpora).address}
     return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
 
 
-def needed(config: RunConfig, corpus: Corpus, root: str | Path | None) -> dict[str, tuple[RunConfig, Corpus]]:
-    """The configs of the runs that a run needs, each with its corpus."""
-    return {
-        name: (other, corpus if other.corpus == config.corpus else corpus_of(other, root))
-        for name, other in config.needs().items()
-    }
+def needed(
+    config: RunConfig, corpus: Corpus, root: str | Path | None, corpora: dict[str, Corpus] | None = None
+) -> dict[str, tuple[RunConfig, Corpus]]:
+    """The configs of the runs that a run needs, each with its corpus. `corpora` keeps those that are loaded for it, by
+    the content key of their options, for further calls.
+    """
+    corpora = {} if corpora is None else corpora
+    corpora[store.content_key(dict(config.corpus))] = corpus
+    return {name: (other, loaded(other, root, corpora)) for name, other in config.needs().items()}
+
+
+def loaded(config: RunConfig, root: str | Path | None, corpora: dict[str, Corpus]) -> Corpus:
+    """The corpus of a config, from `corpora` if it is there, else loaded and put there."""
+    key = store.content_key(dict(config.corpus))
+    if key not in corpora:
+        corpora[key] = corpus_of(config, root)
+    return corpora[key]
 
 
 def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -> Tensor:

@@ -135,6 +135,13 @@ class Corpus:
             return part
         return replace(part, clips=part.clips[part.clips["clip"].isin(self.heard)]).split("train")
 
+    @cached_property
+    def taught(self) -> tuple[str, list[list[str]]]:
+        """What decides an encoder of the corpus's own: a hash of the clips that it is pre-trained on, their events."""
+        part = self.to_pretrain_on()
+        events = part.events[["clip", "event"]].drop_duplicates().sort_values(["clip", "event"])
+        return part.audio_fingerprint("train"), events.to_numpy().tolist()
+
     def kinds(self) -> pd.Series:
         """Which kinds of sound are in each clip, as one text by clip; without those whose events are unknown."""
         return self.events.groupby("clip")["event"].agg(lambda names: " ".join(sorted(set(names))))

@@ -32,24 +32,16 @@ def labels(corpus: Corpus, events: list[str]) -> Tensor:
 def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0) -> tuple[str, int]:
     """Key in the store of what `weights` makes, and the number of epochs. ValueError if the corpus knows no events."""
     epochs = epochs or int(os.environ.get("ATR_PRETRAINING_EPOCHS", EPOCHS))
-    part = corpus.to_pretrain_on()
-    if part.events.empty:
+    sounds, heard = corpus.taught
+    if not heard:
         raise ValueError(
             f"{corpus.name}: knows no sound events to pre-train {name} on; set audio_weights to a file (say, of "
             'atr.encoders.pretraining.weights(atr.load_corpus("soundscapes"), …)), or training to "scratch"'
         )
-    heard = part.events[["clip", "event"]].drop_duplicates().sort_values(["clip", "event"]).to_numpy().tolist()
     recipe = (PRETRAINING_VERSION, epochs, BATCH_SIZE, LEARNING_RATE, seed)
     code = register.code("encoder", name)
-    key = store.content_key(
-        name,
-        ENCODER_VERSION,
-        _shapes(name, code),
-        part.audio_fingerprint("train"),
-        heard,
-        recipe,
-        *([code] if code else []),
-    )
+    own = [code] if code else []
+    key = store.content_key(name, ENCODER_VERSION, _shapes(name, code), sounds, heard, recipe, *own)
     return key, epochs
 
 

@@ -1,0 +1,105 @@
+"""Whether tables and figures are what their notebook would make today: by its code, its grid and the runs' store."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from atr import records, training
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.profiles import Profile
+from atr.records import Run
+
+
+def executed(path: Path) -> nbformat.NotebookNode | None:
+    """The executed copy of a notebook, None where there is none; ValueError if it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}); delete it and run the notebook") from error
+
+
+def parameters(copy: nbformat.NotebookNode | None) -> dict[str, Any]:
+    """What a notebook was executed with."""
+    injected = [cell.source for cell in copy.cells if "injected-parameters" in _tags(cell)] if copy else []
+    given = ast.parse("\n".join(injected)).body
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in given}  # type: ignore[attr-defined]
+
+
+def check(
+    notebook: Path,
+    copy: nbformat.NotebookNode | None,
+    made: Mapping[Path, dict[str, Any]],
+    configs: Sequence[RunConfig],
+    profile: Profile,
+    runs: Path,
+    corpora: dict[str, Corpus],
+) -> tuple[dict[Path, list[str]], str]:
+    """For each file why it is stale, nothing if it is not; and what could not be checked, in words.
+
+    copy: the notebook as it was executed; made: file → its provenance, of all that this notebook made; configs: its
+    grid today; runs: folder of the run store. `corpora` is filled with those of the runs, by the content key of their
+    options.
+    """
+    stale: dict[Path, list[str]] = {path: [] for path in made}
+    unchecked = [] if copy else ["no executed copy of the notebook lies beside its results"]
+    changed = copy is not None and _code(copy) != _code(nbformat.read(notebook, as_version=4))
+    for path, provenance in made.items():
+        if changed:
+            stale[path].append("its notebook has changed since it was run")
+        if copy and path.stat().st_mtime < _started(copy):
+            stale[path].append("its notebook did not write it when it was last run")
+        if provenance["result_version"] != records.RESULT_VERSION:
+            stale[path].append(f"made by result version {provenance['result_version']}, now {records.RESULT_VERSION}")
+    used = {address for provenance in made.values() for address in provenance["runs"]}
+    if not used and not configs:
+        return stale, "; ".join(unchecked)
+    if not runs.is_dir():
+        return stale, "; ".join([*unchecked, "the runs are not here"])
+    today = None
+    try:
+        today = _addresses(configs, profile, corpora)
+    except (ValueError, OSError) as error:
+        unchecked.append(f"what the grid needs is not here ({str(error).splitlines()[0]})")
+    for path, provenance in made.items():
+        mine = [Run(runs / address) for address in provenance["runs"]]
+        finished = [run for run in mine if run.finished]
+        if len(finished) < len(mine):
+            stale[path].append(f"{len(mine) - len(finished)} of its {len(mine)} runs are not finished")
+        if any((run.path / "metrics.json").stat().st_mtime > path.stat().st_mtime for run in finished):
+            stale[path].append("a run of it was made again later")
+        if today is not None and (other := {run.address for run in mine} - today):
+            stale[path].append(f"{len(other)} of its {len(mine)} runs are no longer in the grid")
+        if today is not None and (new := today - used):
+            stale[path].append(f"the grid has {len(new)} runs that nothing here rests on")
+    return stale, "; ".join(unchecked)
+
+
+def _addresses(configs: Sequence[RunConfig], profile: Profile, corpora: dict[str, Corpus]) -> set[str]:
+    """Of the runs of a grid; nothing is made or fetched for it."""
+    root = profile.root
+    pairs = [(config, training.loaded(config, root, corpora)) for config in configs]
+    return {training.locate(*pair, fetch=False, root=root, corpora=corpora).address for pair in pairs}
+
+
+def _tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _code(notebook: nbformat.NotebookNode) -> list[str]:
+    own = [cell for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in _tags(cell)]
+    return [cell.source for cell in own]
+
+
+def _started(copy: nbformat.NotebookNode) -> float:
+    """When its first cell was executed, in seconds since the epoch; 0 where that was not recorded."""
+    times = [
+        cell.metadata["execution"].get("iopub.execute_input") for cell in copy.cells if "execution" in cell.metadata
+    ]
+    return min((datetime.fromisoformat(time).timestamp() for time in times if time), default=0.0)

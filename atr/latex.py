@@ -1,0 +1,78 @@
+"""LaTeX: signs that it needs escaped, and a report as a bundle to compile or to take from."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+if TYPE_CHECKING:
+    from atr.report import Report
+
+# Signs that plain LaTeX does not know.
+SIGNS = str.maketrans(
+    {"→": r"$\rightarrow$", "±": r"$\pm$", "—": "---", "≥": r"$\geq$", "×": r"$\times$"}
+    | {"σ": r"$\sigma$", "α": r"$\alpha$", "√": r"$\surd$", "−": "--"}
+)
+MARKS = str.maketrans(
+    {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+)
+MARKUP = {
+    r"\*\*(.+?)\*\*": r"\\textbf{\1}",
+    r"\*(.+?)\*": r"\\emph{\1}",
+    r"`(.+?)`": r"\\texttt{\1}",
+    r'"(.+?)"': r"``\1''",
+    r"^(?:-|\d+\.) ": r"\\par ",
+}
+ROWS = 45  # that fit on a page
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX prints it, but for SIGNS."""
+    return text.translate(MARKS)
+
+
+def table(frame: pd.DataFrame, caption: str, name: str) -> str:
+    """A table with rules of booktabs, its caption above it, labelled `tab:<name>`."""
+    styled = frame.style.hide(axis="index").format(escape="latex", precision=2, na_rep="")
+    styled = styled.format_index(escape="latex", axis=1)
+    return styled.to_latex(caption=escape(caption), label=f"tab:{name}", hrules=True).translate(SIGNS)
+
+
+def prose(markdown: str) -> str:
+    """Markdown of paragraphs, lists, emphasis and code as LaTeX."""
+    text = escape(markdown)
+    for pattern, replacement in MARKUP.items():
+        text = re.sub(pattern, replacement, text, flags=re.M)
+    return text.translate(SIGNS)
+
+
+def write(report: "Report", folder: Path) -> None:
+    """Fill `folder` with report.tex, the tables (.tex, .csv) and figures (.pdf) that it takes in, and their .json."""
+    for output in report.outputs:
+        target = folder / output.path.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        for suffix in (".pdf", ".json") if output.readable is None else (".csv", ".json"):
+            shutil.copyfile(output.path.with_suffix(suffix), target / f"{output.name}{suffix}")
+        if output.readable is not None:
+            caption = f"{output.provenance['caption']} {output.provenance['note']}"
+            text = table(output.readable, caption.strip(), output.name)
+            (target / f"{output.name}.tex").write_text(text, encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("atr"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    environment.filters |= {"prose": prose, "escape": lambda text: escape(text).translate(SIGNS)}
+    text = environment.get_template("report.tex").render(report=report, rows=ROWS)
+    (folder / "report.tex").write_text(text, encoding="utf-8")
