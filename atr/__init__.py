@@ -28,7 +28,8 @@ _HOMES = {
 _MODULES = (
     "attention audio captioning captions_figures config corpora data dcase download embedding encoders ensembles "
     "evaluation features figures language_models lexical losses maps metrics mining model planning profiles readings "
-    "records runs sampling statistics store study tables text_aware topics training uniformity voxels"
+    "records runs sampling search shards sounds statistics store study tables text_aware topics training uniformity "
+    "voxels"
 ).split()
 
 

@@ -1,4 +1,6 @@
-"""The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr runs`, `atr reference`."""
+"""The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr index`, `atr search`, `atr runs`,
+`atr reference`.
+"""
 
 import os
 import re
@@ -11,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from atr.commands import search as searching
 
 app = typer.Typer(
     help="Audio-text retrieval: run the studies, check a corpus, look after the runs.",
@@ -283,6 +287,10 @@ def caption(
     console.print(
         f'train on them: load_corpus("{corpus}", …, synthetic="{name}")', soft_wrap=True, markup=False, highlight=False
     )
+
+
+app.command()(searching.index)
+app.command()(searching.search)
 
 
 @app.command()

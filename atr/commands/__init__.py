@@ -1,0 +1,1 @@
+"""Commands of `atr`, each in a module of its own."""
