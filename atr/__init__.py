@@ -31,8 +31,8 @@ _HOMES = {
 _MODULES = (
     "attention audio captioning captions_figures config corpora data dcase download embedding encoders ensembles "
     "evaluation features figures freshness language_models latex lexical losses maps metrics mining model pages "
-    "planning profiles readings records register report runs sampling statistics store study tables text_aware topics "
-    "training uniformity voxels"
+    "planning profiles readings records register report runs sampling search shards sounds statistics store study "
+    "tables text_aware topics training uniformity voxels"
 ).split()
 
 

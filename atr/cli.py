@@ -1,5 +1,5 @@
-"""The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr runs`, `atr report`,
-`atr reference`.
+"""The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr index`, `atr search`, `atr runs`,
+`atr report`, `atr reference`.
 """
 
 import os
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from atr.commands import search as searching
 from atr.commands.report import report
 
 app = typer.Typer(
@@ -300,6 +301,10 @@ def caption(
     console.print(
         f'train on them: load_corpus("{corpus}", …, synthetic="{name}")', soft_wrap=True, markup=False, highlight=False
     )
+
+
+app.command()(searching.index)
+app.command()(searching.search)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from tqdm.auto import tqdm
 
 from atr.audio import resample
 from atr.corpora.corpus import Corpus
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 PROJECT = Path(__file__).resolve().parents[1]
 WAVEFORM_VERSION = 1
@@ -198,7 +201,7 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
 
     def build(folder: Path) -> None:
         title = f"{corpus.name} {split}: audio"
-        pack(folder, tqdm(_ahead(decode, clips), total=len(clips), desc=title, unit="clip", disable=quiet))
+        pack(folder, tqdm(ahead(decode, clips), total=len(clips), desc=title, unit="clip", disable=quiet))
 
     beginning = [] if seconds is None else [float(seconds)]
     key = content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION, *beginning)
@@ -210,7 +213,7 @@ def quantised(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     return np.round(np.clip(resample(waveform, rate, sample_rate), -1, 1) * 32767).astype(np.int16)
 
 
-def _ahead(function: Callable[[str], np.ndarray], items: Iterable[str]) -> Iterator[np.ndarray]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map(function, items)` on a thread for each core, never more than four items a thread ahead of what is taken.
 
     Threads, because decoding and resampling let go of the interpreter's lock and nothing has to be sent.

@@ -69,6 +69,8 @@ def write_opposite_infinities(path):
 
 BAD = {
     "no such file": lambda path: None,
+    "0 bytes": lambda path: path.touch(),
+    "unreadable (Format not recognised.)": write_text,
     "unreadable": write_text,
     "0 samples": write_no_samples,
     "silent": write_zeros,
@@ -99,6 +101,17 @@ def test_an_absurd_length_is_refused_by_the_header_before_anything_is_decoded(tm
     monkeypatch.delattr(soundfile.SoundFile, "read")
     with pytest.raises(AudioError, match="1801 s long, more than 1800 s; cut it"):
         audio.read(path)
+
+
+def test_segments_of_a_file_that_does_not_say_how_long_it_is_are_refused(tmp_path):
+    path = tmp_path / "stream.flac"
+    soundfile.write(path, tone(), 16000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # STREAMINFO: 36 bits of total samples, 0 if unknown
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match="its header does not state its length; convert it"):
+        list(audio.segments(path, 10.0))
 
 
 @pytest.mark.parametrize("extension, problem", [("mp3", "cut short"), ("flac", "unreadable")])

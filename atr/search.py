@@ -1,0 +1,337 @@
+"""A folder of sounds, found by words: an index of an embedding for every ten seconds of each file, kept up to date."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from atr import audio, shards, store
+from atr.audio import AudioError
+from atr.embedding import Embedder
+from atr.planning import duration
+from atr.records import write_json
+from atr.sounds import scan
+
+INDEX_VERSION = 1  # raised when the same files would be kept or embedded otherwise
+SEGMENT = 10.0  # seconds
+BATCH = 32  # segments embedded at a time
+SHARD_SECONDS = 20.0  # of work that an interruption may cost
+AHEAD = 30.0  # seconds; longer files are not decoded ahead of time but as they are embedded
+QUERIES = 256  # scored at a time
+RETRIED = -1  # for a time of change: of no file
+
+Piece = tuple[float, float, np.ndarray]  # start, end, waveform at the embedder's rate
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an update came to. Files: new, changed, unchanged, gone, usable; segments; seconds of sound; problems: path
+    and problem of what cannot be used.
+    """
+
+    new: int
+    changed: int
+    unchanged: int
+    gone: int
+    usable: int
+    segments: int
+    seconds: float
+    problems: pd.DataFrame
+
+    def __str__(self) -> str:
+        return (
+            f"{counted(self.usable, 'file')}, {duration(self.seconds)} of sound in {counted(self.segments, 'segment')} "
+            f"({self.new:,} new, {self.changed:,} changed, {self.unchanged:,} unchanged, {self.gone:,} gone)"
+        )
+
+
+class Index:
+    """The sounds of a folder, embedded in segments.
+
+    folder: searched with all below it; hidden files and folders are left out, a folder that links lead to is entered
+    once. embedder: any but a text-aware one. segment: seconds; a rest below one second belongs to the segment before, a
+    file below one second is heard with silence behind it, silent segments are left out.
+    model: what says to others how to make the embedder again, kept in `index.json`.
+
+    It lies in `<home>/indexes/<key>/`, where the key is made of the folder, the embedder's fingerprint and the segment.
+    ValueError: an embedder or segment that does not go with it.
+
+    >>> import atr
+    >>> index = atr.search.Index("my_sounds", atr.Embedder(run))      # doctest: +SKIP
+    >>> print(index.update())                                         # doctest: +SKIP
+    412 files, 69 minutes of sound in 437 segments (412 new, 0 changed, 0 unchanged, 0 gone)
+    >>> index.search("rain on a tin roof", top=3)                     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        embedder: Embedder,
+        segment: float = SEGMENT,
+        model: Mapping[str, Any] | None = None,
+    ) -> None:
+        if embedder.text_aware:
+            raise ValueError(
+                f"{embedder.name}: text-aware, it has an embedding a frame, too many to keep; name another run"
+            )
+        if not audio.SHORTEST <= segment <= audio.MAX_SECONDS:
+            raise ValueError(f"segment: {segment:g} s; give {audio.SHORTEST:g} to {audio.MAX_SECONDS:g}")
+        if embedder.seconds is not None and segment > embedder.seconds:
+            raise ValueError(
+                f"segment: {segment:g} s, but {embedder.name} hears only {embedder.seconds:g} s; give at most those"
+            )
+        self.folder, self.embedder, self.segment = resolved(folder), embedder, float(segment)
+        self.model = dict(model or {})
+        key = store.content_key(INDEX_VERSION, str(self.folder), embedder.fingerprint, self.segment)
+        self.path = home() / key
+
+    @cached_property
+    def _shards(self) -> list[shards.Shard]:
+        return shards.stored(self.path)
+
+    @cached_property
+    def _files(self) -> pd.DataFrame:
+        return shards.files(self._shards)
+
+    @property
+    def files(self) -> pd.DataFrame:
+        """A row a file: path relative to the folder, size, mtime_ns, seconds, segments, problem ("" if none)."""
+        return self._files[list(shards.COLUMNS)].sort_values("path", ignore_index=True)
+
+    def update(self, quiet: bool = False) -> Report:
+        """Embed the files that are new or changed by size or time, forget those that are gone.
+
+        What is done stays done when it is interrupted. A file that cannot be used is kept with its problem, and tried
+        again when it changes.
+
+        FileNotFoundError, NotADirectoryError, ValueError: no folder with sounds. OSError: nothing can be written; or
+        another process is indexing the same.
+        """
+        found, closed = scan(self.folder, quiet)
+        with _writing(self.path):
+            shards.clean(self.path)
+            self._forget()
+            known = self._files
+            both = found.merge(known, "left", ["path", "size", "mtime_ns"])
+            todo = both.loc[both["segments"].isna(), ["path", "size", "mtime_ns"]]
+            hidden = known["path"].str.startswith(tuple(f"{below}/" for below in closed))
+            gone = ~known["path"].isin(found["path"]) & ~hidden.astype(bool)
+            new = int((~todo["path"].isin(known["path"])).sum())
+            if len(todo):
+                self._describe(complete=False)
+                self._embed(todo, quiet)
+                self._forget()
+            kept = self._files[~self._files["path"].isin(known["path"][gone])]
+            shards.compact(self.path, self._shards, kept)
+            self._forget()
+            self._describe(complete=True)
+        files = self.files
+        bad = files.loc[files["problem"] != "", ["path", "problem"]]
+        return Report(
+            new=new,
+            changed=len(todo) - new,
+            unchanged=len(files) - len(todo),
+            gone=int(gone.sum()),
+            usable=len(files) - len(bad),
+            segments=int(files["segments"].sum()),
+            seconds=float(files["seconds"].sum()),
+            problems=pd.concat([pd.DataFrame(closed.items(), columns=bad.columns), bad], ignore_index=True),
+        )
+
+    def search(self, queries: str | Sequence[str], top: int = 10) -> pd.DataFrame:
+        """The `top` files for each query, by their best segments: query, rank from 1, score (cosine), path, start and
+        end in seconds.
+
+        FileNotFoundError: the folder is not indexed. ValueError: a query without words, a damaged index.
+        """
+        if not self._shards:
+            raise FileNotFoundError(f"{self.folder}: not indexed by {self.embedder.name} yet; update() does it")
+        if top < 1:
+            raise ValueError(f"top: {top}; give 1 or more")
+        queries = [queries] if isinstance(queries, str) else list(queries)
+        sentences = self.embedder.sentences(queries)
+        rows = []
+        for start in range(0, len(queries), QUERIES):
+            for query, best in enumerate(self._best(sentences[start : start + QUERIES], top), start):
+                ranked = [self._hit(sentences[query], score, *place) for score, *place in best]
+                ranked.sort(key=lambda hit: (-hit["score"], hit["path"]))
+                rows += [{"query": queries[query], "rank": rank} | hit for rank, hit in enumerate(ranked, 1)]
+        return pd.DataFrame(rows, columns=["query", "rank", "score", "path", "start", "end"])
+
+    def _best(self, sentences: Tensor, top: int) -> list[list[tuple[float, int, int]]]:
+        """For each sentence the (score, shard, line) of the `top` files, exactly; files in a shard are in order."""
+        best: list[list[tuple[float, int, int]]] = [[] for _ in sentences]
+        for place, (shard, live) in enumerate(zip(self._shards, self._live, strict=True)):
+            lines = np.flatnonzero(shard.table["segments"])
+            if not len(lines):
+                continue
+            scores = self.embedder.similarity(sentences, shard.tensors["embeddings"]).numpy()
+            peaks = np.maximum.reduceat(scores, shard.offsets[lines], axis=1)[:, live[lines]]
+            lines = lines[live[lines]]
+            order = np.argsort(-peaks, axis=1, kind="stable")[:, :top]
+            for query, chosen in enumerate(order):
+                found = [(float(peaks[query, file]), place, int(lines[file])) for file in chosen]
+                best[query] = sorted(best[query] + found, key=lambda hit: -hit[0])[:top]
+        return best
+
+    @cached_property
+    def _live(self) -> list[np.ndarray]:
+        return shards.masks(self._shards, self._files)
+
+    def _hit(self, sentence: Tensor, score: float, place: int, line: int) -> dict[str, Any]:
+        shard = self._shards[place]
+        rows = slice(*shard.offsets[line : line + 2])
+        best = int(self.embedder.similarity(sentence[None], shard.tensors["embeddings"][rows])[0].argmax())
+        start, end = shard.tensors["times"][rows][best].tolist()
+        return {"score": score, "path": str(self.folder / shard.table["path"][line]), "start": start, "end": end}
+
+    def _forget(self) -> None:
+        for name in ("_shards", "_files", "_live"):
+            self.__dict__.pop(name, None)
+
+    def _describe(self, complete: bool) -> None:
+        content = {
+            "version": INDEX_VERSION,
+            "folder": str(self.folder),
+            "segment": self.segment,
+            "name": self.embedder.name,
+            "fingerprint": self.embedder.fingerprint,
+            "model": self.model,
+            "complete": complete,
+        }
+        write_json(self.path / "index.json", content)
+
+    def _embed(self, todo: pd.DataFrame, quiet: bool) -> None:
+        """Embed files, path, size and mtime_ns, shard by shard."""
+        shard = _Filling(self.path, self.embedder)
+        rows = todo.itertuples(index=False, name=None)
+        with tqdm(total=int(todo["size"].sum()), unit="B", unit_scale=True, disable=quiet) as bar:
+            for number, (file, seconds, pieces) in enumerate(store.ahead(self._begin, rows), 1):
+                bar.set_description(f"file {number:,} of {len(todo):,}", refresh=False)
+                path, size, mtime_ns = file
+                before, problem = bar.n, ""
+                try:
+                    if isinstance(pieces, Exception):
+                        raise pieces
+                    for start, end, waveform in pieces:
+                        shard.hear(start, end, waveform)
+                        bar.update(before + round(size * min(1, end / seconds)) - bar.n)
+                except AudioError as error:
+                    problem = f"{error.problem}; {error.mend}"
+                except OSError as error:
+                    problem, mtime_ns = f"{error.strerror}; make it readable", RETRIED
+                bar.update(before + size - bar.n)
+                shard.end(path, size, mtime_ns, seconds, problem)
+        shard.land()
+
+    def _begin(self, file: tuple[str, int, int]) -> tuple[tuple[str, int, int], float, Iterable[Piece] | Exception]:
+        """A file, its length in seconds, and its pieces or why there are none."""
+        path = self.folder / file[0]
+        try:
+            open(path, "rb").close()  # its reason is clearer than the decoder's
+            frames, rate = audio.header(path)
+            pieces = self._pieces(path)
+            return file, frames / rate, pieces if frames / rate > AHEAD else list(pieces)
+        except (AudioError, OSError) as error:
+            return file, 0.0, error
+
+    def _pieces(self, path: Path) -> Iterator[Piece]:
+        for start, waveform, rate in audio.segments(path, self.segment):
+            if waveform.any():
+                end, new = start + len(waveform) / rate, self.embedder.sample_rate
+                waveform = audio.resample(waveform, rate, new)
+                yield start, end, np.pad(waveform, (0, max(0, round(audio.SHORTEST * new) - len(waveform))))
+
+
+class _Filling:
+    """The shard that is being filled; it lands every SHARD_SECONDS, between two files."""
+
+    def __init__(self, folder: Path, embedder: Embedder) -> None:
+        self.folder, self.embedder = folder, embedder
+        self._empty()
+
+    def _empty(self) -> None:
+        self.entries: list[tuple] = []
+        self.waiting: list[np.ndarray] = []
+        self.embedded = [torch.empty(0, self.embedder.dim)]
+        self.times: list[tuple[float, float]] = []
+        self.owners: list[int] = []  # each row's entry
+        self.started = time.monotonic()
+
+    def hear(self, start: float, end: float, waveform: np.ndarray) -> None:
+        self.waiting.append(waveform)
+        self.times.append((start, end))
+        self.owners.append(len(self.entries))
+        if len(self.waiting) == BATCH:
+            self._embed()
+
+    def _embed(self) -> None:
+        if self.waiting:
+            self.embedded.append(self.embedder.sounds(self.waiting))
+            self.waiting = []
+
+    def end(self, path: str, size: int, mtime_ns: int, seconds: float, problem: str) -> None:
+        rows = 0 if problem else self.owners.count(len(self.entries))
+        self.entries.append((path, size, mtime_ns, 0.0 if problem else seconds, rows, problem))
+        if time.monotonic() - self.started >= SHARD_SECONDS:
+            self.land()
+
+    def land(self) -> None:
+        if not self.entries:
+            return
+        self._embed()
+        table = pd.DataFrame(self.entries, columns=list(shards.COLUMNS))
+        rows = torch.tensor([not self.entries[owner][-1] for owner in self.owners], dtype=torch.bool)
+        times = torch.tensor(self.times, dtype=torch.float64).reshape(-1, 2)
+        shards.write(self.folder, [shards.Part(table, torch.cat(self.embedded)[rows], times[rows])])
+        self._empty()
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 file", "2,000 files"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def resolved(folder: str | os.PathLike[str]) -> Path:
+    return Path(folder).expanduser().resolve()
+
+
+def home() -> Path:
+    return store.home() / "indexes"
+
+
+def described(folder: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+    """What `index.json` of each index says, the one that was updated last first; of one folder if it is given.
+
+    version, folder, segment, name and fingerprint of the embedder, model, complete: whether no update was interrupted.
+    """
+    files = sorted(home().glob("*/index.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    found = [json.loads(file.read_text()) for file in files]
+    return [one for one in found if folder is None or one["folder"] == str(resolved(folder))]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Alone, and with clear words where it cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+            yield
+    except Timeout:
+        raise OSError(f"{path}: another process is writing this index; wait for it, or stop it") from None
+    except (OSError, SafetensorError) as error:
+        mend = "make room or make it writable, or set ATR_HOME to another folder"
+        raise OSError(f"{path}: cannot be written ({error}); {mend}") from error

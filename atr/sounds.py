@@ -1,0 +1,67 @@
+"""Which sounds lie in a folder."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import soundfile
+from tqdm.auto import tqdm
+
+# Endings of the formats that libsndfile knows by their content; RAW has none, and .mat seldom holds a sound.
+READ = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw", ".mat4", ".mat5"}
+READ |= {".aif", ".aifc", ".iff", ".mp2", ".oga", ".opus", ".snd", ".sph", ".wave"}
+UNREAD = {".aac", ".amr", ".ape", ".m4a", ".wma"}  # sounds that it cannot read: listed, so that somebody is told
+
+
+def check(folder: Path) -> None:
+    """FileNotFoundError, NotADirectoryError, ValueError: no folder, or no sounds in it."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: a file; give a folder, such as {folder.parent}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    if next(walk(folder), None) is None:
+        raise ValueError(f"{folder}: no sounds here (WAV, FLAC, OGG, MP3, AIFF, …); give a folder that has some")
+
+
+def scan(folder: Path, quiet: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The sounds of a folder, sorted by path, with the columns of `walk`; and the folders in it that cannot be listed,
+    with the reason. Errors as in `check`.
+    """
+    check(folder)
+    closed: dict[str, str] = {}
+    rows = sorted(tqdm(walk(folder, closed), desc="looking for sounds", unit=" files", disable=quiet))
+    return pd.DataFrame(rows, columns=["path", "size", "mtime_ns"]), closed
+
+
+def walk(folder: Path, closed: dict[str, str] | None = None) -> Iterator[tuple[str, int, int]]:
+    """Path relative to the folder, size and mtime_ns of each sound in it, by its ending; nothing hidden, and each
+    folder that links lead to once. `closed` is filled with the folders that cannot be listed.
+    """
+    entered: set[tuple[int, int]] = set()
+    folders, links = [""], list[str]()
+    while folders or links:
+        links.sort(reverse=True)
+        below = folders.pop() if folders else links.pop()  # last, so that a folder keeps its own name
+        try:
+            state = os.stat(folder / below)
+            if (state.st_dev, state.st_ino) in entered:
+                continue
+            entered.add((state.st_dev, state.st_ino))
+            entries = os.scandir(folder / below)
+        except OSError as error:
+            if closed is not None:
+                closed[below] = f"{error.strerror}; make it readable"
+            continue
+        with entries:
+            for entry in entries:
+                path = os.path.join(below, entry.name)
+                with suppress(OSError):  # a link that leads nowhere
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(path)
+                    elif os.path.splitext(entry.name)[1].lower() in READ | UNREAD and entry.is_file():
+                        state = entry.stat()
+                        yield path, state.st_size, state.st_mtime_ns
