@@ -203,8 +203,8 @@ def _confession(record: dict[str, Any]) -> str:
     kinds = record["trained_on"]
     return (
         "Model: the residual CNN of profile demo, small and trained on synthetic soundscapes alone. There it has the "
-        f"right one of {record['among']} among its first ten for {record['r10']:.0f} % of captions. It has never heard a "
-        f"recording, and knows {len(kinds)} kinds of sound: {', '.join(kinds)}. Of a CLAP model (--clap) or a run "
+        f"right one of {record['among']} among its first ten for {record['r10']:.0f} % of captions. It has never heard "
+        f"a recording, and knows {len(kinds)} kinds of sound: {', '.join(kinds)}. Of a CLAP model (--clap) or a run "
         "trained on recordings (--run) expect more on real sound."
     )
 
