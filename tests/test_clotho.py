@@ -263,5 +263,5 @@ class TestEvaluation:
             clotho.evaluation(tmp_path)
         folder = dataset_layouts.evaluation(tmp_path / "dcase", seconds=0.2)
         (folder / "retrieval_audio" / "test" / "clip 1.wav").write_bytes(b"")
-        with pytest.raises(CorpusError, match="clip 1.wav: unreadable"):
+        with pytest.raises(CorpusError, match="clip 1.wav: 0 bytes"):
             clotho.evaluation(folder)

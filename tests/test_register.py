@@ -183,10 +183,10 @@ def test_the_command_line_takes_extensions_from_the_environment(tmp_path, monkey
     atr.fit(config(loss={"name": "number"}), runs=atr.profile("smoke").runs, device="cpu")
     register._forget(path)
     shown = CliRunner().invoke(app, ["runs", "list", "--profile", "smoke"], env={"COLUMNS": "300"})
-    assert "one of your own: first atr.extend" in shown.output
+    assert "oneofyourown:firstatr.extend" in re.sub(r"[│\s]", "", shown.output)  # a table's cells are wrapped
     shown = CliRunner().invoke(
         app, ["runs", "list", "--profile", "smoke"], env={"COLUMNS": "300", "ATR_EXTENSIONS": str(path)}
     )
-    assert "number scratch" in shown.output and shown.exit_code == 0
+    assert "numberscratch" in re.sub(r"[│\s]", "", shown.output) and shown.exit_code == 0
     shown = CliRunner().invoke(app, ["runs", "list"], env={"COLUMNS": "300", "ATR_EXTENSIONS": "none.py"})
-    assert shown.exit_code == 1 and "none.py: no such file" in shown.output
+    assert shown.exit_code == 1 and "none.py:nosuchfile" in re.sub(r"\s", "", shown.output)

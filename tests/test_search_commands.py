@@ -170,7 +170,7 @@ class TestIndex:
             (["0.wav"], "0.wav: a file; give a folder"),
             (["empty"], "empty: no sounds here"),
             ([".", "--run", "a", "--clap", "b"], "--run and --clap: give one of them"),
-            ([".", "--run", "zz"], "0 runs of profile demo begin with 'zz'"),
+            ([".", "--run", "zz"], "0 runs begin with 'zz'"),
             ([".", "--clap", "none/such"], "none/such"),
             ([".", "--segment", "0"], "segment: 0 s; give 1 to 1800"),
         ],
