@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ MARKUP = {
     r"^(?:-|\d+\.) ": r"\\par ",
 }
 ROWS = 45  # that fit on a page
+WIDTH = 15  # of a line of a heading
 
 
 def escape(text: str) -> str:
@@ -36,10 +38,15 @@ def escape(text: str) -> str:
 
 
 def table(frame: pd.DataFrame, caption: str, name: str) -> str:
-    """A table with rules of booktabs, its caption above it, labelled `tab:<name>`."""
-    styled = frame.style.hide(axis="index").format(escape="latex", precision=2, na_rep="")
-    styled = styled.format_index(escape="latex", axis=1)
+    """A table with rules of booktabs, its caption above it, labelled `tab:<name>`; long headings take several lines."""
+    styled = frame.rename(columns=_heading).style.hide(axis="index")
+    styled = styled.format(escape="latex", precision=2, na_rep="")
     return styled.to_latex(caption=escape(caption), label=f"tab:{name}", hrules=True).translate(SIGNS)
+
+
+def _heading(name: object) -> str:
+    lines = [escape(line) for line in textwrap.wrap(str(name), WIDTH, break_long_words=False, break_on_hyphens=False)]
+    return r"\shortstack[l]{" + r" \\ ".join(lines) + "}" if len(lines) > 1 else escape(str(name))
 
 
 def prose(markdown: str) -> str:

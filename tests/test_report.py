@@ -442,6 +442,10 @@ class TestLatex:
         assert r"a\_1 \& <b> & 76.8 $\pm$ 1.1 \\" in text and r"loss & T$\rightarrow$A R@10 \\" in text
         assert r"\label{tab:01_all}" in text and r"All \& <i>some</i>, T$\rightarrow$A. 2 runs" in text
 
+    def test_long_headings_take_several_lines(self):
+        text = latex.table(pd.DataFrame({"T→A R@1 AudioCaps, published": [1.5], "short": [2]}), "Both.", "both")
+        assert r"\shortstack[l]{T$\rightarrow$A R@1 \\ AudioCaps, \\ published} & short \\" in text
+
     def test_a_table_longer_than_a_page_is_pointed_at(self, results):
         run = records.Run(next((results / "runs").iterdir()))
         tables.save(pd.DataFrame({"row": range(60)}), results, "01_each_b", "Long.", [run])
