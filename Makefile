@@ -6,17 +6,18 @@ SEEDS =
 DEVICE =
 CLIPS =
 CAPTIONS =
+CHROMIUM =
 
 PY = .venv/bin/python
 # The settings and caches of a run stay in the environment, out of the user's home.
 HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/.venv/home/jupyter" \
 	JUPYTER_DATA_DIR="$(CURDIR)/.venv/home/jupyter" MPLCONFIGDIR="$(CURDIR)/.venv/home/matplotlib"
 
-.PHONY: help study report lab test lint reference lock clean
+.PHONY: help study report lab test test-browser lint reference lock clean
 
 help: ## list the targets
 	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [CLIPS=<folder>] [CAPTIONS=<file>]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 study: .venv/.stamp ## run the notebooks, or those of NN, and write their tables and figures to results/
 	@$(HOMES) $(PY) -m atr study $(NN) --profile $(PROFILE) $(if $(SEEDS),--seeds "$(SEEDS)") \
@@ -31,6 +32,9 @@ lab: .venv/.stamp ## open JupyterLab on the notebooks
 
 test: lint ## check style and types, run the tests, measure their coverage
 	@$(HOMES) $(PY) -m pytest -n 2 --dist loadfile --cov --cov-fail-under=90
+
+test-browser: .venv/.browser ## use the widgets of notebook 00 and the report in Chromium or Chrome, as a reader does
+	@$(HOMES) CHROMIUM="$(CHROMIUM)" $(PY) -m pytest tests/browser
 
 lint: .venv/.stamp ## check style and types
 	$(PY) -m ruff check .
@@ -52,6 +56,20 @@ clean: ## remove the environment and the tools' caches; data/ and results/ stay
 .venv/.stamp: .venv/.locked pyproject.toml
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@mkdir -p .venv/home && touch $@
+
+.venv/.browser: .venv/.stamp tests/browser/requirements.txt
+	@if [ -z "$(CHROMIUM)" ] && [ ! -x "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" ] && \
+		! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && \
+		! command -v google-chrome >/dev/null && ! command -v google-chrome-stable >/dev/null; then \
+		if [ "`id -u`" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get -q update && apt-get -q -y install chromium; \
+		else \
+			echo "This needs Chromium or Chrome: install one (apt install chromium, brew install --cask"; \
+			echo "google-chrome), or name one you have: make test-browser CHROMIUM=<file>"; exit 1; \
+		fi; \
+	fi
+	$(PY) -m pip install --disable-pip-version-check --no-input --quiet -r tests/browser/requirements.txt
+	@touch $@
 
 .venv/.locked: requirements.lock
 	@found=; \

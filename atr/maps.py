@@ -27,6 +27,7 @@ from atr.records import Run
 
 if TYPE_CHECKING:
     import ipywidgets
+    from plotly.graph_objects import FigureWidget
 
 CorpusOf = Callable[[RunConfig], Corpus]
 
@@ -157,33 +158,52 @@ class Map:
 
 
 def map_of(run: Run, corpus: Corpus, seed: int = 0, neighbours: int = 15) -> Map:
-    """The map of a finished run; corpus: what it was trained on. ValueError: as `labels` and `project`."""
+    """The map of a finished run; corpus: what it was trained on. ValueError: as `labels`, `space` and `project`."""
     audio_labels, text_labels = labels(run, corpus)
-    audio, text = project(run.embeddings["audio"], run.embeddings["text"], seed, neighbours)
+    audio, text = project(*space(run), seed, neighbours)
     return Map(audio, text, audio_labels, text_labels)
+
+
+def space(run: Run) -> tuple[Tensor, Tensor]:
+    """Audio (clips, dim) and text (captions, dim) of the test split. ValueError: a run with text-aware pooling."""
+    found = run.embeddings
+    if "audio" not in found:
+        raise ValueError(
+            f"{run.path}: with text-aware pooling a clip has an embedding for each caption, and no place of its own; "
+            "choose a run without"
+        )
+    return found["audio"], found["text"]
+
+
+def tested(run: Run, corpus: Corpus) -> Corpus:
+    """The split that a finished run was tested on; validation where it had no test clips. corpus: what it was trained
+    on. ValueError: it is another.
+    """
+    split = "test" if run.clips["split"].eq("test").any() else "validation"
+    theirs = run.clips.loc[run.clips["split"] == split, "clip"].tolist()
+    part = corpus.split(split)
+    if part.clips["clip"].tolist() != theirs or len(part.captions) != len(run.embeddings["text"]):
+        raise ValueError(
+            f"{run.path}: embeddings of {len(theirs)} clips and {len(run.embeddings['text'])} captions; the corpus has "
+            f"{len(part)} and {len(part.captions)}, or others; load what run.config.corpus names, or train again"
+        )
+    return part
 
 
 def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
     """What points say of themselves, as the HTML that plotly knows: (clips,) and (captions,) of the test split.
 
     A clip says its name and its captions, a caption itself and where its best-ranked right clip stands. Texts are
-    escaped, lines broken at `WIDTH` characters. ValueError: the corpus is not the one that the run was trained on.
+    escaped, lines broken at `WIDTH` characters. ValueError: as `tested`.
     """
-    test = corpus.split("test")
-    captions = test.captions["caption"].tolist()
+    test = tested(run, corpus)
     clips = test.clips["clip"].tolist()
-    theirs = run.clips.query("split == 'test'")["clip"].tolist()
-    if clips != theirs or len(captions) != len(run.embeddings["text"]):
-        raise ValueError(
-            f"{run.path}: embeddings of {len(theirs)} clips and {len(run.embeddings['text'])} captions; the corpus has "
-            f"{len(clips)} and {len(captions)}, or others; load what run.config.corpus names, or train the run again"
-        )
     own = test.captions.groupby("clip")["caption"].agg(list)
     audio = ["<br>".join([f"<b>{wrapped(clip)}</b>", *(f"– {wrapped(one)}" for one in own[clip])]) for clip in clips]
     ranks = run.ranks.best("t2a").tolist()
     text = [
         f"{wrapped(caption)}<br><i>right clip at rank {rank} of {len(clips)}</i>"
-        for caption, rank in zip(captions, ranks, strict=True)
+        for caption, rank in zip(test.captions["caption"], ranks, strict=True)
     ]
     return audio, text
 
@@ -215,6 +235,26 @@ def _maps(runs: Mapping[str, Run], corpus_of: CorpusOf, seed: int, neighbours: i
 
 def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidgets.VBox":
     import ipywidgets
+
+    figure = canvas()
+    menu = ipywidgets.Dropdown(options=list(runs), description="run", layout={"width": "max-content"})
+    said = ipywidgets.Label()
+
+    def chosen(change: dict[str, Any]) -> None:
+        said.value = "mapping …"
+        try:
+            put(figure, maps(change["new"]), change["new"])
+            said.value = ""
+        except (ValueError, OSError) as error:  # what a callback raises goes to a log that nobody reads
+            said.value = str(error)
+
+    put(figure, maps(menu.value), menu.value)
+    menu.observe(chosen, "value")
+    return ipywidgets.VBox([ipywidgets.HBox([menu, said]), figure])
+
+
+def canvas(height: int = 640) -> "FigureWidget":
+    """An empty map to explore: two traces, captions and clips. height in pixels."""
     from plotly import graph_objects
 
     figures.style()
@@ -223,14 +263,14 @@ def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidget
         "clips": {"color": to_hex("C1"), "size": 7, "symbol": "diamond-open"},
     }
     hidden = {"visible": False}
-    figure = graph_objects.FigureWidget(
+    return graph_objects.FigureWidget(
         [
             graph_objects.Scatter(mode="markers", hoverinfo="text", name=name, marker=marker)
             for name, marker in looks.items()
         ],
         {
             "template": "plotly_white",
-            "height": 640,
+            "height": height,
             "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
             "legend": {"orientation": "h", "itemsizing": "constant"},
             "hoverlabel": {"align": "left"},
@@ -239,32 +279,19 @@ def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidget
             "yaxis": {**hidden, "scaleanchor": "x"},
         },
     )
-    menu = ipywidgets.Dropdown(options=list(runs), description="run", layout={"width": "max-content"})
-    said = ipywidgets.Label()
 
-    def draw(label: str) -> None:
-        found = maps(label)
-        layers = (found.text, found.text_labels), (found.audio, found.audio_labels)
-        # Zooming ends autorange in the browser alone; what is no change here would not be sent there.
-        figure.update_layout(xaxis_autorange=False, yaxis_autorange=False)
-        with figure.batch_update():
-            for trace, (points, texts) in zip(figure.data, layers, strict=True):
-                trace.x, trace.y = points.t().numpy()
-                trace.hovertext = texts
-            figure.layout.title.text = html.escape(label, quote=False)
-            figure.layout.xaxis.autorange = figure.layout.yaxis.autorange = True
 
-    def chosen(change: dict[str, Any]) -> None:
-        said.value = "mapping …"
-        try:
-            draw(change["new"])
-            said.value = ""
-        except (ValueError, OSError) as error:  # what a callback raises goes to a log that nobody reads
-            said.value = str(error)
-
-    draw(menu.value)
-    menu.observe(chosen, "value")
-    return ipywidgets.VBox([ipywidgets.HBox([menu, said]), figure])
+def put(figure: "FigureWidget", found: Map, title: str) -> None:
+    """Show a map on a `canvas`, all of it."""
+    layers = (found.text, found.text_labels), (found.audio, found.audio_labels)
+    # Zooming ends autorange in the browser alone; what is no change here would not be sent there.
+    figure.update_layout(xaxis_autorange=False, yaxis_autorange=False)
+    with figure.batch_update():
+        for trace, (points, texts) in zip(figure.data[:2], layers, strict=True):
+            trace.x, trace.y = points.t().numpy()
+            trace.hovertext = texts
+        figure.layout.title.text = html.escape(title, quote=False)
+        figure.layout.xaxis.autorange = figure.layout.yaxis.autorange = True
 
 
 def live() -> bool:

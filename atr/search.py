@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from atr import audio, shards, store
 from atr.audio import AudioError
 from atr.embedding import Embedder
-from atr.planning import duration
 from atr.records import write_json
 from atr.sounds import scan
 
@@ -53,7 +52,7 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{counted(self.usable, 'file')}, {duration(self.seconds)} of sound in {counted(self.segments, 'segment')} "
+            f"{counted(self.usable, 'file')}, {clock(self.seconds)} of sound in {counted(self.segments, 'segment')} "
             f"({self.new:,} new, {self.changed:,} changed, {self.unchanged:,} unchanged, {self.gone:,} gone)"
         )
 
@@ -72,7 +71,7 @@ class Index:
     >>> import atr
     >>> index = atr.search.Index("my_sounds", atr.Embedder(run))      # doctest: +SKIP
     >>> print(index.update())                                         # doctest: +SKIP
-    412 files, 69 minutes of sound in 437 segments (412 new, 0 changed, 0 unchanged, 0 gone)
+    412 files, 1:09:31 of sound in 437 segments (412 new, 0 changed, 0 unchanged, 0 gone)
     >>> index.search("rain on a tin roof", top=3)                     # doctest: +SKIP
     """
 
@@ -181,9 +180,9 @@ class Index:
             scores = self.embedder.similarity(sentences, shard.tensors["embeddings"]).numpy()
             peaks = np.maximum.reduceat(scores, shard.offsets[lines], axis=1)[:, live[lines]]
             lines = lines[live[lines]]
-            order = np.argsort(-peaks, axis=1, kind="stable")[:, :top]
-            for query, chosen in enumerate(order):
-                found = [(float(peaks[query, file]), place, int(lines[file])) for file in chosen]
+            values, chosen = torch.from_numpy(peaks).topk(min(top, len(lines)))
+            for query, (value, line) in enumerate(zip(values.tolist(), lines[chosen.numpy()].tolist(), strict=True)):
+                found = [(score, place, file) for score, file in zip(value, line, strict=True)]
                 best[query] = sorted(best[query] + found, key=lambda hit: -hit[0])[:top]
         return best
 
@@ -269,6 +268,7 @@ class _Filling:
         self.embedded = [torch.empty(0, self.embedder.dim)]
         self.times: list[tuple[float, float]] = []
         self.owners: list[int] = []  # each row's entry
+        self.before = 0  # rows of whole files
         self.started = time.monotonic()
 
     def hear(self, start: float, end: float, waveform: np.ndarray) -> None:
@@ -284,8 +284,9 @@ class _Filling:
             self.waiting = []
 
     def end(self, path: str, size: int, mtime_ns: int, seconds: float, problem: str) -> None:
-        rows = 0 if problem else self.owners.count(len(self.entries))
-        self.entries.append((path, size, mtime_ns, 0.0 if problem else seconds, rows, problem))
+        rows = len(self.owners) - self.before
+        self.entries.append((path, size, mtime_ns, *((0.0, 0) if problem else (seconds, rows)), problem))
+        self.before = len(self.owners)
         if time.monotonic() - self.started >= SHARD_SECONDS:
             self.land()
 
@@ -303,6 +304,13 @@ class _Filling:
 def counted(number: int, what: str) -> str:
     """ "1 file", "2,000 files"."""
     return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def clock(seconds: float) -> str:
+    """ "0:05", "1:02:03", as players show it."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def resolved(folder: str | os.PathLike[str]) -> Path:

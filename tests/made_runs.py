@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from atr import metrics, records
+from atr import RunConfig, metrics, records
+from atr.corpora.corpus import Corpus, no_events
 from atr.metrics import Ranks
 from atr.records import Run
 
@@ -46,3 +47,43 @@ def ranks_with(share, queries, seed=0):
     ranks = np.full(queries, 50)
     ranks[: round(share * queries)] = 1
     return np.random.default_rng(seed).permutation(ranks)
+
+
+def three_clips():
+    """A corpus with a clip to train on and three to test on, two captions each, of which one is shared."""
+    clips = ["seen", "rain.wav", "<dog>.wav", "bell.wav"]
+    captions = ["a car, somebody's car", "rain falls", "it rains", "a dog barks & barks", "barking"]
+    captions += ["a bell rings", "it rains"]
+    table = pd.DataFrame({"clip": clips, "split": ["train", *["test"] * 3], "duration": 0.5})
+    own = ["seen", *np.repeat(clips[1:], 2)]
+    return Corpus(
+        "made",
+        table.assign(digest="0", description=""),
+        pd.DataFrame({"clip": own, "caption": captions}),
+        no_events(),
+        beep,
+    )
+
+
+def beep(clip):
+    """Half a second of a tone at 8 kHz, of a frequency for each clip."""
+    return 0.5 * np.sin(np.arange(4000) * (0.2 + 0.1 * len(clip))).astype(np.float32), 8000
+
+
+def run_on_three_clips(folder, name, corpus, config=None, turned=False):
+    """A finished run on the test clips of `three_clips`; turned: clips and captions the other way round."""
+    audio = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8], [0.0, 1.0]])
+    text = text.flip(1) if turned else text
+    relevance = np.repeat(np.arange(3), 2)
+    ranks = metrics.ranks((text, audio), relevance)
+    run = made_run(folder, name, config or RunConfig(), ranks.t2a[:, 0], ranks.a2t[:, 0], relevance=relevance)
+    corpus.clips[["clip", "split"]].to_csv(run.path / "clips.csv", index=False)
+    change_embeddings(run, audio=audio, text=text, a2t=torch.from_numpy(ranks.a2t))
+    return run
+
+
+def change_embeddings(run, **changes):
+    """None takes one away."""
+    known = load_file(run.path / "embeddings.safetensors") | changes
+    save_file({name: value for name, value in known.items() if value is not None}, run.path / "embeddings.safetensors")

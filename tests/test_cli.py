@@ -124,7 +124,7 @@ class TestStudy:
         )
 
     def test_a_reference_needs_results(self, results):
-        assert "not run yet: 01_loss_comparison.ipynb" in call("reference", "--profile", "smoke", status=1)
+        assert "not run yet: 00_explore.ipynb" in call("reference", "--profile", "smoke", status=1)
 
     def test_a_reference_is_copied(self, results):
         for part in ("tables", "figures", "notebooks"):

@@ -13,6 +13,7 @@ import pytest
 from atr import store, study
 
 TABLES = {
+    "00": [],
     "01": ["loss_comparison", "published", "sensitivity", "claims"],
     "02": ["batch_size", "published", "claims"],
     "03": [
@@ -56,6 +57,7 @@ TABLES = {
     "11": ["topics_by_seed", "topics", "readings", "stability", "clips", "claims"],
 }
 FIGURES = {
+    "00": ["search", "map"],
     "01": ["learning_curves", "summary"],
     "02": ["learning_curves", "summary"],
     "03": ["dimension", "rates", "loss"],
@@ -100,7 +102,7 @@ def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
     run, results = run_study
     said = run()
     assert (
-        "Profile smoke: 01_loss_comparison, 02_batch_size, 03_" in said
+        "Profile smoke: 00_explore, 01_loss_comparison, 02_batch_size, 03_" in said
         and "11_caption_topics" in said
         and ", 0 of them finished" in said
     )

@@ -15,6 +15,7 @@ from atr import Embedder, RunConfig, audio, fit, search, shards, sounds
 from atr.search import Index
 
 RATE = 100
+TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 TONES = (5, 10, 15, 20, 25, 30)  # Hz
 
 
@@ -145,8 +146,9 @@ class TestSearch:
             assert [int(Path(path).stem) for path in rows["path"]] == expected.tolist()
             np.testing.assert_allclose(rows["score"], normal[expected, number], atol=1e-3)
 
-    def test_what_cannot_be_asked_is_said(self, folder):
+    def test_what_cannot_be_asked_is_said(self, folder, home):
         index = Index(folder, Tones())
+        assert index.path.parent == home / "indexes"
         with pytest.raises(FileNotFoundError, match="sounds: not indexed by tones yet; update"):
             index.search("1")
         index.update(quiet=True)
@@ -155,9 +157,10 @@ class TestSearch:
         with pytest.raises(ValueError, match="top: 0; give 1 or more"):
             index.search("1", top=0)
 
-    def test_a_run_ranks_files_as_its_embeddings_do(self, corpus, tmp_path):
-        config = RunConfig(corpus=dict(corpus_options()), embedding_dim=16, epochs=0, audio_encoder="compact_resnet")
-        run = fit(config.replace(training="scratch", audio_weights=None), corpus, runs=tmp_path / "runs")
+    def test_a_run_ranks_files_as_its_embeddings_do(self, corpus, homes, tmp_path, monkeypatch):
+        monkeypatch.setenv("ATR_HOME", str(homes / "data"))  # what other tests prepared
+        monkeypatch.setattr(search, "home", lambda: tmp_path / "indexes")
+        run = fit(RunConfig(corpus=TINY, epochs=1, batch_size=16, embedding_dim=16), corpus, runs=tmp_path / "runs")
         part, embedder = corpus.split("test"), Embedder(run, corpus, device="cpu")
         waves = [corpus.read(clip)[0] for clip in part.clips["clip"]]
         (tmp_path / "s").mkdir()
@@ -165,7 +168,7 @@ class TestSearch:
             soundfile.write(tmp_path / "s" / f"{number:02}.wav", wave, embedder.sample_rate, subtype="FLOAT")
         soundfile.write(tmp_path / "s" / "click.wav", waves[0][:50], embedder.sample_rate)
         index, report = updated(tmp_path / "s", embedder)
-        assert report.usable == 17 and index.path.parent == tmp_path / "home" / "indexes"
+        assert report.usable == 17
         queries = part.captions["caption"].tolist()[:3]
         hits = index.search(queries, top=17)
         hits = hits[~hits["path"].str.endswith("click.wav")]
@@ -176,10 +179,6 @@ class TestSearch:
                 rows["score"], scores[[int(Path(path).stem) for path in rows["path"]]], atol=1e-5
             )
             assert rows["score"].is_monotonic_decreasing and len(rows) == 16
-
-
-def corpus_options():
-    return {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 
 
 class TestSegments:
@@ -275,7 +274,7 @@ class TestUpdate:
         second, report = updated(folder, embedder)
         assert len(embedder.heard) == 2
         assert (report.new, report.changed, report.unchanged, report.gone) == (1, 1, 4, 1)
-        assert "6 files, 10 seconds of sound in 6 segments (1 new, 1 changed, 4 unchanged, 1 gone)" == str(report)
+        assert "6 files, 0:13 of sound in 6 segments (1 new, 1 changed, 4 unchanged, 1 gone)" == str(report)
         assert found(second, "5", 2) == ["5.wav", "new.wav"] and found(second, "1", 9).count("1.wav") == 0
         again = Tones()
         _, report = updated(folder, again)

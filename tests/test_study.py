@@ -15,6 +15,7 @@ PROFILES = [name for name, one in EVERY.items() if not one.notebooks]  # that se
 
 PATHS = study.notebooks()
 NAMES = ["01_loss_comparison", "02_batch_size"]
+FIRST = study.notebooks(NAMES)
 LOSSES = {"triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"}
 
 
@@ -32,10 +33,10 @@ class TestNotebooks:
         assert [path.stem for path in study.notebooks(numbers)] == [NAMES[1], NAMES[0]]
 
     def test_all_of_them_without_numbers(self):
-        assert [path.stem for path in PATHS][:2] == NAMES
+        assert [path.stem for path in PATHS][:3] == ["00_explore", *NAMES]
 
     def test_an_unknown_number_is_refused_with_the_known_ones(self):
-        with pytest.raises(StudyError, match="no notebook '77'.*known: 01_loss_comparison, 02_batch_size"):
+        with pytest.raises(StudyError, match="no notebook '77'.*known: 00_explore, 01_loss_comparison"):
             study.notebooks(["77"])
 
     @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -302,6 +303,15 @@ class TestGrids:
             assert config.embedding_dim == 256 and config.batch_size == 32 and config.sampler == "caption_per_clip"
             assert config.training in ("frozen", "finetuned") and config.text_layers == 2
 
+    @pytest.mark.parametrize("name", PROFILES)
+    def test_exploring_trains_nothing_that_no_other_notebook_needs(self, name):
+        explored = grid("00", name)
+        assert [config.audio_encoder for config in explored] == list(profile(name).cnns)
+        assert distinct(explored) <= distinct(grid("06", name))
+        if not profile(name).published:
+            assert distinct(explored[:1]) <= distinct(grid("01", name))
+        assert {config.seed for config in grid("00", name, [7, 8])} == {7}
+
     def test_a_notebook_without_a_grid_is_refused(self, tmp_path):
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]), tmp_path / "99.ipynb")
         with pytest.raises(StudyError, match="no cell tagged 'grid'"):
@@ -322,7 +332,7 @@ class TestPlan:
         return tmp_path
 
     def test_every_distinct_run_once_with_its_notebooks(self, results):
-        table = study.plan(PATHS[:2], "smoke")
+        table = study.plan(FIRST[:2], "smoke")
         assert len(table) == len(distinct(grid("01", "smoke") + grid("02", "smoke")))
         shared = 4 * 2 * len(profile("smoke").seeds)
         assert (table["notebooks"] == "01 02").sum() == shared and set(table["notebooks"]) == {"01", "02", "01 02"}
@@ -330,19 +340,19 @@ class TestPlan:
 
     def test_what_is_finished_is_marked_and_costs_nothing_more(self, results, monkeypatch):
         monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
-        before = study.plan(PATHS[:1], "smoke")
+        before = study.plan(FIRST[:1], "smoke")
         for config in before["config"]:
             finish(config, results)
-        after = study.plan(PATHS[:1], "smoke")
+        after = study.plan(FIRST[:1], "smoke")
         assert after["finished"].all()
         assert study.estimate(after, 2) == 0 < study.estimate(before, 2) < study.estimate(before, 1)
 
     def test_a_corpus_that_runs_have_used_needs_no_preparation(self, results, monkeypatch):
         monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
-        table = study.plan(PATHS[:1], "smoke")
+        table = study.plan(FIRST[:1], "smoke")
         fresh = study.estimate(table, 1)
         finish(table["config"][0], results)
-        begun = study.estimate(study.plan(PATHS[:1], "smoke"), 1)
+        begun = study.estimate(study.plan(FIRST[:1], "smoke"), 1)
         saved = table["seconds"][0] + study.runs.preparation(table["config"][0].corpus, 1)
         assert fresh - begun == pytest.approx(saved)
 
@@ -350,11 +360,11 @@ class TestPlan:
         monkeypatch.setenv("ATR_HOME", str(results / "home"))
         (config,) = grid("01", "smoke")[:1]
         made_run(results / "smoke" / "runs", "0" * 16, config, [1, 2], [1, 2])  # same config, another address
-        assert not study.plan(PATHS[:1], "smoke")["finished"].any()
+        assert not study.plan(FIRST[:1], "smoke")["finished"].any()
         assert not (results / "home").exists()
 
     def test_seeds_are_counted(self, results):
-        assert len(study.plan(PATHS[:2], "demo", [0])) * 3 == len(study.plan(PATHS[:2], "demo"))
+        assert len(study.plan(FIRST[:2], "demo", [0])) * 3 == len(study.plan(FIRST[:2], "demo"))
 
     @pytest.mark.parametrize(
         "seconds, words",
@@ -412,7 +422,7 @@ class TestExecute:
         assert os.environ.get("OMP_NUM_THREADS") is None
 
     def test_reference_copies_what_was_made_and_nothing_else(self, results):
-        with pytest.raises(StudyError, match="not run yet: 01_loss_comparison.ipynb.*atr study --profile smoke"):
+        with pytest.raises(StudyError, match="not run yet: 00_explore.ipynb.*atr study --profile smoke"):
             study.commit_reference("smoke")
         source = results / "smoke"
         for part in ("tables", "figures", "notebooks", "runs"):

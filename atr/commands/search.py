@@ -221,6 +221,7 @@ def _reminder(record: dict[str, Any], query: str) -> str:
 
 def _show(found: Any, folder: str, as_json: bool) -> None:
     from atr.cli import printed
+    from atr.search import clock
 
     if as_json:
         rows = found.round({"score": 4, "start": 3, "end": 3}).to_dict("records")
@@ -228,7 +229,7 @@ def _show(found: Any, folder: str, as_json: bool) -> None:
         return
     shown = found.assign(
         score=found["score"].map("{:.2f}".format),
-        at=found["start"].map(_clock) + " – " + (found["end"] + 0.9).map(_clock),
+        at=found["start"].map(clock) + " – " + (found["end"] + 0.9).map(clock),
         file=[_plain(Path(path).relative_to(folder)) for path in found["path"]],
     )
     _say(_plain(f"{found.loc[0, 'query']}, in {folder}:"))
@@ -239,9 +240,11 @@ def _play(path: str, start: float, end: float) -> None:
     """The sound between two times, by the first player that is here; OSError if that is none."""
     import soundfile
 
+    from atr.search import clock
+
     player = next((name for name in PLAYERS if shutil.which(name)), None)
     if player is None:
-        raise OSError(f"no player found ({', '.join(PLAYERS)}): install one, or open {path} at {_clock(start)}")
+        raise OSError(f"no player found ({', '.join(PLAYERS)}): install one, or open {path} at {clock(start)}")
     with tempfile.TemporaryDirectory() as folder:
         piece = Path(folder) / "piece.wav"
         try:
@@ -250,17 +253,10 @@ def _play(path: str, start: float, end: float) -> None:
                 soundfile.write(piece, file.read(round((end - start) * file.samplerate)), file.samplerate)
         except soundfile.LibsndfileError as error:
             raise OSError(f"{path}: changed since it was indexed ({error}); run atr index again") from error
-        _say(f"{player}: {path}, {_clock(start)} – {_clock(end)}", error=True)
+        _say(f"{player}: {path}, {clock(start)} – {clock(end)}", error=True)
         done = subprocess.run([player, *PLAYERS[player], str(piece)], capture_output=True, text=True)
     if done.returncode:
-        raise OSError(f"{player} failed: {done.stderr.strip() or done.returncode}; open {path} at {_clock(start)}")
-
-
-def _clock(seconds: float) -> str:
-    """ "0:05", "1:02:03"."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+        raise OSError(f"{player} failed: {done.stderr.strip() or done.returncode}; open {path} at {clock(start)}")
 
 
 def _plain(name: object) -> str:
