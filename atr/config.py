@@ -90,6 +90,13 @@ class RunConfig:
     warmup_epochs   linear rise from 0, by step
     clip_norm       largest gradient norm, None: no clipping
     select_by       validation metric of the best epoch, ties to the later; "last" takes the last epoch
+
+    >>> config = RunConfig(training="finetuned", loss={"name": "sigmoid"}, learning_rates={"heads": 2e-3, "loss": 0.1})
+    >>> config.replace(batch_size=64).rate("audio")
+    0.002
+    >>> RunConfig(optimiser="adam")
+    Traceback (most recent call last):
+    TypeError: RunConfig.__init__() got an unexpected keyword argument 'optimiser'
     """
 
     corpus: Any = "soundscapes"  # a mapping once the config is built

@@ -53,13 +53,13 @@ class Embedder:
     sample_rate: in Hz, of the sounds it hears; seconds: what it hears of each, from the beginning, None for all;
     name: of the run or model; text_aware: whether sounds have an embedding a frame (`DualEncoder`).
 
-    >>> import atr
-    >>> run = atr.fit(atr.RunConfig(training="frozen", epochs=5))           # doctest: +SKIP
-    >>> embedder = atr.Embedder(run)                                        # doctest: +SKIP
-    >>> sounds = embedder.sounds(["rain.wav", "dog.wav"])                   # doctest: +SKIP
-    >>> sentences = embedder.sentences(["Rain falls on a roof."])           # doctest: +SKIP
-    >>> embedder.similarity(sentences, sounds).argmax(1)                    # doctest: +SKIP
-    tensor([0])
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
+    >>> embedder = Embedder(run)
+    >>> sounds = embedder.sounds([0.1 * np.random.default_rng(0).standard_normal(64000)])  # or audio files
+    >>> sentences = embedder.sentences(["Rain falls on a roof.", "A dog barks."])
+    >>> embedder.similarity(sentences, sounds).shape
+    torch.Size([2, 1])
     """
 
     def __init__(self, run: Run, corpus: Corpus | None = None, *, device: str = "auto", quiet: bool = True) -> None:

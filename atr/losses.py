@@ -245,6 +245,11 @@ def build(name: str, variant: str = "paper", **parameters: Any) -> PairLoss:
 
     `mask_same_clip` (True: same_clip="mask", False: same_clip="negative") is accepted by every loss.
     ValueError: an unknown name, variant or parameter, or a value that makes no sense.
+
+    >>> loss = build("nt_xent", temperature=1.0)
+    >>> audio = text = torch.eye(2)
+    >>> round(float(loss(audio, text, torch.tensor([0, 1]))), 4)  # 2 log(1 + 1/e)
+    0.6265
     """
     if name not in LOSSES:
         raise ValueError(f"no loss {name!r}; known: {_listed(LOSSES)}; one of your own: first atr.extend(<its file>)")

@@ -88,6 +88,11 @@ def retrieval_metrics(
     the rank of each relevant candidate found within k, summed, divided by the number of relevant candidates (Mei 2022,
     DCASE task 6b); for one relevant candidate, the reciprocal rank cut at k. The median is rounded down to a rank, as
     in the released code of Mei 2022.
+
+    >>> text, audio = torch.eye(3), torch.eye(3)[[0, 2, 1]]  # the second and the third clip are exchanged
+    >>> found = retrieval_metrics((text, audio), torch.tensor([0, 1, 2]), ks=(1,))
+    >>> round(found["t2a_r1"], 1), found["t2a_mean_rank"]
+    (33.3, 2.3333333333333335)
     """
     if isinstance(similarity, Ranks):
         if relevance is not None:

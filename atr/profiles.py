@@ -379,6 +379,12 @@ PROFILES["miniature"] = replace(
 
 
 def profile(name: str) -> Profile:
+    """A profile by its name. ValueError: there is none.
+
+    >>> demo = profile("demo")
+    >>> demo.seeds, list(demo.corpora)
+    ((0, 1, 2), ['soundscapes'])
+    """
     if name not in PROFILES:
         raise ValueError(f"profile: unknown {name!r}; known: {', '.join(PROFILES)}")
     return PROFILES[name]

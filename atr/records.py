@@ -94,7 +94,15 @@ def provenance(runs: Iterable["Run"]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder. Reading `metrics` or `embeddings` of an unfinished run raises FileNotFoundError."""
+    """A run's folder. Reading `metrics` or `embeddings` of an unfinished run raises FileNotFoundError.
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
+    >>> run.status, len(run.history), sorted(run.embeddings)
+    ('finished', 2, ['a2t', 'audio', 'relevance', 't2a', 'text'])
+    >>> 0 <= run.metrics["t2a_r10"] <= 100
+    True
+    """
 
     path: Path
 

@@ -38,6 +38,20 @@ def extend(*files: str | os.PathLike[str]) -> None:
     """Run Python files that register losses, encoders and corpora; one that has changed since replaces its own.
 
     FileNotFoundError: no such file. ValueError: a name that is taken. Errors of the file itself pass through.
+
+    >>> from pathlib import Path
+    >>> code = '''
+    ... from atr import losses, register
+    ...
+    ... @register.loss("gentle")
+    ... class Gentle(losses.PairLoss):
+    ...     def compute(self, similarity, same):
+    ...         return (similarity * self.negatives(same)).mean() - similarity.diagonal().mean()
+    ... '''
+    >>> _ = Path("gentle.py").write_text(code)
+    >>> extend("gentle.py")
+    >>> atr.RunConfig(loss={"name": "gentle", "same_clip": "mask"}).loss["name"]
+    'gentle'
     """
     global _running
     for file in files:

@@ -47,6 +47,11 @@ def load_run(address: str, profile: str = "demo") -> Run:
     """A finished run of a profile by the first digits of its address, as `atr runs list` shows them.
 
     ValueError: no such run, or several. FileNotFoundError: it is not finished, or by an older version.
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2), runs=atr.profile("demo").runs)
+    >>> load_run(run.address[:8]) == run
+    True
     """
     run = records.find(address, profile_of(profile).runs)
     if run.status != "finished":
@@ -111,6 +116,12 @@ def run_all(
     track    "tensorboard" or "wandb", as in `atr.fit`
     on_run   called in this process as each run is at hand, finished ones first
     A run that fails, even one whose process is killed, does not touch the others: see `Runs.failures`.
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> grid = [atr.RunConfig(corpus=soundscapes, epochs=2, seed=seed) for seed in (0, 1)]
+    >>> outcome = run_all(grid, quiet=True)
+    >>> [(config.seed, run.status) for config, run in outcome]
+    [(0, 'finished'), (1, 'finished')]
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor: unknown {executor!r}; known: {', '.join(EXECUTORS)}")

@@ -101,6 +101,11 @@ def fit(
     track    "tensorboard" or "wandb", where each epoch is logged; by default what ATR_TRACK says
 
     Raises ConfigError, CorpusError, TrainingError. A failed run keeps its state and says why in error.txt.
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = fit(RunConfig(corpus=soundscapes, epochs=2))
+    >>> fit(RunConfig(corpus=soundscapes, epochs=2)) == run  # trained once
+    True
     """
     device, trackers = resolve_device(device), tracking.chosen(track)
     corpus = corpus or corpus_of(config, root)

@@ -75,6 +75,12 @@ class Corpus:
     found: problems that a loader met before it could build the tables; `problems` lists them with its own.
     repeats: a clip may have the same caption twice, as in published data sets; elsewhere that is a problem.
     heard: the clips that an encoder of the corpus's own is pre-trained on; None: those of its training split.
+
+    >>> corpus = atr.load_corpus("soundscapes", train=48, validation=12, test=16, duration=4.0)
+    >>> test = corpus.split("test")
+    >>> waveform, rate = test.read(test.clips["clip"][0])
+    >>> waveform.shape, rate
+    ((64000,), 16000)
     """
 
     name: str
