@@ -118,6 +118,14 @@ def record(tmp_path):
     return tmp_path / "captions" / "m.jsonl"
 
 
+@pytest.fixture
+def interruptible():
+    """Python does not listen to Ctrl-C where whoever started it did not, as a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def clips(count):
     return TABLE[TABLE["clip"].isin(CLIPS[:count])]
 
@@ -363,7 +371,7 @@ class TestGenerate:
         assert set(read(record).captions) == {"clip a"} and ask.asked == 2
         assert run(4, ask, record).asked == 3
 
-    def test_ctrl_c_waits_for_what_is_under_way_and_records_it(self, record):
+    def test_ctrl_c_waits_for_what_is_under_way_and_records_it(self, record, interruptible):
         class Interrupting(Says):
             counting = threading.Lock()
 

@@ -119,9 +119,7 @@ class TestStudy:
             raise study.StudyError(f"{path.name}: ValueError: no")
 
         monkeypatch.setattr(study, "execute", execute)
-        assert "error: 01_loss_comparison.ipynb: ValueError: no" in call(
-            "study", "--profile", "smoke", "--jobs", "1", status=1
-        )
+        assert "error: 00_explore.ipynb: ValueError: no" in call("study", "--profile", "smoke", "--jobs", "1", status=1)
 
     def test_a_reference_needs_results(self, results):
         assert "not run yet: 00_explore.ipynb" in call("reference", "--profile", "smoke", status=1)

@@ -517,7 +517,7 @@ class TestCommand:
 
 
 class TestThisProject:
-    def test_each_notebook_belongs_to_a_paper_that_the_readme_cites(self):
+    def test_each_study_belongs_to_a_paper_that_the_readme_cites(self):
         assert [one.split(",")[0].split(":")[0].split()[-1] for one in report.citations()] == [
             "Mei",
             "Tourbabin",
@@ -528,7 +528,7 @@ class TestThisProject:
         titles = [re.findall(r"\*(.+?)\.?\*", citation)[0] for citation in report.citations()]
         for path in study.notebooks():
             opening = nbformat.read(path, as_version=4).cells[0].source
-            assert sum(f"*{title}*" in opening for title in titles) == 1, path
+            assert sum(f"*{title}*" in opening for title in titles) == (path.stem != "00_explore"), path
 
     @pytest.mark.parametrize("name", ["demo", "captions"])
     def test_the_committed_results_make_a_sound_report(self, name, tmp_path):

@@ -73,7 +73,7 @@ class TestDefault:
             "--clap",
         ):
             assert words in first
-        assert "4 files, 30 seconds of sound in 4 segments (5 new, 0 changed, 0 unchanged, 0 gone)" in first
+        assert "4 files, 0:28 of sound in 4 segments (5 new, 0 changed, 0 unchanged, 0 gone)" in first
         again = call("index", folder, "--quiet").output
         assert "trained first" not in again and "(0 new, 0 changed, 5 unchanged, 0 gone)" in again
 
@@ -194,7 +194,7 @@ class TestIndex:
         clap(tmp_path / "clap")
         monkeypatch.chdir(tmp_path)
         text = call("index", folder, "--quiet", "--clap", "clap", "--segment", "1").output
-        assert "30 seconds of sound in 16 segments" in text  # the silent ones are left out
+        assert "0:28 of sound in 16 segments" in text  # the silent ones are left out
         monkeypatch.chdir("/")
         outcome = call("search", "rain", "--json")
         assert len(json.loads(outcome.stdout)) == 4 and "Model:" not in outcome.stderr
@@ -249,7 +249,7 @@ class TestPlay:
 
 @pytest.mark.parametrize("seconds, words", [(0, "0:00"), (65.9, "1:05"), (3723, "1:02:03")])
 def test_times_are_written_as_players_do(seconds, words):
-    assert commands._clock(seconds) == words
+    assert search.clock(seconds) == words
 
 
 def test_names_are_shown_without_what_a_terminal_would_obey():
