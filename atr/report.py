@@ -24,6 +24,7 @@ from atr.records import Run
 
 FILES = {"tables": (".csv", ".json"), "figures": (".png", ".json", ".pdf")}
 CLAIM = ("claim", "verdict", "notebook", "difference", "low", "high", "p (Holm)")
+EXPLORATION = "00"  # a notebook to look and listen; what it saves is no result
 PROVENANCE = {"note", "runs", "devices", "versions", "commits", "result_version", "command"}
 
 
@@ -182,12 +183,13 @@ def gather(profile: str, results: Path | None = None) -> Report:
         (folder, path.stem)
         for folder in FILES
         for path in (results / folder).glob("[0-9][0-9]_*")
-        if path.suffix in FILES[folder]
+        if path.suffix in FILES[folder] and path.name[:2] != EXPLORATION
     }
     if not files:
         raise ValueError(f"{results}: no tables or figures there; first: atr study --profile {profile}")
     corpora: dict[str, Corpus] = {}
-    studies = [_study(path, chosen, results, files, corpora) for path in study.notebooks((), chosen)]
+    notebooks = [path for path in study.notebooks((), chosen) if path.stem[:2] != EXPLORATION]
+    studies = [_study(path, chosen, results, files, corpora) for path in notebooks]
     numbers = {one.number for one in studies}
     strays = sorted(f"{folder}/{name}" for folder, name in files if name[:2] not in numbers)
     papers = []

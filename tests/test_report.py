@@ -226,6 +226,12 @@ class TestWhatIsGathered:
         shutil.copy(results / "tables" / "01_all.csv", results / "tables" / "77_all.csv")
         assert "tables/77_all: belongs to no notebook, left out" in report.gather("smoke").notes
 
+    def test_exploring_is_no_result(self, results, project):
+        before = report.gather("smoke")
+        nbformat.write(notebook("00 Look", "A First Paper"), project / "00_look.ipynb")
+        shutil.copy(results / "tables" / "01_all.csv", results / "tables" / "00_all.csv")
+        assert report.gather("smoke").notes == before.notes and report.gather("smoke").counts == before.counts
+
     def test_no_results_at_all_is_an_error_with_the_mend(self, project):
         with pytest.raises(ValueError, match="smoke: no tables or figures there; first: atr study --profile smoke"):
             report.gather("smoke")
@@ -526,9 +532,11 @@ class TestThisProject:
             "Tymofieiev",
         ]
         titles = [re.findall(r"\*(.+?)\.?\*", citation)[0] for citation in report.citations()]
-        for path in study.notebooks():
+        exploration, *notebooks = study.notebooks()
+        assert exploration.stem[:2] == report.EXPLORATION
+        for path in notebooks:
             opening = nbformat.read(path, as_version=4).cells[0].source
-            assert sum(f"*{title}*" in opening for title in titles) == (path.stem != "00_explore"), path
+            assert sum(f"*{title}*" in opening for title in titles) == 1, path
 
     @pytest.mark.parametrize("name", ["demo", "captions"])
     def test_the_committed_results_make_a_sound_report(self, name, tmp_path):
