@@ -133,7 +133,7 @@ def study(
         said = f"{len(table)} runs, {finished} of them finished"
         little = finished == len(table)
         if where == "cpu" and not chosen.published:
-            training = studies.estimate(table, cores, cluster and cluster.slots())
+            training = studies.estimate(table, cores, cluster.slots() if cluster else None)
             little = training < studies.LITTLE
         jobs = min(jobs or (cores if little else 1), len(paths))
         if where == "cpu" and not chosen.published:

@@ -1,6 +1,7 @@
 """Where runs execute: in processes of this machine, or on a Ray cluster of several."""
 
 import importlib.metadata
+import logging
 import os
 import time
 import traceback
@@ -108,7 +109,7 @@ class Local:
     def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
         processes = {process.sentinel: process for process in running}
         for sentinel in wait(list(processes)):
-            process = processes[sentinel]  # type: ignore[index]
+            process = processes[sentinel]
             process.join()
             ended = f"its process ended with {process.exitcode}, as when it is killed or memory runs out"
             yield process, f"{ended}; run again to continue it"
@@ -131,7 +132,7 @@ def _work(extensions: None, config: RunConfig, corpus: Corpus, options: dict[str
 
 
 class Ray:
-    """The Ray cluster that RAY_ADDRESS names, else one that was started on this machine, else one of this machine alone.
+    """The Ray cluster that RAY_ADDRESS names, else one that runs on this machine, else one of this machine alone.
 
     A run takes a CPU, and a GPU where the cluster has any and `device` is not "cpu". One whose process or machine dies
     is continued elsewhere.
@@ -145,13 +146,12 @@ class Ray:
         try:
             import ray
         except ImportError:
-            raise ValueError(
-                "executor: 'ray' needs the package ray; .venv/bin/python -m pip install ray (the extra 'cluster' of atr)"
-            ) from None
+            install = ".venv/bin/python -m pip install ray (the extra 'cluster' of atr)"
+            raise ValueError(f"executor: 'ray' needs the package ray; {install}") from None
         self.ray, self.workers, self.shared = ray, workers, dict[Corpus, Any]()
         self.connected_here = not ray.is_initialized()
         if self.connected_here:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         try:
             gpus = bool(ray.cluster_resources().get("GPU"))
             if device == "cuda" and not gpus:
@@ -198,9 +198,8 @@ class Ray:
             try:
                 reason = self.ray.get(handle) or _awaited(running[handle].run)
             except self.ray.exceptions.RayError as error:
-                reason = (
-                    f"its process died ({type(error).__name__}), {RETRIES} retries included; run again to continue it"
-                )
+                died = f"its process died ({type(error).__name__}), after {RETRIES} retries at most"
+                reason = f"{died}; run again to continue it"
             yield handle, reason
 
     def stop(self, running: dict[Any, Task]) -> None:
@@ -283,9 +282,8 @@ def software() -> dict[str, str]:
     """Versions that numbers depend on, and a hash of this package's code."""
     folder = Path(__file__).parent
     code = [(str(path.relative_to(folder)), path.read_text()) for path in sorted(folder.rglob("*.py"))]
-    return {name: importlib.metadata.version(name) for name in records.RECORDED} | {
-        "code": store.content_key(code)[:12]
-    }
+    versions = {name: importlib.metadata.version(name) for name in records.RECORDED}
+    return versions | {"atr's code": store.content_key(code)[:12]}
 
 
 def _awaited(run: Run) -> str:
