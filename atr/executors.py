@@ -92,7 +92,7 @@ def default_workers(device: str) -> int:
 class Local:
     """A process of this machine for each run, forked from a clean server."""
 
-    def __init__(self, device: str = "auto", workers: int | None = None) -> None:
+    def __init__(self, device: str = "auto", workers: int | None = None, runs: Path | None = None) -> None:
         self.device = training.resolve_device(device)
         self.workers = workers or default_workers(self.device)
         self.context = store.worker_context()
