@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from atr import records, register, store, training
 from atr.config import RunConfig
@@ -23,6 +23,7 @@ from atr.records import Run
 RETRIES = 3  # of a run whose process or machine dies
 PROBE_SECONDS = 300.0  # for a machine to start a process and to import PyTorch
 LATE_SECONDS = 90.0  # for a shared file system to show here what another machine has written
+UNLOCKED = "file locks do not hold across machines; mount it so that flock works (docs/scale.md)"
 
 
 @dataclass
@@ -222,19 +223,19 @@ class Ray:
         return self.ray.remote(_there).options(**takes | options).remote(shared, function, *arguments)
 
     def _check(self, folders: list[Path]) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+        on = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         problems = []
         with ExitStack() as held:
             probes = [folder / f".probe.{uuid4().hex}" for folder in folders]
             for probe in probes:
                 probe.parent.mkdir(parents=True, exist_ok=True)
                 held.callback(probe.unlink, missing_ok=True)
-                held.enter_context(FileLock(probe))
+                if isinstance(held.enter_context(FileLock(probe)), SoftFileLock):
+                    raise ValueError(f"executor 'ray': {probe.parent}: {UNLOCKED}")
             shared, looks = self._share(probes, software()), {}
             for node in self._machines():
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                looks[self._submit(shared, _look, num_cpus=0, num_gpus=0, scheduling_strategy=there)] = node
+                there = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": on(node["NodeID"], soft=False)}
+                looks[self._submit(shared, _look, **there)] = node
             for look, node in looks.items():
                 try:
                     problem = self.ray.get(look, timeout=PROBE_SECONDS)
@@ -273,7 +274,7 @@ def _look(probes: list[Path], expected: dict[str, str]) -> str:
         if not probe.is_file():
             return f"does not see {folder}; set ATR_HOME and ATR_RESULTS to folders that all machines share"
         with suppress(Timeout), FileLock(probe, timeout=0):
-            return f"file locks in {folder} do not hold across machines; mount it so that flock works (docs/scale.md)"
+            return f"{folder}: {UNLOCKED}"
     other = [f"{name} {found}, not {expected[name]}" for name, found in software().items() if found != expected[name]]
     return f"has {', '.join(other)}; use the same checkout and environment on all machines" if other else ""
 

@@ -8,10 +8,11 @@ import threading
 import time
 import types
 from pathlib import Path
+from unittest.mock import MagicMock
 from uuid import uuid4
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 
 import atr
 from atr import RunConfig, executors, fit, register, run_all, store, training
@@ -150,13 +151,10 @@ def test_a_run_whose_process_is_killed_and_whose_machine_is_gone_is_continued_el
     go_on = tmp_path / "go on"
     second = cluster.add_node(**SMALL)
 
-    def busy():
-        while not go_on.exists():
-            time.sleep(0.05)
-
     @connected.remote(num_cpus=1, label_selector={"ray.io/node-id": cluster.head_node.node_id})
     def occupy():
-        busy()
+        while not go_on.exists():
+            time.sleep(0.05)
 
     occupied = occupy.remote()
     # When the run's process is killed after an epoch, and its machine taken away
@@ -261,6 +259,7 @@ class Cluster:
     """What `Ray` asks of the package: two machines with GPUs, one without, one that is gone."""
 
     exceptions = types.SimpleNamespace(RayError=ConnectionAbortedError)
+    util = MagicMock()
 
     def __init__(self, *kinds):
         self.kinds = kinds
@@ -288,6 +287,13 @@ def test_there_are_as_many_runs_at_a_time_as_cpus_or_gpus():
     assert ray_on(cluster).slots() == 13 and ray_on(cluster, resources=("CPU", "GPU")).slots() == 3
     assert ray_on(cluster, workers=5).slots() == 5
     assert ray_on(Cluster((False, 8, 8))).slots() == 1  # it waits in the cluster until there is a machine
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "FileLock", SoftFileLock)  # what FileLock turns into there
+    with pytest.raises(ValueError, match=f"executor 'ray': {tmp_path}: file locks do not hold across machines"):
+        ray_on(Cluster())._check([tmp_path])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_dies_again_and_again_is_given_up(tmp_path):
