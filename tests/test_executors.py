@@ -9,7 +9,6 @@ import time
 import types
 from pathlib import Path
 from unittest.mock import MagicMock
-from uuid import uuid4
 
 import pytest
 from filelock import FileLock, SoftFileLock
@@ -23,8 +22,7 @@ TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "durat
 DIVERGES = {"learning_rates": {"heads": 1e30}, "clip_norm": None}
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": uuid4().hex,  # given, so that none is written to the user's home
+    "RAY_AUTH_MODE": "disabled",  # or it writes a token to the user's home
     "RAY_memory_monitor_refresh_ms": "0",  # it kills processes when others fill the memory
 }
 SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
