@@ -4,6 +4,7 @@ PROFILE = demo
 NN =
 SEEDS =
 DEVICE =
+EXECUTOR =
 CLIPS =
 CAPTIONS =
 CHROMIUM =
@@ -16,13 +17,13 @@ HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/
 .PHONY: help study report lab test test-browser lint reference lock clean
 
 help: ## list the targets
-	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [CLIPS=<folder>] [CAPTIONS=<file>]"
+	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [CAPTIONS=<file>]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 study: .venv/.stamp ## run the notebooks, or those of NN, and write their tables and figures to results/
 	@$(HOMES) $(PY) -m atr study $(NN) --profile $(PROFILE) $(if $(SEEDS),--seeds "$(SEEDS)") \
 		$(if $(DEVICE),--device $(DEVICE)) $(if $(CLIPS),--clips "$(CLIPS)") \
-		$(if $(CAPTIONS),--captions "$(CAPTIONS)")
+		$(if $(CAPTIONS),--captions "$(CAPTIONS)") $(if $(EXECUTOR),--executor $(EXECUTOR))
 
 report: .venv/.stamp ## gather the results of PROFILE into results/<profile>/report/: a page, and LaTeX
 	@$(HOMES) $(if $(CLIPS),ATR_CLIPS="$(CLIPS)") $(PY) -m atr report --profile $(PROFILE)

@@ -30,8 +30,8 @@ _HOMES = {
 }
 _MODULES = (
     "attention audio captioning captions_figures config corpora data dcase download embedding encoders ensembles "
-    "evaluation explore features figures freshness language_models latex lexical losses maps metrics mining model "
-    "pages planning profiles readings records register report runs sampling search shards sounds spectrograms "
+    "evaluation executors explore features figures freshness language_models latex lexical losses maps metrics mining "
+    "model pages planning profiles readings records register report runs sampling search shards sounds spectrograms "
     "statistics store study tables text_aware topics training uniformity voxels widgets"
 ).split()
 

@@ -66,7 +66,7 @@ def study(
     profile: ProfileOption = "demo",
     seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.")] = None,
     device: DeviceOption = "auto",
-    executor: Annotated[str, typer.Option(help="Where runs execute: local.")] = "local",
+    executor: Annotated[str, typer.Option(help="Where runs execute: local, or ray (docs/scale.md).")] = "local",
     clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profile esc10.")] = None,
     captions: Annotated[
         Path | None, typer.Option(help="Table of people's and generated captions, for profile captions.")
@@ -86,13 +86,15 @@ def study(
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from atr import planning
+    from atr import executors, planning
     from atr import runs as many
     from atr import study as studies
     from atr.profiles import profile as profile_of
     from atr.training import resolve_device
 
+    cluster = None
     try:
+        executors.known(executor)
         chosen = profile_of(profile)
         try:
             chosen_seeds = [int(seed) for seed in seeds.split(",")] if seeds else None
@@ -112,26 +114,31 @@ def study(
         if plan and not len(table):
             console.print(f"Profile {profile}: nothing to train.")
             return
+        if executor == "ray" and not (table["finished"].all() and not plan):
+            cluster = executors.Ray(device, runs=chosen.runs)
+            os.environ["RAY_ADDRESS"] = cluster.address  # for the notebooks: all on the same one
+        where = cluster.device if cluster else resolve_device(device)
         if plan:
             printed(table.drop(columns=["config", "seconds"]), f"{len(table)} runs of profile {profile}")
-            where = resolve_device(device)
-            groups, words = planning.summary(table, corpora, where, many.default_workers(where))
+            if cluster:
+                groups, words = cluster.call(planning.summary, table, corpora, where, cluster.slots(), str(cluster))
+            else:
+                groups, words = planning.summary(table, corpora, where, many.default_workers(where))
             console.print(f"What they need\n{groups.to_string(index=False)}\n{words}", soft_wrap=True, highlight=False)
             return
         assert not chosen.needs_clips or chosen.root is not None  # or they say what is missing
         assert not chosen.needs_captions or chosen.captions is not None
-        where = resolve_device(device)
         cores = many.default_workers("cpu")
         finished = int(table["finished"].sum())
         said = f"{len(table)} runs, {finished} of them finished"
         little = finished == len(table)
         if where == "cpu" and not chosen.published:
-            training = studies.estimate(table, cores)
+            training = studies.estimate(table, cores, cluster.slots() if cluster else None)
             little = training < studies.LITTLE
         jobs = min(jobs or (cores if little else 1), len(paths))
         if where == "cpu" and not chosen.published:
             seconds = training + studies.NOTEBOOK_SECONDS * len(paths) / jobs
-            said += f"; about {planning.duration(seconds)} on {cores} cores here"
+            said += f"; about {planning.duration(seconds)} on {cluster or f'{cores} cores here'}"
         console.print(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {said}.", soft_wrap=True)
         os.environ["ATR_COMMAND"] = f"atr study {' '.join(numbers or [])} --profile {profile}".replace("  ", " ")
         parameters = {"seeds": chosen_seeds, "device": device, "executor": executor}
@@ -146,6 +153,9 @@ def study(
         console.print(f"Tables: {chosen.results / 'tables'}   figures: {chosen.results / 'figures'}", soft_wrap=True)
     except (ValueError, OSError, studies.StudyError) as error:
         raise fail(error) from error
+    finally:
+        if cluster:
+            cluster.close()
 
 
 @app.command()

@@ -291,12 +291,13 @@ def _language(config: RunConfig) -> tuple[nn.Module, int]:
 
 
 def summary(
-    plan: pd.DataFrame, corpora: dict[str, Corpus | None], device: str, side_by_side: int
+    plan: pd.DataFrame, corpora: dict[str, Corpus | None], device: str, side_by_side: int, cluster: str = ""
 ) -> tuple[pd.DataFrame, str]:
     """What the runs of a plan need: a row for each group of like runs, and the sum in words.
 
     plan: as `study.plan` makes it; corpora: by the content key of their options, None where absent. Columns: runs,
     finished, steps of a run, memory of a run, disk of all when done, time of those not finished, one after another.
+    cluster: in words, where the runs are not for this machine alone.
     """
     measured: dict[tuple, Measured] = {}
     sizes: dict[str, Size] = {}
@@ -337,9 +338,10 @@ def summary(
     groups = pd.DataFrame(rows).groupby(by, sort=False).agg(how).reset_index()
     total, kept = groups["time"].sum() / side_by_side, groups["disk"].sum()
     where = torch.cuda.get_device_name() if device == "cuda" else f"{side_by_side} runs side by side on the CPU"
+    where = f"{cluster}, {side_by_side} runs at a time" if cluster else f"this machine ({where})"
     needed = duration(total) if total else "nothing"
     words = (
-        f"About {needed} in sum on this machine ({where}), by a few measured steps; decoding and frozen features, made "
+        f"About {needed} in sum on {where}, by a few measured steps; decoding and frozen features, made "
         f"once, on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
         f"way, and {gigabytes(sum(audio.values()))} of packed audio."
     )

@@ -1,25 +1,23 @@
 """Many configs: skip what is finished, continue what was cut off, run several side by side, survive what fails."""
 
-import os
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from atr import features, records, register, store, tracking, training
+from atr import executors, features, records, store, tracking, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.encoders import pretraining
+from atr.executors import Task
+from atr.executors import default_workers as default_workers
 from atr.profiles import profile as profile_of
 from atr.records import Run
-
-EXECUTORS = ("local",)
 
 
 @dataclass
@@ -76,28 +74,6 @@ def describe(config: RunConfig) -> str:
     )
 
 
-def default_workers(device: str) -> int:
-    """Runs side by side: one a core on a CPU, where a run has one thread; one on a GPU."""
-    return (
-        1
-        if device == "cuda"
-        else len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
-
-
-@dataclass
-class Task:
-    """A run to be made, and the places of the configs that ask for it."""
-
-    config: RunConfig
-    corpus: Corpus
-    run: Run
-    places: list[int]
-    needs: set[str]  # addresses of other runs
-
-
 def run_all(
     configs: Sequence[RunConfig],
     *,
@@ -112,9 +88,10 @@ def run_all(
 ) -> Runs:
     """Fit every config, each in a process of its own, `workers` at a time; equal configs are run once.
 
-    root     folder of the corpora that lie in one
-    track    "tensorboard" or "wandb", as in `atr.fit`
-    on_run   called in this process as each run is at hand, finished ones first
+    root      folder of the corpora that lie in one
+    executor  "local", or "ray": over a cluster, see `executors.Ray`
+    track     "tensorboard" or "wandb", as in `atr.fit`
+    on_run    called in this process as each run is at hand, finished ones first
     A run that fails, even one whose process is killed, does not touch the others: see `Runs.failures`.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -123,14 +100,15 @@ def run_all(
     >>> [(config.seed, run.status) for config, run in outcome]
     [(0, 'finished'), (1, 'finished')]
     """
-    if executor not in EXECUTORS:
-        raise ValueError(f"executor: unknown {executor!r}; known: {', '.join(EXECUTORS)}")
-    device, trackers = training.resolve_device(device), tracking.chosen(track)
+    executors.known(executor)
+    # A cluster may have a GPU where this machine has none.
+    here = training.resolve_device("auto" if executor == "ray" and device == "cuda" else device)
+    trackers = tracking.chosen(track)
     outcome = Runs(list(configs), [None] * len(configs))
     corpora: dict[str, Corpus] = {}
     tasks: dict[str, Task] = {}  # by the run's address
 
-    def settle(task: Task, exitcode: int | None) -> None:
+    def settle(task: Task, reason: str) -> None:
         run = Run(task.run.path)
         for place in task.places:
             if run.finished:
@@ -138,7 +116,7 @@ def run_all(
                 if on_run is not None:
                     on_run(outcome.configs[place], run)
             else:
-                outcome.failures[place] = _reason(run, exitcode)
+                outcome.failures[place] = reason
             bar.update()
 
     with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar:
@@ -149,10 +127,6 @@ def run_all(
                     corpora[key] = training.corpus_of(config, root)
                 run = training.locate(config, corpora[key], runs, quiet, root=root)
                 if run.address not in tasks:
-                    if not run.finished:
-                        features.prepare(
-                            config, corpora[key], quiet=quiet, device=device
-                        )  # once, here, on all cores or the GPU
                     needed = training.needed(config, corpora[key], root).values()
                     needs = {training.locate(*one, runs, quiet, root=root).address for one in needed}
                     tasks[run.address] = Task(config, corpora[key], run, [], needs)
@@ -160,65 +134,42 @@ def run_all(
             except Exception as error:
                 outcome.failures[place] = f"{type(error).__name__}: {error}"
                 bar.update()
-        if device == "cuda":
-            torch.cuda.empty_cache()  # what preparing took is the runs' now
-        todo = [task for task in tasks.values() if not task.run.finished]
-        options = {"root": root, "device": device, "runs": runs, "track": trackers}
+        todo = []
         for task in tasks.values():
             if task.run.finished:
-                settle(task, None)
-        for task, exitcode in _side_by_side(todo, workers or default_workers(device), options):
-            settle(task, exitcode)
+                settle(task, "")
+            else:
+                todo.append(task)
+        if not todo:
+            return outcome
+        with closing(executors.EXECUTORS[executor](device, workers, runs)) as cluster:
+            ready = []
+            for task in todo:
+                try:  # once, here, on all cores or the GPU
+                    on = cluster.device if cluster.device == here else "cpu"
+                    features.prepare(task.config, task.corpus, quiet=quiet, device=on)
+                    ready.append(task)
+                except Exception as error:
+                    settle(task, f"{type(error).__name__}: {error}")
+            if here == "cuda":
+                torch.cuda.empty_cache()  # what preparing took is the runs' now
+            options = {"root": root, "device": cluster.device, "runs": runs, "track": trackers}
+            ordered = sorted(reversed(ready), key=_order)
+            for task, reason in executors.side_by_side(ordered, cluster, options):
+                settle(task, _reason(task.run, reason))
     return outcome
 
 
-def _side_by_side(tasks: list[Task], workers: int, options: dict[str, Any]) -> Iterator[tuple[Task, int | None]]:
-    """Run tasks in processes: the released recipe first, heads before encoders, the shortest first, so that a table
-    soon has rows; none beside a run that it needs; give each as it ends.
-    """
-    context = store.worker_context()
-    running: dict[int, tuple[Any, Task]] = {}
-
-    def order(task: Task) -> tuple:
-        return task.config.recipe != "released", task.config.training in ("finetuned", "scratch"), cost(task.config)
-
-    waiting = sorted(tasks, key=order, reverse=True)
-    try:
-        while waiting or running:
-            while len(running) < workers:
-                under_way = {task.run.address for task in [*waiting, *(task for _, task in running.values())]}
-                ready = [task for task in waiting if not task.needs & under_way]
-                if not ready:
-                    break
-                task = ready[-1]
-                waiting.remove(task)
-                work = (register.Extensions(), task.config, task.corpus, options, store.file_hashes)
-                process = context.Process(target=_work, args=work, daemon=True)
-                process.start()
-                running[process.sentinel] = (process, task)
-            for sentinel in wait(list(running)):
-                process, task = running.pop(sentinel)  # type: ignore[arg-type]
-                process.join()
-                yield task, process.exitcode
-    finally:
-        for process, _ in running.values():
-            process.terminate()
+def _order(task: Task) -> tuple:
+    """The released recipe first, heads before encoders, the shortest first, so that a table soon has rows."""
+    return task.config.recipe != "released", task.config.training in ("finetuned", "scratch"), cost(task.config)
 
 
-def _work(extensions: None, config: RunConfig, corpus: Corpus, options: dict[str, Any], file_hashes: dict) -> None:
-    store.file_hashes.update(file_hashes)
-    try:
-        training.fit(config, corpus, **options)
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
-
-
-def _reason(run: Run, exitcode: int | None) -> str:
+def _reason(run: Run, otherwise: str) -> str:
     error = run.path / "error.txt"
     if error.is_file():
         return f"{error.read_text().strip().splitlines()[-1]} (see {error})"
-    return f"its process ended with {exitcode}, as when it is killed or memory runs out; run again to continue it"
+    return otherwise
 
 
 # Seconds a run takes on one core of the machine that the estimate was made on, and a yardstick to scale them by.

@@ -114,10 +114,12 @@ def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> boo
         return False
 
 
-def estimate(table: pd.DataFrame, cores: int) -> float:
-    """Seconds that the runs of a plan take here, on a CPU: side by side, with the preparation of unseen corpora."""
+def estimate(table: pd.DataFrame, cores: int, slots: int | None = None) -> float:
+    """Seconds that the runs of a plan take on CPUs like this one: so many side by side, one a core if not given, after
+    the preparation of unseen corpora here.
+    """
     todo = table[~table["finished"]] if len(table) else table
-    seconds = float(todo["seconds"].sum()) / cores
+    seconds = float(todo["seconds"].sum()) / (slots or cores)
     if len(todo):
         started = {json.dumps(config.to_dict()["corpus"]) for config in table.loc[table["finished"], "config"]}
         corpora = {json.dumps(config.to_dict()["corpus"]): config.corpus for config in todo["config"]}

@@ -9,7 +9,7 @@ from made_runs import made_run
 from typer.testing import CliRunner
 
 import atr
-from atr import cli, profile, records, study
+from atr import cli, executors, profile, records, study
 
 runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
 
@@ -96,12 +96,47 @@ class TestStudy:
         assert "Profile smoke: 01_loss_comparison; 36 runs, 0 of them finished; about" in text
         assert "Tables: " in text and cli.os.environ["ATR_COMMAND"] == "atr study 01 --profile smoke"
 
+    def test_a_cluster_is_asked_how_much_it_has_and_is_the_notebooks_too(self, results, monkeypatch):
+        made = []
+
+        class Cluster:
+            device, address = "cpu", "10.0.0.1:6379"
+            closed = False
+
+            def __init__(self, device, runs):
+                made.append((self, device, runs))
+
+            def __str__(self):
+                return "a Ray cluster of 3 machine(s), 12 CPUs and 0 GPUs"
+
+            def slots(self):
+                return 12
+
+            def call(self, function, *given):
+                return function(*given)
+
+            def close(self):
+                self.closed = True
+
+        monkeypatch.setattr(executors, "Ray", Cluster)
+        monkeypatch.setenv("RAY_ADDRESS", "")
+        monkeypatch.setenv("ATR_COMMAND", "")
+        asked = ("study", "01", "--profile", "smoke", "--seeds", "5", "--executor", "ray", "--device", "cpu")
+        text = call(*asked, "--plan")
+        assert "in sum on a Ray cluster of 3 machine(s), 12 CPUs and 0 GPUs, 12 runs at a time, by a few" in text
+        monkeypatch.setattr(study, "execute", lambda path, profile, parameters, quiet: path.with_name(str(parameters)))
+        text = call(*asked)
+        assert "seconds on a Ray cluster of 3 machine(s)" in text and "'executor': 'ray'" in text
+        assert cli.os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
+        assert [(one.closed, *given) for one, *given in made] == [(True, "cpu", profile("smoke").runs)] * 2
+
     @pytest.mark.parametrize(
         "words, message",
         [
             (["--profile", "big"], "profile: unknown 'big'; known: smoke, demo, esc10, paper"),
             (["77"], "no notebook '77'"),
             (["--device", "tpu", "--profile", "smoke"], "device: unknown 'tpu'"),
+            (["--executor", "slurm", "--profile", "smoke"], "executor: unknown 'slurm'; known: local, ray"),
             (["--profile", "esc10"], "pass it: make study PROFILE=esc10 CLIPS=<folder>"),
             (["--profile", "esc10", "--clips", "/no/such/folder"], "--clips: /no/such/folder: no such folder"),
             (["--seeds", "one", "--profile", "smoke"], "--seeds: 'one'; give whole numbers, such as 0,1,2"),
