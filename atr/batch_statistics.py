@@ -34,7 +34,8 @@ def _synchronised(norm: _BatchNorm, group: Group, x: Tensor) -> Tensor:
     count = counts.sum()
     mean = (counts * means).sum(0) / count
     var = (counts * (variances + (means - mean).square())).sum(0) / count
-    if norm.track_running_stats:
+    if norm.running_mean is not None and norm.running_var is not None:
+        assert norm.momentum is not None  # no encoder averages over all batches that there were
         with torch.no_grad():
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked += 1

@@ -43,7 +43,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run. Device, workers and loggers are not part of it: they do not change the numbers.
+    """One training run. Device, processes, workers and loggers are not part of it: they do not change the numbers, but
+    for what `atr.fit` says of processes.
 
     corpus          name, or {"name": …, options of its loader}; the folder it lies in is not part of it
     recipe          "released" or "paper": the variant of the loss (see `atr.losses`)

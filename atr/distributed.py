@@ -87,7 +87,9 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = ctx.group.sum(gradients[0].clone()) if ctx.summed else gradients[0]
+        gradient = gradients[0]
+        if ctx.summed:
+            gradient = ctx.group.sum(gradient.clone(memory_format=torch.contiguous_format))
         return gradient[ctx.group.share(ctx.count)], None, None, None
 
 
@@ -123,10 +125,11 @@ def start(work: Callable[..., object], size: int, device: str, *arguments: Any) 
             left = {member.sentinel: rank for rank, member in enumerate(members)}
             while left:
                 for sentinel in wait(list(left)):
-                    rank = left.pop(sentinel)  # type: ignore[arg-type]
+                    rank = left.pop(sentinel)
                     members[rank].join()
                     if members[rank].exitcode:
-                        raise _failure(rank, size, members[rank].exitcode, Path(folder) / "error.txt")
+                        ended = {other: member.exitcode for other, member in enumerate(members) if member.exitcode}
+                        raise _failure(ended, size, Path(folder) / "error.txt")
         finally:
             for member in members:
                 if member.is_alive():
@@ -134,9 +137,12 @@ def start(work: Callable[..., object], size: int, device: str, *arguments: Any) 
                     member.join()
 
 
-def _failure(rank: int, size: int, exitcode: int, error: Path) -> ChildProcessError:
-    if exitcode != 1 or not error.is_file():
-        how = f"was killed by signal {-exitcode}, as when memory runs out" if exitcode < 0 else f"ended with {exitcode}"
+def _failure(ended: dict[int, int], size: int, error: Path) -> ChildProcessError:
+    """Of processes that ended with these codes; one that was killed has not told why, but others then tell of it."""
+    silent = [(rank, code) for rank, code in ended.items() if code != 1 or not error.is_file()]
+    if silent:
+        rank, code = silent[0]
+        how = f"was killed by signal {-code}, as when memory runs out" if code < 0 else f"ended with {code}"
         return ChildProcessError(f"process {rank + 1} of {size} {how}; run again to continue")
     first, text = error.read_text().split("\n", 1)
     failure = ChildProcessError(f"process {first} of {size}: {text.strip().splitlines()[-1]}")
@@ -168,11 +174,16 @@ def _member(
         work(group, *arguments)
         dist.destroy_process_group()
     except Exception:
-        own = Path(folder) / f"error {group.rank}"
-        own.write_text(f"{group.rank + 1}\n{traceback.format_exc()}")
-        with suppress(FileExistsError):  # what failed first is the cause
-            os.link(own, Path(folder) / "error.txt")
+        _tell(traceback.format_exc(), group.rank, Path(folder))
         os._exit(1)  # at once: the others wait for this one
+
+
+def _tell(error: str, rank: int, folder: Path) -> None:
+    """Leave the first error, which is the cause of further ones, in error.txt."""
+    own = folder / f"error {rank}"
+    own.write_text(f"{rank + 1}\n{error}")
+    with suppress(FileExistsError):
+        os.link(own, folder / "error.txt")
 
 
 def _end_with_parent() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import assert_same, config
 
-from atr import distributed, encoders, fit, losses, model, store, training, voxels
+from atr import distributed, encoders, fit, losses, model, store, trainer, training, voxels
 from atr.batch_statistics import synchronise
 from atr.distributed import ALONE, Group
 from atr.features import Inputs
@@ -182,19 +182,15 @@ class TestRuns:
         assert_same(first, again)
         assert first.history["loss"][0] != fit(kind, corpus, runs=tmp_path / "c").history["loss"][0]
 
-    def test_a_run_whose_process_is_killed_ends_its_own_and_continues(self, corpus, tmp_path):
-        kind = config(epochs=30)
+    def test_a_run_of_which_a_process_is_killed_continues(self, corpus, tmp_path, monkeypatch):
+        kind = config(epochs=3)
         complete = fit(kind, corpus, runs=tmp_path / "whole", processes=2)
-        folder = training.locate(kind, corpus, tmp_path / "cut").path
-        process = store.worker_context().Process(
-            target=run_in_two, args=(kind, corpus, tmp_path / "cut", dict(os.environ))
-        )
-        process.start()
-        wait_for(lambda: (folder / "history.csv").is_file() or not process.is_alive())
-        process.kill()
-        process.join(60)
-        state = torch.load(folder / "state.pt", weights_only=True)
-        assert 1 <= state["epoch"] < 30
+        with monkeypatch.context() as patch, pytest.raises(ChildProcessError, match="1 of 2 was killed by signal 9"):
+            patch.setattr(training, "_train", train_and_be_killed)
+            fit(kind, corpus, runs=tmp_path / "cut", processes=2)
+        run = training.locate(kind, corpus, tmp_path / "cut")
+        assert run.status == "failed" and "killed by signal 9" in (run.path / "error.txt").read_text()
+        assert torch.load(run.path / "state.pt", weights_only=True)["epoch"] == 1
         assert_same(complete, fit(kind, corpus, runs=tmp_path / "cut", processes=2))
 
     def test_a_run_that_diverges_says_so(self, corpus, tmp_path):
@@ -205,12 +201,18 @@ class TestRuns:
         assert run.status == "failed" and "in epoch" in (run.path / "error.txt").read_text()
 
 
-def run_in_two(kind, corpus, runs, environment):
-    os.environ.update(environment)
-    fit(kind, corpus, runs=runs, processes=2)
+def train_and_be_killed(*arguments):
+    write = trainer._write_history
+
+    def deadly(*arguments):
+        write(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer._write_history = deadly
+    training._train(*arguments)
 
 
-def wait_for(happened, seconds=120):
+def wait_for(happened, seconds=300):
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it does not happen"
@@ -256,6 +258,15 @@ class TestEnding:
     def test_a_process_that_fails_ends_the_others_and_says_why(self, how, said):
         with pytest.raises(ChildProcessError, match=said):
             distributed.start(leave, 2, "cpu", how)
+
+    def test_what_failed_first_is_the_cause(self, tmp_path):
+        for rank, error in ((2, "Traceback\nValueError: the cause\n"), (0, "RuntimeError: the connection is closed\n")):
+            distributed._tell(error, rank, tmp_path)
+        failure = distributed._failure({0: 1, 2: 1}, 4, tmp_path / "error.txt")
+        assert str(failure) == "process 3 of 4: ValueError: the cause"
+        assert str(failure.__cause__).startswith("Traceback")
+        killed = distributed._failure({0: 1, 1: -9}, 4, tmp_path / "error.txt")
+        assert str(killed).startswith("process 2 of 4 was killed by signal 9")
 
     def test_processes_end_with_the_one_that_started_them(self, tmp_path):
         process = store.worker_context().Process(target=start_stay, args=(tmp_path,))
