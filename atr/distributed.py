@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import parent_process
+from multiprocessing import current_process, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
@@ -98,13 +98,19 @@ class _Elsewhere(Exception):
 
 
 def check(processes: int, device: str, batch_size: int) -> None:
-    """ValueError: so many processes cannot share the batches, or this machine's GPUs."""
+    """ValueError: so many processes cannot share the batches, or this machine's GPUs. RuntimeError: a script that they
+    all would run again from its top.
+    """
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
         raise ValueError(f"processes: {processes!r} is not a whole number of 1 or more")
     if processes > batch_size:
         raise ValueError(f"processes: {processes} for a batch_size of {batch_size}; each needs a pair")
     if device == "cuda" and processes > torch.cuda.device_count():
         raise ValueError(f"processes: {processes}, a GPU each, but PyTorch sees {torch.cuda.device_count()}")
+    if processes > 1 and getattr(current_process(), "_inheriting", False):
+        raise RuntimeError(
+            'processes: started processes run this script too; put its calls below if __name__ == "__main__":'
+        )
 
 
 def start(work: Callable[..., object], size: int, device: str, *arguments: Any) -> None:
@@ -142,7 +148,11 @@ def _failure(ended: dict[int, int], size: int, error: Path) -> ChildProcessError
     silent = [(rank, code) for rank, code in ended.items() if code != 1 or not error.is_file()]
     if silent:
         rank, code = silent[0]
-        how = f"was killed by signal {-code}, as when memory runs out" if code < 0 else f"ended with {code}"
+        how = (
+            f"was killed by signal {-code}, as when memory runs out"
+            if code < 0
+            else f"ended with {code}, see its output"
+        )
         return ChildProcessError(f"process {rank + 1} of {size} {how}; run again to continue")
     first, text = error.read_text().split("\n", 1)
     failure = ChildProcessError(f"process {first} of {size}: {text.strip().splitlines()[-1]}")

@@ -1,5 +1,6 @@
 """Several processes come to the numbers of one, and end together."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -285,6 +286,11 @@ class TestEnding:
     def test_numbers_of_processes_that_make_no_sense_are_refused(self, processes, said, corpus, tmp_path):
         with pytest.raises(ValueError, match=f"processes: {said}"):
             fit(config(), corpus, runs=tmp_path, processes=processes)
+
+    def test_a_script_that_its_processes_would_run_again_is_refused(self, corpus, tmp_path, monkeypatch):
+        monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+        with pytest.raises(RuntimeError, match='put its calls below if __name__ == "__main__":'):
+            fit(config(), corpus, runs=tmp_path, processes=2)
 
     def test_more_processes_than_gpus_are_refused(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
