@@ -43,7 +43,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run. Device, workers and loggers are not part of it: they do not change the numbers.
+    """One training run. Device, processes, workers and loggers are not part of it: they do not change the numbers, but
+    for what `atr.fit` says of processes.
 
     corpus          name, or {"name": …, options of its loader}; the folder it lies in is not part of it
     recipe          "released" or "paper": the variant of the loss (see `atr.losses`)
@@ -89,6 +90,9 @@ class RunConfig:
                     cosine_epochs, None: the last epoch), "constant"
     warmup_epochs   linear rise from 0, by step
     clip_norm       largest gradient norm, None: no clipping
+    chunk           pairs of a batch embedded at a time, for batches too large for the memory (`atr.large_batches`):
+                    loss and gradient are of the whole batch, batch-norm's statistics of each chunk; None, or as many
+                    as a batch has: the whole batch
     select_by       validation metric of the best epoch, ties to the later; "last" takes the last epoch
 
     >>> config = RunConfig(training="finetuned", loss={"name": "sigmoid"}, learning_rates={"heads": 2e-3, "loss": 0.1})
@@ -138,6 +142,7 @@ class RunConfig:
     warmup_epochs: float = 0.0
     clip_norm: float | None = 2.0
     batch_size: int = 32
+    chunk: int | None = None
     epochs: int = 50
     select_by: str = "t2a_recall_sum"
     precision: str = "32"
@@ -173,9 +178,10 @@ class RunConfig:
             raise ConfigError("padding: 'released' needs batches, and 'frozen' caches each clip's features by itself")
         if self.training == "external" and (self.epochs, self.audio_encoder) != (0, "clap"):
             raise ConfigError("training: 'external' evaluates as it is; set audio_encoder='clap' and epochs=0")
-        layers = self.text_layers
-        if layers is not None and (not isinstance(layers, int) or isinstance(layers, bool) or layers < 1):
-            raise ConfigError(f"text_layers: {layers!r} is not a whole number of 1 or more, nor None")
+        for name in ("text_layers", "chunk"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{name}: {value!r} is not a whole number of 1 or more, nor None")
         for name in ("audio_encoder", "text_encoder"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not a name")
@@ -300,8 +306,10 @@ class RunConfig:
 
         Whoever changes a default raises `atr.records.RESULT_VERSION`.
         """
-        default = RunConfig().to_dict()
-        return {name: value for name, value in self.to_dict().items() if value != default[name]}
+        default, own = RunConfig().to_dict(), self.to_dict()
+        if self.chunk is not None and self.chunk >= self.batch_size:
+            own["chunk"] = None
+        return {name: value for name, value in own.items() if value != default[name]}
 
 
 def _is_number(value: Any) -> bool:

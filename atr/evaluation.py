@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atr import metrics, model
+from atr.distributed import ALONE, Group
 from atr.features import Inputs
 from atr.metrics import Ranks
 from atr.model import DualEncoder
@@ -52,17 +53,19 @@ def evaluate(
     split: Inputs,
     to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     released_batch: int | None = None,
+    group: Group = ALONE,
 ) -> Evaluated:
     """Embed a whole split in evaluation mode and rank it. `dual` is `network`, wrapped for its device and precision;
     for the others see `model.embed`. FloatingPointError: embeddings that are not finite.
     """
-    audio, text = model.embed(dual, split, to, released_batch=released_batch)
+    audio, text = model.embed(dual, split, to, released_batch=released_batch, group=group)
     if not (audio.isfinite().all() and text.isfinite().all()):
         raise FloatingPointError("embeddings are not finite")
     if network.text_aware is None:
         return Evaluated(split, metrics.ranks((text, audio), split.relevance), {"audio": audio, "text": text})
     training = network.training
     network.eval()
-    similarity = network.similarity(to(audio), to(text)).cpu()
+    own = network.similarity(to(audio), to(text[group.share(len(text))]))
+    similarity = group.whole(own.cpu(), len(text))
     network.train(training)
     return Evaluated(split, metrics.ranks(similarity, split.relevance), {"similarity": similarity, "text": text})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atr import encoders
 from atr.config import RunConfig
+from atr.distributed import ALONE, Group
 from atr.encoders.text import TextEncoder
 from atr.features import AUDIO_BATCH, Inputs, Prepared, encode
 from atr.records import Run
@@ -173,14 +174,16 @@ def embed(
     to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     batch_size: int = 256,
     released_batch: int | None = None,
+    group: Group = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of a whole split in evaluation mode: audio (clips, dim), text (captions, dim), float32 on the CPU.
     Audio of a text-aware model is (clips, T, dim), T that of the longest clip.
 
     `to` moves a tensor to the model's device. With `released_batch`, audio is batched as Mei et al. 2022 released it,
-    which decides how far each clip is padded: see `released_batches`.
+    which decides how far each clip is padded: see `released_batches`. The processes of `group` share the work, and all
+    have the result.
     """
-    audio, text = (one_side(model, inputs, side, to, batch_size, released_batch) for side in SIDES)
+    audio, text = (one_side(model, inputs, side, to, batch_size, released_batch, group=group) for side in SIDES)
     return audio, text
 
 
@@ -190,11 +193,12 @@ def fix(
     side: str,
     to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     released_batch: int | None = None,
+    group: Group = ALONE,
 ) -> Inputs:
     """A split with the output of one side's encoder, "audio" or "text", in evaluation mode, in place of its input."""
     if isinstance(getattr(inputs, side), Tensor):
         return inputs
-    pooled = one_side(model, inputs, side, to, 256, released_batch, True)
+    pooled = one_side(model, inputs, side, to, 256, released_batch, True, group)
     return replace(inputs, audio=pooled) if side == "audio" else replace(inputs, text=pooled)
 
 
@@ -207,6 +211,7 @@ def one_side(
     batch_size: int = 256,
     released_batch: int | None = None,
     pooled: bool = False,
+    group: Group = ALONE,
 ) -> Tensor:
     """`embed` for "audio" or "text" alone; with `pooled` what the encoder gives, before the head."""
     rows: Tensor | Packed = getattr(inputs, side)
@@ -218,10 +223,11 @@ def one_side(
         order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
         size = min(batch_size, AUDIO_BATCH) if waveforms else batch_size
         batches = [(part, part) for part in np.split(order, range(size, len(order), size))][::-1]
+    shared = len(batches) >= group.size
     training = model.training
     model.eval()
     result = None
-    for members, wanted in batches:
+    for members, wanted in batches[group.rank :: group.size] if shared else batches:
         tensor, lengths = batch(members)
         pair = (to(tensor), None if lengths is None else to(lengths))
         done = model(**({side: pair, "pooled": pooled} | {other: None for other in SIDES if other != side}))
@@ -235,7 +241,11 @@ def one_side(
             result[wanted] = done[np.isin(members, wanted)]
     model.train(training)
     assert result is not None
-    return result
+    if not shared or group.size == 1:
+        return result
+    if result.ndim == 3:
+        result = nn.functional.pad(result, (0, 0, 0, group.largest(result.shape[1]) - result.shape[1]))
+    return group.sum(result)
 
 
 def released_batches(clip_of_caption: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:

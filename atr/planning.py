@@ -15,7 +15,7 @@ from atr.config import RunConfig
 from atr.corpora import PUBLISHED, Corpus
 from atr.encoders import text
 from atr.encoders.vit import SegmentEncoder
-from atr.training import PRECISIONS
+from atr.trainer import PRECISIONS
 
 TOKENS = 16  # of a caption, special ones included
 # Text encoders that can be planned for before they are downloaded: architecture, and what differs from its defaults.

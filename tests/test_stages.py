@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from atr import RunConfig, fit, mining, runs, training
+from atr import RunConfig, fit, mining, runs, trainer, training
 from atr.config import ConfigError
 from atr.sampling import epoch_batches
 
@@ -133,7 +133,7 @@ class TestStages:
 
 
 def _die_after(corpus, folder, epochs):
-    write = training._write_history
+    write = trainer._write_history
 
     def history(path, state):
         write(path, state)
@@ -141,7 +141,7 @@ def _die_after(corpus, folder, epochs):
         if "stage" in rows[-1] and len(rows) == epochs:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training._write_history = history
+    trainer._write_history = history
     fit(CURRICULUM, corpus, runs=folder)
 
 

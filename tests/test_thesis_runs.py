@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from atr import RunConfig, attention, evaluation, features, fit, losses, metrics, model, profile, training
+from atr import RunConfig, attention, evaluation, features, fit, losses, metrics, model, profile, trainer, training
 from atr.config import ConfigError
-from atr.training import learning_rate
+from atr.schedule import learning_rate
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 BASE = {"corpus": TINY, "epochs": 2, "batch_size": 20, "embedding_dim": 16, "training": "finetuned"}
@@ -145,7 +145,7 @@ class TestLearnedLoss:
     def test_a_continued_run_keeps_the_steps_before(self, corpus, tmp_path, monkeypatch):
         kind = config(loss={"name": "sigmoid"}, learning_rates={"heads": 1e-3, "loss": 0.1}, training="frozen")
         whole = fit(kind, corpus, runs=tmp_path / "whole")
-        real, calls = training._write_history, []
+        real, calls = trainer._write_history, []
 
         def stop(folder, history):
             real(folder, history)
@@ -153,7 +153,7 @@ class TestLearnedLoss:
             if len(calls) == 1:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(training, "_write_history", stop)
+        monkeypatch.setattr(trainer, "_write_history", stop)
         with pytest.raises(KeyboardInterrupt):
             fit(kind, corpus, runs=tmp_path / "cut")
         monkeypatch.undo()

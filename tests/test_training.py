@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atr import RunConfig, encoders, fit, metrics, model, store, training, voxels
+from atr import RunConfig, encoders, fit, losses, metrics, model, store, trainer, training, voxels
 from atr.encoders import pretraining
-from atr.training import TrainingError, learning_rate, selection_score
+from atr.schedule import learning_rate, selection_score
+from atr.trainer import TrainingError
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 
@@ -50,7 +51,7 @@ class TestRates:
     def test_each_group_has_its_own_rate_and_the_missing_ones_that_of_the_heads(self, corpus):
         kind = config(training="finetuned", learning_rates={"heads": 1e-3, "text": 1e-5}, loss={"name": "sigmoid"})
         network = model.build(kind, training.features.prepare(kind, corpus, quiet=True))
-        groups = model.groups(network, training.losses.build("sigmoid"), kind)
+        groups = model.groups(network, losses.build("sigmoid"), kind)
         assert {group["name"]: group["peak"] for group in groups} == {
             "heads": 1e-3,
             "audio": 1e-3,
@@ -343,14 +344,14 @@ class TestKilled:
 
 def interrupt_after(monkeypatch, epochs):
     """Let training be interrupted from the keyboard once it has saved so many epochs."""
-    write = training._write_history
+    write = trainer._write_history
 
     def interrupted(folder, state):
         write(folder, state)
         if len(state["history"]) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_write_history", interrupted)
+    monkeypatch.setattr(trainer, "_write_history", interrupted)
 
 
 class TestInterrupted:
@@ -371,8 +372,8 @@ class TestInterrupted:
             interrupt_after(patch, 2)
             fit(kind, corpus, runs=tmp_path / "cut")
         state = torch.load(training.locate(kind, corpus, tmp_path / "cut").path / "state.pt", weights_only=True)
-        initial = training.losses.build("sigmoid", "released").state_dict()
-        learned = dict(training.losses.build("sigmoid", "released").named_parameters())
+        initial = losses.build("sigmoid", "released").state_dict()
+        learned = dict(losses.build("sigmoid", "released").named_parameters())
         assert learned and all(not torch.equal(state["loss"][name], initial[name]) for name in learned)
         assert_same(whole, fit(kind, corpus, runs=tmp_path / "cut"))
 
