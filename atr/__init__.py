@@ -30,9 +30,9 @@ _HOMES = {
 }
 _MODULES = (
     "attention audio captioning captions_figures config corpora data dcase download embedding encoders ensembles "
-    "evaluation explore features figures freshness language_models latex lexical losses maps metrics mining model "
-    "pages planning profiles readings records register report runs sampling search shards sounds spectrograms "
-    "statistics store study tables text_aware topics training uniformity voxels widgets"
+    "evaluation explore features figures freshness language_models latex lexical lookup losses maps metrics mining "
+    "model neighbours pages planning profiles readings records register report runs sampling search shards sounds "
+    "spectrograms statistics store study tables text_aware topics training uniformity voxels widgets"
 ).split()
 
 
