@@ -65,7 +65,7 @@ class TestExact:
 
     @pytest.mark.parametrize("dim", [7, 64, 1000])
     def test_the_bits_do_not_depend_on_chunks_parts_or_other_queries(self, dim, monkeypatch):
-        embeddings, asked = made(300, dim), made(40, dim, 1)
+        embeddings, asked = made(300, dim), made(9, dim, 1)
         scores, rows = Neighbours(embeddings).search(asked)
         for chunk in (dim, 17 * dim, 10**6):
             monkeypatch.setattr(neighbours, "CHUNK", chunk)

@@ -1,5 +1,6 @@
 import os
 import sys
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +302,19 @@ class TestScan:
         (folder / "gone.wav").symlink_to(elsewhere / "none.wav")
         paths = sounds.scan(folder, True)[0]["path"].tolist()
         assert paths == ["a/0.wav", "a/2.wav", "a/4.wav", "b/1.wav", "b/3.wav", "b/5.wav", "link.wav", "out/z.wav"]
+
+    def test_a_folder_is_listed_as_it_is_read_however_many_files_it_has(self, folder, monkeypatch):
+        class Endless(cycle):
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+        listed = os.scandir
+        monkeypatch.setattr(sounds.os, "scandir", lambda path: Endless(listed(path)))
+        assert len(list(islice(sounds.walk(folder / "a"), 1000))) == 1000
+        sounds.check(folder / "a")
 
     def test_formats_of_libsndfile_count_as_sounds(self):
         assert {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".opus"} <= sounds.READ
