@@ -159,10 +159,10 @@ class Neighbours:
         except ImportError as error:
             self.reason = str(error)
         except FileNotFoundError:
-            self.reason = "there is no index of FAISS for them yet; build() makes it, for a folder atr index"
+            self.reason = "no index of FAISS is made for them yet; build() does it, or for a folder: atr index"
         except (OSError, RuntimeError) as error:
             problem = str(error).splitlines()[-1]
-            self.reason = f"{self.path}: damaged ({problem}); build() makes it anew, for a folder atr index"
+            self.reason = f"{self.path}: damaged ({problem}); build() makes it anew, or for a folder: atr index"
         return None
 
     def _exact(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +208,7 @@ def _imported() -> Any:
         import faiss
 
         return faiss
-    raise ImportError("FAISS is not installed: pip install faiss-cpu; then build(), for a folder atr index, uses it")
+    raise ImportError("FAISS is not installed: pip install faiss-cpu, then build(), or for a folder: atr index")
 
 
 def _measured(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -146,7 +146,7 @@ class TestFaiss:
         for _ in range(2):
             assert_finds(made.best(sentences, 5), expected(tmp_path, sentences, 5))
         (said,) = recwarn.list
-        assert "searched exactly, in 0." in str(said.message) and "for a folder atr index" in str(said.message)
+        assert "345 embeddings searched exactly, in " in str(said.message) and "atr index" in str(said.message)
 
     def test_a_damaged_file_is_named_and_the_search_exact(self, small, tmp_path, recwarn):
         opened(self.folder(tmp_path)).build(quiet=True)

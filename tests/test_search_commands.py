@@ -126,7 +126,7 @@ class TestSearch:
         call("index", folder, "--quiet")
         monkeypatch.setattr(neighbours, "LIMIT", 3)
         outcome = call("search", "rain", "--json")
-        assert "4 embeddings searched exactly, in 0.0 s: " in outcome.stderr and len(json.loads(outcome.stdout)) == 4
+        assert "4 embeddings searched exactly, in " in outcome.stderr and len(json.loads(outcome.stdout)) == 4
 
     def test_without_anything_indexed_the_command_is_named(self, folder, tmp_path):
         assert "no folder is indexed yet; run: atr index <folder>" in call("search", "rain", status=1).stderr
