@@ -1,6 +1,7 @@
 """Audio-text retrieval: corpora, encoders, losses and training behind the numbered notebooks."""
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,12 +29,7 @@ _HOMES = {
     "profile": "atr.profiles",
     "run_all": "atr.runs",
 }
-_MODULES = (
-    "attention audio captioning captions_figures config corpora data dcase download embedding encoders ensembles "
-    "evaluation executors explore features figures freshness language_models latex lexical losses maps metrics mining "
-    "model pages planning profiles readings records register report runs sampling search shards sounds spectrograms "
-    "statistics store study tables text_aware topics training uniformity voxels widgets"
-).split()
+_MODULES = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "__main__"]
 
 
 def __getattr__(name: str) -> Any:

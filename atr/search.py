@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from atr import audio, shards, store
 from atr.audio import AudioError
 from atr.embedding import Embedder
+from atr.lookup import Lookup
 from atr.records import write_json
 from atr.sounds import scan
 
@@ -29,7 +29,6 @@ SEGMENT = 10.0  # seconds
 BATCH = 32  # segments embedded at a time
 SHARD_SECONDS = 20.0  # of work that an interruption may cost
 AHEAD = 30.0  # seconds; longer files are not decoded ahead of time but as they are embedded
-QUERIES = 256  # scored at a time
 RETRIED = -1  # for a time of change: of no file
 
 Piece = tuple[float, float, np.ndarray]  # start, end, waveform at the embedder's rate
@@ -66,7 +65,8 @@ class Index:
     model: what says to others how to make the embedder again, kept in `index.json`.
 
     It lies in `<home>/indexes/<key>/`, where the key is made of the folder, the embedder's fingerprint and the segment.
-    ValueError: an embedder or segment that does not go with it.
+    A search is exact up to a million segments, beyond it asks FAISS first (`atr.neighbours`). ValueError: an embedder
+    or segment that does not go with it.
 
     >>> import atr
     >>> index = atr.search.Index("my_sounds", atr.Embedder(run))      # doctest: +SKIP
@@ -137,6 +137,7 @@ class Index:
             shards.compact(self.path, self._shards, kept)
             self._forget()
             self._describe(complete=True)
+            self._lookup.build(quiet)
         files = self.files
         bad = files.loc[files["problem"] != "", ["path", "problem"]]
         return Report(
@@ -152,7 +153,7 @@ class Index:
 
     def search(self, queries: str | Sequence[str], top: int = 10) -> pd.DataFrame:
         """The `top` files for each query, by their best segments: query, rank from 1, score (cosine), path, start and
-        end in seconds.
+        end in seconds. Warns where it had to be exact among more than a million segments.
 
         FileNotFoundError: the folder is not indexed. ValueError: a query without words, a damaged index.
         """
@@ -162,43 +163,19 @@ class Index:
             raise ValueError(f"top: {top}; give 1 or more")
         queries = [queries] if isinstance(queries, str) else list(queries)
         sentences = self.embedder.sentences(queries)
-        rows = []
-        for start in range(0, len(queries), QUERIES):
-            for query, best in enumerate(self._best(sentences[start : start + QUERIES], top), start):
-                ranked = [self._hit(sentences[query], score, *place) for score, *place in best]
-                ranked.sort(key=lambda hit: (-hit["score"], hit["path"]))
-                rows += [{"query": queries[query], "rank": rank} | hit for rank, hit in enumerate(ranked, 1)]
+        rows = [
+            (query, rank, hit.score, str(self.folder / hit.path), hit.start, hit.end)
+            for query, hits in zip(queries, self._lookup.best(sentences, top), strict=True)
+            for rank, hit in enumerate(hits, 1)
+        ]
         return pd.DataFrame(rows, columns=["query", "rank", "score", "path", "start", "end"])
 
-    def _best(self, sentences: Tensor, top: int) -> list[list[tuple[float, int, int]]]:
-        """For each sentence the (score, shard, line) of the `top` files, exactly; files in a shard are in order."""
-        best: list[list[tuple[float, int, int]]] = [[] for _ in sentences]
-        for place, (shard, live) in enumerate(zip(self._shards, self._live, strict=True)):
-            lines = np.flatnonzero(shard.table["segments"])
-            if not len(lines):
-                continue
-            scores = self.embedder.similarity(sentences, shard.tensors["embeddings"]).numpy()
-            peaks = np.maximum.reduceat(scores, shard.offsets[lines], axis=1)[:, live[lines]]
-            lines = lines[live[lines]]
-            values, chosen = torch.from_numpy(peaks).topk(min(top, len(lines)))
-            for query, (value, line) in enumerate(zip(values.tolist(), lines[chosen.numpy()].tolist(), strict=True)):
-                found = [(score, place, file) for score, file in zip(value, line, strict=True)]
-                best[query] = sorted(best[query] + found, key=lambda hit: -hit[0])[:top]
-        return best
-
     @cached_property
-    def _live(self) -> list[np.ndarray]:
-        return shards.masks(self._shards, self._files)
-
-    def _hit(self, sentence: Tensor, score: float, place: int, line: int) -> dict[str, Any]:
-        shard = self._shards[place]
-        rows = slice(*shard.offsets[line : line + 2])
-        best = int(self.embedder.similarity(sentence[None], shard.tensors["embeddings"][rows])[0].argmax())
-        start, end = shard.tensors["times"][rows][best].tolist()
-        return {"score": score, "path": str(self.folder / shard.table["path"][line]), "start": start, "end": end}
+    def _lookup(self) -> Lookup:
+        return Lookup(self.path, self._shards, self._files, self.embedder)
 
     def _forget(self) -> None:
-        for name in ("_shards", "_files", "_live"):
+        for name in ("_shards", "_files", "_lookup"):
             self.__dict__.pop(name, None)
 
     def _describe(self, complete: bool) -> None:

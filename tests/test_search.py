@@ -1,5 +1,6 @@
 import os
 import sys
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atr import Embedder, RunConfig, audio, fit, search, shards, sounds
+from atr import Embedder, RunConfig, audio, fit, lookup, neighbours, search, shards, sounds
+from atr.lookup import Lookup
 from atr.search import Index
 
 RATE = 100
@@ -134,7 +136,7 @@ class TestSearch:
             wave = sum(share * tone(place) for place, share in enumerate(mix)) / len(TONES)
             soundfile.write(tmp_path / "s" / f"{number:02}.wav", wave, RATE, subtype="FLOAT")
         monkeypatch.setattr(search, "SHARD_SECONDS", 0.0)
-        monkeypatch.setattr(search, "QUERIES", 4)
+        monkeypatch.setattr(lookup, "QUERIES", 4)
         monkeypatch.setattr(shards, "FULL", 7)
         index, _ = updated(tmp_path / "s")
         assert len(shards.stored(index.path)) > 3
@@ -179,6 +181,57 @@ class TestSearch:
                 rows["score"], scores[[int(Path(path).stem) for path in rows["path"]]], atol=1e-5
             )
             assert rows["score"].is_monotonic_decreasing and len(rows) == 16
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="FAISS is not used on macOS")
+class TestManySegments:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        """FAISS from 20 segments on."""
+        monkeypatch.setattr(neighbours, "LIMIT", 19)
+
+    class Cosines(Tones):
+        similarity = Embedder.similarity
+
+    def folder(self, folder):
+        for number in range(20):
+            write(folder / f"{number}.wav", number % 6, number % 5)
+        return folder
+
+    def test_an_update_makes_what_faiss_searches_and_a_change_makes_it_anew(self, tmp_path, monkeypatch, recwarn):
+        folder = self.folder(tmp_path / "s")
+        index, _ = updated(folder, self.Cosines(), segment=2.0)
+        (file,) = index.path.glob("*.faiss")
+        state = file.stat().st_mtime_ns
+        monkeypatch.setattr(Lookup, "_exactly", None)
+        assert set(found(index, "5", 3)) == {"5.wav", "11.wav", "17.wav"}
+        index, _ = updated(folder, self.Cosines(), segment=2.0)
+        assert file.stat().st_mtime_ns == state
+        write(folder / "new.wav", 5, 5)
+        index, _ = updated(folder, self.Cosines(), segment=2.0)
+        (other,) = index.path.glob("*.faiss")
+        assert other != file and "new.wav" in found(index, "5", 4) and not recwarn.list
+
+    def test_an_interrupted_update_leaves_a_search_that_is_exact(self, tmp_path, monkeypatch):
+        folder = self.folder(tmp_path / "s")
+        updated(folder, self.Cosines(), segment=2.0)
+        for number in range(20):
+            write(folder / f"0{number}.wav", 4)
+        monkeypatch.setattr(search, "SHARD_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            Index(folder, self.Cosines(patience=3), segment=2.0).update(quiet=True)
+        index = Index(folder, self.Cosines(), segment=2.0)
+        with pytest.warns(UserWarning, match="embeddings searched exactly"):
+            assert len(index.search("4", 100)) == 23
+
+    def test_nothing_of_it_is_made_for_few_segments_or_left_when_they_become_few(self, tmp_path):
+        folder = self.folder(tmp_path / "s")
+        index, _ = updated(folder, self.Cosines(), segment=2.0)
+        for path in sorted(folder.iterdir())[:12]:
+            path.unlink()
+        updated(folder, self.Cosines(), segment=2.0)
+        assert not list(index.path.glob("*.faiss"))
+        assert len(updated(folder, self.Cosines(), segment=2.0)[0].search("3")) == 8
 
 
 class TestSegments:
@@ -249,6 +302,19 @@ class TestScan:
         (folder / "gone.wav").symlink_to(elsewhere / "none.wav")
         paths = sounds.scan(folder, True)[0]["path"].tolist()
         assert paths == ["a/0.wav", "a/2.wav", "a/4.wav", "b/1.wav", "b/3.wav", "b/5.wav", "link.wav", "out/z.wav"]
+
+    def test_a_folder_is_listed_as_it_is_read_however_many_files_it_has(self, folder, monkeypatch):
+        class Endless(cycle):
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+        listed = os.scandir
+        monkeypatch.setattr(sounds.os, "scandir", lambda path: Endless(listed(path)))
+        assert len(list(islice(sounds.walk(folder / "a"), 1000))) == 1000
+        sounds.check(folder / "a")
 
     def test_formats_of_libsndfile_count_as_sounds(self):
         assert {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".opus"} <= sounds.READ

@@ -10,7 +10,7 @@ from made_models import clap
 from rich.console import Console
 from typer.testing import CliRunner
 
-from atr import RunConfig, cli, records, search, study
+from atr import RunConfig, cli, neighbours, records, search, study
 from atr.commands import search as commands
 from atr.profiles import profile
 
@@ -121,6 +121,12 @@ class TestSearch:
         outcome = call("index", folder, "--quiet", status=130)
         assert "Stopped. What is done is kept: the same command continues." in outcome.stderr
         assert "Indexing was interrupted" in call("search", "rain").stderr
+
+    def test_a_search_that_could_be_faster_says_so(self, folder, monkeypatch):
+        call("index", folder, "--quiet")
+        monkeypatch.setattr(neighbours, "LIMIT", 3)
+        outcome = call("search", "rain", "--json")
+        assert "4 embeddings searched exactly, in " in outcome.stderr and len(json.loads(outcome.stdout)) == 4
 
     def test_without_anything_indexed_the_command_is_named(self, folder, tmp_path):
         assert "no folder is indexed yet; run: atr index <folder>" in call("search", "rain", status=1).stderr

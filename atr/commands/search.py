@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +107,10 @@ def search(
                 f"index it again with the same options: atr index {shlex.quote(kept[0]['folder'])}"
             )
         chosen = fitting[0]
-        found = searching.Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
+        with warnings.catch_warnings(record=True) as remarks:
+            found = searching.Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
+        for remark in remarks:
+            _say(str(remark.message), error=True)
         if found.empty:
             raise ValueError(f"{chosen['folder']}: no sound in its index; atr index says why")
         if "trained_on" in record:
