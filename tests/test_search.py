@@ -304,17 +304,26 @@ class TestScan:
         assert paths == ["a/0.wav", "a/2.wav", "a/4.wav", "b/1.wav", "b/3.wav", "b/5.wav", "link.wav", "out/z.wav"]
 
     def test_a_folder_is_listed_as_it_is_read_however_many_files_it_has(self, folder, monkeypatch):
+        read = []
+
         class Endless(cycle):
             def __enter__(self):
                 return self
 
             def __exit__(self, *_):
-                pass
+                read.append("closed")
+
+            def __next__(self):
+                read.append("entry")
+                assert len(read) < 5000, "listed beyond what was asked for"
+                return super().__next__()
 
         listed = os.scandir
         monkeypatch.setattr(sounds.os, "scandir", lambda path: Endless(listed(path)))
         assert len(list(islice(sounds.walk(folder / "a"), 1000))) == 1000
+        seen = len(read)
         sounds.check(folder / "a")
+        assert len(read) < seen + 10 and read[-1] == "closed"
 
     def test_formats_of_libsndfile_count_as_sounds(self):
         assert {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".opus"} <= sounds.READ
