@@ -135,7 +135,7 @@ def picture(heard: Heard, clips: list[str]) -> Figure:
             for onset, offset in events.loc[events["event"] == name, ["onset", "offset"]].to_numpy():
                 axes[1, column].hlines(-0.03 * (number + 1), onset, offset, color=color, lw=3)
         axes[1, column].set(xlabel="time (s)", xlim=(0, duration))
-        axes[1, column].legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=len(names), fontsize=7)
+        axes[1, column].legend(loc="upper left", bbox_to_anchor=(0, -0.3), fontsize=7)
     axes[0, 0].set(ylabel="log-mel", yticks=[])
     axes[1, 0].set_ylabel("attention")
     axes[1, 0].set_yticks([tick for tick in axes[1, 0].get_yticks() if 0 <= tick <= axes[1, 0].get_ylim()[1]])

@@ -1,21 +1,16 @@
 """The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr index`, `atr search`, `atr runs`,
-`atr report`, `atr reference`.
+`atr bench`, `atr report`, `atr reference`.
 """
 
 import os
-import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from atr.commands import DeviceOption, ProfileOption, bench, caption, console, fail, printed, report, runs
 from atr.commands import search as searching
-from atr.commands.report import report
 
 app = typer.Typer(
     help="Audio-text retrieval: run the studies, check a corpus, look after the runs.",
@@ -24,28 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-runs_app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
-app.add_typer(runs_app, name="runs")
-app.command()(report)
-console = Console()
-
-ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10 or paper: which data and encoders.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
-
-
-def fail(error: BaseException) -> typer.Exit:
-    """Say an expected error in plain words."""
-    Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-    return typer.Exit(1)
-
-
-def printed(table, title: str = "") -> None:
-    view = Table(title=title or None, title_justify="left")
-    for column in table.columns:
-        view.add_column(str(column), overflow="fold")
-    for row in table.itertuples(index=False):
-        view.add_row(*(escape(f"{value:.1f}" if isinstance(value, float) else str(value)) for value in row))
-    console.print(view)
+app.add_typer(runs.app, name="runs")
 
 
 @app.callback()
@@ -62,7 +36,7 @@ def extended() -> None:
 
 @app.command()
 def study(
-    numbers: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 01 03; all if none.")] = None,
+    numbers: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 01 03; all but 12 if none.")] = None,
     profile: ProfileOption = "demo",
     seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.")] = None,
     device: DeviceOption = "auto",
@@ -101,6 +75,8 @@ def study(
         except ValueError:
             raise ValueError(f"--seeds: {seeds!r}; give whole numbers, such as 0,1,2") from None
         paths = studies.notebooks(numbers or (), chosen)
+        if not numbers:  # half an hour with nothing beside it: when it is asked for
+            paths = [path for path in paths if path.stem[:2] != studies.TIMED]
         if captions is not None:
             if not captions.is_file():
                 raise ValueError(f"--captions: {captions}: no such file")
@@ -250,74 +226,6 @@ def data(
 
 
 @app.command()
-def caption(
-    corpus: Annotated[str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps.")],
-    endpoint: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible address, such as http://localhost:11434/v1 of Ollama.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Name of the model there, such as phi4.")] = None,
-    local: Annotated[str | None, typer.Option(help="Instead: a transformers model, its folder or name.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the record; made of the corpus and the model if not given.")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")] = None,
-    keywords: Annotated[
-        Path | None, typer.Option(help="Table of file_name and keywords, as clotho_metadata_development.csv.")
-    ] = None,
-    hold_out: Annotated[int | None, typer.Option(help="Hold so many clips out and caption all others.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many clips: to try it out.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
-    attempts: Annotated[int, typer.Option(min=1, help="Requests for a clip before it is given up.")] = 3,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for an answer.")] = 60.0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
-) -> None:
-    """Have a language model write five new captions for each training clip; exit status 1 if clips are left without.
-
-    Every answer is recorded at once: interrupt it whenever you like, the same command continues where it stopped.
-    A key, where one is needed, comes from the environment: ATR_API_KEY or OPENAI_API_KEY.
-    """
-    from atr import captioning
-    from atr.corpora import load_corpus, synthetic
-
-    try:
-        if (local is None) == (endpoint is None) or (endpoint is None) != (model is None):
-            raise ValueError("give --endpoint <address> with --model <name>, or --local <folder>")
-        loaded = load_corpus(corpus, root, hold_out=hold_out).split("train")
-        tags = None
-        if keywords is not None:
-            tags = captioning.keywords_of(keywords, loaded.clips["clip"])
-            console.print(f"keywords of {len(tags):,} of {len(loaded):,} clips", soft_wrap=True, highlight=False)
-        if name is None:
-            name = re.sub(r"[^\w.-]+", "-", f"{corpus}-{model or Path(str(local)).name}")
-        record = synthetic.path(name)
-        ask: captioning.Model
-        if local is not None:
-            ask = captioning.Local(local)
-        else:
-            ask = captioning.Endpoint(str(endpoint), str(model), timeout=timeout)
-        if limit is not None:
-            chosen = loaded.clips["clip"].head(limit)
-            loaded = replace(
-                loaded, clips=loaded.clips.head(limit), captions=loaded.captions[loaded.captions["clip"].isin(chosen)]
-            )
-        report = captioning.generate(
-            loaded, ask, record, keywords=tags, concurrency=concurrency, attempts=attempts, quiet=quiet
-        )
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
-    console.print(str(report), soft_wrap=True, markup=False, highlight=False)
-    if report.missing:
-        raise typer.Exit(1)
-    console.print(
-        f'train on them: load_corpus("{corpus}", …, synthetic="{name}")', soft_wrap=True, markup=False, highlight=False
-    )
-
-
-app.command()(searching.index)
-app.command()(searching.search)
-
-
-@app.command()
 def reference(profile: ProfileOption = "demo") -> None:
     """Copy a profile's tables, figures and executed notebooks to results/reference/, to be committed."""
     from atr import study as studies
@@ -328,111 +236,8 @@ def reference(profile: ProfileOption = "demo") -> None:
         raise fail(error) from error
 
 
-def _found(profile: str, address: str):
-    from atr import records
-    from atr.profiles import profile as profile_of
-
-    return records.find(address, profile_of(profile).runs)
-
-
-@runs_app.command("list")
-def runs_list(profile: ProfileOption = "demo") -> None:
-    """All runs of a profile: address, state, what it is, text-to-audio R@10."""
-    import pandas as pd
-
-    from atr import records
-    from atr import runs as many
-    from atr.profiles import profile as profile_of
-
-    try:
-        found = records.stored(profile_of(profile).runs)
-    except ValueError as error:
-        raise fail(error) from error
-
-    def described(run: records.Run) -> str:
-        if run.status == "stale":
-            return "by an older version: remove or run again"
-        try:
-            return many.describe(run.config)
-        except ValueError as error:
-            return f"{run.path / 'config.json'}: {error}"
-
-    rows = [
-        {
-            "address": run.address,
-            "state": run.status,
-            "run": described(run),
-            "R@10": f"{run.metrics['t2a_r10']:.1f}" if run.status == "finished" else "",
-        }
-        for run in found
-        if (run.path / "config.json").is_file()
-    ]
-    if not rows:
-        console.print(f"no runs of profile {profile} yet: atr study --profile {profile}")
-        return
-    printed(pd.DataFrame(rows))
-
-
-@runs_app.command("show")
-def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], profile: ProfileOption = "demo") -> None:
-    """One run: config, environment, metrics."""
-    try:
-        run = _found(profile, address)
-    except ValueError as error:
-        raise fail(error) from error
-    console.print(str(run.path), soft_wrap=True, highlight=False)
-    for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
-        if (run.path / name).is_file():
-            console.print(f"[bold]{name}[/bold]")
-            console.print((run.path / name).read_text(), markup=False, soft_wrap=True)
-
-
-@runs_app.command("export")
-def runs_export(
-    target: Annotated[Path, typer.Argument(help="A file that ends in .csv or .parquet.")],
-    profile: ProfileOption = "demo",
-) -> None:
-    """All finished runs as one table: a row a run, with its config, metrics and environment."""
-    from atr import records
-    from atr.profiles import profile as profile_of
-
-    try:
-        found = [run for run in records.stored(profile_of(profile).runs) if run.status == "finished"]
-        if not found:
-            raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
-        records.export(found, target)
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
-    console.print(f"{len(found)} runs → {target}", soft_wrap=True)
-
-
-@runs_app.command("remove")
-def runs_remove(
-    addresses: Annotated[list[str] | None, typer.Argument(help="First digits of each.")] = None,
-    profile: ProfileOption = "demo",
-    stale: Annotated[bool, typer.Option("--stale", help="Remove all runs of older versions.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Remove runs from disk, after asking."""
-    from atr import records
-    from atr.profiles import profile as profile_of
-
-    try:
-        chosen = [_found(profile, address) for address in addresses or ()]
-        if stale:
-            chosen += [run for run in records.stored(profile_of(profile).runs) if run.status == "stale"]
-        chosen = list({run.path: run for run in chosen}.values())
-        if not chosen:
-            console.print("nothing to remove")
-            return
-    except ValueError as error:
-        raise fail(error) from error
-    if not yes and not typer.confirm(f"Remove {', '.join(run.address for run in chosen)}?"):
-        raise typer.Exit(1)
-    for run in chosen:
-        run.remove()
-    console.print(f"removed {len(chosen)}")
-
+for command in (caption.caption, searching.index, searching.search, report.report, bench.bench):
+    app.command()(command)
 
 if __name__ == "__main__":
     sys.exit(app())

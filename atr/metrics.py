@@ -24,6 +24,7 @@ from torch import Tensor
 Matrix = Tensor | np.ndarray
 Direction = Literal["t2a", "a2t"]
 BLOCK = 2**22  # similarities held at a time unless `chunk` says otherwise: 16 MiB in float32
+PIECE = 2**18  # compared at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,8 @@ def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Matrix, chunk: 
     """Ranks of the relevant candidates in both directions.
 
     similarity: (captions, clips), or embeddings (text (captions, D), audio (clips, D)), compared by their cosine and
-    never held against each other as a whole: `chunk` queries at a time (default: about 16 MiB of similarities).
+    held against each other `chunk` queries at a time; by default as a whole up to 32 MiB of similarities, and beyond
+    that about 16 MiB at a time.
     ValueError: non-finite numbers, shapes that do not fit, a caption without a clip; by integers also a clip without a
     caption.
     """
@@ -60,8 +62,12 @@ def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Matrix, chunk: 
                 f"text has {text.shape[1]} dimensions, audio {audio.shape[1]}; give embeddings of one space"
             )
         text, audio = F.normalize(text, dim=1), F.normalize(audio, dim=1)
-        to_audio, to_text = _products(text, audio, chunk), _products(audio, text, chunk)
         shape = len(text), len(audio)
+        if chunk is None and shape[0] * shape[1] <= 2 * BLOCK:
+            whole = text @ audio.t()  # once, for both directions
+            to_audio, to_text = _rows(whole, None), _rows(whole.t(), None)
+        else:
+            to_audio, to_text = _products(text, audio, chunk), _products(audio, text, chunk)
     else:
         matrix = _finite(_matrix(similarity, "similarity"), "similarity")
         to_audio, to_text = _rows(matrix, chunk), _rows(matrix.t(), chunk)
@@ -179,18 +185,27 @@ def _ranks(blocks: Iterator[Tensor], relevant: np.ndarray) -> np.ndarray:
         start += len(block)
         # Scores come from the block itself: a second product could round otherwise and rank an item behind itself.
         scores = block.gather(1, index.clamp(min=0)).masked_fill(index < 0, -torch.inf).sort(1, descending=True).values
-        ahead = torch.stack([_count(block >= score[:, None]) for score in scores.t()], dim=1)
+        ahead = _reaching(block, scores)
         relevant_ahead = (scores[:, None, :] >= scores[:, :, None]).sum(2)
         order = torch.arange(1, index.shape[1] + 1, device=block.device)
         parts.append((order + ahead - relevant_ahead).masked_fill(scores == -torch.inf, 0).cpu().numpy())
     return np.concatenate(parts)
 
 
-def _count(hits: Tensor) -> Tensor:
-    # torch sums booleans about 15 times slower than numpy on a CPU.
-    if hits.device.type == "cpu":
-        return torch.from_numpy(np.count_nonzero(hits.numpy(), axis=1))
-    return hits.sum(1)
+def _reaching(block: Tensor, scores: Tensor) -> Tensor:
+    """(queries, relevant) how many candidates of a query score at least as high as each of its relevant ones."""
+    if block.device.type != "cpu":
+        return torch.stack([(block >= score[:, None]).sum(1) for score in scores.t()], dim=1)
+    # Piece by piece, which stays in the cache; bits are counted faster than numpy or torch add up booleans.
+    rows, least = (x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy() for x in (block, scores))
+    counts = np.empty(least.shape, np.int64)
+    size = max(1, PIECE // rows.shape[1])
+    for start in range(0, len(rows), size):
+        piece = slice(start, start + size)
+        for number in range(least.shape[1]):
+            hits = np.packbits(rows[piece] >= least[piece, number, None], axis=1)
+            counts[piece, number] = np.bitwise_count(hits).sum(1, dtype=np.int64)
+    return torch.from_numpy(counts)
 
 
 def _products(queries: Tensor, candidates: Tensor, chunk: int | None) -> Iterator[Tensor]:

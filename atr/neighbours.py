@@ -110,7 +110,7 @@ class Neighbours:
         if self._index is not None or self.path is None or self.rows <= LIMIT:
             return
         try:
-            faiss = _imported()
+            faiss = imported()
         except ImportError:
             return  # search says so
         lists = round(LISTS * self.rows**0.5)
@@ -146,7 +146,7 @@ class Neighbours:
         if self.path is None or self.rows <= LIMIT:
             return None
         try:
-            faiss = _imported()
+            faiss = imported()
             with open(self.path, "rb") as file:
                 file.seek(max(0, file.seek(0, SEEK_END) - len(COMPLETE)))
                 if file.read() != COMPLETE:
@@ -200,7 +200,7 @@ class Neighbours:
         return np.concatenate([part[rows[begin:end] - first] for part, first, begin, end in pieces if begin < end])
 
 
-def _imported() -> Any:
+def imported() -> Any:
     """FAISS. ImportError: it is not here, with what to do."""
     if sys.platform == "darwin":
         raise ImportError("FAISS is not used on macOS, where its OpenMP and PyTorch's crash each other")

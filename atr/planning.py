@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,7 +163,7 @@ def measure(config: RunConfig, device: str) -> Measured:
     """
     with torch.random.fork_rng(), store.threads(1):
         torch.manual_seed(0)
-        network, audio, spoken = _shell(config)
+        network, audio, spoken = shell(config)
         network.to(device)
         heard = network.audio_encoder is not None
         small = device == "cpu" and heard
@@ -222,10 +222,14 @@ def _timed(work: Callable[[], Any], device: str) -> float:
     return min(times[1:])
 
 
-def _shell(config: RunConfig) -> tuple[model.DualEncoder, Callable, Callable]:
-    """A config's networks with random weights, and makers of random batches of sound and of words for them."""
+def shell(
+    config: RunConfig, text_sizes: Mapping[str, int] | None = None
+) -> tuple[model.DualEncoder, Callable[..., Any], Callable[..., Any]]:
+    """A config's networks with random weights, and makers of random batches for them: sound(clips, seconds, device) and
+    words(captions, device). text_sizes: fields of the text encoder's architecture to change.
+    """
     frozen = config.training == "frozen"
-    language, width = _language(config)
+    language, width = _language(config, text_sizes)
     audio = encoders.build(config.audio_encoder, augment=config.augment, dropout=config.audio_dropout)
     if config.training == "frozen_released":
         audio.requires_grad_(False)
@@ -273,14 +277,13 @@ class _Language(nn.Module):
         return self.network(**{kind: inputs}).last_hidden_state[:, 0]
 
 
-def _language(config: RunConfig) -> tuple[nn.Module, int]:
+def _language(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tuple[nn.Module, int]:
     """A text encoder of a config's architecture with random weights, and its width; no download."""
     from transformers import AutoConfig, AutoModel
 
     known = ARCHITECTURES.get(config.text_encoder.rpartition("/")[2])
     if known is not None:
-        changes = known[1]
-        architecture = AutoConfig.for_model(known[0], **changes)
+        architecture = AutoConfig.for_model(known[0], **known[1] | dict(sizes or {}))
     else:
         architecture = AutoConfig.from_pretrained(text.folder(config.text_encoder, fetch=False), local_files_only=True)
     if config.text_layers is not None and config.training != "frozen_released":
@@ -296,7 +299,8 @@ def summary(
     """What the runs of a plan need: a row for each group of like runs, and the sum in words.
 
     plan: as `study.plan` makes it; corpora: by the content key of their options, None where absent. Columns: runs,
-    finished, steps of a run, memory of a run, disk of all when done, time of those not finished, one after another.
+    finished, steps of a run, memory of a run, disk of all when done, time of those not finished, one after another;
+    `.attrs["seconds"]` is the sum of that.
     cluster: in words, where the runs are not for this machine alone.
     """
     measured: dict[tuple, Measured] = {}
@@ -345,6 +349,7 @@ def summary(
         f"once, on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
         f"way, and {gigabytes(sum(audio.values()))} of packed audio."
     )
+    groups.attrs["seconds"] = float(groups["time"].sum())
     groups["time"] = [duration(seconds) if seconds else "" for seconds in groups["time"]]
     groups[["memory", "disk"]] = groups[["memory", "disk"]].map(gigabytes)
     return groups, words
@@ -352,7 +357,7 @@ def summary(
 
 def head_parameters(config: RunConfig) -> int:
     """Parameters of both heads of a config's model."""
-    network = _shell(config)[0]
+    network = shell(config)[0]
     return sum(p.numel() for head in (network.audio_head, network.text_head) for p in head.parameters())
 
 

@@ -68,11 +68,16 @@ class Index:
     A search is exact up to a million segments, beyond it asks FAISS first (`atr.neighbours`). ValueError: an embedder
     or segment that does not go with it.
 
-    >>> import atr
-    >>> index = atr.search.Index("my_sounds", atr.Embedder(run))      # doctest: +SKIP
-    >>> print(index.update())                                         # doctest: +SKIP
-    412 files, 1:09:31 of sound in 437 segments (412 new, 0 changed, 0 unchanged, 0 gone)
-    >>> index.search("rain on a tin roof", top=3)                     # doctest: +SKIP
+    >>> import soundfile
+    >>> for number, name in enumerate(["rain.wav", "dog.wav"]):
+    ...     soundfile.write(name, np.random.default_rng(number).normal(0, 0.1, 64_000), 16_000)
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
+    >>> index = Index(".", atr.Embedder(run))
+    >>> print(index.update())
+    2 files, 0:08 of sound in 2 segments (2 new, 0 changed, 0 unchanged, 0 gone)
+    >>> index.search("rain on a tin roof", top=3)[["path", "start", "end"]].shape
+    (2, 3)
     """
 
     def __init__(

@@ -20,6 +20,7 @@ from atr.profiles import Profile
 from atr.profiles import profile as profile_of
 
 NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
+TIMED = "12"  # measures the machine: nothing may run beside it
 THREADED = ("OMP", "MKL", "OPENBLAS", "NUMBA")
 LITTLE = 300  # seconds of training below which notebooks run side by side, as they then are mostly imports and figures
 
@@ -136,16 +137,25 @@ def execute_all(
     on_done: Callable[[Path], Any] | None = None,
 ) -> None:
     """Run notebooks, `jobs` at a time, in processes of their own if several; runs that two of them need are made once.
+    The one that measures the machine comes last, by itself.
 
     on_done: called with each executed copy. The first failure is raised when those under way have ended; further
     notebooks are not begun.
     """
-    if jobs == 1 or len(paths) == 1:
-        for path in paths:
-            done = execute(path, profile, parameters, quiet)
-            if on_done is not None:
-                on_done(done)
-        return
+    timed = [path for path in paths if path.stem[:2] == TIMED]
+    paths = [path for path in paths if path not in timed]
+    if jobs > 1 and len(paths) > 1:
+        _side_by_side(paths, profile, parameters, jobs, on_done)
+        paths = []
+    for path in (*paths, *timed):
+        done = execute(path, profile, parameters, quiet)
+        if on_done is not None:
+            on_done(done)
+
+
+def _side_by_side(
+    paths: Sequence[Path], profile: str, parameters: dict[str, Any], jobs: int, on_done: Callable[[Path], Any] | None
+) -> None:
     context = multiprocessing.get_context("spawn")
     threads = max(1, runs.default_workers("cpu") // jobs)
     with ProcessPoolExecutor(jobs, context, _share_cores, (threads,)) as pool:
@@ -204,7 +214,8 @@ def commit_reference(profile: str) -> Path:
     source = chosen.results
     target = store.results_home() / "reference" / profile
     parts = ("tables", "figures", "notebooks")
-    missing = [path.name for path in notebooks((), chosen) if not (source / "notebooks" / path.name).is_file()]
+    needed = [path.name for path in notebooks((), chosen) if path.stem[:2] != TIMED]
+    missing = [name for name in needed if not (source / "notebooks" / name).is_file()]
     if missing:
         raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile}")
     fresh = target.with_name(f".{profile}.new")

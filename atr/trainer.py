@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from atr import evaluation, features, losses, model, records, store, voxels
+from atr import evaluation, features, losses, model, records, store, switches, voxels
 from atr.batch_statistics import synchronise
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
@@ -75,7 +75,8 @@ class Trainer:
         self.weighed = voxels.settings(config.penalty) if config.penalty else None
         self.penalty = self.weighed.build().to(self.fabric.device) if self.weighed else None
         synchronise(self.network, group)
-        self.dual = self.fabric.setup(self.network)
+        self.switches = switches.chosen(device)
+        self.dual = self.fabric.setup(self.switches.apply(self.network))
         self.embedder = Embedder(self.dual, self.network, self.to_device, group, config.chunk)
         self.released_batch = config.batch_size if config.padding == "released" else None
         self.last_epoch = sum(part.epochs for part in config.parts())
@@ -96,7 +97,9 @@ class Trainer:
         groups = model.groups(self.network, loss_function, part)
         if not groups:
             return None
-        return self.fabric.setup_optimizers(kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=True))
+        return self.fabric.setup_optimizers(
+            kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=self.switches.fused)
+        )
 
     def splits(self, part: RunConfig, first: bool) -> tuple[features.Inputs, features.Inputs]:
         """Training and validation split as a stage sees them: of a fixed encoder, its output."""
@@ -171,7 +174,7 @@ class Trainer:
             self.fabric.backward(loss)
             self.group.sum_gradients(parameter for parameter in trained if parameter not in own)
             if part.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(trained, part.clip_norm)
+                _clip(trained, part.clip_norm)
             optimizer.step()
             if learned:
                 values.append(torch.stack([parameter.detach().float() for parameter in learned.values()]))
@@ -192,7 +195,8 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
     Of several processes the first one writes, and all read the state that a run continues from.
     """
     config, network, prepared, writes = trainer.config, trainer.network, trainer.prepared, trainer.group.rank == 0
-    state = _load_state(run.path / "state.pt")
+    keeper = _Keeper(run.path / "state.pt")
+    state = _load_state(keeper.path)
     if state is None:
         state = {"epoch": 0, "history": [], "learned": [], "stages": [], "seconds": 0.0}
         if not trainer.last_epoch:  # else the first epoch is the best so far
@@ -235,7 +239,7 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
             state |= {"model": network.kept(), "loss": loss_function.state_dict(), "optimizer": optimizer.state_dict()}
             if writes:
                 if epoch + 1 < trainer.last_epoch:  # what follows the last epoch is short
-                    store.write_atomic(run.path / "state.pt", partial(_save_state, state))
+                    keeper.keep(state)
                 _write_history(run.path, state)
             trainer.fabric.log_dict(row, step=epoch + 1)
 
@@ -258,7 +262,7 @@ def _write_results(
     store.write_atomic(run.path / "checkpoint.safetensors", lambda path: save_file(_contiguous(state["best"]), path))
     _write_history(run.path, state)
     name = torch.cuda.get_device_name() if trainer.device == "cuda" else "cpu"
-    where = records.environment(name, threads) | {"processes": trainer.group.size}
+    where = records.environment(name, threads) | {"processes": trainer.group.size, "switches": asdict(trainer.switches)}
     seconds = spent + time.perf_counter() - trainer.started
     records.write_json(
         run.path / "environment.json", {**where, "seconds": round(seconds, 3), "weights": prepared.fingerprints}
@@ -269,6 +273,32 @@ def _write_results(
     trainer.fabric.log_dict({f"test_{name}": value for name, value in tested.scores.items()}, step=state["epoch"])
     for logger in trainer.fabric.loggers:
         logger.finalize("success")
+
+
+def _clip(parameters: list[Tensor], largest: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_`; on a CPU gradients that are short enough are not multiplied by 1."""
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if norm.is_cuda or not norm < 0.999 * largest:  # a GPU would have to be waited for
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+
+
+class _Keeper:
+    """Writes a run's state after each epoch, or, where writing takes longer than QUICK seconds, as often as keeps it
+    below a tenth of the time.
+    """
+
+    QUICK = 0.3
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.took, self.ended = path, 0.0, 0.0
+
+    def keep(self, state: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        if self.took > self.QUICK and started - self.ended < 9 * self.took:
+            return
+        store.write_atomic(self.path, partial(_save_state, state))
+        self.ended = time.perf_counter()
+        self.took = self.ended - started
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:

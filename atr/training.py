@@ -10,7 +10,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from atr import distributed, features, mining, model, records, store, tracking
+from atr import distributed, features, mining, model, records, store, switches, tracking
 from atr.config import RunConfig
 from atr.corpora import in_folder, load_corpus
 from atr.corpora.corpus import Corpus
@@ -128,7 +128,7 @@ def _train(
     prepared = prepared or features.prepare(config, corpus, quiet=True, device=device)
     if device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    with store.threads(threads):
+    with store.threads(threads), switches.chosen(device).on():
         loggers = [] if group.rank else tracking.loggers(trackers, run)
         mined_by = ancillary(others["ancillary"], corpus, device, threads) if config.ancillary else None
         train(Trainer(config, corpus, prepared, others, device, mined_by, loggers, group), run, threads)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import made_models
@@ -59,10 +60,9 @@ class Handler(BaseHTTPRequestHandler):
             server.most = max(server.most, server.now)
             step = server.plan.pop(0) if server.plan else None
         try:
-            time.sleep(server.pause)
-            self.act(server, clip, step)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
+            with suppress(BrokenPipeError, ConnectionResetError):  # a client that gave up, or was killed
+                time.sleep(server.pause)
+                self.act(server, clip, step)
         finally:
             with server.lock:
                 server.now -= 1

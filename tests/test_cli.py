@@ -156,6 +156,15 @@ class TestStudy:
         monkeypatch.setattr(study, "execute", execute)
         assert "error: 00_explore.ipynb: ValueError: no" in call("study", "--profile", "smoke", "--jobs", "1", status=1)
 
+    def test_the_notebook_that_measures_the_machine_runs_when_it_is_asked_for(self, results, monkeypatch):
+        ran = []
+        monkeypatch.setattr(study, "execute", lambda path, *given: ran.append(path.stem[:2]) or path)
+        call("study", "--profile", "smoke", "--jobs", "1")
+        assert "01" in ran and study.TIMED not in ran
+        ran.clear()
+        call("study", "12", "1", "--profile", "smoke", "--jobs", "1")
+        assert ran == ["01", "12"]
+
     def test_a_reference_needs_results(self, results):
         assert "not run yet: 00_explore.ipynb" in call("reference", "--profile", "smoke", status=1)
 

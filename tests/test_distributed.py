@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -192,7 +193,11 @@ class TestRuns:
         run = training.locate(kind, corpus, tmp_path / "cut")
         assert run.status == "failed" and "killed by signal 9" in (run.path / "error.txt").read_text()
         assert torch.load(run.path / "state.pt", weights_only=True)["epoch"] == 1
+        shutil.copytree(tmp_path / "cut", tmp_path / "alone")
         assert_same(complete, fit(kind, corpus, runs=tmp_path / "cut", processes=2))
+        alone = fit(kind, corpus, runs=tmp_path / "alone")  # with another number of processes
+        assert alone.environment["processes"] == 1 and alone.address == complete.address
+        np.testing.assert_allclose(alone.history.to_numpy(), complete.history.to_numpy(), atol=1e-4)
 
     def test_a_run_that_diverges_says_so(self, corpus, tmp_path):
         kind = config(learning_rates={"heads": 1e30}, clip_norm=None)

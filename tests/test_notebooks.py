@@ -55,6 +55,7 @@ TABLES = {
         "closeness",
     ],
     "11": ["topics_by_seed", "topics", "readings", "stability", "clips", "claims"],
+    "12": ["measured", "goals", "agreement", "growth", "step", "search"],
 }
 FIGURES = {
     "00": ["search", "map"],
@@ -69,6 +70,7 @@ FIGURES = {
     "09": ["learning_curves", "attention"],
     "10": ["learning_curves", "words", "richness", "by_length"],
     "11": ["topics"],
+    "12": ["growth", "step", "search"],
 }
 
 

@@ -421,6 +421,17 @@ class TestExecute:
             assert "threads 3 3" in (results / "smoke" / "notebooks" / path.name).read_text()
         assert os.environ.get("OMP_NUM_THREADS") is None
 
+    def test_the_notebook_that_measures_the_machine_runs_last_and_alone(self, monkeypatch):
+        order = []
+        monkeypatch.setattr(study, "_side_by_side", lambda paths, *rest: order.append([path.stem for path in paths]))
+        monkeypatch.setattr(study, "execute", lambda path, *rest: order.append(path.stem) or path)
+        paths = study.notebooks(["12", "01", "02"])
+        study.execute_all(paths, "smoke", {}, jobs=2)
+        assert order == [["01_loss_comparison", "02_batch_size"], "12_performance"]
+        order.clear()
+        study.execute_all(paths, "smoke", {}, jobs=1)
+        assert order == ["01_loss_comparison", "02_batch_size", "12_performance"]
+
     def test_reference_copies_what_was_made_and_nothing_else(self, results):
         with pytest.raises(StudyError, match="not run yet: 00_explore.ipynb.*atr study --profile smoke"):
             study.commit_reference("smoke")

@@ -472,3 +472,25 @@ def test_two_processes_that_want_the_same_run_train_it_once(corpus, tmp_path):
     assert run.finished and run.history["epoch"].tolist() == list(range(1, 31))
     shutil.rmtree(run.path)
     assert np.array_equal(fit(kind, corpus, runs=tmp_path).history["epoch"], np.arange(1, 31))
+
+
+def test_a_state_is_kept_after_each_epoch_unless_that_takes_more_than_a_tenth_of_the_time(monkeypatch, tmp_path):
+    clock, written = [0.0], []
+
+    def writing(seconds):
+        def write(path, fill):
+            clock[0] += seconds
+            written.append(clock[0])
+
+        return write
+
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
+    for seconds, expected in ((0.2, 10), (1.0, 2)):
+        written.clear()
+        keeper = trainer._Keeper(tmp_path / "state.pt")
+        monkeypatch.setattr(trainer.store, "write_atomic", writing(seconds))
+        for _ in range(10):
+            clock[0] += 1.0
+            keeper.keep({})
+        assert len(written) == expected
+    assert written[1] - written[0] == pytest.approx(10)  # nine seconds of training for each second of writing

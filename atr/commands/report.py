@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from atr.commands import console, fail
+
 
 def report(
     profile: Annotated[str, typer.Option(help="smoke, demo, esc10, captions or paper.")] = "demo",
@@ -20,7 +22,6 @@ def report(
     Exit status 1, and nothing written, if a table or figure is not what its notebook would make today.
     """
     from atr import report as reports
-    from atr.cli import console, fail
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)

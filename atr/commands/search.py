@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+
+from atr.commands import console, fail, printed
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
@@ -47,7 +50,6 @@ def index(
     """
     from atr import search as searching
     from atr import sounds
-    from atr.cli import fail
 
     try:
         sounds.check(folder.expanduser())  # before a model is trained
@@ -90,7 +92,6 @@ def search(
     the one that the folder was indexed with.
     """
     from atr import search as searching
-    from atr.cli import fail
 
     try:
         if not query.strip():
@@ -137,7 +138,7 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
     """What an index keeps of its model: `clap`, or `run`, its folder, with the `root` of its corpus; of the default
     one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
     """
-    from atr.cli import _found
+    from atr.commands.runs import found_run
     from atr.profiles import profile as profile_of
 
     if run and clap:
@@ -146,7 +147,7 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
         path = Path(clap).expanduser()
         return {"clap": str(path.resolve()) if path.is_dir() else clap}
     if run:
-        chosen, root = _found(profile, run), profile_of(profile).root
+        chosen, root = found_run(profile, run), profile_of(profile).root
         return {"run": str(chosen.path.resolve()), "root": root and str(root.resolve())}
     return _default(device, quiet)
 
@@ -224,7 +225,6 @@ def _reminder(record: dict[str, Any], query: str) -> str:
 
 
 def _show(found: Any, folder: str, as_json: bool) -> None:
-    from atr.cli import printed
     from atr.search import clock
 
     if as_json:
@@ -269,9 +269,5 @@ def _plain(name: object) -> str:
 
 
 def _say(text: str, error: bool = False) -> None:
-    from rich.console import Console
-
-    from atr import cli
-
-    console = Console(stderr=True) if error else cli.console
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    where = Console(stderr=True) if error else console
+    where.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,159 @@
+"""A frozen study from audio files to test metrics: encoded once, or anew in every epoch."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from torch import Tensor
+
+import atr
+from atr import encoders, features, losses, metrics, model, store
+from atr.bench import Case, Released, networks, scratch
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.encoders import text
+from atr.features import Inputs
+from atr.sampling import epoch_batches
+
+RATE = 44_100  # Hz of the files
+WORDS = 11  # of a caption, as Clotho's have
+# captions of a clip, seconds of a clip (shortest, longest): Clotho's shape and AudioCaps'
+SHAPES = {"Clotho": (5, 15.0, 30.0), "AudioCaps": (1, 10.0, 10.0)}
+# training clips by shape (anew in every epoch: the last), epochs, of which so many are timed where each costs the same,
+# networks
+SCALES: dict[str, tuple[dict[str, tuple[int, ...]], int, int, str]] = {
+    "smoke": ({"Clotho": (8,), "AudioCaps": (8,)}, 2, 1, "small"),
+    "demo": ({"Clotho": (32,), "AudioCaps": (32, 96)}, 50, 1, "paper"),
+    "paper": ({"Clotho": (3839,), "AudioCaps": (49_274,)}, 50, 1, "paper"),
+}
+EVALUATED = 5  # a clip of the validation and one of the test split for so many of the training split
+
+
+def cases(scale: str, device: str, released: Released) -> list[Case]:
+    clips, epochs, timed_epochs, network = SCALES[scale]
+    found = []
+    for shape, numbers in clips.items():
+        for number in numbers:
+            size = {"shape": shape, "clips": number, "epochs": epochs, "network": network, "device": device}
+            found.append(Case("frozen", "atr", "frozen.cached", size))
+        again = size | {"timed_epochs": timed_epochs}
+        found.append(Case("frozen", "anew in every epoch", "frozen.encoded_again", again))
+    return found
+
+
+@contextmanager
+def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[RunConfig, Corpus, Path]]:
+    """A corpus of noise and random words in files, a config for it with networks of random weights, and an empty
+    store; all of it gone afterwards.
+    """
+    captions, shortest, longest = SHAPES[shape]
+    if network == "small":
+        shortest, longest = 1.0, 2.0
+    generator = np.random.default_rng(0)
+    known = [word for word in (text.folder("minilm") / "vocab.txt").read_text().split() if word.isalpha()]
+    with scratch() as folder:
+        rows = []
+        counts = {"train": clips, "validation": -(-clips // EVALUATED), "test": -(-clips // EVALUATED)}
+        for split, count in counts.items():
+            for number in range(count):
+                name = f"{split}{number}.wav"
+                samples = round(generator.uniform(shortest, longest) * RATE)
+                soundfile.write(folder / name, generator.uniform(-0.5, 0.5, samples), RATE)
+                sentences = [" ".join(generator.choice(known, WORDS)) for _ in range(captions)]
+                rows.append(
+                    {"file_name": name, "split": split} | {f"caption_{k}": s for k, s in enumerate(sentences, 1)}
+                )
+        pd.DataFrame(rows).to_csv(folder / "captions.csv", index=False)
+        (folder / "weights").mkdir()
+        fields = networks.fields(network, folder / "weights")
+        batch = 32 if clips >= 32 else clips
+        yield RunConfig(corpus="csv", epochs=epochs, batch_size=batch, **fields), atr.load_corpus("csv", folder), folder
+
+
+def cached(shape: str, clips: int, epochs: int, network: str, device: str) -> dict[str, Any]:
+    with study(shape, clips, epochs, network) as (config, corpus, folder):
+        started = time.perf_counter()
+        run = atr.fit(config, corpus, device=device, runs=folder / "runs", threads=os.cpu_count() or 1)
+        seconds = time.perf_counter() - started
+        history = run.history["loss"]
+        return {"seconds": seconds, "first_loss": float(history.iloc[0]), "epochs": len(history)}
+
+
+def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str, timed_epochs: int) -> dict[str, Any]:
+    """The same study, its encoders frozen in evaluation mode, but run on every batch of every epoch, as a loop that
+    keeps no features has it. `timed_epochs` are timed, validation and all, and count for `epochs`: each costs the same.
+    """
+    with study(shape, clips, epochs, network) as (config, corpus, _):
+        started = time.perf_counter()
+        assert config.audio_weights is not None
+        audio = encoders.build(config.audio_encoder, config.audio_weights).eval().to(device).requires_grad_(False)
+        spoken = text.TextEncoder(Path(config.text_encoder), config.text_pooling).eval().to(device)
+        spoken.requires_grad_(False)
+        splits = {name: _inputs(config, corpus.split(name), spoken) for name in ("train", "validation", "test")}
+        torch.manual_seed(config.seed)
+        heads = model.DualEncoder(None, None, audio.dim, spoken.dim, config.embedding_dim, audio.head_hidden).to(device)
+        loss_function = losses.build(**config.loss, variant=config.recipe)
+        optimizer = torch.optim.Adam(model.groups(heads, loss_function, config), fused=True)
+
+        @torch.no_grad()
+        def heard(split: Inputs, clips: np.ndarray) -> Tensor:
+            assert not isinstance(split.audio, Tensor)
+            waveforms, lengths = split.audio.batch(clips)
+            return audio.pool(*features.encode(audio, waveforms.to(device), lengths.to(device)))
+
+        @torch.no_grad()
+        def read(split: Inputs, captions: np.ndarray) -> Tensor:
+            assert not isinstance(split.text, Tensor)
+            ids, lengths = split.text.batch(captions)
+            return spoken(ids.to(device), lengths.to(device))
+
+        @torch.no_grad()
+        def evaluated(split: Inputs) -> None:
+            """Each clip and each caption once."""
+            sides = []
+            for encode, count in ((heard, len(split.audio)), (read, len(split.text))):
+                batches = np.split(np.arange(count), range(config.batch_size, count, config.batch_size))
+                sides.append(torch.cat([encode(split, batch) for batch in batches]))
+            embeddings = heads.embed_text(sides[1]), heads.embed_audio(sides[0])
+            metrics.retrieval_metrics(embeddings, split.relevance)
+
+        ready = time.perf_counter() - started
+        clip_of = splits["train"].clip_of_caption
+        first_loss = None
+        started = time.perf_counter()
+        for epoch in range(timed_epochs):
+            total, batches = 0.0, epoch_batches(clip_of, config.batch_size, config.sampler, config.seed, epoch)
+            for captions in batches:
+                sounds, words = heard(splits["train"], clip_of[captions]), read(splits["train"], captions)
+                ids = torch.from_numpy(clip_of[captions]).to(device)
+                loss = loss_function(heads.embed_audio(sounds), heads.embed_text(words), ids)
+                optimizer.zero_grad()
+                loss.backward()
+                if config.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(heads.parameters(), config.clip_norm)
+                optimizer.step()
+                total += loss.item()
+            first_loss = total / len(batches) if first_loss is None else first_loss
+            evaluated(splits["validation"])
+        epoch_seconds = (time.perf_counter() - started) / timed_epochs
+        started = time.perf_counter()
+        evaluated(splits["test"])
+        tested = time.perf_counter() - started
+        seconds = ready + epochs * epoch_seconds + tested
+        return {"seconds": seconds, "epoch_seconds": epoch_seconds, "ready_seconds": ready, "first_loss": first_loss}
+
+
+def _inputs(config: RunConfig, corpus: Corpus, spoken: text.TextEncoder) -> Inputs:
+    known = text.fingerprint(Path(config.text_encoder))
+    ids = text.tokenized(features.normalised(config, corpus), known, lambda: spoken)
+    waveforms = store.waveforms(corpus, encoders.facts(config.audio_encoder).sample_rate, True)
+    place = {clip: row for row, clip in enumerate(corpus.clips["clip"])}
+    clip_of = corpus.captions["clip"].map(place).to_numpy(dtype=np.int64)
+    return Inputs(waveforms, ids, clip_of, corpus.relevance())

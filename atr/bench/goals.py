@@ -1,0 +1,140 @@
+"""What was measured, held against what the project sets out to reach."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+PEOPLE = "released code"
+
+
+def table(rows: Sequence[dict[str, Any]], device: str) -> pd.DataFrame:
+    """A row a goal: work, goal, ours and theirs in words, factor, and whether it is met: "yes", "no", or "not measured"
+    with the reason. rows: as `atr.bench.run` gives them.
+    """
+    lines = []
+    for shape, least in (("Clotho", 100), ("AudioCaps", 25)):
+        work = f"frozen study, {shape}'s shape, against encoding anew in every epoch"
+        few = [row["size"]["clips"] for row in rows if row["part"] == "frozen" and row["size"]["shape"] == shape]
+        one = {"shape": shape, "clips": max(few, default=0), "network": "paper"}
+        lines.append(_against(rows, work, least, "frozen", "anew in every epoch", one))
+    size = {"clips": 1045, "dim": 1024}
+    work = "evaluation, 1,045 × 5,225, D 1024, against the released loop"
+    lines.append(_against(rows, work, 80, "evaluation", PEOPLE, size))
+    large = _find(rows, "evaluation", "atr", {"clips": 10_000})
+    limits = "within 60 s and 2 GiB"
+    if large is None or "missing" in large:
+        lines.append(_line("evaluation, 10,000 × 50,000", limits, large))
+    else:
+        said = f"{large['seconds']:.1f} s, {large['memory_gib']:.2f} GiB"
+        met = large["seconds"] <= 60 and large["memory_gib"] <= 2
+        lines.append(_line("evaluation, 10,000 × 50,000", limits, large, said, met=met))
+    work = "text-aware scoring, against the released loop"
+    lines.append(_against(rows, work, 20, "text_aware", PEOPLE, {"dim": 1024}))
+    lines += _steps(rows, device)
+    return pd.DataFrame(lines)
+
+
+def agreement(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """For each way that does the same work as ours: the largest difference between the numbers that both give."""
+    lines = []
+    for other in rows:
+        numbers = _numbers(other)
+        shared = {name: value for name, value in other["size"].items() if name != "timed_epochs"}
+        ours = _find(rows, other["part"], "atr", shared)
+        if other["how"] != "atr" and numbers and ours is not None and len(_numbers(ours)) == len(numbers):
+            apart = max(abs(a - b) for a, b in zip(numbers, _numbers(ours), strict=True))
+            said = ", ".join(f"{name} {value}" for name, value in shared.items() if name != "device")
+            lines.append({"part": other["part"], "how": other["how"], "size": said, "difference": apart})
+    return pd.DataFrame(lines, columns=["part", "how", "size", "difference"])
+
+
+def _numbers(row: dict[str, Any]) -> list[float]:
+    scores = row.get("scores", [])
+    given = list(scores.values()) if isinstance(scores, dict) else list(scores)
+    return [*given, row["first_loss"]] if "first_loss" in row else given
+
+
+def _steps(rows: Sequence[dict[str, Any]], device: str) -> list[dict[str, Any]]:
+    """Fine-tuning: its goals are a GPU's; on a CPU they are not measured, and the ratio at equal precision is."""
+    gpu = device == "cuda"
+    work = "fine-tuning step, ResNet38 and BERT, against the released code"
+    wanted = {"part": "step", "missing": "needs a GPU: atr bench step --device cuda"}
+    best = _against(rows, f"{work}: at its best", 3, "step", PEOPLE, {}, how="atr, all")
+    equal = _against(rows, f"{work}: in float32, no TF32", None, "step", PEOPLE, {}, how="atr, plain")
+    served = max((_rate(row) for row in rows if row["part"] == "pipeline"), default=0.0)
+    steps = [_rate(row) for row in rows if row["part"] == "step" and "seconds" in row and row["how"].startswith("atr")]
+    goal = "3 times what the step consumes"
+    pipeline = _line("input pipeline", goal, None)
+    if served and steps:
+        said, theirs = f"{served:,.0f} clips/s served", f"{max(steps):,.1f} clips/s consumed"
+        factor = served / max(steps)
+        pipeline = _line("input pipeline", goal, {}, said, theirs, factor, factor >= 3)
+    large = _find(rows, "step", "atr, large batch", {})
+    memory = _line("fine-tuning, B 128", "within 24 GiB of GPU memory", large or wanted)
+    if large is not None and "missing" not in large:
+        said = f"{large['memory_gib']:.1f} GiB"
+        memory = _line(memory["work"], memory["goal"], large, said, met=large["memory_gib"] <= 24)
+    return [best if gpu else _line(best["work"], best["goal"], wanted), equal, pipeline, memory]
+
+
+def _against(
+    rows: Sequence[dict[str, Any]],
+    work: str,
+    least: float | None,
+    part: str,
+    theirs: str,
+    size: dict[str, Any],
+    how: str = "atr",
+) -> dict[str, Any]:
+    """Ours beside theirs, at the largest size that both have been measured at."""
+    goal = f"{least:g} times faster" if least else ""
+    for other in reversed([row for row in rows if (row["part"], row["how"]) == (part, theirs)]):
+        if any(other["size"].get(name) != value for name, value in size.items()):
+            continue
+        if "missing" in other:
+            return _line(work, goal, other)
+        shared = {name: value for name, value in other["size"].items() if name != "timed_epochs"}
+        ours = _find(rows, part, how, shared)
+        if ours is None or "missing" in ours:
+            return _line(work, goal, ours)
+        factor = other["seconds"] / ours["seconds"]
+        met = None if least is None else factor >= least
+        return _line(work, goal, ours, seconds(ours["seconds"]), seconds(other["seconds"]), factor, met)
+    return _line(work, goal, None)
+
+
+def _find(rows: Sequence[dict[str, Any]], part: str, how: str, size: dict[str, Any]) -> dict[str, Any] | None:
+    for row in rows:
+        known = (row["size"].get(name, value) == value for name, value in size.items())
+        if (row["part"], row["how"]) == (part, how) and all(known):
+            return row
+    return None
+
+
+def _line(
+    work: str,
+    goal: str,
+    row: dict[str, Any] | None,
+    ours: str = "",
+    theirs: str = "",
+    factor: float | None = None,
+    met: bool | None = None,
+) -> dict[str, Any]:
+    if row is None or "missing" in row:
+        word = "not measured: " + ("not at this scale" if row is None else row["missing"])
+    else:
+        word = {True: "yes", False: "no", None: ""}[met]
+    return {"work": work, "goal": goal, "atr": ours, "other": theirs, "factor": factor, "reached": word}
+
+
+def _rate(row: dict[str, Any]) -> float:
+    """Clips a second, 0 where not measured."""
+    return row.get("served", row.get("clips", 0)) / row["seconds"] if "seconds" in row else 0.0
+
+
+def seconds(value: float) -> str:
+    """ "12 ms", "3.4 s", "2.1 h"."""
+    if value < 1:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.3g} s" if value < 3600 else f"{value / 3600:.3g} h"

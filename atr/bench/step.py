@@ -1,0 +1,190 @@
+"""A step of fine-tuning as Mei et al. 2022 have it: ours, with each switch, the released one, and where time goes."""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from atr import losses, planning
+from atr.bench import Case, Released, networks
+from atr.bench.released import definitions
+from atr.bench.timing import timed
+from atr.config import RunConfig
+from atr.switches import Switches
+
+SECONDS = 10.0  # of a clip
+# pairs of a batch, seconds of a clip, networks; on a GPU, as the goals are stated, and on a CPU, which takes seconds
+SIZES: dict[str, dict[str, Any]] = {
+    "smoke": {"batch": 2, "seconds": 1.0, "network": "small"},
+    "cpu": {"batch": 4, "seconds": SECONDS, "network": "paper"},
+    "cuda": {"batch": 32, "seconds": SECONDS, "network": "paper"},
+}
+LARGE_BATCH = 128  # that has to fit into 24 GiB
+# What is switched on one by one, and how precisely it computes. "plain": as the released code has it.
+PLAIN = {"tf32": False, "channels_last": False, "fused": False, "compiled": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": PLAIN,
+    "fused optimiser": PLAIN | {"fused": True},
+    "channels last": PLAIN | {"channels_last": True},
+    "TF32": PLAIN | {"tf32": True},
+    "compiled": PLAIN | {"compiled": True},
+    "bf16": PLAIN | {"precision": "bf16"},
+    "all but bf16": {name: True for name in PLAIN},
+    "all": {name: True for name in PLAIN} | {"precision": "bf16"},
+}
+ON_CPU = ("plain", "fused optimiser", "channels last", "bf16")  # TF32 is the GPU's, and compiling waits on a GPU
+# Kernels and operators by what they do: the first pattern that a name contains.
+KINDS = {
+    "convolution": ("conv", "cudnn", "implicit", "winograd", "dgrad", "wgrad", "mkldnn"),
+    "matrix products": ("gemm", "addmm", "bmm", "::mm", "matmul", "cutlass", "cublas"),
+    "attention": ("attention", "softmax", "flash"),
+    "batch and layer norm": ("norm", "bn_"),
+    "optimiser": ("adam", "foreach", "multi_tensor", "addcmul", "addcdiv", "lerp", "sqrt"),
+    "spectrogram": ("fft", "stft"),
+    "copies": ("copy", "memcpy", "memset", "to_copy", "cat"),
+}
+
+
+def cases(scale: str, device: str, released: Released) -> list[Case]:
+    size = SIZES["smoke" if scale == "smoke" else device] | {"device": device}
+    variants = VARIANTS if device == "cuda" else ON_CPU[: 2 if scale == "smoke" else None]
+    found = [Case("step", f"atr, {name}", "step.ours", size | {"variant": name}) for name in variants]
+    batches = (size["batch"] // 4, size["batch"] // 2, size["batch"]) if scale != "smoke" else (1, 2)
+    found += [Case("step", "atr", "step.ours", size | {"batch": batch, "variant": "plain"}) for batch in batches]
+    missing = "" if released.mei2022 else "needs the released code of Mei 2022"
+    if scale == "smoke":
+        missing = "its networks have one size"
+    released_size = size | {"folder": str(released.mei2022)}
+    found.append(Case("step", "released code", "step.as_released", released_size, missing))
+    gpu = "" if device == "cuda" else "needs a GPU"
+    large = size | {"batch": LARGE_BATCH, "variant": "all"}
+    found.append(Case("step", "atr, large batch", "step.ours", large, gpu))
+    return found
+
+
+def ours(batch: int, seconds: float, network: str, variant: str, device: str) -> dict[str, Any]:
+    """Seconds of a step, its FLOPs, those of a large product of the same precision a second, and the share of each kind
+    of work in its time.
+    """
+    chosen = dict(VARIANTS[variant])
+    precision = chosen.pop("precision", "32")
+    switches = Switches(**chosen)
+    name, sizes, dim = networks.SIZES[network]
+    fields: dict[str, Any] = {
+        "audio_encoder": name,
+        "text_encoder": "bert-base-uncased",
+        "text_pooling": "first",
+        "text_layers": None,
+    }
+    config = RunConfig(training="finetuned", embedding_dim=dim, precision=precision, **fields)
+    torch.manual_seed(0)
+    with switches.on():
+        model, sound, words = planning.shell(config, sizes if network != "paper" else None)
+        model.to(device).train()
+        model = switches.apply(model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=switches.fused)
+        loss_function = losses.build("nt_xent")
+        heard, read = sound(batch, seconds, device), words(batch, device)
+        ids = torch.arange(batch, device=device)
+
+        def step() -> None:
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                one, two = model(heard, read)
+            loss = loss_function(one.float(), two.float(), ids)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+            optimizer.step()
+
+        found: dict[str, Any] = timed(step, device, repeats=3) | {"clips": batch}
+        if not switches.compiled:  # whose kernels are not counted
+            with FlopCounterMode(display=False) as counter:
+                step()
+            found |= {"flops": counter.get_total_flops(), "shares": shares(step, device)}
+        found["product_flops_a_second"] = product(device, precision)
+    return found
+
+
+def as_released(batch: int, seconds: float, network: str, device: str, folder: str) -> dict[str, Any]:
+    """The model of `models/ASE_model.py` with ResNet38 and BERT, `NTXent` of `tools/loss.py` and the step of
+    `trainer/trainer.py`, on weights drawn at random. Needs torchlibrosa.
+    """
+    from sentence_transformers import util
+    from transformers import BertModel, BertTokenizer
+
+    root = Path(folder)
+    sys.path.insert(0, folder)
+    try:
+        from models import AudioEncoder, BERT_Config, TextEncoder
+    except ImportError as error:
+        raise ValueError(f"{folder}: {error}; pip install torchlibrosa, and give a clone of the code") from error
+    TextEncoder.torch = SimpleNamespace(device=lambda _: torch.device(device))  # it asks for a GPU by name
+    F = nn.functional
+    helpers = definitions(root / "tools" / "utils.py", ("l2norm",), {"torch": torch})
+    known = {"nn": nn, "torch": torch, "MODELS": BERT_Config.MODELS, "W2VEncoder": None} | helpers
+    known |= {"BertEncoder": TextEncoder.BertEncoder} | {
+        name: getattr(AudioEncoder, name) for name in ("Cnn10", "Cnn14", "ResNet38")
+    }
+    code = definitions(root / "models" / "ASE_model.py", ("AudioEnc", "ASE"), known)
+    code |= definitions(root / "tools" / "loss.py", ("NTXent",), {"nn": nn, "torch": torch, "util": util, "F": F})
+    with tempfile.TemporaryDirectory() as temporary:
+        bert = str(networks.bert(network, Path(temporary)))
+        BERT_Config.MODELS[bert] = (BertModel, BertTokenizer, 768)
+        training = SimpleNamespace(spec_augmentation=True, dropout=0.2, freeze=False, l2=True)
+        config = SimpleNamespace(
+            cnn_encoder=SimpleNamespace(model="ResNet38", pretrained=False),
+            bert_encoder=SimpleNamespace(type=bert),
+            text_encoder="bert",
+            joint_embed=networks.SIZES[network][2],
+            wav=SimpleNamespace(sr=32_000, window_size=1024, hop_length=320, mel_bins=64),
+            training=training,
+        )
+        torch.manual_seed(0)
+        model = code["ASE"](config).to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    criterion = code["NTXent"]()
+    waveforms = 0.3 * torch.randn(batch, round(seconds * 32_000))
+    captions = [" ".join(["rain"] * (planning.TOKENS - 2))] * batch
+    ids = torch.arange(batch).float()
+
+    def step() -> None:
+        audio, text = model(waveforms.to(device), captions)
+        loss = criterion(audio, text, ids.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 2)
+        optimizer.step()
+        loss.cpu().item()
+
+    return timed(step, device, repeats=3) | {"clips": batch}
+
+
+def product(device: str, precision: str, size: int = 4096) -> float:
+    """FLOPs a second of a large matrix product: what the device comes to at that precision, by measurement."""
+    size = size if device == "cuda" else size // 4
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one, two = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / timed(lambda: one @ two, device, repeats=10)["fastest"]
+
+
+def shares(step: Callable[[], None], device: str) -> dict[str, float]:
+    """Of the time that a step's kernels (on a CPU: operators) take, the part of each kind of work."""
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    with profile(activities=kinds, acc_events=True) as recorded:
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    total: dict[str, float] = {}
+    for event in recorded.key_averages():
+        spent = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        kind = next((kind for kind, parts in KINDS.items() if any(p in event.key.lower() for p in parts)), "the rest")
+        total[kind] = total.get(kind, 0.0) + spent
+    whole = sum(total.values()) or 1.0
+    return {kind: round(spent / whole, 4) for kind, spent in sorted(total.items(), key=lambda one: -one[1]) if spent}
