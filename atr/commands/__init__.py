@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 console = Console()
+SHORT, LONG = 16, 30  # characters of a column's longest cell
 
 ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10 or paper: which data and encoders.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
@@ -20,9 +21,12 @@ def fail(error: BaseException) -> typer.Exit:
 
 
 def printed(table, title: str = "") -> None:
+    """Print a table. Where a column is too long for the window, short ones stay whole beside it."""
+    cells = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    widths = [max(len(str(name)), *cells[name].map(len)) for name in cells]
     view = Table(title=title or None, title_justify="left")
-    for column in table.columns:
-        view.add_column(str(column), overflow="fold")
-    for row in table.itertuples(index=False):
-        view.add_row(*(escape(f"{value:.1f}" if isinstance(value, float) else str(value)) for value in row))
+    for name, width in zip(cells, widths, strict=True):
+        view.add_column(str(name), overflow="fold", no_wrap=width <= SHORT and max(widths) > LONG)
+    for row in cells.itertuples(index=False):
+        view.add_row(*map(escape, row))
     console.print(view)
