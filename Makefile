@@ -14,7 +14,7 @@ PY = .venv/bin/python
 HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/.venv/home/jupyter" \
 	JUPYTER_DATA_DIR="$(CURDIR)/.venv/home/jupyter" MPLCONFIGDIR="$(CURDIR)/.venv/home/matplotlib"
 
-.PHONY: help study report lab test test-browser lint reference lock clean
+.PHONY: help study report lab test coverage test-browser lint reference lock clean
 
 help: ## list the targets
 	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [CAPTIONS=<file>]"
@@ -31,7 +31,10 @@ report: .venv/.stamp ## gather the results of PROFILE into results/<profile>/rep
 lab: .venv/.stamp ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
 
-test: lint ## check style and types, run the tests, measure their coverage
+test: lint ## check style and types, run the tests
+	@$(HOMES) $(PY) -m pytest -n 2 --dist loadfile
+
+coverage: .venv/.stamp ## run the tests and measure what share of atr they reach: a fifth slower
 	@$(HOMES) $(PY) -m pytest -n 2 --dist loadfile --cov --cov-fail-under=90
 
 test-browser: .venv/.browser ## use the widgets of notebook 00 and the report in Chromium or Chrome, as a reader does

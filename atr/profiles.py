@@ -279,7 +279,7 @@ def scenes(train: int, validation: int, test: int, name: str = "soundscapes") ->
 PROFILES = {
     "smoke": Profile(
         "smoke",
-        corpora={"soundscapes": {**scenes(64, 16, 32), "duration": 4.0}},
+        corpora={"soundscapes": {**scenes(48, 12, 24), "duration": 4.0}},
         seeds=(0, 1),
         epochs={"frozen": 3, "finetuned": 1},
         rates=SMALL_RATES,
@@ -295,8 +295,8 @@ PROFILES = {
         stage_epochs=(1, 1, 1),
         mined_sizes=(8, 16),
         members=(0, 1),
-        source={**scenes(64, 16, 32), "duration": 4.0, "seed": 1, "events": OTHER_EVENTS},
-        submission={**scenes(64, 16, 0), "duration": 4.0, "hold_out": 8},
+        source={**scenes(48, 12, 24), "duration": 4.0, "seed": 1, "events": OTHER_EVENTS},
+        submission={**scenes(48, 12, 0), "duration": 4.0, "hold_out": 8},
         audio_shares=(0.2, 1.0),
         sigmoid_sizes=(8, 16),
     ),
