@@ -3,7 +3,10 @@
 import pytest
 from playwright.sync_api import expect
 
+from atr import profile
+
 MINUTE = 60_000  # ms
+CLIPS = profile("smoke").corpora["soundscapes"]["test"]
 
 
 @pytest.fixture
@@ -87,13 +90,13 @@ def test_a_reader_looks_at_clips_failures_and_the_map(explorer, keep):
     expect(cards(box)).to_have_attribute("alt", f"spectrogram of {name}")
     keep(page, "1_clips")
     tab(box, "failures")
-    expect(box.get_by_label("query")).to_contain_text("of 32: ")
+    expect(box.get_by_label("query")).to_contain_text(f"of {CLIPS}: ")
     expect(box.get_by_text("✓ right clip").locator("visible=true")).to_be_visible()
     keep(page, "2_failures")
 
     tab(box, "map")
     points = box.locator(".js-plotly-plot .trace").nth(1).locator(".point")
-    expect(points).to_have_count(32, timeout=2 * MINUTE)
+    expect(points).to_have_count(CLIPS, timeout=2 * MINUTE)
     near = box.get_by_label("near to")
     near.select_option(index=7)
     expect(cards(box)).to_have_count(6)
