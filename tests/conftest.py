@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads it when it is impor
 
 import pytest  # noqa: E402
 
+from atr.commands import console  # noqa: E402
 from atr.corpora import load_corpus  # noqa: E402
 from atr.encoders import text  # noqa: E402
 
@@ -57,3 +58,14 @@ def tiny_bert(tmp_path_factory):
         BertModel(BertConfig(vocab_size=words, **sizes)).save_pretrained(folder)
     BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """`terminal(columns)`: from now on commands print for a window so wide, whatever the environment says."""
+
+    def window(columns):
+        monkeypatch.setattr(console, "_width", columns)
+        monkeypatch.setattr(console, "_height", 50)  # Rich measures unless it has both
+
+    return window

@@ -11,15 +11,13 @@ from typer.testing import CliRunner
 import atr
 from atr import cli, executors, profile, records, study
 
-runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
-def wide(monkeypatch):
-    """A terminal wide enough that no line of a table is folded, without colours."""
-    from rich.console import Console
-
-    monkeypatch.setattr(cli, "console", Console(width=200, no_color=True, force_terminal=False))
+def wide(terminal):
+    """No line of a table is folded."""
+    terminal(200)
 
 
 @pytest.fixture

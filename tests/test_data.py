@@ -10,7 +10,6 @@ import dataset_layouts
 import py7zr
 import pytest
 import soundfile
-from rich.console import Console
 from typer.testing import CliRunner
 
 from atr import cli, data, download, youtube
@@ -18,14 +17,14 @@ from atr.corpora import CorpusError, clipfolder, load_corpus
 from atr.encoders import checkpoints
 from atr.profiles import profile
 
-runner = CliRunner(env={"COLUMNS": "250", "TERM": "dumb", "NO_COLOR": "1"})
+runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, terminal):
     """An empty home, and a terminal wide enough that no line of a table is folded."""
     monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cli, "console", Console(width=250, no_color=True, force_terminal=False))
+    terminal(250)
     return tmp_path / "home"
 
 
@@ -85,8 +84,8 @@ def test_the_published_files_have_names_https_addresses_and_checksums():
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_all_data_sets_and_checkpoints_are_listed_with_size_licence_and_state(columns, home, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(columns))
+def test_all_data_sets_and_checkpoints_are_listed_with_size_licence_and_state(columns, home, terminal):
+    terminal(columns)
     (home / "clotho").mkdir(parents=True)
     (home / "clotho" / "clotho_captions_development.csv").write_text("")
     text = call()

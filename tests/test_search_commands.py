@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 from made_models import clap
-from rich.console import Console
 from typer.testing import CliRunner
 
 from atr import RunConfig, cli, neighbours, records, search, study
 from atr.commands import search as commands
 from atr.profiles import profile
 
-runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+runner = CliRunner()
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 SETTINGS = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16, "training": "frozen"}
 
@@ -25,9 +24,9 @@ def results(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path, results, monkeypatch):
+def surroundings(tmp_path, results, monkeypatch, terminal):
     """A small model for the default one, trained once for all tests; indexes of its own for each."""
-    monkeypatch.setattr(cli, "console", Console(width=200, no_color=True, force_terminal=False))
+    terminal(200)
     monkeypatch.setenv("ATR_RESULTS", str(results))
     monkeypatch.setattr(search, "home", lambda: tmp_path / "indexes")
     monkeypatch.setattr(commands, "default_config", lambda: RunConfig(**SETTINGS))
