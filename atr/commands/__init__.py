@@ -21,7 +21,7 @@ def fail(error: BaseException) -> typer.Exit:
 
 
 def printed(table, title: str = "") -> None:
-    """Print a table. Where a column is too long for the window, short ones stay whole beside it."""
+    """Print a table. Beside a column with a LONG cell, which is broken as the window demands, SHORT ones stay whole."""
     cells = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
     widths = [max(len(str(name)), *cells[name].map(len)) for name in cells]
     view = Table(title=title or None, title_justify="left")
