@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MEMORY = 2**28  # bytes of attention and pooled frames that scoring without gradients holds at a time
+# Bytes of attention and pooled frames that scoring without gradients holds at a time: what a CPU's caches nearly hold.
+MEMORY = {"cpu": 2**25, "cuda": 2**28}
 
 
 class TextAwarePooling(nn.Module):
@@ -32,50 +33,54 @@ class TextAwarePooling(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
         """frames (clips, T, D), mask (clips, T) bool, text (texts, D) → pooled (clips, texts, D)."""
         heard = self.layer_norm(frames)
-        return self._pooled(heard, self._values(heard), mask, self._queries(text))
+        return self._pooled(heard, F.linear(heard, *self._folded()), mask, self._queries(text))
 
     def attention(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
         """Weights (clips, texts, T) that each caption gives to the frames of each clip; they sum to 1."""
         return self._weights(self.layer_norm(frames), mask, self._queries(text))
 
-    def similarity(self, frames: Tensor, mask: Tensor, text: Tensor, memory: int = MEMORY) -> Tensor:
+    def similarity(self, frames: Tensor, mask: Tensor, text: Tensor, memory: int | None = None) -> Tensor:
         """Cosine of each caption with each clip as that caption pools it: (texts, clips).
 
-        Without gradients, `memory` bytes are held at a time, but at least one pair; with them, all there is.
+        Without gradients, `memory` bytes (None: `MEMORY` of the device) are held at a time, but at least one pair; with
+        them, all there is.
         ValueError: a clip without a frame.
         """
         if not mask.any(1).all():
             raise ValueError("a clip without a frame cannot be heard: leave it out")
+        memory = MEMORY[frames.device.type] if memory is None else memory
         size = 4 * (frames.shape[1] + 3 * frames.shape[2])  # bytes of a pair
         pairs = frames.shape[0] * text.shape[0] if torch.is_grad_enabled() else max(1, memory // size)
         target = F.normalize(text, dim=1)
         queries = self._queries(target if self.variant == "released" else text)
         first = self._queries(text) if self.variant == "released" else queries
-        texts = min(len(text), pairs)
+        folded, texts = self._folded(), min(len(text), pairs)
         result = frames.new_empty(frames.shape[0], text.shape[0])
         for clips in _blocks(frames.shape[0], max(1, pairs // texts), alone=self.variant == "released"):
             here = mask[clips]
             last = int(here.any(0).nonzero().max()) + 1  # frames behind all clips of the block
             here, heard = here[:, :last], self.layer_norm(frames[clips, :last])
-            values, asked = self._values(heard), first if clips.start == 0 else queries
+            values, asked = F.linear(heard, *folded), first if clips.start == 0 else queries
             for rows in _blocks(len(text), texts):
                 pooled = self._pooled(heard, values, here, asked[rows])
-                result[clips, rows] = (F.normalize(pooled, dim=-1) * target[rows]).sum(-1)
+                length = torch.linalg.vector_norm(pooled, dim=-1).clamp_min(1e-12)
+                result[clips, rows] = torch.einsum("ctd,td->ct", pooled, target[rows]) / length
         return result.T
 
     def _queries(self, text: Tensor) -> Tensor:
-        return self.w_q(self.layer_norm(text)) @ self.w_k.weight
+        return self.w_q(self.layer_norm(text)) @ self.w_k.weight / self.w_q.out_features**0.5
 
-    def _values(self, heard: Tensor) -> Tensor:
-        return F.linear(heard, self.w_0.weight @ self.w_v.weight, self.w_0.weight @ self.w_v.bias)
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """W_v and W_0 as one layer, weight and bias; weights of attention sum to 1, but for dropout."""
+        return self.w_0.weight @ self.w_v.weight, self.w_0.weight @ self.w_v.bias
 
     def _weights(self, heard: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
-        scores = (queries @ heard.transpose(1, 2)) / self.w_q.out_features**0.5
-        return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
+        scores = queries @ heard.transpose(1, 2)
+        return scores.masked_fill_(~mask[:, None], float("-inf")).softmax(-1)
 
     def _pooled(self, heard: Tensor, values: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
         weights = self.dropout(self._weights(heard, mask, queries))
-        return self.layer_norm(weights @ values + self.w_0.bias)
+        return self.layer_norm((weights @ values).add_(self.w_0.bias))
 
 
 def _blocks(count: int, size: int, alone: bool = False) -> Iterator[slice]:
