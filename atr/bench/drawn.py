@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from atr.bench import PARTS
-from atr.figures import COLUMN, PAGE, style
+from atr.figures import PAGE, style
 
 # What grows in each part.
 AXES = {
@@ -52,20 +52,25 @@ def _lines(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[f
 
 
 def sizes(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Seconds over size, both on a logarithmic scale, a panel a part."""
+    """Seconds over size, both on a logarithmic scale of whole decades, a panel a part."""
     style()
     lines = _lines(rows)
     parts = [part for part in PARTS if any(key[0] == part for key in lines)]
-    figure, axes = plt.subplots(-(-len(parts) // 3), 3, figsize=(PAGE, 2.2 * -(-len(parts) // 3)), squeeze=False)
+    figure, axes = plt.subplots(-(-len(parts) // 3), 3, figsize=(PAGE, 2.6 * -(-len(parts) // 3)), squeeze=False)
     for axis in axes.flat[len(parts) :]:
         axis.set_visible(False)
     for axis, part in zip(axes.flat, parts, strict=False):
         for place, ((_, how), line) in enumerate((key, line) for key, line in lines.items() if key[0] == part):
-            axis.loglog(*zip(*line, strict=True), marker="osDv^"[place % 5], ms=4, label=how)
+            axis.loglog(*zip(*line, strict=True), marker="osDv^"[place % 5], ms=4, label=how, clip_on=False)
+        points = np.array([point for key, line in lines.items() if key[0] == part for point in line])
+        low, high = 10 ** np.floor(np.log10(points.min(0))), 10 ** np.ceil(np.log10(points.max(0)))
+        axis.set(xlim=(low[0], max(high[0], 10 * low[0])), ylim=(low[1], max(high[1], 10 * low[1])))
+        axis.xaxis.set_minor_formatter("")
+        axis.yaxis.set_minor_formatter("")
         axis.set_title(part.replace("_", "-"))
         axis.set_xlabel(AXES[part] if AXES[part] != "rows" else "embeddings")
         axis.set_ylabel("seconds")
-        axis.legend(fontsize=6.5)
+        axis.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.32), labelspacing=0.2)
     return figure
 
 
@@ -94,21 +99,28 @@ def steps(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def recalls(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Queries a second over recall of the exact ten, by the number of lists that FAISS looks at; exact at 1."""
+    """Recall of the exact ten and queries a second by the lists that FAISS looks at; exact search is dotted."""
     style()
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.6))
     sought = [row for row in rows if row["part"] == "search" and "seconds" in row]
     for place, number in enumerate(sorted({row["size"]["rows"] for row in sought})):
+        color, marker = f"C{place}", "osDv^"[place % 5]
         for row in (row for row in sought if row["size"]["rows"] == number):
             if row["how"] == "exact":
-                axis.semilogy([1], [row["queries_a_second"]], "*", color=f"C{place}")
-            else:
-                x, y = zip(*((one["recall"], one["queries_a_second"]) for one in row["by_lists"]), strict=True)
-                axis.semilogy(x, y, marker="o", ms=4, color=f"C{place}", label=f"{number:,}")
-                for one in row["by_lists"]:
-                    axis.annotate(f"{one['probed']}", (one["recall"], one["queries_a_second"]), fontsize=6)
-    axis.set_xlabel("recall of the ten nearest (★: exact)")
-    axis.set_ylabel("queries/s, one at a time")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(title="embeddings", title_fontsize=8)
+                right.axhline(row["queries_a_second"], ls=":", color=color)
+                continue
+            by = pd.DataFrame(row["by_lists"])
+            left.plot(
+                by["probed"], 100 * by["recall"], marker=marker, ms=4, color=color, label=f"{number:,} embeddings"
+            )
+            right.plot(by["probed"], by["queries_a_second"], marker=marker, ms=4, color=color)
+    for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.set_xlabel("lists looked at")
+    left.set_ylabel("recall of the ten nearest (%)")
+    right.set_yscale("log")
+    right.set_ylabel("queries/s, one at a time")
+    if left.get_legend_handles_labels()[0]:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
