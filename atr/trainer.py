@@ -38,11 +38,16 @@ class TrainingError(RuntimeError):
 
 
 def fabric_of(config: RunConfig, device: str, loggers: Sequence[Any] = (), number: int = 0) -> "Fabric":
-    """Lightning Fabric for one device, of several GPUs that of this number, at the config's precision."""
+    """Lightning Fabric for one device, of several GPUs that of this number, at the config's precision.
+
+    It is one process of our own to Lightning, also within a job of Slurm, whose tasks it would take for its own.
+    """
     from lightning_fabric import Fabric  # brings PyTorch's compiler: a second that reading results need not wait for
+    from lightning_fabric.plugins.environments import LightningEnvironment
 
     devices = [number] if device == "cuda" else 1
-    return Fabric(accelerator=device, devices=devices, precision=PRECISIONS[config.precision], loggers=list(loggers))
+    precision, alone = PRECISIONS[config.precision], LightningEnvironment()
+    return Fabric(accelerator=device, devices=devices, precision=precision, plugins=[alone], loggers=list(loggers))
 
 
 class Trainer:

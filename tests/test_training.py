@@ -494,3 +494,15 @@ def test_a_state_is_kept_after_each_epoch_unless_that_takes_more_than_a_tenth_of
             keeper.keep({})
         assert len(written) == expected
     assert written[1] - written[0] == pytest.approx(10)  # nine seconds of training for each second of writing
+
+
+@pytest.mark.filterwarnings("error")
+def test_slurm_is_not_asked_how_many_processes_train(monkeypatch, tmp_path):
+    """Lightning refuses a job of several tasks, and warns of an srun that did not start it."""
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert trainer.fabric_of(config(), "cpu").world_size == 1
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert trainer.fabric_of(config(), "cpu").world_size == 1

@@ -11,13 +11,13 @@ import torch
 
 
 def timed(work: Callable[[], Any], device: str = "cpu", repeats: int = 5, least: float = 0.2) -> dict[str, float]:
-    """Median, fastest and slowest seconds of `work`, over at least `repeats` runs and `least` seconds, after one to
-    warm up. Work that takes ten seconds or more runs once, cold.
+    """Median, fastest and slowest seconds of `work`, over at least `repeats` runs and `least` seconds, fewer if they
+    come to half a minute, after one to warm up. Work that takes a minute or more runs once, cold.
     """
     times = [_once(work, device)]
-    if times[0] < 10:
+    if times[0] < 60:
         times = []
-        while len(times) < repeats or sum(times) < least:
+        while not times or (len(times) < repeats or sum(times) < least) and sum(times) < 30:
             times.append(_once(work, device))
     return {
         "seconds": statistics.median(times),
