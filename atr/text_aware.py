@@ -71,7 +71,7 @@ class TextAwarePooling(nn.Module):
         return self.w_q(self.layer_norm(text)) @ self.w_k.weight / self.w_q.out_features**0.5
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """W_v and W_0 as one layer, weight and bias; weights of attention sum to 1, but for dropout."""
+        """Weight and bias of W_v and W_0 as one layer."""
         return self.w_0.weight @ self.w_v.weight, self.w_0.weight @ self.w_v.bias
 
     def _weights(self, heard: Tensor, mask: Tensor, queries: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ AXES = {
     "search": "rows",
 }
 
+MARKERS = "osDv^"
+
 
 def growth(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A row a line of the figure that has several sizes: part, how, shape where it has one, from, to, and the exponent
@@ -61,7 +63,7 @@ def sizes(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.set_visible(False)
     for axis, part in zip(axes.flat, parts, strict=False):
         for place, ((_, how), line) in enumerate((key, line) for key, line in lines.items() if key[0] == part):
-            axis.loglog(*zip(*line, strict=True), marker="osDv^"[place % 5], ms=4, label=how, clip_on=False)
+            axis.loglog(*zip(*line, strict=True), marker=MARKERS[place % 5], ms=4, label=how, clip_on=False)
         points = np.array([point for key, line in lines.items() if key[0] == part for point in line])
         low, high = 10 ** np.floor(np.log10(points.min(0))), 10 ** np.ceil(np.log10(points.max(0)))
         axis.set(xlim=(low[0], max(high[0], 10 * low[0])), ylim=(low[1], max(high[1], 10 * low[1])))
@@ -104,7 +106,7 @@ def recalls(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.6))
     sought = [row for row in rows if row["part"] == "search" and "seconds" in row]
     for place, number in enumerate(sorted({row["size"]["rows"] for row in sought})):
-        color, marker = f"C{place}", "osDv^"[place % 5]
+        color, marker = f"C{place}", MARKERS[place % 5]
         for row in (row for row in sought if row["size"]["rows"] == number):
             if row["how"] == "exact":
                 right.axhline(row["queries_a_second"], ls=":", color=color)
