@@ -64,7 +64,7 @@ unset PYTHONHOME
 if [ "${UV:-}" != no ] && command -v uv >/dev/null; then
 	set_up="uv pip install --python .venv/bin/python"
 else
-	set_up=".venv/bin/python -m pip install"
+	set_up=".venv/bin/python -m pip install --no-compile" # Python compiles what it imports
 fi
 if [ -t 1 ]; then tty=1; else tty=0; fi
 : >$log
@@ -84,6 +84,6 @@ for group in "$@"; do
 		stop "The set-up stopped in group $group, for the reason above (all of it: $log)."
 	fi
 done
-$set_up --quiet --no-deps --no-build-isolation --editable . || stop "atr itself could not be installed, for the reason above."
+$set_up --no-deps --no-build-isolation --editable . >>$log 2>&1 || { tail -n 12 $log >&2; stop "atr itself could not be installed."; }
 mkdir -p .venv/home
 echo "  $*: installed in $((`date +%s` - started)) s"
