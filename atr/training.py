@@ -22,6 +22,9 @@ from atr.trainer import Trainer, fabric_of, train
 
 def resolve_device(device: str = "auto") -> str:
     """ "cpu" or "cuda"; "auto" takes a GPU if there is one."""
+    if device == "mps":
+        words = "is not supported: no result was checked on Apple's GPUs, which have no float64; use 'cpu'"
+        raise ValueError(f"device: 'mps' {words}")
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: unknown {device!r}; known: 'auto', 'cpu', 'cuda'")
     if device == "cuda" and not torch.cuda.is_available():

@@ -455,6 +455,8 @@ class TestDevice:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(ValueError, match="PyTorch sees no GPU; use 'cpu' or 'auto'"):
             training.resolve_device("cuda")
+        with pytest.raises(ValueError, match="'mps' is not supported: no result was checked.*use 'cpu'"):
+            training.resolve_device("mps")
         assert training.resolve_device() == "cpu"
 
     def test_auto_takes_a_gpu_if_there_is_one(self, monkeypatch):

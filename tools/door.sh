@@ -1,6 +1,6 @@
 #!/bin/sh
 # The README's first command as a newcomer meets it: the committed HEAD in a fresh clone, an empty home, an environment
-# made by each pip that is named ("newest" is the newest), and by uv where it is on the PATH.
+# made by each pip that is named ("own" is that of the Python), and by uv where it is on the PATH.
 set -u
 top=`git rev-parse --show-toplevel` || exit 1
 work=`mktemp -d` && trap 'rm -rf "$work"' EXIT

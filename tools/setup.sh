@@ -4,7 +4,7 @@
 #     sh tools/setup.sh core study        make .venv anew, with these groups
 #     sh tools/setup.sh --add test        add a group to it
 #
-# UV=no installs with pip where uv is on the PATH; WITH_PIP=22.3 takes that pip, WITH_PIP=newest the newest.
+# UV=no installs with pip where uv is on the PATH; WITH_PIP=22.3 takes that pip, not that of the Python (own), or the newest.
 set -u
 log=.venv/setup.log
 
@@ -39,7 +39,7 @@ else
 	echo "Setting up .venv with `$python -V`, once: $size. Interrupted, it takes from the cache what it had downloaded."
 	$python -m venv --clear .venv || stop "`$python -V` could not make .venv, for the reason above."
 	case "${WITH_PIP:-}" in
-	"") ;;
+	"" | own) ;;
 	newest) .venv/bin/python -m pip install --quiet --upgrade pip || exit 1 ;;
 	*) .venv/bin/python -m pip install --quiet "pip==$WITH_PIP" || exit 1 ;;
 	esac
@@ -77,7 +77,7 @@ for group in "$@"; do
 	if [ "`tail -n 1 $log`" = "set-up failed" ]; then
 		if grep -qiE 'No space left|disk quota' $log; then
 			stop "No space left: free 7 GB, or clone to another disk, and run the same command again."
-		elif grep -qiE 'NewConnectionError|ConnectTimeout|name resolution|dns error|ProxyError|error sending request|Network is unreachable|Connection (refused|reset|aborted)|Read timed out|ConnectionError' $log; then
+		elif grep -qiE 'NewConnectionError|ConnectTimeout|name resolution|dns error|ProxyError|error sending request|Network is unreachable|Connection (refused|reset|aborted)|Read timed out|ConnectionError|from versions: none' $log; then
 			stop "The package index does not answer: look at the network or its proxy, and run the same command again (what it said: $log)."
 		fi
 		tail -n 12 $log >&2
