@@ -24,7 +24,8 @@ from atr.corpora.answers import CAPTIONS, MOST_WORDS, audit, parse, problems
 from atr.corpora.corpus import Corpus
 from atr.corpora.synthetic import REFUSED, Answer, Record, read
 from atr.language_models import CaptioningError, Endpoint, Local, Model, Refused, Reply
-from atr.store import content_key, writing
+from atr.store import content_key
+from atr.store import writing as storing
 
 REFUSALS = 10  # so many requests refused in a row, without an answer between, end a run
 
@@ -216,7 +217,7 @@ def _writing(record: Path):
     """The record as it is, its end mended, and a function that appends a line; no other process can do so meanwhile."""
     lock = FileLock(record.with_name(f".{record.name}.lock"), timeout=0)
     try:
-        with writing(record):
+        with storing(record):
             record.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
     except Timeout:
@@ -224,7 +225,7 @@ def _writing(record: Path):
             f"{record}: another process is writing to it; wait for it or name another record"
         ) from None
     try:
-        with writing(record):
+        with storing(record):
             _mend(record)
             file = open(record, "ab", buffering=0)
         with file:
@@ -241,7 +242,7 @@ def _appender(file: Any) -> Callable[[bytes], None]:
         with writing:
             size = os.fstat(file.fileno()).st_size
             try:
-                with writing(Path(file.name)):
+                with storing(Path(file.name)):
                     if file.write(line) < len(line):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())

@@ -214,7 +214,7 @@ def _remove(path: Path) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it to `path`. Raises WriteError."""
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it to `path`; or WriteError."""
     temporary = beside(path)
     try:
         with writing(path, temporary):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import math
+import pickle
 import time
 import warnings
 from collections.abc import Sequence
@@ -278,9 +279,8 @@ def _write_results(
     )
     stages = {"stages": state["stages"]} if trainer.config.stages else {}
     metrics = json.dumps(state["stages"][-1] | stages, indent=1) + "\n"
-    names = ("config.json", "environment.json", "clips.csv", "history.csv", "learned.csv")
-    names += ("embeddings.safetensors", "checkpoint.safetensors")
-    kept = [name for name in names if (run.path / name).exists()]
+    tables, tensors = ("clips.csv", "history.csv", "learned.csv"), ("embeddings.safetensors", "checkpoint.safetensors")
+    kept = [name for name in ("config.json", "environment.json", *tables, *tensors) if (run.path / name).exists()]
     store.write_sums(run.path, kept, {"metrics.json": metrics.encode()})
     store.write_atomic(run.path / "metrics.json", lambda path: path.write_text(metrics))
     (run.path / "state.pt").unlink(missing_ok=True)
@@ -337,18 +337,20 @@ def load_state(path: Path) -> dict[str, Any] | None:
     try:
         check_state(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError as error:
+        reason = str(error)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # of an older version, or of none
+        reason = "it cannot be read"
     except OSError as error:
-        if error.errno not in (None, errno.EIO):
+        if error.errno != errno.EIO:
             raise
         reason = str(error)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     warnings.warn(f"{path}: damaged ({reason}); the run starts again from its beginning", stacklevel=2)
     return None
 
 
 def check_state(path: Path) -> None:
-    """ValueError for a state whose bytes are not those that were written; one of an older version is not known to be."""
+    """ValueError for a state whose bytes are not those that were written; older versions wrote no digest."""
     with open(path, "rb") as file:
         size = path.stat().st_size - len(SEAL) - hashlib.sha256().digest_size
         file.seek(max(0, size))

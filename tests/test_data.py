@@ -251,6 +251,9 @@ def test_generated_captions_are_fetched_and_found_by_their_profile(home, server,
     text = call("phi4", "--yes", "--quiet")
     assert "captions here" in text and "3840" in text and setting.captions == home / "phi4" / data.PHI4.name
     monkeypatch.setenv("ATR_CAPTIONS", str(home / "mine.csv"))
+    with pytest.raises(ValueError, match=f"ATR_CAPTIONS: {home / 'mine.csv'}: no such file"):
+        setting.captions  # noqa: B018
+    (home / "mine.csv").touch()
     assert setting.captions == home / "mine.csv" and profile("demo").captions is None
 
 

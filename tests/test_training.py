@@ -250,6 +250,7 @@ class TestRepeating:
             "environment.json",
             "history.csv",
             "metrics.json",
+            "sums.json",
         ]
 
 

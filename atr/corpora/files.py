@@ -76,9 +76,7 @@ def index(
 
 
 def changed(folder: Path) -> list[str]:
-    """Files of a folder, one line each, whose bytes are others than those remembered, though size and time of change are
-    not.
-    """
+    """Files of a folder, one line each, whose bytes are not those remembered, though size and time of change are."""
     known = _remembered(_memory(folder))
     return [
         f"{folder / name}: its bytes have changed since it was first read; restore it from a copy or fetch it again"
