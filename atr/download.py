@@ -247,7 +247,7 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
     with writing(folder), FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             return folder
-        sweep(folder.parent)
+        sweep(folder.parent, folder.name)
         temporary = beside(folder)
         try:
             temporary.mkdir()

@@ -144,8 +144,8 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         free = ""
         if number == errno.ENOSPC:
             there = next(one for one in path.absolute().parents if one.is_dir())
-            free = f", {shutil.disk_usage(there).free / 1e6:,.1f} MB free"
-        said = f"{path}: cannot be written ({os.strerror(number)}{free}); {MENDS[number]}"
+            free = f" ({shutil.disk_usage(there).free / 1e6:,.1f} MB free)"
+        said = f"{path}: cannot be written: {os.strerror(number)}{free}; {MENDS[number]}"
         raise WriteError(number, said) from error
 
 
@@ -179,11 +179,14 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, locked: str | None = None) -> None:
     """Remove files and folders in `folder` under names of `beside` whose process is dead: where another machine's are
-    concerned, those that have not changed for a DAY.
+    concerned, those that have not changed for a DAY. All those of `locked`, whose lock the caller holds.
     """
     for path in folder.iterdir():
+        if locked is not None and path.name.startswith(f".{locked}.") and path.name.endswith(".tmp"):
+            _remove(path)
+            continue
         if not (name := re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp", path.name)):
             continue
         with suppress(OSError):
@@ -354,7 +357,7 @@ def cached(kind: str, key: str, build: Callable[[Path], object]) -> Path:
                     warnings.warn(f"{path}: damaged ({problem}); made anew", stacklevel=2)
                     discard(path)
                 if not path.exists():
-                    sweep(path.parent)
+                    sweep(path.parent, path.name)
                     temporary.mkdir()
                     build(temporary)
                     files = (file for file in temporary.rglob("*") if file.is_file())

@@ -404,7 +404,7 @@ class TestWriting:
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(type(results), "mkdir", refuse)
-        with pytest.raises(OSError, match=r"report: cannot be written \(Permission denied\); make it writable"):
+        with pytest.raises(OSError, match=r"report: cannot be written: Permission denied; make it writable"):
             report.write(gathered)
 
 

@@ -546,7 +546,7 @@ def test_a_file_larger_than_allowed_is_said_with_its_path_and_the_mend(tmp_path,
     process.join(60)
     number, text = results.get()
     path = tmp_path / ("cache/kind/key" if kind == "entry" else "file")
-    assert number == errno.EFBIG and text.startswith(f"{path}: cannot be written (File too large); raise the limit")
+    assert number == errno.EFBIG and text.startswith(f"{path}: cannot be written: File too large; raise the limit")
     assert not [one for one in tmp_path.rglob("*") if one.is_file() and one.suffix != ".lock"]
 
 
@@ -566,7 +566,7 @@ def test_a_disk_that_is_full_is_said_with_its_path_and_the_mend(small_disk, kind
     number, text = said(small_disk / "file", kind)
     path = small_disk / ("cache/kind/key" if kind == "entry" else "file")
     assert number == errno.ENOSPC and re.fullmatch(
-        rf"{path}: cannot be written \(No space left on device, \d\.\d MB free\); free some space and run the same "
+        rf"{path}: cannot be written: No space left on device \(\d\.\d MB free\); free some space and run the same "
         "command again; nothing is lost",
         text,
     )
@@ -676,7 +676,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one_there(tmp_path, 
         rename(source, to)
 
     monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(OSError, match=rf"^{target}: cannot be written \(Permission denied\); make it writable"):
+    with pytest.raises(OSError, match=rf"^{target}: cannot be written: Permission denied; make it writable"):
         store.replace_folder(target, lambda folder: (folder / "new").touch())
     assert [path.name for path in target.iterdir()] == ["old"]
 
