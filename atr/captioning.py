@@ -4,6 +4,7 @@ The record (`atr.corpora.synthetic`) is all the state there is: whatever stops a
 the record lacks.
 """
 
+import errno
 import json
 import os
 import threading
@@ -24,6 +25,7 @@ from atr.corpora.corpus import Corpus
 from atr.corpora.synthetic import REFUSED, Answer, Record, read
 from atr.language_models import CaptioningError, Endpoint, Local, Model, Refused, Reply
 from atr.store import content_key
+from atr.store import writing as storing
 
 REFUSALS = 10  # so many requests refused in a row, without an answer between, end a run
 
@@ -213,17 +215,20 @@ def _kinds(corpus: Corpus) -> dict[str, list[str]]:
 @contextmanager
 def _writing(record: Path):
     """The record as it is, its end mended, and a function that appends a line; no other process can do so meanwhile."""
-    record.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(record.with_name(f".{record.name}.lock"), timeout=0)
     try:
-        lock.acquire()
+        with storing(record):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except Timeout:
         raise CaptioningError(
             f"{record}: another process is writing to it; wait for it or name another record"
         ) from None
     try:
-        _mend(record)
-        with open(record, "ab", buffering=0) as file:
+        with storing(record):
+            _mend(record)
+            file = open(record, "ab", buffering=0)
+        with file:
             yield read(record), _appender(file)
     finally:
         lock.release()
@@ -237,9 +242,10 @@ def _appender(file: Any) -> Callable[[bytes], None]:
         with writing:
             size = os.fstat(file.fileno()).st_size
             try:
-                if file.write(line) < len(line):
-                    raise OSError(f"{file.name}: the disk is full; free some space and run again")
-                os.fsync(file.fileno())
+                with storing(Path(file.name)):
+                    if file.write(line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(file.fileno(), size)

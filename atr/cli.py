@@ -24,14 +24,26 @@ app.add_typer(runs.app, name="runs")
 
 @app.callback()
 def extended() -> None:
-    """Run the files that ATR_EXTENSIONS names, before any command."""
-    if files := [file for file in os.environ.get("ATR_EXTENSIONS", "").split(os.pathsep) if file]:
-        from atr.register import extend
+    """Before any command: see whether the variables ATR_* can be what they are, run what ATR_EXTENSIONS names."""
+    if "--help" in sys.argv:  # which need not wait for PyTorch
+        return
+    from atr import store, switches, tracking
+    from atr.encoders import pretraining
+    from atr.register import extend
 
-        try:
-            extend(*files)
-        except (ValueError, OSError) as error:
-            raise fail(error) from error
+    try:
+        store.home()
+        store.results_home()
+        tracking.chosen()
+        switches.chosen("cpu")
+        pretraining.default_epochs()
+        for file in filter(None, os.environ.get("ATR_EXTENSIONS", "").split(os.pathsep)):
+            try:
+                extend(file)
+            except Exception as error:
+                raise ValueError(f"ATR_EXTENSIONS: {file}: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise fail(error) from error
 
 
 @app.command()
@@ -172,7 +184,9 @@ def check(
 
 @app.command()
 def data(
-    name: Annotated[str | None, typer.Argument(help="A data set or checkpoint; without one, all are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A data set or checkpoint, or verify; without one, all are listed.")
+    ] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="A folder that holds the data set: it is recorded, not copied.")
     ] = None,
@@ -181,7 +195,11 @@ def data(
     again: Annotated[bool, typer.Option("--again", help="audiocaps: try clips again that were gone.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """List the papers' data sets and checkpoints; fetch, verify and unpack one; or take it from a folder."""
+    """List the papers' data sets and checkpoints; fetch, verify and unpack one; or take it from a folder.
+
+    verify: read again all that is kept (downloads, caches, indexes) and compare it with its hashes. Damaged entries of
+    the cache are removed, to be made anew; exit status 1 if anything is damaged.
+    """
     from atr import data as sets
     from atr.encoders import checkpoints
 
@@ -193,6 +211,12 @@ def data(
         if name is None:
             printed(sets.status())
             return
+        if name == "verify":
+            found = sets.verify(quiet)
+            for problem in found:
+                console.print(problem, soft_wrap=True, markup=False, highlight=False)
+            console.print(f"[red]{len(found)} damaged[/red]" if found else "nothing is damaged")
+            raise typer.Exit(1 if found else 0)
         if name in checkpoints.REGISTRY and source is None:
             entry = checkpoints.REGISTRY[name]
             size = "unknown" if entry.file.size is None else sets.human(entry.file.size)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from atr import download, store, youtube
 from atr.corpora import audiocaps, clipfolder, clotho, files, wavcaps
@@ -350,3 +352,39 @@ def adopt(name: str, source: str | PathLike[str], quiet: bool = False) -> Counts
     text = json.dumps({"folder": str(folder)}, ensure_ascii=False, indent=1)
     store.write_atomic(home / "location.json", lambda path: path.write_text(text, encoding="utf-8"))
     return counts
+
+
+def verify(quiet: bool = False) -> list[str]:
+    """What is damaged of downloads, indexes and the cache, one line each; all whose hashes are known is read.
+
+    Damaged entries of the cache are removed: they are made anew when they are needed.
+    """
+    from atr import search
+    from atr.encoders import checkpoints
+
+    home, found = store.home(), []
+    kept = [(home / "checkpoints" / entry.file.name, entry.file) for entry in checkpoints.REGISTRY.values()]
+    for name, set_ in DATASETS.items():
+        for place in dict.fromkeys((home / name, _located(name))):
+            kept += [(place / file.name, file) for file in set_.files]
+            for folder in (place, *(path for path in place.rglob("*") if path.is_dir())):
+                found += files.changed(folder)
+    for path, file in kept:
+        if path.is_file():
+            try:
+                download.verify(path, file, quiet)
+            except download.DownloadError as error:
+                found.append(str(error))
+    for path in sorted(search.home().glob("*/")):
+        found += getattr(search, "verify", lambda path: [])(path)
+    for path in tqdm(sorted((home / "cache").glob("*/[!.]*/")), "cache", unit="entry", disable=quiet):
+        if problem := store.damage(path, whole=True):
+            store.discard(path)
+            found.append(f"{path}: damaged ({problem}); removed, it is made anew when it is needed")
+    return found
+
+
+def _located(name: str) -> Path:
+    with suppress(ValueError, OSError):
+        return files.located(name, None)
+    return store.home() / name

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from os import PathLike
@@ -204,8 +205,9 @@ def export(corpus: Corpus, folder: StrPath) -> tuple[list[Path], list[str], np.n
     for clip in corpus.clips["clip"]:
         waveform, rate = corpus.read(clip)
         files.append(Path(folder) / f"{clip.replace('/', '_')}.wav")
-        written = partial(soundfile.write, data=waveform, samplerate=rate, subtype="PCM_16", format="WAV")
-        store.write_atomic(files[-1], written)
+        sound = io.BytesIO()  # libsndfile does not tell of a disk that is full
+        soundfile.write(sound, waveform, rate, subtype="PCM_16", format="WAV")
+        store.write_atomic(files[-1], partial(Path.write_bytes, data=sound.getvalue()))
     first = corpus.captions.drop_duplicates("clip")
     return files, first["caption"].tolist(), corpus.relevance()[first.index.to_numpy()]
 

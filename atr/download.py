@@ -8,7 +8,6 @@ import re
 import shutil
 import stat
 import tarfile
-import tempfile
 import time
 import zipfile
 import zlib
@@ -24,7 +23,7 @@ from filelock import FileLock
 from py7zr.callbacks import ExtractCallback
 from tqdm.auto import tqdm
 
-from atr.store import write_atomic
+from atr.store import beside, sweep, write_atomic, writing
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt while nothing new arrives
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
@@ -63,8 +62,9 @@ def fetch(file: File, folder: Path, quiet: bool = False) -> Path:
     """
     path = Path(folder) / file.name
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path), FileLock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 part = path.with_name(f"{path.name}.part")
                 _download(file, part, quiet)
@@ -242,16 +242,16 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
         raise ValueError(f"{archive}: not one of {', '.join(_UNPACK)}")
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder), FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             return folder
-        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed process: we hold the lock
-            shutil.rmtree(leftover)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        sweep(folder.parent, folder.name)
+        temporary = beside(folder)
         try:
+            temporary.mkdir()
             unpack(archive, temporary, quiet)
-            temporary.chmod(folder.parent.stat().st_mode)  # mkdtemp's own lets nobody else in
             os.rename(temporary, folder)
         except _DAMAGED as error:
             raise DownloadError(

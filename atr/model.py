@@ -160,7 +160,7 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    kept = load_file(run.path / "checkpoint.safetensors")
+    kept = load_file(run.intact("checkpoint.safetensors"))
     own = network.kept()
     if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in own.items()}:
         raise ValueError(f"{run.path}: its checkpoint holds other tensors than the config builds; train anew")

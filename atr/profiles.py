@@ -1,6 +1,5 @@
 """What each profile fixes: the one table behind `profile=` in every notebook."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -177,8 +176,10 @@ class Profile:
 
     def _given(self, variable: str, name: str, otherwise: str) -> Path:
         """What an environment variable names, else where the data set `name` lies; ValueError with the mend."""
-        if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
+        if given := store.place(variable, file=variable == "ATR_CAPTIONS"):
+            if not given.exists():
+                raise ValueError(f"{variable}: {given}: no such file or folder; {otherwise}")
+            return given
         from atr import data
 
         try:

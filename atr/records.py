@@ -2,7 +2,8 @@
 
 `<runs>/<address>/` holds config.json, environment.json, clips.csv, history.csv, metrics.json, embeddings.safetensors
 and checkpoint.safetensors; state.pt while unfinished; error.txt if it failed. metrics.json is written last: its
-presence means finished.
+presence means finished. sums.json, written just before, has the digests of all (`store.damage`); runs by older versions
+lack it.
 """
 
 import importlib.metadata
@@ -11,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from atr import config as configs
@@ -120,7 +123,7 @@ class Run:
 
     @property
     def _record(self) -> dict[str, Any]:
-        return json.loads((self.path / "config.json").read_text())
+        return json.loads(self.intact("config.json").read_text())
 
     @property
     def stale(self) -> bool:
@@ -138,10 +141,19 @@ class Run:
             return "finished"
         return "failed" if (self.path / "error.txt").is_file() else "unfinished"
 
+    def intact(self, name: str) -> Path:
+        """One of its files; ValueError if its bytes are no longer those that the run wrote."""
+        if self.finished and (problem := store.damage(self.path, name, whole=True)):
+            raise ValueError(
+                f"{self.path / name}: damaged ({problem}); atr runs verify --repair sets the run aside, and its study "
+                "trains it anew"
+            )
+        return self.path / name
+
     @cached_property
     def _metrics(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "metrics.json").read_text())
+            return json.loads(self.intact("metrics.json").read_text())
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.path}: not finished; atr.fit(run.config) continues it") from error
 
@@ -170,12 +182,12 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        return json.loads((self.path / "environment.json").read_text())
+        return json.loads(self.intact("environment.json").read_text())
 
     @cached_property
     def clips(self) -> pd.DataFrame:
         """The clips that the run had: clip, split."""
-        return pd.read_csv(self.path / "clips.csv", dtype="str", keep_default_na=False)
+        return pd.read_csv(self.intact("clips.csv"), dtype="str", keep_default_na=False)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -184,7 +196,7 @@ class Run:
         batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats. validation_loss: the
         stage's loss over validation pairs in batches, without any penalty.
         """
-        return pd.read_csv(self.path / "history.csv")
+        return pd.read_csv(self.intact("history.csv"))
 
     @cached_property
     def learned(self) -> pd.DataFrame:
@@ -192,14 +204,14 @@ class Run:
 
         FileNotFoundError: the loss learns nothing.
         """
-        return pd.read_csv(self.path / "learned.csv")
+        return pd.read_csv(self.intact("learned.csv"))
 
     @cached_property
     def embeddings(self) -> dict[str, torch.Tensor]:
         """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t; of a
         text-aware model similarity (captions, clips) in place of audio.
         """
-        return load_file(self.path / "embeddings.safetensors")
+        return load_file(self.intact("embeddings.safetensors"))
 
     @property
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,6 +232,30 @@ class Run:
     def ranks(self) -> Ranks:
         """Ranks of the test split."""
         return Ranks(self.embeddings["t2a"].numpy(), self.embeddings["a2t"].numpy())
+
+    def damage(self) -> str:
+        """What is wrong with its files, "" if nothing is known to be: of a finished run all of them, else its state."""
+        from atr.trainer import check_state
+
+        if self.finished:
+            return store.damage(self.path, whole=True)
+        try:
+            if (self.path / "state.pt").is_file():
+                check_state(self.path / "state.pt")
+        except ValueError as error:
+            return f"state.pt: {error}"
+        return ""
+
+    def set_aside(self) -> Path:
+        """Move it out of the store, into `.damaged` beside it, so that it is trained anew."""
+        target = self.path.parent / ".damaged" / f"{self.address}.{time.strftime('%Y%m%dT%H%M%S')}"
+        with store.writing(target):
+            target.parent.mkdir(exist_ok=True)
+            locks = self.path.parent / ".locks"
+            locks.mkdir(exist_ok=True)
+            with FileLock(locks / self.address):
+                os.rename(self.path, target)
+        return target
 
     def remove(self) -> None:
         shutil.rmtree(self.path)

@@ -2,10 +2,8 @@
 
 import base64
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -308,23 +306,14 @@ def _counts(run: Run) -> str:
 def write(report: Report) -> tuple[Path, Path]:
     """Write `<results>/report/`: index.html, latex/ and the same as report-<profile>.zip; returns page and archive.
 
-    What was there is replaced once everything is written.
+    What was there is replaced once everything is written. Raises WriteError.
     """
     target = report.results / "report"
-    try:
-        fresh = Path(tempfile.mkdtemp(dir=report.results, prefix=".report."))
-    except OSError as error:
-        raise ValueError(f"{report.results}: cannot be written to ({error.strerror}); make it writable") from error
-    try:
+
+    def fill(fresh: Path) -> None:
         (fresh / "index.html").write_text(pages.page(report), encoding="utf-8")
         latex.write(report, fresh / "latex")
         shutil.make_archive(str(fresh / f"report-{report.profile.name}"), "zip", fresh, "latex")
-        fresh.chmod(report.results.stat().st_mode)
-        before = fresh.with_name(f"{fresh.name}.before")
-        if target.exists():
-            os.rename(target, before)
-        os.rename(fresh, target)
-        shutil.rmtree(before, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+
+    store.replace_folder(target, fill)
     return target / "index.html", target / f"report-{report.profile.name}.zip"

@@ -184,27 +184,29 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
     import papermill
 
     folder = profile_of(profile).results / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
     target, partial = folder / path.name, folder / f"{path.stem}.failed.ipynb"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
-        papermill.execute_notebook(
-            path,
-            partial,
-            parameters={"profile": profile, **parameters},
-            kernel_name="python3",
-            progress_bar=not quiet and sys.stderr.isatty(),
-            cwd=str(path.parent),
-            extra_arguments=["--log-level=ERROR"],  # its warnings are about the transport between two local processes
-        )
+        with store.writing(target):
+            folder.mkdir(parents=True, exist_ok=True)
+            papermill.execute_notebook(
+                path,
+                partial,
+                parameters={"profile": profile, **parameters},
+                kernel_name="python3",
+                progress_bar=not quiet and sys.stderr.isatty(),
+                cwd=str(path.parent),
+                extra_arguments=["--log-level=ERROR"],  # its warnings: about the transport between two local processes
+            )
     except papermill.exceptions.PapermillExecutionError as error:
         raise StudyError(f"{path.name}: {error.ename}: {error.evalue}\nexecuted so far: {partial}") from error
     notebook = nbformat.read(partial, as_version=4)
     notebook.metadata.pop("papermill", None)  # where the files lay, which is nobody's business in a committed copy
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
-    nbformat.write(notebook, partial)
-    os.replace(partial, target)
+    with store.writing(target):
+        nbformat.write(notebook, partial)
+        os.replace(partial, target)
     return target
 
 
@@ -218,10 +220,10 @@ def commit_reference(profile: str) -> Path:
     missing = [name for name in needed if not (source / "notebooks" / name).is_file()]
     if missing:
         raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile}")
-    fresh = target.with_name(f".{profile}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for part in parts:
-        shutil.copytree(source / part, fresh / part, ignore=shutil.ignore_patterns("*.failed.ipynb", ".*"))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(fresh, target)
+
+    def fill(fresh: Path) -> None:
+        for part in parts:
+            shutil.copytree(source / part, fresh / part, ignore=shutil.ignore_patterns("*.failed.ipynb", ".*"))
+
+    store.replace_folder(target, fill)
     return target

@@ -74,7 +74,7 @@ def fit(captions: list[str], embeddings: Tensor, seed: int = 0, smallest: int = 
     def build(folder: Path) -> None:
         start = time.perf_counter()
         labels, table = _topics(captions, reduced(embeddings, seed), smallest)
-        np.save(folder / "labels.npy", labels)
+        store.save_array(folder / "labels.npy", labels)
         table.to_csv(folder / "table.csv", index=False)
         records.write_json(folder / "topics.json", {"seconds": time.perf_counter() - start})
 
@@ -123,7 +123,7 @@ def reduced(embeddings: Tensor, seed: int = 0) -> np.ndarray:
 
         neighbours = min(15, len(embeddings) - 1)
         mapped = UMAP(neighbours, n_components=5, min_dist=0.0, metric="cosine", random_state=seed, n_jobs=1)
-        np.save(folder / "points.npy", mapped.fit_transform(embeddings.numpy()))
+        store.save_array(folder / "points.npy", mapped.fit_transform(embeddings.numpy()))
 
     return np.load(store.cached("reduced", _key(embeddings, seed), build) / "points.npy")
 
@@ -133,7 +133,7 @@ def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
 
     def build(folder: Path) -> None:
         parts = maps.project(embeddings[:1], embeddings[1:], seed)  # it maps two sets as one; here both are of one kind
-        np.save(folder / "points.npy", torch.cat(parts).numpy())
+        store.save_array(folder / "points.npy", torch.cat(parts).numpy())
 
     return np.load(store.cached("planes", _key(embeddings, seed), build) / "points.npy")
 

@@ -17,13 +17,14 @@ def chosen(names: Sequence[str] | str | None = None) -> list[str]:
     """The trackers asked for, by default those of the environment's ATR_TRACK: "tensorboard", "wandb", or both with a
     comma between. ValueError: an unknown one, or one whose package is not installed.
     """
+    field = "ATR_TRACK" if names is None else "track"
     names = os.environ.get("ATR_TRACK", "") if names is None else names
     names = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else list(names)
     for name in names:
         if name not in TRACKERS:
-            raise ValueError(f"track: unknown {name!r}; known: {', '.join(TRACKERS)}")
+            raise ValueError(f"{field}: unknown {name!r}; known: {', '.join(TRACKERS)}")
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"track: {name} is not installed; .venv/bin/python -m pip install {name}")
+            raise ValueError(f"{field}: {name} is not installed; .venv/bin/python -m pip install {name}")
     return names
 
 

@@ -1,7 +1,12 @@
 """A config's networks on their device, an epoch's steps, and the run that they come to: a loop on Lightning Fabric."""
 
+import errno
+import hashlib
+import json
 import math
+import pickle
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -201,7 +206,7 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
     """
     config, network, prepared, writes = trainer.config, trainer.network, trainer.prepared, trainer.group.rank == 0
     keeper = _Keeper(run.path / "state.pt")
-    state = _load_state(keeper.path)
+    state = load_state(keeper.path)
     if state is None:
         state = {"epoch": 0, "history": [], "learned": [], "stages": [], "seconds": 0.0}
         if not trainer.last_epoch:  # else the first epoch is the best so far
@@ -273,7 +278,11 @@ def _write_results(
         run.path / "environment.json", {**where, "seconds": round(seconds, 3), "weights": prepared.fingerprints}
     )
     stages = {"stages": state["stages"]} if trainer.config.stages else {}
-    records.write_json(run.path / "metrics.json", state["stages"][-1] | stages)
+    metrics = json.dumps(state["stages"][-1] | stages, indent=1) + "\n"
+    tables, tensors = ("clips.csv", "history.csv", "learned.csv"), ("embeddings.safetensors", "checkpoint.safetensors")
+    kept = [name for name in ("config.json", "environment.json", *tables, *tensors) if (run.path / name).exists()]
+    store.write_sums(run.path, kept, {"metrics.json": metrics.encode()})
+    store.write_atomic(run.path / "metrics.json", lambda path: path.write_text(metrics))
     (run.path / "state.pt").unlink(missing_ok=True)
     trainer.fabric.log_dict({f"test_{name}": value for name, value in tested.scores.items()}, step=state["epoch"])
     for logger in trainer.fabric.loggers:
@@ -306,23 +315,55 @@ class _Keeper:
         self.took = self.ended - started
 
 
+SEAL = b"SHA-256:"  # behind a state, before the digest of all before it
+
+
 def _save_state(state: dict[str, Any], path: Path) -> None:
     before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)  # checksums take three times as long as writing
+    torch.serialization.set_crc32_options(False)  # slower than the digest, and not looked at when it is loaded
     try:
         torch.save(state, path)
     finally:
         torch.serialization.set_crc32_options(before)
+    with open(path, "r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(SEAL + digest)
 
 
-def _load_state(path: Path) -> dict[str, Any] | None:
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The state that a run goes on from; None if there is none, and with a warning if it is damaged."""
     if not path.is_file():
         return None
     try:
+        check_state(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(f"{path}: cannot be read ({first}); delete it to start the run anew") from error
+    except ValueError as error:
+        reason = str(error)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # of an older version, or of none
+        reason = "it cannot be read"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        reason = str(error)
+    warnings.warn(f"{path}: damaged ({reason}); the run starts again from its beginning", stacklevel=2)
+    return None
+
+
+def check_state(path: Path) -> None:
+    """ValueError for a state whose bytes are not those that were written; older versions wrote no digest."""
+    with open(path, "rb") as file:
+        size = path.stat().st_size - len(SEAL) - hashlib.sha256().digest_size
+        file.seek(max(0, size))
+        seal, digest = file.read(len(SEAL)), file.read()
+        if seal == SEAL:
+            file.seek(0)
+            sha256 = hashlib.sha256()
+            while size > 0:
+                block = file.read(min(size, store.BLOCK))
+                sha256.update(block)
+                size -= len(block)
+            if sha256.digest() != digest:
+                raise ValueError("its bytes have changed")
 
 
 def _write_history(folder: Path, state: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import os
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -91,10 +92,11 @@ def fit(
         )
         for name, (other, given) in needed(config, corpus, root).items()
     }
-    run.path.mkdir(parents=True, exist_ok=True)
     locks = run.path.parent / ".locks"
-    locks.mkdir(exist_ok=True)
-    with FileLock(locks / run.address):
+    with store.writing(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        locks.mkdir(exist_ok=True)
+    with store.writing(run.path), FileLock(locks / run.address):
         if not run.finished:
             try:
                 prepared = features.prepare(config, corpus, quiet=quiet, device=device)
@@ -111,7 +113,8 @@ def fit(
                         ancillary(others["ancillary"], corpus, device, threads)
                     distributed.start(_train, processes, device, *work)
             except Exception:
-                (run.path / "error.txt").write_text(traceback.format_exc())
+                with suppress(OSError):  # whose cause is the error itself
+                    (run.path / "error.txt").write_text(traceback.format_exc())
                 raise
     return Run(run.path)
 

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -57,6 +56,8 @@ def fetch(root: Path, workers: int = 4, again: bool = False, quiet: bool = False
     if todo and absent:
         mend = "install what is missing (pip install yt-dlp; ffmpeg from conda or your system), or use --from <folder>"
         raise DownloadError(f"audiocaps: no {' and no '.join(absent)} found; {mend}")
+    for folder in {target.parent for *_, target in todo if target.parent.is_dir()}:
+        store.sweep(folder)
     lost, failed, in_a_row = gone(root), {}, 0
     pool = ThreadPoolExecutor(workers)
     try:
@@ -88,7 +89,9 @@ def _write_gone(path: Path, lost: dict[str, str]) -> None:
 def _fetch_clip(clip: str, start: float, target: Path) -> str:
     """Fetch one clip; why that failed, else an empty string."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{clip}.") as folder:
+    folder = store.beside(target)
+    folder.mkdir()
+    try:
         command = ["yt-dlp", "--quiet", "--no-warnings", "--no-playlist", "--format", "bestaudio/best"]
         command += ["--download-sections", f"*{start:g}-{start + SECONDS:g}", "--force-keyframes-at-cuts"]
         command += ["--extract-audio", "--audio-format", "wav"]
@@ -105,4 +108,6 @@ def _fetch_clip(clip: str, start: float, target: Path) -> str:
         except audio.AudioError as error:
             return f"yt-dlp left no usable file: {error.problem}"
         os.replace(f"{folder}/clip.wav", target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return ""

@@ -480,7 +480,7 @@ class TestRecord:
     def test_a_full_disk_ends_the_run_and_leaves_whole_lines(self, record, monkeypatch):
         run(1, Says(), record)
         monkeypatch.setattr(captioning.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=f"^{record}: cannot be written: No space left .*; free some space"):
             run(3, Says(), record)
         monkeypatch.undo()
         assert len(lines(record)) == 1 and run(3, Says(), record).valid == 3

@@ -9,7 +9,7 @@ from made_runs import made_run
 from typer.testing import CliRunner
 
 import atr
-from atr import cli, executors, profile, records, study
+from atr import cli, executors, profile, records, store, study, trainer
 
 runner = CliRunner()
 
@@ -59,6 +59,56 @@ class TestHelp:
     def test_help_does_not_wait_for_pytorch(self):
         code = "import sys, atr.cli; from atr.cli import app; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+class TestVariables:
+    @pytest.mark.parametrize(
+        "variable, value, said",
+        [
+            ("ATR_HOME", "file", "{folder}/file is not a folder; name a folder"),
+            ("ATR_RESULTS", "file/below", "{folder}/file is not a folder; name a folder"),
+            ("ATR_TRACK", "tensorbord", "ATR_TRACK: unknown 'tensorbord'; known: tensorboard, wandb"),
+            ("ATR_SWITCHES", "fast", "ATR_SWITCHES: unknown 'fast'; known: "),
+            ("ATR_PRETRAINING_EPOCHS", "many", "ATR_PRETRAINING_EPOCHS: 'many'; give a whole number from 1"),
+            ("ATR_PRETRAINING_EPOCHS", "0", "ATR_PRETRAINING_EPOCHS: '0'; give a whole number from 1"),
+            ("ATR_EXTENSIONS", "gone.py", "ATR_EXTENSIONS: gone.py: FileNotFoundError: "),
+            ("ATR_EXTENSIONS", "broken.py", "ATR_EXTENSIONS: broken.py: SyntaxError: "),
+        ],
+    )
+    def test_a_bad_value_is_said_in_a_line_before_any_work(self, tmp_path, monkeypatch, variable, value, said):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "file").touch()
+        (tmp_path / "broken.py").write_text("def\n")
+        monkeypatch.setenv(variable, value)
+        text = call("runs", "list", status=1)
+        assert f"error: {variable}: " in text and said.format(folder=tmp_path) in text and text.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        "variable, name, said",
+        [
+            ("ATR_CLIPS", "esc10", "no such file or folder"),
+            ("ATR_CAPTIONS", "captions", "is not a folder; name a file"),
+        ],
+    )
+    def test_a_bad_place_of_a_profiles_data_is_said_before_any_work(
+        self, tmp_path, results, monkeypatch, variable, name, said
+    ):
+        monkeypatch.setenv(variable, str(tmp_path / "gone"))
+        if variable == "ATR_CAPTIONS":
+            (tmp_path / "gone").mkdir()
+        text = call("study", "--profile", name, status=1)
+        assert f"error: {variable}: {tmp_path / 'gone'}: " in text and said in text
+
+    def test_relative_places_are_handed_on_as_absolute_ones(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "clips").mkdir()
+        places = {"ATR_HOME": "home", "ATR_RESULTS": "results", "ATR_CLIPS": "clips"}
+        for variable, value in places.items():
+            monkeypatch.setenv(variable, value)
+        seen = {}
+        monkeypatch.setattr(study, "execute", lambda *_: seen.update(cli.os.environ) or tmp_path / "done")
+        assert f"Tables: {tmp_path}/results/smoke/tables" in call("study", "01", "--profile", "smoke")
+        assert {name: seen[name] for name in places} == {name: str(tmp_path / value) for name, value in places.items()}
 
 
 class TestPackage:
@@ -284,7 +334,22 @@ class TestRuns:
     def test_a_run_named_twice_is_removed_once(self, stored):
         assert "removed 1" in call("runs", "remove", "ad", "ad3", "--stale", "--yes", "--profile", "smoke")
 
-    @pytest.mark.parametrize("command", [["list"], ["show", "aa"], ["remove", "aa"], ["remove", "--stale"]])
+    def test_verify_names_what_is_damaged_and_sets_it_aside_to_be_made_anew(self, stored):
+        text = call("runs", "verify", "--profile", "smoke")
+        assert "3 by an older version, which wrote no hashes" in text and "4 runs, none is damaged" in text
+        store.write_sums(stored[0].path, ["config.json"], {"metrics.json": b"{}"})
+        (stored[2].path / "state.pt").write_bytes(b"state" + trainer.SEAL + bytes(32))
+        text = call("runs", "verify", "--profile", "smoke", status=1)
+        size = (stored[0].path / "metrics.json").stat().st_size
+        assert f"{stored[0].path}: damaged (metrics.json has {size} bytes instead of 2); --repair sets it aside" in text
+        assert f"{stored[2].path}: damaged (state.pt: its bytes have changed)" in text and "2 damaged of 4 runs" in text
+        assert stored[0].path.exists() and "damaged" in call("runs", "list", "--profile", "smoke")
+        assert call("runs", "verify", "--profile", "smoke", "--repair", status=1).count("set aside: ") == 2
+        aside = [path.name[:3] for path in (stored[0].path.parent / ".damaged").iterdir()]
+        assert sorted(aside) == ["aa0", "ac2"] and not stored[0].path.exists()
+        assert "2 runs, none is damaged" in call("runs", "verify", "--profile", "smoke")
+
+    @pytest.mark.parametrize("command", [["list"], ["show", "aa"], ["remove", "aa"], ["remove", "--stale"], ["verify"]])
     def test_an_unknown_profile_is_refused(self, command):
         assert "profile: unknown 'big'" in call("runs", *command, "--profile", "big", status=1)
 

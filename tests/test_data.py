@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import threading
 import zipfile
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from atr import cli, data, download, youtube
+from atr import cli, data, download, search, store, youtube
 from atr.corpora import CorpusError, clipfolder, load_corpus
 from atr.encoders import checkpoints
 from atr.profiles import profile
@@ -251,6 +252,9 @@ def test_generated_captions_are_fetched_and_found_by_their_profile(home, server,
     text = call("phi4", "--yes", "--quiet")
     assert "captions here" in text and "3840" in text and setting.captions == home / "phi4" / data.PHI4.name
     monkeypatch.setenv("ATR_CAPTIONS", str(home / "mine.csv"))
+    with pytest.raises(ValueError, match=f"ATR_CAPTIONS: {home / 'mine.csv'}: no such file"):
+        setting.captions  # noqa: B018
+    (home / "mine.csv").touch()
     assert setting.captions == home / "mine.csv" and profile("demo").captions is None
 
 
@@ -295,3 +299,27 @@ def test_a_recorded_folder_that_is_gone_is_said_with_both_ways_out(home, tmp_pat
     assert data.state("clotho").startswith("unusable: clotho: no folder") and "unusable" in call()
     call("clotho", "--from", tmp_path / "moved", "--quiet")
     assert len(load_corpus("clotho")) == 12
+
+
+def flip(path):
+    """Change a bit, and neither size nor time of change."""
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_verify_reads_all_that_has_hashes_and_removes_what_can_be_made_anew(home, published_clotho, monkeypatch):
+    call("clotho", "--yes", "--quiet")
+    folder = store.cached("kind", "key", lambda folder: (folder / "file").write_bytes(b"content"))
+    (home / "indexes" / "one").mkdir(parents=True)
+    assert call("verify", "--quiet").strip() == "nothing is damaged"
+    monkeypatch.setattr(search, "verify", lambda path: [f"{path}: damaged"], raising=False)
+    table, sound = home / "clotho" / "clotho_captions_validation.csv", next((home / "clotho").rglob("*.wav"))
+    for path in (table, sound, folder / "file"):
+        flip(path)
+    said = call("verify", "--quiet", status=1)
+    assert f"{table}: md5 " in said and f"{sound}: its bytes have changed since it was first read" in said
+    assert f"{folder}: damaged (the bytes of file have changed); removed, it is made anew when it is needed" in said
+    assert f"{home / 'indexes' / 'one'}: damaged" in said and "4 damaged" in said
+    assert table.exists() and sound.exists() and not folder.exists()

@@ -333,6 +333,7 @@ def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
         embed(Run(tmp_path / "nothing"), files, captions)
     other = Run(shutil.copytree(run.path, tmp_path / "other"))
+    (other.path / "sums.json").unlink()
     made = other.environment
     made["weights"]["audio"] = "0"
     (other.path / "environment.json").write_text(json.dumps(made))

@@ -400,11 +400,11 @@ class TestWriting:
     def test_a_folder_that_cannot_be_written_is_named(self, results, monkeypatch):
         gathered = report.gather("smoke")
 
-        def refuse(**_):
-            raise PermissionError(13, "Permission denied")
+        def refuse(path, *_, **__):
+            raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(report.tempfile, "mkdtemp", refuse)
-        with pytest.raises(ValueError, match=r"smoke: cannot be written to \(Permission denied\); make it writable"):
+        monkeypatch.setattr(type(results), "mkdir", refuse)
+        with pytest.raises(OSError, match=r"report: cannot be written: Permission denied; make it writable"):
             report.write(gathered)
 
 

@@ -532,7 +532,7 @@ class TestProblems:
 
     def test_a_home_that_cannot_be_written_is_said_with_the_mend(self, folder, home, monkeypatch):
         home.write_text("a file")
-        with pytest.raises(OSError, match="cannot be written .* set ATR_HOME to another folder"):
+        with pytest.raises(ValueError, match=f"ATR_HOME: {home}: {home} is not a folder; name a folder"):
             updated(folder)
         home.unlink()
 

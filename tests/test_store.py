@@ -2,17 +2,27 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import pickle
+import re
+import resource
+import shutil
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
+from safetensors.torch import save_file
 
 from atr import store
 from atr.audio import AudioError
@@ -158,8 +168,8 @@ def test_the_leftover_of_a_killed_build_is_no_entry_and_is_cleaned_up(home):
     process.join()
     leftover = next(home.rglob("half"))
     folder = store.cached("kind", "key", build_number)
-    assert [path.name for path in folder.iterdir()] == ["number"]
-    assert not leftover.parent.exists() and len(entries(home)) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["number", "sums.json"]
+    assert not leftover.parent.exists() and len(entries(home)) == 2
 
 
 def build_slowly(home, barrier, results):
@@ -423,3 +433,277 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     monkeypatch.undo()
     path.write_bytes(b"other content")
     assert store.file_hash(path) == hashlib.sha256(b"other content").hexdigest()
+
+
+# --- bit rot
+
+
+def flip(path, place=None):
+    """Flip a bit of a file, in the middle if no place is given, and leave its size and time of change as they are."""
+    state, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 4
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def packed_entry():
+    return store.open_packed(store.cached("kind", "key", lambda folder: store.pack(folder, ROWS)))
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-2]), Path.unlink])
+@pytest.mark.parametrize("name", ["raw", "offsets.npy", "layout.json"])
+def test_a_damaged_entry_is_named_and_made_anew(home, name, damage):
+    packed_entry()
+    damage(home / "cache" / "kind" / "key" / name)
+    with pytest.warns(UserWarning, match=rf"^{home}/cache/kind/key: damaged \(.*{name}.*\); made anew$"):
+        again = packed_entry()
+    for number, row in enumerate(ROWS):
+        np.testing.assert_array_equal(again[number], row)
+    assert store.damage(home / "cache" / "kind" / "key", whole=True) == ""
+    assert not [path for path in (home / "cache" / "kind").iterdir() if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("place", [0, 5, 20, -3])
+def test_no_bit_of_the_hashes_themselves_may_change(home, place):
+    packed_entry()
+    flip(home / "cache" / "kind" / "key" / "sums.json", place)
+    with pytest.warns(UserWarning, match="key: damaged .*; made anew"):
+        packed_entry()
+
+
+def test_a_copied_entry_is_intact_without_its_times_and_one_without_hashes_is_taken_as_it_is(home, monkeypatch):
+    packed_entry()
+    for kind in ("copied", "older"):
+        shutil.copytree(home / "cache" / "kind", home / "cache" / kind, copy_function=shutil.copyfile)
+    (home / "cache" / "older" / "key" / "sums.json").unlink()
+    with warnings.catch_warnings(action="error"):
+        for kind in ("copied", "older"):
+            folder = store.cached(kind, "key", lambda folder: pytest.fail("built again"))
+            np.testing.assert_array_equal(store.open_packed(folder)[0], ROWS[0])
+
+
+def test_a_large_entry_is_sampled_when_it_is_opened_and_read_whole_when_it_is_verified(home, monkeypatch):
+    monkeypatch.setattr(store, "BLOCK", 1024)
+    monkeypatch.setattr(store, "CHECKED", 4096)
+    content = np.random.default_rng(0).bytes(100_000)
+    folder = store.cached("kind", "key", lambda folder: (folder / "raw").write_bytes(content))
+    assert store.damage(folder) == store.damage(folder, whole=True) == ""
+    flip(folder / "raw", 99_999)
+    assert store.damage(folder, whole=True) == "the bytes of raw have changed"
+    (folder / "raw").write_bytes(bytes(100_000))
+    assert store.damage(folder) == "the bytes of raw have changed"  # whichever blocks are drawn
+
+
+def test_an_entry_is_read_once_in_a_process_while_it_stays_as_it_is(home, monkeypatch):
+    looked, damage = [], store.damage
+    monkeypatch.setattr(store, "damage", lambda path: looked.append(path) or damage(path))
+    packed_entry()
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10**10)
+    packed_entry()
+    packed_entry()
+    assert len(looked) == 1
+    flip(home / "cache" / "kind" / "key" / "raw")
+    with pytest.warns(UserWarning, match="made anew"):
+        packed_entry()
+
+
+# --- what cannot be written
+
+
+WAYS = {
+    "array": lambda path: store.save_array(path, np.zeros(10**6)),
+    "text": lambda path: path.write_text("x" * 10**6),
+    "table": lambda path: pd.DataFrame({"x": np.zeros(10**6)}).to_csv(path),
+    "safetensors": lambda path: save_file({"x": torch.zeros(10**6)}, path),
+    "torch": lambda path: torch.save({"x": torch.zeros(10**6)}, path),
+    "sound": lambda path: soundfile.write(path, np.zeros(10**6), 16_000, format="WAV"),
+    "figure": lambda path: plt.imsave(path, np.random.default_rng(0).random((900, 900)), format="png"),
+}
+
+
+def limited(path, kind, results):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    results.put(said(path, kind))
+
+
+def said(path, kind):
+    try:
+        if kind == "entry":
+            os.environ["ATR_HOME"] = str(path.parent)
+            store.cached("kind", "key", lambda folder: store.pack(folder, [np.zeros(10**6)] * 2))
+        else:
+            store.write_atomic(path, WAYS[kind])
+    except OSError as error:
+        return error.errno, str(error)
+
+
+@pytest.mark.parametrize("kind", [*WAYS, "entry"])
+def test_a_file_larger_than_allowed_is_said_with_its_path_and_the_mend(tmp_path, kind):
+    results = multiprocessing.get_context("fork").SimpleQueue()
+    process = multiprocessing.get_context("fork").Process(target=limited, args=(tmp_path / "file", kind, results))
+    process.start()
+    process.join(60)
+    number, text = results.get()
+    path = tmp_path / ("cache/kind/key" if kind == "entry" else "file")
+    assert number == errno.EFBIG and text.startswith(f"{path}: cannot be written: File too large; raise the limit")
+    assert not [one for one in tmp_path.rglob("*") if one.is_file() and one.suffix != ".lock"]
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kind", [*WAYS, "entry"])
+def test_a_disk_that_is_full_is_said_with_its_path_and_the_mend(small_disk, kind, monkeypatch):
+    monkeypatch.setenv("ATR_HOME", str(small_disk))
+    number, text = said(small_disk / "file", kind)
+    path = small_disk / ("cache/kind/key" if kind == "entry" else "file")
+    assert number == errno.ENOSPC and re.fullmatch(
+        rf"{path}: cannot be written: No space left on device \(\d\.\d MB free\); free some space and run the same "
+        "command again; nothing is lost",
+        text,
+    )
+    assert not [one for one in small_disk.rglob("*") if one.is_file() and one.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("number", sorted(store.MENDS))
+def test_each_reason_has_its_mend_and_stays_the_systems_error(tmp_path, number):
+    def write(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with pytest.raises(OSError) as error:
+        store.write_atomic(tmp_path / "file", write)
+    assert error.value.errno == number and str(error.value).startswith(f"{tmp_path / 'file'}: cannot be written")
+    assert str(error.value).endswith(store.MENDS[number]) and "[Errno" not in str(error.value)
+    again = pickle.loads(pickle.dumps(error.value))
+    assert again.errno == number and str(again) == str(error.value)
+
+
+def test_what_cannot_be_read_or_computed_is_not_taken_for_it(home, tmp_path):
+    def unreadable(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "sounds" / "dog.wav"))
+
+    def diverged(folder):
+        (folder / "half").write_text("7")
+        raise RuntimeError("it has diverged")
+
+    with pytest.raises(PermissionError, match="dog.wav"):
+        store.cached("kind", "key", unreadable)
+    with pytest.raises(RuntimeError, match="^it has diverged$"):
+        store.cached("kind", "key", diverged)
+
+
+# --- what a kill leaves behind
+
+
+def write_and_wait(path):
+    store.write_atomic(path, lambda temporary: (temporary.write_text("half"), time.sleep(60)))
+
+
+def test_the_next_file_written_to_a_folder_removes_what_killed_processes_left_there_and_nothing_else(tmp_path):
+    writers = [multiprocessing.get_context("fork").Process(target=write_and_wait, args=(tmp_path / n,)) for n in "ab"]
+    for writer in writers:
+        writer.start()
+    while len([path for path in tmp_path.iterdir() if path.read_text()]) < 2:
+        time.sleep(0.01)
+    os.kill(writers[0].pid, signal.SIGKILL)
+    writers[0].join()
+    young, old = tmp_path / ".c.00000000-1-00000000.tmp", tmp_path / ".d.00000000-1-00000000.tmp"  # another machine's
+    foreign = tmp_path / ".hidden.tmp"
+    for path in (young, old, foreign):
+        path.touch()
+    os.utime(old, (0, 0))
+    store.write_atomic(tmp_path / "file", lambda path: path.write_text("x"))
+    left = {path.name.split(".")[1] for path in tmp_path.iterdir() if path.name.startswith(".")}
+    assert left == {"b", "c", "hidden"}
+    writers[1].kill()
+
+
+def test_the_permissions_of_others_files_are_left_alone_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("umask changed"))
+    store.write_atomic(tmp_path / "file", lambda temporary: temporary.write_text("x"))
+
+
+def test_a_written_file_heeds_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        store.write_atomic(tmp_path / "file", lambda temporary: temporary.write_text("x"))
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    finally:
+        os.umask(before)
+
+
+def replace_and_die(target):
+    rename = os.rename
+
+    def once(*paths):
+        rename(*paths)
+        os._exit(9)
+
+    os.rename = once
+    store.replace_folder(target, lambda folder: (folder / "new").touch())
+
+
+def test_a_kill_between_the_old_folder_and_the_new_one_loses_neither(tmp_path):
+    target = tmp_path / "report"
+    store.replace_folder(target, lambda folder: (folder / "old").touch())
+    process = multiprocessing.get_context("fork").Process(target=replace_and_die, args=(target,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    with pytest.raises(KeyError):
+        store.replace_folder(target, lambda folder: {}["fails"])
+    assert (target / "old").exists()
+    store.replace_folder(target, lambda folder: (folder / "new").touch())
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "report"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one_there(tmp_path, monkeypatch):
+    target, rename = tmp_path / "report", os.rename
+    store.replace_folder(target, lambda folder: (folder / "old").touch())
+
+    def refuse(source, to):
+        if to == target and source.name.endswith(".tmp"):
+            raise OSError(errno.EACCES, "Permission denied", str(source))
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match=rf"^{target}: cannot be written: Permission denied; make it writable"):
+        store.replace_folder(target, lambda folder: (folder / "new").touch())
+    assert [path.name for path in target.iterdir()] == ["old"]
+
+
+# --- places that the environment names
+
+
+@pytest.mark.parametrize("variable, get", [("ATR_HOME", store.home), ("ATR_RESULTS", store.results_home)])
+def test_a_relative_place_is_the_same_one_for_processes_in_other_folders(tmp_path, monkeypatch, variable, get):
+    monkeypatch.chdir(tmp_path)
+    for name in store.PLACES:
+        monkeypatch.setenv(name, "mine")
+    assert get() == tmp_path / "mine"
+    assert {os.environ[name] for name in store.PLACES} == {str(tmp_path / "mine")}
+    monkeypatch.chdir("/")
+    assert get() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("below", ["", "/sub/folder"])
+def test_a_place_where_a_file_lies_is_refused(tmp_path, monkeypatch, below):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ATR_HOME", f"{tmp_path}/file{below}")
+    with pytest.raises(ValueError, match=f"ATR_HOME: {tmp_path}/file{below}: {tmp_path}/file is not a folder; name a"):
+        store.home()
+
+
+def test_a_place_of_an_unknown_user_is_refused(monkeypatch):
+    monkeypatch.setenv("ATR_RESULTS", "~nobody-of-that-name/results")
+    with pytest.raises(ValueError, match="ATR_RESULTS: ~nobody-of-that-name/results: no such user's folder"):
+        store.results_home()

@@ -63,7 +63,7 @@ def test_the_environment_chooses_and_what_cannot_track_is_refused_before_any_tra
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: object())
     assert tracking.chosen() == ["tensorboard", "wandb"] and tracking.chosen([]) == []
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="track: tensorboard is not installed; .* -m pip install tensorboard"):
+    with pytest.raises(ValueError, match="ATR_TRACK: tensorboard is not installed; .* -m pip install tensorboard"):
         runs.run_all([config()], runs=tmp_path / "runs", quiet=True)
     with pytest.raises(ValueError, match="track: unknown 'mlflow'; known: tensorboard, wandb"):
         fit(config(), runs=tmp_path / "runs", track="mlflow")

@@ -1,4 +1,5 @@
 import errno
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from atr import RunConfig, encoders, fit, losses, metrics, model, store, trainer, training, voxels
 from atr.encoders import pretraining
+from atr.records import Run
 from atr.schedule import learning_rate, selection_score
 from atr.trainer import TrainingError
 
@@ -250,6 +252,7 @@ class TestRepeating:
             "environment.json",
             "history.csv",
             "metrics.json",
+            "sums.json",
         ]
 
 
@@ -406,14 +409,61 @@ class TestInterrupted:
         assert again.status == "finished" and not (again.path / "error.txt").exists()
         assert_same(whole, again)
 
-    def test_a_state_that_cannot_be_read_is_named_with_the_mend(self, corpus, tmp_path):
-        run = training.locate(config(), corpus, tmp_path)
-        run.path.mkdir(parents=True)
-        (run.path / "state.pt").write_bytes(b"not a state")
-        with pytest.raises(TrainingError, match=r"state\.pt: cannot be read .*; delete it to start the run anew"):
-            fit(config(), corpus, runs=tmp_path)
-        (run.path / "state.pt").unlink()
-        assert fit(config(), corpus, runs=tmp_path).finished
+    def cut(self, corpus, folder, monkeypatch):
+        """The state of a run interrupted after two of three epochs."""
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_after(patch, 2)
+            fit(config(epochs=3), corpus, runs=folder)
+        return training.locate(config(epochs=3), corpus, folder).path / "state.pt"
+
+    @pytest.mark.parametrize("damage", ["bit", "cut", "text", "nothing"])
+    def test_a_damaged_state_is_not_gone_on_from(self, corpus, tmp_path, monkeypatch, whole, damage):
+        path = self.cut(corpus, tmp_path, monkeypatch)
+        content = bytearray(path.read_bytes())
+        if damage == "bit":  # of a weight: the file still reads as a state
+            place = content.find(trainer.load_state(path)["model"]["text_head.0.weight"].numpy().tobytes()[:64])
+            content[place + 3] ^= 64
+        kept = {"bit": content, "cut": content[:-100], "text": b"not a state", "nothing": b""}[damage]
+        path.write_bytes(kept)
+        with pytest.warns(UserWarning, match=r"state\.pt: damaged \(.*\); the run starts again from its beginning"):
+            assert_same(whole, fit(config(epochs=3), corpus, runs=tmp_path))
+
+    def test_the_state_of_an_older_version_is_gone_on_from(self, corpus, tmp_path, monkeypatch, whole):
+        path = self.cut(corpus, tmp_path, monkeypatch)
+        path.write_bytes(path.read_bytes()[: -len(trainer.SEAL) - 32])
+        (path.parent / "history.csv").unlink()
+        assert trainer.load_state(path)["epoch"] == 2
+        assert_same(whole, fit(config(epochs=3), corpus, runs=tmp_path))
+
+
+class TestDamage:
+    READ = {
+        "config.json": lambda run: run.config,
+        "environment.json": lambda run: run.environment,
+        "clips.csv": lambda run: run.clips,
+        "history.csv": lambda run: run.history,
+        "metrics.json": lambda run: run.metrics,
+        "embeddings.safetensors": lambda run: run.embeddings,
+        "checkpoint.safetensors": lambda run: model.load(None, run),
+    }
+
+    @pytest.mark.parametrize("name", READ)
+    def test_no_file_of_a_finished_run_is_read_when_a_bit_of_it_has_changed(self, corpus, tmp_path, name):
+        run = fit(config(epochs=1), corpus, runs=tmp_path)
+        assert run.damage() == "" and set(json.loads((run.path / "sums.json").read_text())) == set(self.READ)
+        content = bytearray((run.path / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (run.path / name).write_bytes(content)
+        assert run.damage() == f"the bytes of {name} have changed"
+        with pytest.raises(
+            ValueError, match=rf"{run.path / name}: damaged .*; atr runs verify --repair sets the run as"
+        ):
+            self.READ[name](Run(run.path))
+
+    def test_a_run_of_an_older_version_has_no_hashes_and_is_read_as_it_is(self, corpus, tmp_path):
+        run = fit(config(epochs=1), corpus, runs=tmp_path)
+        (run.path / "sums.json").unlink()
+        assert run.damage() == "" and Run(run.path).metrics == run.metrics
 
 
 class TestDiverging:

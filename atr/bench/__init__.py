@@ -56,8 +56,7 @@ class Released:
     @classmethod
     def given(cls) -> "Released":
         """Those that the environment names: ATR_MEI2022, ATR_TYMOFIEIEV2025."""
-        found = {one.name: os.environ.get(f"ATR_{one.name.upper()}") for one in fields(cls)}
-        return cls(**{name: Path(folder).expanduser() for name, folder in found.items() if folder})
+        return cls(**{one.name: store.place(f"ATR_{one.name.upper()}") for one in fields(cls)})
 
     def commits(self) -> dict[str, str]:
         """By paper, the commit of each clone that is there."""

@@ -19,11 +19,23 @@ def bench(
     device: DeviceOption = "auto",
     mei2022: Annotated[
         Path | None,
-        typer.Option(envvar="ATR_MEI2022", help="A clone of XinhaoMei/audio-text_retrieval, to be measured beside."),
+        typer.Option(
+            envvar="ATR_MEI2022",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="A clone of XinhaoMei/audio-text_retrieval, to be measured beside.",
+        ),
     ] = None,
     tymofieiev2025: Annotated[
         Path | None,
-        typer.Option(envvar="ATR_TYMOFIEIEV2025", help="The same of timoniko/PR-Text-To-Audio-Retrieval."),
+        typer.Option(
+            envvar="ATR_TYMOFIEIEV2025",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="The same of timoniko/PR-Text-To-Audio-Retrieval.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything measured to this JSON file.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what was measured here before.")] = False,

@@ -1,4 +1,4 @@
-"""`atr runs`: list, show, export and remove runs."""
+"""`atr runs`: list, show, export, verify and remove runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,16 +39,14 @@ def runs_list(profile: ProfileOption = "demo") -> None:
         except ValueError as error:
             return f"{run.path / 'config.json'}: {error}"
 
-    rows = [
-        {
-            "address": run.address,
-            "state": run.status,
-            "run": described(run),
-            "R@10": f"{run.metrics['t2a_r10']:.1f}" if run.status == "finished" else "",
-        }
-        for run in found
-        if (run.path / "config.json").is_file()
-    ]
+    def row(run: records.Run) -> dict[str, str]:
+        try:
+            shown = f"{run.metrics['t2a_r10']:.1f}" if run.status == "finished" else ""
+            return {"address": run.address, "state": run.status, "run": described(run), "R@10": shown}
+        except ValueError as error:
+            return {"address": run.address, "state": "damaged", "run": str(error), "R@10": ""}
+
+    rows = [row(run) for run in found if (run.path / "config.json").is_file()]
     if not rows:
         console.print(f"no runs of profile {profile} yet: atr study --profile {profile}")
         return
@@ -86,6 +84,36 @@ def runs_export(
     except (ValueError, OSError) as error:
         raise fail(error) from error
     console.print(f"{len(found)} runs → {target}", soft_wrap=True)
+
+
+@app.command("verify")
+def runs_verify(
+    profile: ProfileOption = "demo",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged runs aside, so that their study trains them anew.")
+    ] = False,
+) -> None:
+    """Read all files of the runs and compare them with their hashes; exit status 1 if any is damaged."""
+    from atr import records
+    from atr.profiles import profile as profile_of
+
+    try:
+        found = records.stored(profile_of(profile).runs)
+        damaged = [(run, problem) for run in found if (problem := run.damage())]
+        for run, problem in damaged:
+            said = f"damaged ({problem})"
+            said += f"; set aside: {run.set_aside()}" if repair else "; --repair sets it aside, to be trained anew"
+            console.print(f"{run.path}: {said}", soft_wrap=True, markup=False, highlight=False)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    if unknown := sum(run.finished and not (run.path / "sums.json").is_file() for run in found):
+        console.print(f"{unknown} by an older version, which wrote no hashes")
+    if damaged:
+        console.print(f"[red]{len(damaged)} damaged[/red] of {len(found)} runs")
+        if repair:
+            console.print(f"train them anew: atr study --profile {profile}", soft_wrap=True)
+        raise typer.Exit(1)
+    console.print(f"{len(found)} runs, none is damaged")
 
 
 @app.command("remove")

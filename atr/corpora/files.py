@@ -39,7 +39,7 @@ def index(
     Facts are remembered in the cache, by folder, name, size and time of change, so that a second call reads no audio.
     decode: read every file to its end too. quiet: no progress bar; None: one where there is a terminal.
     """
-    remembered = store.home() / "cache" / "files" / f"{store.content_key(str(folder.resolve()))}.csv"
+    remembered = _memory(folder)
     known = _remembered(remembered)
     names = list(names)
     states = {name: _state(folder, name) for name in names}
@@ -73,6 +73,20 @@ def index(
             rows = [[name, *row] for name, row in (known | fresh).items()]
             store.write_atomic(remembered, lambda path: _write(path, rows))
     return {name: found[name] for name in names}
+
+
+def changed(folder: Path) -> list[str]:
+    """Files of a folder, one line each, whose bytes are not those remembered, though size and time of change are."""
+    known = _remembered(_memory(folder))
+    return [
+        f"{folder / name}: its bytes have changed since it was first read; restore it from a copy or fetch it again"
+        for name, row in known.items()
+        if _state(folder, name) == row[:2] and _sha256(folder / name) != row[3]
+    ]
+
+
+def _memory(folder: Path) -> Path:
+    return store.home() / "cache" / "files" / f"{store.content_key(str(folder.resolve()))}.csv"
 
 
 def _state(folder: Path, name: str) -> list[str]:

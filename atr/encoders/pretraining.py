@@ -29,9 +29,17 @@ def labels(corpus: Corpus, events: list[str]) -> Tensor:
     return table
 
 
+def default_epochs() -> int:
+    """EPOCHS, or what ATR_PRETRAINING_EPOCHS says; ValueError where that is no number from 1."""
+    given = os.environ.get("ATR_PRETRAINING_EPOCHS") or str(EPOCHS)
+    if not given.isdecimal() or not int(given):
+        raise ValueError(f"ATR_PRETRAINING_EPOCHS: {given!r}; give a whole number from 1")
+    return int(given)
+
+
 def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0) -> tuple[str, int]:
     """Key in the store of what `weights` makes, and the number of epochs. ValueError if the corpus knows no events."""
-    epochs = epochs or int(os.environ.get("ATR_PRETRAINING_EPOCHS", EPOCHS))
+    epochs = epochs or default_epochs()
     sounds, heard = corpus.taught
     if not heard:
         raise ValueError(
