@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atr import encoders
@@ -160,10 +159,12 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    kept = load_file(run.path / "checkpoint.safetensors")
-    own = network.kept()
-    if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in own.items()}:
-        raise ValueError(f"{run.path}: its checkpoint holds other tensors than the config builds; train anew")
+    kept, own = run.checkpoint, network.kept()
+    if {n: (t.shape, t.dtype) for n, t in kept.items()} != {n: (t.shape, t.dtype) for n, t in own.items()}:
+        raise ValueError(
+            f"{run.path / 'checkpoint.safetensors'}: the checkpoint holds other tensors than the config builds; train "
+            "anew, with the run's folder moved away"
+        )
     network.load_state_dict(kept, strict=False)
     return network
 
