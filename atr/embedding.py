@@ -41,7 +41,9 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     for part, fingerprint in start.fingerprints.items():
         if fingerprint != recorded.get(part):
             kind = f"other {part} weights than are" if part in SIDES else f"another code of {part} than is"
-            raise ValueError(f"{run.path}: trained from {kind} here; restore what it was, or train anew")
+            raise ValueError(
+                f"{run.path / 'environment.json'}: trained from {kind} here; restore what it was, or train anew"
+            )
     if start.audio_weights is not None:  # "pretrained" would mean: on the corpus at hand
         config = config.replace(audio_weights=str(start.audio_weights))
     return config, start

@@ -58,13 +58,14 @@ def check(
     """
     stale: dict[Path, list[str]] = {path: [] for path in made}
     unchecked = [] if copy else ["no executed copy of the notebook lies beside its results"]
-    changed = copy is not None and code(copy) != code(nbformat.read(notebook, as_version=4))
-    if any(not provenance.get("hashes", {}).get("notebook") for provenance in made.values()):
+    today_code = code(nbformat.read(notebook, as_version=4))
+    by = {path: provenance.get("hashes", {}).get("notebook") for path, provenance in made.items()}
+    if not all(by.values()):
         unchecked.append("some of it was saved by hand or by an older version: cannot tell what code and runs made it")
     for path, provenance in made.items():
-        if changed:
+        if (code(copy) if copy else by[path] or today_code) != today_code:
             stale[path].append("its notebook has changed since it was run")
-        if copy and provenance.get("hashes", {}).get("notebook") not in (None, "", code(copy)):
+        if copy and by[path] and by[path] != code(copy):
             stale[path].append("its notebook did not write it when it was last run")
         if provenance["result_version"] != records.RESULT_VERSION:
             stale[path].append(f"made by result version {provenance['result_version']}, now {records.RESULT_VERSION}")

@@ -40,7 +40,9 @@ Content = TypeVar("Content")
 
 RESULT_VERSION = 2  # raised when a fix changes results
 RECORDED = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
-SCORES = {f"{way}_{name}" for way in ("t2a", "a2t") for name in ("r1", "r5", "r10", "median_rank", "mean_rank")}
+SCORES = {
+    f"{way}_{name}" for way in ("t2a", "a2t") for name in ("r1", "r5", "r10", "map10", "median_rank", "mean_rank")
+}
 AGAIN = "run its study or atr.fit again: the run is trained anew, and this folder kept beside it"
 
 
@@ -177,7 +179,8 @@ class Run:
             self._read("checkpoint.safetensors", lambda path: safe_open(path, "pt"))
         except RecordError as error:
             return str(error)
-        if not (clips["split"] == _tested(clips)).sum() == audio:
+        split = "test" if clips["split"].eq("test").any() else "validation"  # as `features.prepare` has it
+        if clips["split"].eq(split).sum() != audio:
             return f"{self.path / 'clips.csv'}: other clips than the {audio} of embeddings.safetensors; {AGAIN}"
         return ""
 
@@ -309,7 +312,7 @@ class Run:
     @property
     def checkpoint(self) -> dict[str, torch.Tensor]:
         """Weights of the selected epoch, as `DualEncoder.kept` names them."""
-        return self._read("checkpoint.safetensors", lambda path: _finite(load_file(path)))
+        return self._read("checkpoint.safetensors", load_file)
 
     @property
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -333,7 +336,7 @@ class Run:
 
     @contextmanager
     def lock(self, verb: str, timeout: float = -1) -> Iterator[None]:
-        """Hold the run, as one process at a time does. BlockingIOError: after so many seconds another one still does."""
+        """Hold the run, as one process at a time does. BlockingIOError: another one does, after so many seconds."""
         folder = self.path.parent / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
         lock, holder = FileLock(folder / self.address), folder / f"{self.address}.holder"
@@ -406,18 +409,6 @@ def _table(path: Path, **options: Any) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(text), **options)
 
 
-def _tested(clips: pd.DataFrame) -> str:
-    """The split that a run was tested on, as `features.prepare` has it."""
-    return "test" if clips["split"].eq("test").any() else "validation"
-
-
-def _finite(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name}: not finite")
-    return tensors
-
-
 def _agreeing(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of `Run.embeddings` whose types and shapes agree."""
     other = "similarity" if "similarity" in found else "audio"
@@ -435,8 +426,10 @@ def _agreeing(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise ValueError("shapes do not agree")
     if not all(ranks.numel() and ranks.min() >= 0 for ranks in (t2a, a2t)):
         raise ValueError("a rank is missing or negative")
+    if not (text.isfinite().all() and audio.isfinite().all()):
+        raise ValueError("a number is not finite")
     relevant_pairs(found["relevance"], (captions, clips))
-    return _finite(found)
+    return found
 
 
 def stored(folder: Path | None = None) -> list[Run]:

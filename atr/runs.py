@@ -44,8 +44,8 @@ class Runs:
 def load_run(address: str, profile: str = "demo") -> Run:
     """A finished run of a profile by the first digits of its address, as `atr runs list` shows them.
 
-    ValueError: no such run, or several; RecordError: its files are damaged. FileNotFoundError: it is not finished, or by
-    another version.
+    ValueError: no such run, or several; RecordError: its files are damaged. FileNotFoundError: it is not finished, or
+    by another version.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2), runs=atr.profile("demo").runs)

@@ -58,9 +58,21 @@ def runs_list(profile: ProfileOption = "demo") -> None:
     _name_damaged(found)
 
 
+def _problem(run) -> str:
+    """Of a run that came to its end: what keeps it from being used; nothing if it can be."""
+    from atr.records import RecordError
+
+    try:
+        if run.finished:
+            _ = run.config  # of another version, or it needs a file of extensions
+        return run.problem
+    except RecordError as error:
+        return str(error)
+
+
 def _name_damaged(found: list) -> bool:
     """A line for each damaged run on the error stream; whether there are any."""
-    problems = [problem for run in found if (problem := run.problem)]
+    problems = [problem for run in found if (problem := _problem(run))]
     for problem in problems:
         Console(stderr=True).print(f"damaged: {problem}", soft_wrap=True, markup=False, highlight=False)
     return bool(problems)
@@ -100,7 +112,7 @@ def runs_export(
 
     try:
         every = records.stored(profile_of(profile).runs)
-        found = [run for run in every if run.status == "finished"]
+        found = [run for run in every if run.status == "finished" and not _problem(run)]
         damaged = _name_damaged(every)
         if not found:
             raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
