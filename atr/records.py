@@ -93,10 +93,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def content(runs: Iterable["Run"]) -> str:
-    """A hash of what finished runs came to, in any order; OSError: one of them is not there."""
+    """A hash of what finished runs came to, in any order."""
     names = ("metrics.json", "history.csv", "embeddings.safetensors")
     return store.content_key(
-        sorted([run.address, *(store.file_hash(run.path / name) for name in names)] for run in runs)
+        sorted([run.address, *(run._read(name, store.file_hash) for name in names)] for run in runs)
     )
 
 

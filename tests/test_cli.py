@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from made_runs import made_run
 from typer.testing import CliRunner
 
 import atr
-from atr import cli, executors, profile, records, study
+from atr import cli, executors, profile, records, store, study
 
 runner = CliRunner()
 
@@ -232,6 +233,26 @@ class TestCheck:
     )
     def test_wrong_words(self, words, message):
         assert message in call("check", *words, status=1).replace("\n", "")
+
+
+class TestTerminals:
+    """Of an encoding that lacks what tables are made of."""
+
+    @pytest.mark.parametrize("words", [["--help"], ["runs", "list", "--help"], ["data"], ["runs", "list"], ["nothing"]])
+    def test_what_it_cannot_show_is_spelled(self, results, words):
+        smoke = profile("smoke")
+        made_run(smoke.runs, "aa0", smoke.config("soundscapes", "frozen", "nt_xent", 0), [1, 2], [1, 2])
+        if words == ["runs", "list"]:
+            words = [*words, "--profile", "smoke"]
+        environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "100"}
+        call = [sys.executable, "-m", "atr", *words]
+        done = subprocess.run(call, env=environment, capture_output=True, cwd=store.PROJECT)
+        said = (done.stdout + done.stderr).decode("ascii")
+        assert done.returncode == (2 if words == ["nothing"] else 0), said
+        assert len(said) > 100 and "Traceback" not in said and "UnicodeEncodeError" not in said
+
+    def test_signs_that_matter_are_spelled(self):
+        assert "76.8 ± 1.1 → x…, é語".encode("ascii", "spelled") == b"76.8 +- 1.1 > x..., ??"
 
 
 class TestRuns:

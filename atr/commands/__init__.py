@@ -22,7 +22,6 @@ class Commands(TyperGroup):
     """Commands that print on any terminal: what its encoding lacks is spelled, or else a question mark."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        codecs.register_error("spelled", _spelled)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="spelled")
@@ -32,6 +31,9 @@ class Commands(TyperGroup):
 def _spelled(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     return "".join(SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("spelled", _spelled)
 
 
 def fail(error: BaseException) -> typer.Exit:
