@@ -176,6 +176,8 @@ class Run:
         try:
             clips, audio = run.clips, len(run.embeddings["a2t"])
             _ = run._record, run._metrics, run.environment, run.history
+            if os.path.lexists(self.path / "learned.csv"):
+                _ = run.learned
             self._read("checkpoint.safetensors", lambda path: safe_open(path, "pt"))
         except RecordError as error:
             return str(error)

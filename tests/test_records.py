@@ -318,6 +318,16 @@ class TestDamage:
             (at.path / name).write_text(whole)
         assert at.finished
 
+    def test_what_the_loss_learned_is_whole_or_damage(self, at):
+        with pytest.raises(FileNotFoundError, match="learned.csv: missing, as the loss of the run learns nothing"):
+            _ = at.learned
+        text = "stage,epoch,step,t\n1,1,1,2.5\n1,1,2,2.6\n"
+        (at.path / "learned.csv").write_text(text)
+        assert at.finished and Run(at.path).learned["t"].tolist() == [2.5, 2.6]
+        for broken in ("", text[:-2], text.replace("1,1,1", "1,1,3"), text.replace("2.5", "")):
+            (at.path / "learned.csv").write_text(broken)
+            assert at.status == "damaged" and str(at.path / "learned.csv") in at.problem
+
     def test_a_run_of_a_newer_version_is_neither_finished_nor_removed_as_stale(self, at):
         damage.changed(at.path / "config.json", lambda found: found.update(result_version=records.RESULT_VERSION + 1))
         assert at.status == "newer" and not at.finished and not at.stale
