@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from atr.commands import DeviceOption, ProfileOption, bench, caption, console, fail, printed, report, runs
+from atr.commands import Commands, DeviceOption, ProfileOption, bench, caption, console, fail, printed, report, runs
 from atr.commands import search as searching
 
 app = typer.Typer(
+    cls=Commands,
     help="Audio-text retrieval: run the studies, check a corpus, look after the runs.",
     no_args_is_help=True,
     add_completion=False,

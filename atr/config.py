@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +183,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"{name}: {value!r} is not a whole number of 1 or more, nor None")
+        if self.audio_weights is not None and not isinstance(self.audio_weights, (str, os.PathLike)):
+            raise ConfigError(f"audio_weights: {self.audio_weights!r} is not a name, nor None")
         for name in ("audio_encoder", "text_encoder"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not a name")

@@ -154,7 +154,7 @@ def _failure(ended: dict[int, int], size: int, error: Path) -> ChildProcessError
             else f"ended with {code}, see its output"
         )
         return ChildProcessError(f"process {rank + 1} of {size} {how}; run again to continue")
-    first, text = error.read_text().split("\n", 1)
+    first, text = error.read_text(encoding="utf-8").split("\n", 1)
     failure = ChildProcessError(f"process {first} of {size}: {text.strip().splitlines()[-1]}")
     failure.__cause__ = _Elsewhere(text)
     return failure
@@ -174,7 +174,7 @@ def _member(
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")  # stays on this machine
     store.file_hashes.update(file_hashes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches the starting process too, which ends this one
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         if device == "cuda":
             torch.cuda.set_device(group.rank)
@@ -184,20 +184,26 @@ def _member(
         work(group, *arguments)
         dist.destroy_process_group()
     except Exception:
-        _tell(traceback.format_exc(), group.rank, Path(folder))
+        with suppress(OSError):  # a full disk
+            _tell(traceback.format_exc(), group.rank, Path(folder))
         os._exit(1)  # at once: the others wait for this one
 
 
 def _tell(error: str, rank: int, folder: Path) -> None:
     """Leave the first error, which is the cause of further ones, in error.txt."""
     own = folder / f"error {rank}"
-    own.write_text(f"{rank + 1}\n{error}")
+    own.write_text(f"{rank + 1}\n{error}", encoding="utf-8", errors="backslashreplace")
     with suppress(FileExistsError):
         os.link(own, folder / "error.txt")
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it does, even by SIGKILL."""
     starter = parent_process()
     assert starter is not None
-    starter.join()
-    os._exit(1)
+
+    def follow() -> None:
+        starter.join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()

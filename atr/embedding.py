@@ -33,15 +33,17 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
 
     FileNotFoundError: the run is not finished. ValueError: its weights are no longer the same.
     """
-    if not run.finished:
+    if not os.path.lexists(run.path / "metrics.json"):
         raise FileNotFoundError(f"{run.path}: not finished; atr.fit(run.config) continues it")
     config = run.config.replace(penalty=None)  # training's alone; it would have to be fetched
     start = features.weights(config, corpus or training.corpus_of(config), quiet)
-    recorded = run.environment["weights"]
+    recorded = run.environment.get("weights", {})
     for part, fingerprint in start.fingerprints.items():
-        if fingerprint != recorded[part]:
+        if fingerprint != recorded.get(part):
             kind = f"other {part} weights than are" if part in SIDES else f"another code of {part} than is"
-            raise ValueError(f"{run.path}: trained from {kind} here; restore what it was, or train anew")
+            raise ValueError(
+                f"{run.path / 'environment.json'}: trained from {kind} here; restore what it was, or train anew"
+            )
     if start.audio_weights is not None:  # "pretrained" would mean: on the corpus at hand
         config = config.replace(audio_weights=str(start.audio_weights))
     return config, start

@@ -8,20 +8,21 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from atr import records, register, store, training
+from atr import distributed, records, register, store, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
-from atr.records import Run
+from atr.records import Run, said
 
 RETRIES = 3  # of a run whose process or machine dies
 PROBE_SECONDS = 300.0  # for a machine to start a process and to import PyTorch
+LONGEST = 2000  # letters of a reason: a pipe holds them before anybody reads
 LATE_SECONDS = 90.0  # for a shared file system to show here what another machine has written
 UNLOCKED = "file locks do not hold across machines; mount it so that flock works (docs/scale.md)"
 
@@ -72,7 +73,12 @@ def side_by_side(tasks: list[Task], executor: Executor, options: dict[str, Any])
                 if task is None:
                     break
                 waiting.remove(task)
-                running[executor.start(task, options)] = task
+                try:
+                    running[executor.start(task, options)] = task
+                except Exception as error:  # memory, disk or processes are exhausted, or a part cannot be pickled
+                    yield task, said(error)
+            if not running:
+                break
             for handle, reason in executor.ended(running):
                 yield running.pop(handle), reason
     finally:
@@ -97,14 +103,18 @@ class Local:
         self.device = training.resolve_device(device)
         self.workers = workers or default_workers(self.device)
         self.context = store.worker_context()
+        self.told: dict[Any, Any] = {}  # process → what it says of its failure: error.txt needs a disk with room
 
     def slots(self) -> int:
         return self.workers
 
     def start(self, task: Task, options: dict[str, Any]) -> Any:
-        work = (register.Extensions(), task.config, task.corpus, options, store.file_hashes)
-        process = self.context.Process(target=_work, args=work, daemon=True)
-        process.start()
+        told, tell = self.context.Pipe(duplex=False)
+        with tell:
+            work = (register.Extensions(), task.config, task.corpus, options, store.file_hashes, tell)
+            process = self.context.Process(target=_work, args=work, daemon=True)
+            process.start()
+        self.told[process] = told
         return process
 
     def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
@@ -112,8 +122,11 @@ class Local:
         for sentinel in wait(list(processes)):
             process = processes[sentinel]
             process.join()
-            ended = f"its process ended with {process.exitcode}, as when it is killed or memory runs out"
-            yield process, f"{ended}; run again to continue it"
+            reason = f"its process ended with {process.exitcode}, as when it is killed or memory runs out"
+            reason += "; run again to continue it"
+            with self.told.pop(process) as told, suppress(EOFError, OSError):  # that of a process that said nothing
+                reason = told.recv()
+            yield process, reason if process.exitcode else ""
 
     def stop(self, running: dict[Any, Task]) -> None:
         for process in running:
@@ -123,13 +136,15 @@ class Local:
         pass
 
 
-def _work(extensions: None, config: RunConfig, corpus: Corpus, options: dict[str, Any], file_hashes: dict) -> None:
+def _work(
+    extensions: None, config: RunConfig, corpus: Corpus, options: dict[str, Any], file_hashes: dict, tell: Connection
+) -> None:
+    distributed.end_with_parent()
     store.file_hashes.update(file_hashes)
-    try:
-        training.fit(config, corpus, **options)
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
+    reason = _fit(corpus, config, options)
+    if reason:
+        tell.send(reason)
+        raise SystemExit(1)
 
 
 class Ray:
@@ -263,7 +278,8 @@ def _fit(corpus: Corpus, config: RunConfig, options: dict[str, Any]) -> str:
     try:
         training.fit(config, corpus, **options)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+        return said(error)[:LONGEST]
     return ""
 
 
@@ -282,7 +298,7 @@ def _look(probes: list[Path], expected: dict[str, str]) -> str:
 def software() -> dict[str, str]:
     """Versions that numbers depend on, and a hash of this package's code."""
     folder = Path(__file__).parent
-    code = [(str(path.relative_to(folder)), path.read_text()) for path in sorted(folder.rglob("*.py"))]
+    code = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))]
     versions = {name: importlib.metadata.version(name) for name in records.RECORDED}
     return versions | {"atr's code": store.content_key(code)[:12]}
 

@@ -29,6 +29,7 @@ from atr.records import Run
 MENDS = {
     "unfinished": "not finished; atr.fit(run.config) continues it",
     "failed": "failed, as its error.txt says; atr.fit(run.config) tries again",
+    "newer": "made by a newer version of atr; look at it with that one",
     "stale": "made by an older version, whose results differ; atr.fit(run.config) makes it anew",
 }
 MAPPING = threading.Lock()  # in JupyterLab widgets answer in another thread than cells
@@ -60,7 +61,7 @@ def config_of(run: Run) -> RunConfig:
     if not run.path.is_dir():
         raise ValueError(f"{run.path}: no such run, it may have been removed; choose another, or fit it again")
     if run.status != "finished":
-        raise ValueError(f"{run.path}: {MENDS[run.status]}")
+        raise ValueError(run.problem or f"{run.path}: {MENDS[run.status]}")
     return run.config
 
 

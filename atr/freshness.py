@@ -1,14 +1,17 @@
-"""Whether tables and figures are what their notebook would make today: by its code, its grid and the runs' store."""
+"""Whether tables and figures are what their notebook would make today: by its code, its grid and the runs' store.
+
+By content alone, as hashes tell it that were saved beside each table; when a file was written says nothing, as it
+changes where results are copied, and clocks are set.
+"""
 
 import ast
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from atr import records, training
+from atr import records, store, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.profiles import Profile
@@ -32,6 +35,12 @@ def parameters(copy: nbformat.NotebookNode | None) -> dict[str, Any]:
     return {line.targets[0].id: ast.literal_eval(line.value) for line in given}  # type: ignore[attr-defined]
 
 
+def code(notebook: nbformat.NotebookNode) -> str:
+    """A hash of a notebook's code, whatever it is executed with."""
+    own = [cell for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in _tags(cell)]
+    return store.content_key([cell.source for cell in own])
+
+
 def check(
     notebook: Path,
     copy: nbformat.NotebookNode | None,
@@ -49,11 +58,14 @@ def check(
     """
     stale: dict[Path, list[str]] = {path: [] for path in made}
     unchecked = [] if copy else ["no executed copy of the notebook lies beside its results"]
-    changed = copy is not None and _code(copy) != _code(nbformat.read(notebook, as_version=4))
+    today_code = code(nbformat.read(notebook, as_version=4))
+    by = {path: provenance.get("hashes", {}).get("notebook") for path, provenance in made.items()}
+    if not all(by.values()):
+        unchecked.append("some of it was saved by hand or by an older version: cannot tell what code and runs made it")
     for path, provenance in made.items():
-        if changed:
+        if (code(copy) if copy else by[path] or today_code) != today_code:
             stale[path].append("its notebook has changed since it was run")
-        if copy and path.stat().st_mtime < _started(copy):
+        if copy and by[path] and by[path] != code(copy):
             stale[path].append("its notebook did not write it when it was last run")
         if provenance["result_version"] != records.RESULT_VERSION:
             stale[path].append(f"made by result version {provenance['result_version']}, now {records.RESULT_VERSION}")
@@ -67,13 +79,14 @@ def check(
         today = _addresses(configs, profile, corpora)
     except (ValueError, OSError) as error:
         unchecked.append(f"what the grid needs is not here ({str(error).splitlines()[0]})")
+    status = {address: Run(runs / address).status for address in used}
     for path, provenance in made.items():
         mine = [Run(runs / address) for address in provenance["runs"]]
-        finished = [run for run in mine if run.finished]
-        if len(finished) < len(mine):
-            stale[path].append(f"{len(mine) - len(finished)} of its {len(mine)} runs are not finished")
-        if any((run.path / "metrics.json").stat().st_mtime > path.stat().st_mtime for run in finished):
-            stale[path].append("a run of it was made again later")
+        if missing := [run for run in mine if status[run.address] != "finished"]:
+            stale[path].append(f"{len(missing)} of its {len(mine)} runs are not finished")
+            stale[path] += [run.problem for run in missing if run.problem]
+        elif provenance.get("hashes", {}).get("runs") not in (None, records.content(mine)):
+            stale[path].append("a run of it was made again, and came out differently")
         if today is not None and (other := {run.address for run in mine} - today):
             stale[path].append(f"{len(other)} of its {len(mine)} runs are no longer in the grid")
         if today is not None and (new := today - used):
@@ -90,16 +103,3 @@ def _addresses(configs: Sequence[RunConfig], profile: Profile, corpora: dict[str
 
 def _tags(cell: nbformat.NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
-
-
-def _code(notebook: nbformat.NotebookNode) -> list[str]:
-    own = [cell for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in _tags(cell)]
-    return [cell.source for cell in own]
-
-
-def _started(copy: nbformat.NotebookNode) -> float:
-    """When its first cell was executed, in seconds since the epoch; 0 where that was not recorded."""
-    times = [
-        cell.metadata["execution"].get("iopub.execute_input") for cell in copy.cells if "execution" in cell.metadata
-    ]
-    return min((datetime.fromisoformat(time).timestamp() for time in times if time), default=0.0)

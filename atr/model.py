@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atr import encoders
@@ -14,7 +13,7 @@ from atr.config import RunConfig
 from atr.distributed import ALONE, Group
 from atr.encoders.text import TextEncoder
 from atr.features import AUDIO_BATCH, Inputs, Prepared, encode
-from atr.records import Run
+from atr.records import RecordError, Run
 from atr.store import Packed
 from atr.text_aware import TextAwarePooling
 
@@ -160,10 +159,16 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    kept = load_file(run.intact("checkpoint.safetensors"))
-    own = network.kept()
-    if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in own.items()}:
-        raise ValueError(f"{run.path}: its checkpoint holds other tensors than the config builds; train anew")
+    kept, own = run.checkpoint, network.kept()
+    if {n: (t.shape, t.dtype) for n, t in kept.items()} != {n: (t.shape, t.dtype) for n, t in own.items()}:
+        problem = "the checkpoint holds other tensors than the config builds"
+    elif not all(tensor.isfinite().all() for tensor in kept.values()):
+        problem = "the checkpoint holds numbers that are not finite"
+    else:
+        problem = ""
+    if problem:
+        path = run.path / "checkpoint.safetensors"
+        raise RecordError(f"{path}: {problem}; train anew, with the run's folder moved away")
     network.load_state_dict(kept, strict=False)
     return network
 

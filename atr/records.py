@@ -1,37 +1,59 @@
 """One finished or unfinished run on disk, and the folder that holds them.
 
 `<runs>/<address>/` holds config.json, environment.json, clips.csv, history.csv, metrics.json, embeddings.safetensors
-and checkpoint.safetensors; state.pt while unfinished; error.txt if it failed. metrics.json is written last: its
-presence means finished. sums.json, written just before, has the digests of all (`store.damage`); runs by older versions
-lack it.
+and checkpoint.safetensors; state.pt while unfinished; error.txt if it failed. sums.json has the digests of all
+(`store.damage`; runs by older versions lack it), metrics.json is written last: a run is finished where it is there and
+all of them are whole. What is not whole is never used, and never deleted: `atr.fit` trains such a run anew and keeps
+its folder as `<address>.aside-1`.
 """
 
 import importlib.metadata
+import io
 import json
+import math
 import os
 import platform
+import re
 import shutil
 import subprocess
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from atr import config as configs
 from atr import store
 from atr.config import RunConfig
+from atr.corpora.corpus import SPLITS
 from atr.metrics import Ranks, relevant_pairs
+
+Content = TypeVar("Content")
 
 RESULT_VERSION = 2  # raised when a fix changes results
 RECORDED = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
+SCORES = {
+    f"{way}_{name}" for way in ("t2a", "a2t") for name in ("r1", "r5", "r10", "map10", "median_rank", "mean_rank")
+}
+AGAIN = "run its study or atr.fit again: the run is trained anew, and this folder kept beside it"
+
+
+class RecordError(ValueError):
+    """A file of a run is missing, or holds what it cannot; the message names it and says how the run is made again."""
+
+
+def said(error: BaseException) -> str:
+    """An exception in words, even where it has none."""
+    return f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
 
 
 def default_folder() -> Path:
@@ -71,9 +93,17 @@ def write_json(path: Path, content: Any) -> None:
     store.write_atomic(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
 
 
+def content(runs: Iterable["Run"]) -> str:
+    """A hash of what finished runs came to, in any order."""
+    names = ("metrics.json", "history.csv", "embeddings.safetensors")
+    return store.content_key(
+        sorted([run.address, *(run._read(name, store.file_hash) for name in names)] for run in runs)
+    )
+
+
 def provenance(runs: Iterable["Run"]) -> dict[str, Any]:
     """Where numbers come from: addresses of the runs, devices, versions and commits, and a note in words; without runs,
-    of what computes here and now.
+    of what computes here and now. hashes: of what the runs were, and of the code of the notebook that `atr study` runs.
     """
     runs = list({run.address: run for run in runs}.values())
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -92,12 +122,14 @@ def provenance(runs: Iterable["Run"]) -> dict[str, Any]:
         "commits": commits,
         "result_version": RESULT_VERSION,
         "command": os.environ.get("ATR_COMMAND", ""),
+        "hashes": {"runs": content(runs), "notebook": os.environ.get("ATR_NOTEBOOK", "")},
     }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder. Reading `metrics` or `embeddings` of an unfinished run raises FileNotFoundError.
+    """A run's folder. What is read from a file raises FileNotFoundError where the run is not finished, and RecordError
+    where the file is missing or damaged all the same.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
@@ -115,47 +147,76 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "metrics.json").is_file()
-
-    @cached_property
-    def config(self) -> RunConfig:
-        return configs.from_dict(self._record["config"])
+        return self.status == "finished"
 
     @property
-    def _record(self) -> dict[str, Any]:
-        return json.loads(self.intact("config.json").read_text())
+    def status(self) -> str:
+        """finished, stale (by an older version), newer (by a newer one), damaged, failed or unfinished."""
+        ended = os.path.lexists(self.path / "metrics.json")
+        try:
+            version = self._record["result_version"]
+        except (RecordError, FileNotFoundError):
+            version = RESULT_VERSION
+        if version != RESULT_VERSION:
+            return "stale" if version < RESULT_VERSION else "newer"
+        if ended:
+            return "damaged" if self.problem else "finished"
+        return "failed" if os.path.lexists(self.path / "error.txt") else "unfinished"
 
     @property
     def stale(self) -> bool:
         """Made by an older version of the code, whose results differ."""
-        return self._record["result_version"] != RESULT_VERSION
+        return self._record["result_version"] < RESULT_VERSION
 
     @property
-    def status(self) -> str:
-        """finished, stale, failed or unfinished."""
-        if not (self.path / "config.json").is_file():
-            return "unfinished"
-        if self.stale:
-            return "stale"
-        if self.finished:
-            return "finished"
-        return "failed" if (self.path / "error.txt").is_file() else "unfinished"
+    def problem(self) -> str:
+        """What is wrong with the files of a run that came to its end, the first of them; nothing if they are whole."""
+        if not os.path.lexists(self.path / "metrics.json"):
+            return ""
+        run = Run(self.path)  # reads anew, and keeps nothing
+        try:
+            clips, audio = run.clips, len(run.embeddings["a2t"])
+            _ = run._record, run._metrics, run.environment, run.history
+            if os.path.lexists(self.path / "learned.csv"):
+                _ = run.learned
+            self._read("checkpoint.safetensors", lambda path: safe_open(path, "pt"))
+        except RecordError as error:
+            return str(error)
+        split = "test" if clips["split"].eq("test").any() else "validation"  # as `features.prepare` has it
+        if clips["split"].eq(split).sum() != audio:
+            return f"{self.path / 'clips.csv'}: other clips than the {audio} of embeddings.safetensors; {AGAIN}"
+        return ""
 
-    def intact(self, name: str) -> Path:
-        """One of its files; ValueError if its bytes are no longer those that the run wrote."""
-        if self.finished and (problem := store.damage(self.path, name, whole=True)):
-            raise ValueError(
-                f"{self.path / name}: damaged ({problem}); atr runs verify --repair sets the run aside, and its study "
-                "trains it anew"
-            )
-        return self.path / name
+    def _read(self, name: str, parse: Callable[[Path], Content]) -> Content:
+        """What `parse` makes of a file."""
+        path = self.path / name
+        try:
+            if os.path.lexists(self.path / "metrics.json") and (problem := store.damage(self.path, name)):
+                raise RecordError(f"{path}: damaged ({problem}); {AGAIN}")
+            return parse(path)
+        except RecordError:
+            raise
+        except FileNotFoundError as error:
+            if not os.path.lexists(self.path / "metrics.json"):
+                missing = f"{path}: missing, as the run is not finished; atr.fit(run.config) continues it"
+                raise FileNotFoundError(missing) from error
+            raise RecordError(f"{path}: missing; {AGAIN}") from error
+        except configs.ConfigError as error:
+            raise RecordError(f"{path}: {error}; if no other version of atr wrote it, {AGAIN}") from error
+        except Exception as error:  # of json, pandas, safetensors, Unicode, the file system
+            raise RecordError(f"{path}: cannot be read ({said(error).splitlines()[0]}); {AGAIN}") from error
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return self._read("config.json", lambda _: configs.from_dict(self._record["config"]))
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        return self._read("config.json", lambda path: _fitting(_object(path), {"result_version": int, "config": dict}))
 
     @cached_property
     def _metrics(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.intact("metrics.json").read_text())
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{self.path}: not finished; atr.fit(run.config) continues it") from error
+        return self._read("metrics.json", lambda path: _complete(_object(path)))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -182,12 +243,27 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        return json.loads(self.intact("environment.json").read_text())
+        kinds = {"device": str, "platform": str, "seconds": (int, float), "versions": dict}
+
+        def parse(path: Path) -> dict[str, Any]:
+            found = _fitting(_object(path), kinds | {"commit": (str, type(None))})
+            _fitting(found["versions"], dict.fromkeys(RECORDED, str))
+            _fitting(found, {"weights": dict} if "weights" in found else {})
+            return found
+
+        return self._read("environment.json", parse)
 
     @cached_property
     def clips(self) -> pd.DataFrame:
         """The clips that the run had: clip, split."""
-        return pd.read_csv(self.intact("clips.csv"), dtype="str", keep_default_na=False)
+
+        def parse(path: Path) -> pd.DataFrame:
+            table = _table(path, dtype="str", keep_default_na=False)
+            if list(table) != ["clip", "split"] or not len(table) or not table["split"].isin(SPLITS).all():
+                raise ValueError("not a table of clip and split")
+            return table
+
+        return self._read("clips.csv", parse)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -196,7 +272,20 @@ class Run:
         batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats. validation_loss: the
         stage's loss over validation pairs in batches, without any penalty.
         """
-        return pd.read_csv(self.intact("history.csv"))
+
+        def parse(path: Path) -> pd.DataFrame:
+            table = _table(path)
+            if not {"epoch", "loss", "learning_rate"} <= set(table):
+                raise ValueError("no columns epoch, loss and learning_rate")
+            if not table.empty and not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
+                raise ValueError("holds other things than numbers")
+            if table["epoch"].tolist() != list(range(1, len(table) + 1)) or table["loss"].isna().any():
+                raise ValueError("an epoch or its loss is missing")
+            if os.path.lexists(self.path / "metrics.json") and len(table) < self.best_epoch:
+                raise ValueError(f"ends before the selected epoch {self.best_epoch}")
+            return table
+
+        return self._read("history.csv", parse)
 
     @cached_property
     def learned(self) -> pd.DataFrame:
@@ -204,14 +293,31 @@ class Run:
 
         FileNotFoundError: the loss learns nothing.
         """
-        return pd.read_csv(self.intact("learned.csv"))
+        path = self.path / "learned.csv"
+        if not os.path.lexists(path):
+            raise FileNotFoundError(f"{path}: missing, as the loss of the run learns nothing")
+
+        def parse(path: Path) -> pd.DataFrame:
+            table = _table(path)
+            if list(table)[:3] != ["stage", "epoch", "step"] or not np.isfinite(table.to_numpy(float)).all():
+                raise ValueError("not a table of stage, epoch, step and numbers")
+            if table["step"].tolist() != list(range(1, len(table) + 1)):
+                raise ValueError("a step is missing")
+            return table
+
+        return self._read("learned.csv", parse)
 
     @cached_property
     def embeddings(self) -> dict[str, torch.Tensor]:
         """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t; of a
         text-aware model similarity (captions, clips) in place of audio.
         """
-        return load_file(self.intact("embeddings.safetensors"))
+        return self._read("embeddings.safetensors", lambda path: _agreeing(load_file(path)))
+
+    @property
+    def checkpoint(self) -> dict[str, torch.Tensor]:
+        """Weights of the selected epoch, as `DualEncoder.kept` names them."""
+        return self._read("checkpoint.safetensors", load_file)
 
     @property
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,8 +343,8 @@ class Run:
         """What is wrong with its files, "" if nothing is known to be: of a finished run all of them, else its state."""
         from atr.trainer import check_state
 
-        if self.finished:
-            return store.damage(self.path, whole=True)
+        if os.path.lexists(self.path / "metrics.json"):
+            return store.damage(self.path, whole=True) or self.problem
         try:
             if (self.path / "state.pt").is_file():
                 check_state(self.path / "state.pt")
@@ -246,26 +352,114 @@ class Run:
             return f"state.pt: {error}"
         return ""
 
+    @contextmanager
+    def lock(self, verb: str, timeout: float = -1) -> Iterator[None]:
+        """Hold the run, as one process at a time does. BlockingIOError: another one does, after so many seconds."""
+        folder = self.path.parent / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock, holder = FileLock(folder / self.address), folder / f"{self.address}.holder"
+        try:
+            lock.acquire(timeout)
+        except Timeout:
+            who = holder.read_text(encoding="utf-8") if holder.is_file() else "in use by another process"
+            raise BlockingIOError(f"{self.path}: is {who or 'in use'}; stop it first, or wait until it ends") from None
+        try:
+            with suppress(OSError):  # a full disk
+                holder.write_text(f"being {verb} by process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            yield
+        finally:
+            lock.release()
+
     def set_aside(self) -> Path:
-        """Move it out of the store, into `.damaged` beside it, so that it is trained anew."""
-        target = self.path.parent / ".damaged" / f"{self.address}.{time.strftime('%Y%m%dT%H%M%S')}"
-        with store.writing(target):
-            target.parent.mkdir(exist_ok=True)
-            locks = self.path.parent / ".locks"
-            locks.mkdir(exist_ok=True)
-            with FileLock(locks / self.address):
-                os.rename(self.path, target)
-        return target
+        """Rename the folder, so that the run can be made again; the new name. To be called under `lock`."""
+        names = (self.path.with_name(f"{self.address}.aside-{number}") for number in count(1))
+        aside = next(name for name in names if not os.path.lexists(name))
+        os.rename(self.path, aside)
+        return aside
 
     def remove(self) -> None:
-        shutil.rmtree(self.path)
+        """Remove the folder. BlockingIOError: a process is training the run; FileNotFoundError: it is not there."""
+        gone = self.path.with_name(f".{self.address}.removed")
+        with self.lock("removed", timeout=1):
+            shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed
+            os.rename(self.path, gone)  # at once: a reader finds the whole run or none
+            shutil.rmtree(gone)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON file's object. ValueError: it holds something else, or a number that JSON does not know."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"holds {constant}")
+
+    found = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
+
+
+def _fitting(found: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    for name, kind in kinds.items():
+        if not isinstance(found.get(name, ...), kind) or isinstance(found[name], bool):
+            raise ValueError(f"{name}: {'of another type' if name in found else 'missing'}")
+    return found
+
+
+def _complete(found: dict[str, Any]) -> dict[str, Any]:
+    """Results with all of their metrics, which are finite."""
+    stages = found.get("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError("stages: not a list of objects")
+    for part in (found, *stages):
+        _fitting(part, {"test": dict, "validation": dict, "best_epoch": int})
+        for scores in (part["test"], part["validation"]):
+            _fitting(scores, dict.fromkeys(SCORES | set(scores), (int, float)))
+            if not all(map(math.isfinite, scores.values())):
+                raise ValueError("a metric is not finite")
+    return found
+
+
+def _table(path: Path, **options: Any) -> pd.DataFrame:
+    with open(path, "rb") as file:
+        text = file.read()
+    if not text.endswith(b"\n"):
+        raise ValueError("cut off")
+    return pd.read_csv(io.BytesIO(text), **options)
+
+
+def _agreeing(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of `Run.embeddings` whose types and shapes agree."""
+    other = "similarity" if "similarity" in found else "audio"
+    missing = {"text", other, "relevance", "t2a", "a2t"} - set(found)
+    if missing:
+        raise ValueError(f"{', '.join(sorted(missing))}: missing")
+    text, audio, t2a, a2t = (found[name] for name in ("text", other, "t2a", "a2t"))
+    captions, clips = len(text), len(a2t)
+    for name in ("text", other, "t2a", "a2t"):
+        tensor = found[name]
+        if tensor.ndim != 2 or tensor.dtype != (torch.int64 if name in ("t2a", "a2t") else torch.float32):
+            raise ValueError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}")
+    fitting = (captions, clips) if other == "similarity" else (clips, text.shape[1])
+    if tuple(audio.shape) != fitting or len(t2a) != captions:
+        raise ValueError("shapes do not agree")
+    if not all(ranks.numel() and ranks.min() >= 0 for ranks in (t2a, a2t)):
+        raise ValueError("a rank is missing or negative")
+    if not (text.isfinite().all() and audio.isfinite().all()):
+        raise ValueError("a number is not finite")
+    relevant_pairs(found["relevance"], (captions, clips))
+    return found
 
 
 def stored(folder: Path | None = None) -> list[Run]:
     """All runs in a folder, whatever their state, oldest first."""
     folder = folder or default_folder()
-    paths = [path for path in folder.glob("[0-9a-f]*") if path.is_dir()] if folder.is_dir() else []
-    return [Run(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+    found = []
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if re.fullmatch("[0-9a-f]+", entry.name) and entry.is_dir():
+                    found.append((entry.stat().st_mtime, entry.path))
+    return [Run(Path(path)) for _, path in sorted(found)]
 
 
 def find(address: str, folder: Path | None = None) -> Run:

@@ -23,6 +23,7 @@ from atr.records import Run
 FILES = {"tables": (".csv", ".json"), "figures": (".png", ".json", ".pdf")}
 CLAIM = ("claim", "verdict", "notebook", "difference", "low", "high", "p (Holm)")
 EXPLORATION = "00"  # a notebook to look and listen; what it saves is no result
+KINDS = {"note": str, "runs": list, "devices": list, "versions": dict, "commits": list, "hashes": dict}
 PROVENANCE = {"note", "runs", "devices", "versions", "commits", "result_version", "command"}
 
 
@@ -261,6 +262,8 @@ def _output(folder: Path, name: str, command: str) -> Output:
         needed = PROVENANCE | ({"caption"} if folder.name == "tables" else set())
         if not isinstance(provenance, dict) or not needed <= set(provenance):
             raise ValueError(f"not an object with {', '.join(sorted(needed))}")
+        if not all(isinstance(provenance.get(name, kind()), kind) for name, kind in KINDS.items()):
+            raise ValueError(f"{', '.join(KINDS)}: one of them is of another type")
         reading, table = path, None
         if folder.name == "tables":
             table = pd.read_csv(path, dtype="str", keep_default_na=False)

@@ -17,7 +17,7 @@ from atr.encoders import pretraining
 from atr.executors import Task
 from atr.executors import default_workers as default_workers
 from atr.profiles import profile as profile_of
-from atr.records import Run
+from atr.records import RecordError, Run, said
 
 
 @dataclass
@@ -44,7 +44,8 @@ class Runs:
 def load_run(address: str, profile: str = "demo") -> Run:
     """A finished run of a profile by the first digits of its address, as `atr runs list` shows them.
 
-    ValueError: no such run, or several. FileNotFoundError: it is not finished, or by an older version.
+    ValueError: no such run, or several; RecordError: its files are damaged. FileNotFoundError: it is not finished, or
+    by another version.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2), runs=atr.profile("demo").runs)
@@ -52,8 +53,13 @@ def load_run(address: str, profile: str = "demo") -> Run:
     True
     """
     run = records.find(address, profile_of(profile).runs)
-    if run.status != "finished":
-        raise FileNotFoundError(f"{run.path}: {run.status}; run its study again: atr study --profile {profile}")
+    status = run.status
+    if status == "damaged":
+        raise RecordError(run.problem)
+    if status == "newer":
+        raise FileNotFoundError(f"{run.path}: made by a newer version of atr; load it with that one")
+    if status != "finished":
+        raise FileNotFoundError(f"{run.path}: {status}; run its study again: atr study --profile {profile}")
     return run
 
 
@@ -110,13 +116,14 @@ def run_all(
 
     def settle(task: Task, reason: str) -> None:
         run = Run(task.run.path)
+        done = training.at_hand(run, task.config)
         for place in task.places:
-            if run.finished:
+            if done:
                 outcome.runs[place] = run
                 if on_run is not None:
                     on_run(outcome.configs[place], run)
             else:
-                outcome.failures[place] = reason
+                outcome.failures[place] = _where(run, reason or run.problem or f"{run.path}: {run.status}")
             bar.update()
 
     with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar:
@@ -132,11 +139,11 @@ def run_all(
                     tasks[run.address] = Task(config, corpora[key], run, [], needs)
                 tasks[run.address].places.append(place)
             except Exception as error:
-                outcome.failures[place] = f"{type(error).__name__}: {error}"
+                outcome.failures[place] = said(error)
                 bar.update()
         todo = []
         for task in tasks.values():
-            if task.run.finished:
+            if training.at_hand(task.run, task.config):
                 settle(task, "")
             else:
                 todo.append(task)
@@ -150,13 +157,13 @@ def run_all(
                     features.prepare(task.config, task.corpus, quiet=quiet, device=on)
                     ready.append(task)
                 except Exception as error:
-                    settle(task, f"{type(error).__name__}: {error}")
+                    settle(task, said(error))
             if here == "cuda":
                 torch.cuda.empty_cache()  # what preparing took is the runs' now
             options = {"root": root, "device": cluster.device, "runs": runs, "track": trackers}
             ordered = sorted(reversed(ready), key=_order)
             for task, reason in executors.side_by_side(ordered, cluster, options):
-                settle(task, _reason(task.run, reason))
+                settle(task, reason)
     return outcome
 
 
@@ -165,11 +172,10 @@ def _order(task: Task) -> tuple:
     return task.config.recipe != "released", task.config.training in ("finetuned", "scratch"), cost(task.config)
 
 
-def _reason(run: Run, otherwise: str) -> str:
+def _where(run: Run, reason: str) -> str:
+    """Why a run failed, and where its traceback lies, if the disk had room for it."""
     error = run.path / "error.txt"
-    if error.is_file():
-        return f"{error.read_text().strip().splitlines()[-1]} (see {error})"
-    return otherwise
+    return f"{reason} (see {error})" if error.is_file() and error.stat().st_size else reason
 
 
 # Seconds a run takes on one core of the machine that the estimate was made on, and a yardstick to scale them by.

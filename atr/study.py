@@ -12,8 +12,10 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 
-from atr import runs, store, training
+from atr import distributed, freshness, runs, store, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.profiles import Profile
@@ -110,7 +112,8 @@ def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> boo
     if corpus is None or not profile.runs.is_dir():
         return False
     try:
-        return training.locate(config, corpus, profile.runs, fetch=False, root=profile.root).finished
+        run = training.locate(config, corpus, profile.runs, fetch=False, root=profile.root)
+        return training.at_hand(run, config)
     except (ValueError, OSError):
         return False
 
@@ -172,8 +175,20 @@ def _side_by_side(
 
 def _share_cores(threads: int) -> None:
     """Have this process and its kernels compute on so many threads: more than there are cores wait for one another."""
+    distributed.end_with_parent()
     for library in THREADED:
         os.environ.setdefault(f"{library}_NUM_THREADS", str(threads))
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts this interpreter with this package, whatever kernels are installed under the name of the notebook's."""
+
+    environment: dict[str, str] = {}
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", env=self.environment)
 
 
 def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = False) -> Path:
@@ -186,6 +201,9 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
     folder = profile_of(profile).results / "notebooks"
     target, partial = folder / path.name, folder / f"{path.stem}.failed.ipynb"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    found = [str(store.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    code = freshness.code(nbformat.read(path, as_version=4))
+    own = {"PYTHONPATH": os.pathsep.join(found), "ATR_NOTEBOOK": code}
     try:
         with store.writing(target):
             folder.mkdir(parents=True, exist_ok=True)
@@ -194,6 +212,8 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
                 partial,
                 parameters={"profile": profile, **parameters},
                 kernel_name="python3",
+                language="python",
+                kernel_manager_class=type("Kernel", (OwnKernel,), {"environment": own}),
                 progress_bar=not quiet and sys.stderr.isatty(),
                 cwd=str(path.parent),
                 extra_arguments=["--log-level=ERROR"],  # its warnings: about the transport between two local processes

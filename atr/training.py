@@ -2,12 +2,12 @@
 
 import os
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from atr.corpora import in_folder, load_corpus
 from atr.corpora.corpus import Corpus
 from atr.distributed import ALONE, Group
 from atr.features import Prepared
-from atr.records import Run
+from atr.records import RecordError, Run
 from atr.trainer import Trainer, fabric_of, train
 
 
@@ -65,7 +65,8 @@ def fit(
     track      "tensorboard" or "wandb", where each epoch is logged; by default what ATR_TRACK says
 
     Raises ConfigError, CorpusError, TrainingError; ChildProcessError for what fails in one of several processes. A
-    failed run keeps its state and says why in error.txt.
+    failed run keeps its state and says why in error.txt. A finished run whose files are damaged is trained anew, with a
+    warning that names the file and where its folder is kept.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     >>> run = fit(RunConfig(corpus=soundscapes, epochs=2))
@@ -76,7 +77,7 @@ def fit(
     distributed.check(processes, device, config.batch_size)
     corpus = corpus or corpus_of(config, root)
     run = locate(config, corpus, runs, quiet, root=root)
-    if run.finished:
+    if at_hand(run, config):
         return run
     others = {
         name: fit(
@@ -92,19 +93,20 @@ def fit(
         )
         for name, (other, given) in needed(config, corpus, root).items()
     }
-    locks = run.path.parent / ".locks"
-    with store.writing(run.path):
-        run.path.mkdir(parents=True, exist_ok=True)
-        locks.mkdir(exist_ok=True)
-    with store.writing(run.path), FileLock(locks / run.address):
-        if not run.finished:
+    with store.writing(run.path), run.lock("trained"):
+        if not at_hand(run, config):
+            if os.path.lexists(run.path / "metrics.json"):
+                problem = run.problem or f"{run.path / 'config.json'}: not what this version writes for the run"
+                warnings.warn(f"{problem}. Now trained anew; kept as {run.set_aside()}", stacklevel=2)
+            run.path.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                (run.path / "error.txt").unlink()
             try:
                 prepared = features.prepare(config, corpus, quiet=quiet, device=device)
                 clips = corpus.clips[["clip", "split"]]
                 store.write_atomic(run.path / "clips.csv", lambda path: clips.to_csv(path, index=False))
                 settings = {"result_version": records.RESULT_VERSION, "config": config.to_dict()}
                 records.write_json(run.path / "config.json", settings)
-                (run.path / "error.txt").unlink(missing_ok=True)
                 work = (run, config, corpus, others, device, threads, trackers)
                 if processes == 1:
                     _train(ALONE, *work, prepared)
@@ -113,10 +115,19 @@ def fit(
                         ancillary(others["ancillary"], corpus, device, threads)
                     distributed.start(_train, processes, device, *work)
             except Exception:
-                with suppress(OSError):  # whose cause is the error itself
-                    (run.path / "error.txt").write_text(traceback.format_exc())
+                with suppress(OSError):  # a full disk must not hide the cause
+                    text = traceback.format_exc()
+                    (run.path / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
                 raise
     return Run(run.path)
+
+
+def at_hand(run: Run, config: RunConfig) -> bool:
+    """Whether the run of a config, as `locate` gives it, is finished, with all of its files whole."""
+    try:
+        return run.finished and Run(run.path).config.identity() == config.identity()
+    except (RecordError, FileNotFoundError):
+        return False
 
 
 def _train(

@@ -12,7 +12,7 @@ from atr.corpora.corpus import Corpus, no_events
 from atr.metrics import Ranks
 from atr.records import Run
 
-ENVIRONMENT = {"device": "cpu", "platform": "Linux x86_64", "seconds": 1800.0, "commit": "0123456789ab"}
+ENVIRONMENT = {"device": "cpu", "platform": "Linux x86_64", "seconds": 1800.0, "commit": "0123456789ab", "weights": {}}
 
 
 def made_run(folder, name, config, t2a, a2t, validation_r10=50.0, epochs=3, relevance=None):
@@ -35,7 +35,11 @@ def made_run(folder, name, config, t2a, a2t, validation_r10=50.0, epochs=3, rele
     history = {"epoch": range(1, epochs + 1), "loss": np.linspace(2, 1, epochs), "t2a_r10": np.linspace(10, 50, epochs)}
     history["learning_rate"] = [1e-3] * epochs
     pd.DataFrame(history).to_csv(path / "history.csv", index=False)
+    clips = pd.DataFrame({"clip": [f"clip{number}" for number in range(len(a2t))], "split": "test"})
+    clips.to_csv(path / "clips.csv", index=False)
+    save_file({"weight": torch.zeros(1)}, path / "checkpoint.safetensors")
     tensors = {"t2a": ranks.t2a, "a2t": ranks.a2t, "relevance": np.asarray(relevance)}
+    tensors |= {"text": np.ones((len(t2a), 2), np.float32), "audio": np.ones((len(a2t), 2), np.float32)}
     save_file(
         {key: torch.from_numpy(value).contiguous() for key, value in tensors.items()}, path / "embeddings.safetensors"
     )

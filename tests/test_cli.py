@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -284,6 +285,26 @@ class TestCheck:
         assert message in call("check", *words, status=1).replace("\n", "")
 
 
+class TestTerminals:
+    """Of an encoding that lacks what tables are made of."""
+
+    @pytest.mark.parametrize("words", [["--help"], ["runs", "list", "--help"], ["data"], ["runs", "list"], ["nothing"]])
+    def test_what_it_cannot_show_is_spelled(self, results, words):
+        smoke = profile("smoke")
+        made_run(smoke.runs, "aa0", smoke.config("soundscapes", "frozen", "nt_xent", 0), [1, 2], [1, 2])
+        if words == ["runs", "list"]:
+            words = [*words, "--profile", "smoke"]
+        environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "100"}
+        call = [sys.executable, "-m", "atr", *words]
+        done = subprocess.run(call, env=environment, capture_output=True, cwd=store.PROJECT)
+        said = (done.stdout + done.stderr).decode("ascii")
+        assert done.returncode == (2 if words == ["nothing"] else 0), said
+        assert len(said) > 100 and "Traceback" not in said and "UnicodeEncodeError" not in said
+
+    def test_signs_that_matter_are_spelled(self):
+        assert "76.8 ± 1.1 → x…, é語".encode("ascii", "spelled") == b"76.8 +- 1.1 > x..., ??"
+
+
 class TestRuns:
     @pytest.fixture
     def stored(self, results):
@@ -345,7 +366,7 @@ class TestRuns:
         assert f"{stored[2].path}: damaged (state.pt: its bytes have changed)" in text and "2 damaged of 4 runs" in text
         assert stored[0].path.exists() and "damaged" in call("runs", "list", "--profile", "smoke")
         assert call("runs", "verify", "--profile", "smoke", "--repair", status=1).count("set aside: ") == 2
-        aside = [path.name[:3] for path in (stored[0].path.parent / ".damaged").iterdir()]
+        aside = [path.name[:3] for path in stored[0].path.parent.glob("*.aside-*")]
         assert sorted(aside) == ["aa0", "ac2"] and not stored[0].path.exists()
         assert "2 runs, none is damaged" in call("runs", "verify", "--profile", "smoke")
 

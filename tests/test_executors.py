@@ -12,6 +12,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from filelock import FileLock, SoftFileLock
+from made_runs import made_run
 
 import atr
 from atr import RunConfig, executors, fit, register, run_all, store, training
@@ -224,6 +225,18 @@ def test_runs_start_in_their_order_and_none_beside_one_that_it_needs():
     assert " ".join(executor.events) == "+b +d -b +c -c +a -a -d" and executor.stopped == []
 
 
+def test_a_run_that_cannot_be_started_is_told_and_the_others_run():
+    class Exhausted(Pretended):
+        def start(self, task, options):
+            if task.run.address in ("a", "d"):
+                raise BlockingIOError(11, "Resource temporarily unavailable") if task.run.address == "a" else OSError()
+            return super().start(task, options)
+
+    told = {task.run.address: reason for task, reason in side_by_side([task(name) for name in "abcd"], Exhausted(), {})}
+    assert told["a"] == "BlockingIOError: [Errno 11] Resource temporarily unavailable" and told["d"] == "OSError"
+    assert told["b"] == told["c"] == ""
+
+
 def test_what_is_under_way_is_stopped_with_the_caller():
     executor = Pretended()
     steps = side_by_side([task(name) for name in "abc"], executor, {})
@@ -310,7 +323,9 @@ def test_a_run_that_dies_again_and_again_is_given_up(tmp_path):
 def test_what_another_machine_has_written_is_waited_for(tmp_path, monkeypatch):
     late = task("late", folder=tmp_path)
     late.run.path.mkdir()
-    threading.Timer(0.2, (late.run.path / "metrics.json").touch).start()
+    late.run.path.rmdir()
+    whole = made_run(tmp_path, "whole", config(), [1, 2], [1, 2])
+    threading.Timer(0.2, lambda: whole.path.rename(late.run.path)).start()
     assert list(ray_on(Cluster()).ended({"": late})) == [("", "")] and late.run.finished
     monkeypatch.setattr(executors, "LATE_SECONDS", 0.1)
     ((_, reason),) = ray_on(Cluster()).ended({"": task("never", folder=tmp_path)})

@@ -1,13 +1,24 @@
 import json
+import operator
+import os
+import re
+import shutil
+import threading
+import time
+import warnings
 
+import damage
 import pandas as pd
 import pytest
 import torch
 from fastparquet import ParquetFile
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
-from atr import RunConfig, fit, load_corpus, records, store, training
-from atr.records import Run
+import atr
+from atr import RunConfig, ensembles, explore, fit, load_corpus, maps, records, store, tables, training
+from atr.cli import app
+from atr.records import RecordError, Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 WEIGHTS = {"audio": "a", "text": "t"}
@@ -79,9 +90,11 @@ class TestRun:
 
     def test_clips_described_alike_take_a_caption_each(self, tmp_path):
         relevance = torch.tensor([[True, True, False]] * 4 + [[False, False, True]] * 2)
-        tensors = {"audio": torch.eye(3), "text": torch.arange(6.0)[:, None], "relevance": relevance}
+        text = torch.arange(18.0).reshape(6, 3)
+        ranks = {"t2a": torch.ones(6, 2, dtype=torch.int64), "a2t": torch.ones(3, 4, dtype=torch.int64)}
+        tensors = {"audio": torch.eye(3), "text": text, "relevance": relevance, **ranks}
         save_file(tensors, tmp_path / "embeddings.safetensors")
-        assert Run(tmp_path).pairs[1].flatten().tolist() == [0, 1, 4]
+        assert torch.equal(Run(tmp_path).pairs[1], text[[0, 1, 4]])
 
     def test_the_environment_says_where_and_with_what(self, run):
         made = run.environment
@@ -98,8 +111,8 @@ class TestRun:
         [
             ([], "unfinished"),
             (["error.txt"], "failed"),
-            (["metrics.json"], "finished"),
-            (["metrics.json", "error.txt"], "finished"),
+            (["metrics.json"], "damaged"),
+            (["metrics.json", "error.txt"], "damaged"),
         ],
     )
     def test_status(self, files, status, tmp_path):
@@ -218,3 +231,183 @@ def test_json_is_replaced_as_a_whole(tmp_path):
         records.write_json(tmp_path / "a.json", {"number": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"number": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def uses(corpus, other):
+    """What a finished run is used for: name → function of it."""
+    names = "config metrics validation stages best_epoch environment clips history embeddings checkpoint pairs ranks"
+    names += " address status finished problem"
+    return {name: operator.attrgetter(name) for name in names.split()} | {
+        "load_run": lambda run: atr.load_run(run.address[:6], "smoke"),
+        "flat": records.flat,
+        "provenance": lambda run: records.provenance([run]),
+        "frame": lambda run: tables.chance(tables.frame([(config(), run)], atr.profile("smoke"))),
+        "scores": lambda run: tables.scores([run]),
+        "tested": lambda run: maps.tested(run, corpus),
+        "embedder": lambda run: atr.Embedder(run, corpus, device="cpu"),
+        "ensemble": lambda run: ensembles.ensemble([other, run]),
+        "explore": lambda run: explore.tested(run, corpus),
+        "listed": lambda run: explore.finished(run.path.parent),
+    }
+
+
+class TestDamage:
+    """Of damage.py; `at` is a copy of a finished run in the store of profile smoke."""
+
+    @pytest.fixture
+    def at(self, run, tmp_path, monkeypatch):
+        monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
+        atr.profile("smoke").runs.mkdir(parents=True)
+        return damage.copy(run, atr.profile("smoke").runs)
+
+    @pytest.mark.parametrize("name", damage.RECORDS + damage.TENSORS)
+    def test_every_use_ends_right_or_names_the_file(self, name, run, at, corpus, tmp_path):
+        for what, mutate in damage.MUTATIONS:
+            shutil.rmtree(at.path)
+            damage.copy(run, at.path.parent)
+            mutate(at.path / name)
+            unfinished = what == "deleted" and name == "metrics.json"
+            for use, call in uses(corpus, run).items():
+                try:
+                    call(Run(at.path))
+                except (ValueError, FileNotFoundError) as error:
+                    assert str(at.path if unfinished else at.path / name) in str(error), (what, use)
+            assert Run(at.path).status == ("unfinished" if unfinished else "damaged"), what
+
+    @pytest.mark.parametrize("name", [*damage.RECORDS[:3], damage.TENSORS[0]])
+    def test_every_attribute_survives_wrong_values_or_names_the_file(self, name, run, at):
+        whole = (at.path / name).read_bytes()
+        checked = 0
+        for what, mutate in damage.mutations(run.path / name):
+            if (what, mutate) in damage.MUTATIONS:
+                continue
+            mutate(at.path / name)
+            checked += 1
+            for attribute in ("config", "metrics", "validation", "environment", "embeddings", "ranks", "status"):
+                try:
+                    getattr(Run(at.path), attribute)
+                except RecordError as error:
+                    assert str(at.path / name) in str(error), (what, attribute)
+            (at.path / name).write_bytes(whole)
+        assert checked > 10
+
+    @pytest.mark.parametrize(
+        "change, said",
+        [
+            (lambda found: found["test"].pop("t2a_r10"), "t2a_r10: missing"),
+            (lambda found: found["test"].update(t2a_r10="75"), "t2a_r10: of another type"),
+            (lambda found: found["validation"].update(t2a_r10=float("inf")), "holds Infinity"),
+            (lambda found: found.update(best_epoch=None), "best_epoch: of another type"),
+            (lambda found: found.update(stages=[{}]), "test: missing"),
+        ],
+        ids=["missing", "text", "infinite", "null", "stages"],
+    )
+    def test_finished_means_that_all_metrics_are_there(self, at, change, said):
+        damage.changed(at.path / "metrics.json", change)
+        assert not at.finished and at.status == "damaged"
+        assert (
+            f"{at.path / 'metrics.json'}: cannot be read (ValueError: {said}); run its study or atr.fit" in at.problem
+        )
+
+    def test_a_history_or_clips_that_end_too_soon_are_damage(self, at):
+        for name, said in (("history.csv", "ends before the selected epoch"), ("clips.csv", "other clips than the 16")):
+            whole = (at.path / name).read_text()
+            lines = whole.splitlines(keepends=True)
+            (at.path / name).write_text("".join(lines[:1] if name == "history.csv" else lines[:-1]))
+            assert said in at.problem or at.best_epoch == 0
+            (at.path / name).write_text(whole)
+        assert at.finished
+
+    def test_what_the_loss_learned_is_whole_or_damage(self, at):
+        with pytest.raises(FileNotFoundError, match="learned.csv: missing, as the loss of the run learns nothing"):
+            _ = at.learned
+        text = "stage,epoch,step,t\n1,1,1,2.5\n1,1,2,2.6\n"
+        (at.path / "learned.csv").write_text(text)
+        assert at.finished and Run(at.path).learned["t"].tolist() == [2.5, 2.6]
+        for broken in ("", text[:-2], text.replace("1,1,1", "1,1,3"), text.replace("2.5", "")):
+            (at.path / "learned.csv").write_text(broken)
+            assert at.status == "damaged" and str(at.path / "learned.csv") in at.problem
+
+    def test_a_run_of_a_newer_version_is_neither_finished_nor_removed_as_stale(self, at):
+        damage.changed(at.path / "config.json", lambda found: found.update(result_version=records.RESULT_VERSION + 1))
+        assert at.status == "newer" and not at.finished and not at.stale
+        with pytest.raises(FileNotFoundError, match="made by a newer version of atr; load it with that one"):
+            atr.load_run(at.address, "smoke")
+
+    @pytest.mark.parametrize("name", damage.RECORDS + damage.TENSORS)
+    def test_it_is_trained_anew_and_what_was_there_is_kept(self, name, run, at, corpus):
+        damage.half(at.path / name)
+        left = (at.path / name).read_bytes()
+        with pytest.warns(UserWarning, match=f"{name}: .*Now trained anew; kept as .*{at.address}.aside-1"):
+            again = fit(config(), corpus, runs=at.path.parent, device="cpu")
+        assert again == at and again.finished and again.metrics == run.metrics
+        assert (at.path.with_name(f"{at.address}.aside-1") / name).read_bytes() == left
+        assert records.stored(at.path.parent) == [at]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert fit(config(), corpus, runs=at.path.parent, device="cpu") == at
+
+    def test_another_config_at_its_address_is_no_finished_run(self, at, corpus):
+        damage.changed(at.path / "config.json", lambda found: found["config"].update(seed=5))
+        with pytest.warns(UserWarning, match="config.json: not what this version writes for the run. Now trained anew"):
+            assert fit(config(), corpus, runs=at.path.parent, device="cpu").config == config()
+
+    def test_commands_serve_the_whole_runs_and_name_the_damaged_ones(self, run, at, tmp_path):
+        whole = damage.copy(run, tmp_path)
+        whole = Run(whole.path.rename(at.path.parent / "abc1"))
+        (at.path / "environment.json").write_text("{}")
+        damage.changed(
+            damage.copy(run, tmp_path).path / "config.json", lambda found: found["config"].update(epochs="x")
+        )
+        strange = Run((tmp_path / run.address).rename(at.path.parent / "abc2"))
+
+        def call(*words):
+            done = CliRunner().invoke(app, ["runs", *words, "--profile", "smoke"], env={"COLUMNS": "300"})
+            return done.exit_code, re.sub(r"[│\s]", "", done.output)
+
+        status, said = call("list")
+        assert status == 0 and "abc1finished" in said and f"{at.address}damaged" in said
+        for path in (at.path / "environment.json", strange.path / "config.json"):
+            assert f"damaged:{path}:" in said
+        status, said = call("export", str(tmp_path / "runs.csv"))
+        assert status == 1 and "1runs→" in said and f"{at.path / 'environment.json'}:cannotberead" in said
+        assert pd.read_csv(tmp_path / "runs.csv")["address"].tolist() == [whole.address]
+        status, said = call("show", at.address)
+        assert status == 1 and str(at.path / "environment.json") in said
+        assert call("remove", "--stale", "--yes") == (0, "nothingtoremove")
+        assert call("remove", at.address, "--yes") == (0, "removed1") and not at.path.exists()
+
+
+class TestRemoval:
+    def test_a_run_that_is_trained_is_not_removed(self, tmp_path):
+        run = Run(tmp_path / "runs" / "a1")
+        run.path.mkdir(parents=True)
+        with run.lock("trained"):
+            said = f"{run.path}: is being trained by process {os.getpid()} on .*; stop it first"
+            with pytest.raises(BlockingIOError, match=said):
+                run.remove()
+        assert run.path.is_dir()
+        run.remove()
+        assert not run.path.exists() and records.stored(run.path.parent) == []
+
+    def test_a_run_that_is_gone_and_what_a_killed_removal_left(self, tmp_path):
+        run = Run(tmp_path / "a1")
+        with pytest.raises(FileNotFoundError):
+            run.remove()
+        run.path.mkdir()
+        (tmp_path / ".a1.removed").mkdir()
+        (tmp_path / ".a1.removed" / "metrics.json").touch()
+        run.remove()
+        assert [path.name for path in tmp_path.iterdir()] == [".locks"]
+
+    def test_training_waits_for_a_removal_and_starts_from_nothing(self, corpus, tmp_path):
+        run = training.locate(config(), corpus, tmp_path)
+        run.path.mkdir()
+        (run.path / "left").touch()
+        with run.lock("removed"):
+            thread = threading.Thread(target=lambda: fit(config(), corpus, runs=tmp_path, device="cpu"))
+            thread.start()
+            time.sleep(0.3)
+            shutil.rmtree(run.path)
+        thread.join()
+        assert run.finished and not (run.path / "left").exists()

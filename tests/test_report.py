@@ -17,7 +17,7 @@ from made_runs import made_run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
-from atr import figures, latex, pages, profiles, records, report, store, study, tables, training
+from atr import figures, freshness, latex, pages, profiles, records, report, store, study, tables, training
 from atr.cli import app
 
 GRID = """
@@ -97,11 +97,12 @@ def results(project, monkeypatch):
     path = project / "01_first.ipynb"
     execute(folder, path)
     monkeypatch.setenv("ATR_COMMAND", "atr study 01 --profile smoke")
+    monkeypatch.setenv("ATR_NOTEBOOK", freshness.code(nbformat.read(path, as_version=4)))
     runs = []
     for config in study.grid(path, {"profile": "smoke", "seeds": None}):
         corpus = training.corpus_of(config)
         place = training.locate(config, corpus, folder / "runs")
-        runs.append(made_run(folder / "runs", place.address, config, [1, 2], [1, 2]))
+        runs.append(made_run(folder / "runs", place.address, config, [1, 2, 3, 4], [1, 2, 3, 4]))
         corpus.clips[["clip", "split"]].to_csv(place.path / "clips.csv", index=False)
     plain = pd.DataFrame({"loss": ["a_1 & <b>", "50 %"], "t2a_r10": [76.84, 9.96], "t2a_r10_std": [1.126, 0.5]})
     tables.save(plain, folder, "01_all", "All & <i>some</i>, T→A.", runs)
@@ -258,12 +259,15 @@ def change_code(results, project):
 
 
 def run_again(results, project):
-    later(next((results / "runs").glob("*/metrics.json")), 60)
-    return "a run of it was made again later", "table 01_claims"
+    path = next((results / "runs").glob("*/metrics.json"))
+    path.write_text(path.read_text().replace("100.0", "99.0", 1))
+    return "a run of it was made again, and came out differently", "table 01_claims"
 
 
 def not_written(results, project):
-    later(results / "figures" / "01_all.png", -3600)
+    path = results / "figures" / "01_all.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"hashes": content["hashes"] | {"notebook": "another"}}))
     return "its notebook did not write it when it was last run", "figure 01_all"
 
 
@@ -281,14 +285,39 @@ def left_over(results, project):
 
 def fewer_seeds(results, project):
     execute(results, project / "01_first.ipynb", seeds=[1])
-    for path in [*(results / "tables").iterdir(), *(results / "figures").iterdir()]:
-        later(path, 60)
     return "1 of its 2 runs are no longer in the grid", "table 01_all"
 
 
 class TestStaleness:
     def test_fresh_results_are_not_stale(self, results):
         assert not any(one.stale for one in report.gather("smoke").outputs)
+
+    @pytest.mark.parametrize("when", ["runs", "tables", "notebooks"])
+    def test_times_of_files_say_nothing(self, results, when):
+        for path in (results / when).rglob("*"):  # copied without their times, or a clock was set back
+            later(path, 86400)
+        gathered = report.gather("smoke")
+        assert not gathered.stale and not gathered.studies[0].unchecked
+
+    def test_results_saved_without_hashes_are_not_told_apart_and_it_is_said(self, results, project):
+        for path in results.glob("*/01_*.json"):
+            content = json.loads(path.read_text())
+            del content["hashes"]
+            path.write_text(json.dumps(content))
+        run_again(results, project)
+        gathered = report.gather("smoke")
+        assert not gathered.stale and "cannot tell what code and runs made it" in gathered.studies[0].unchecked
+
+    def test_without_the_executed_notebook_the_code_that_was_run_is_known(self, results, project):
+        shutil.rmtree(results / "notebooks")
+        why, where = change_code(results, project)
+        assert why in outputs(report.gather("smoke"))[where].stale
+
+    def test_a_damaged_run_is_named(self, results):
+        path = next((results / "runs").glob("*/environment.json"))
+        path.write_text("{")
+        (stale,) = {tuple(one.stale) for one in report.gather("smoke").outputs if len(one.stale) == 2}
+        assert stale[0] == "1 of its 2 runs are not finished" and str(path) in stale[1]
 
     @pytest.mark.parametrize(
         "change",
@@ -310,8 +339,6 @@ class TestStaleness:
 
     def test_the_seeds_that_a_notebook_was_run_with_are_its_grid(self, results, project, monkeypatch):
         execute(results, project / "01_first.ipynb", seeds=[0, 1])
-        for path in [*(results / "tables").iterdir(), *(results / "figures").iterdir()]:
-            later(path, 60)
         monkeypatch.setitem(profiles.PROFILES, "smoke", profiles.replace(profiles.PROFILES["smoke"], seeds=(0, 1, 2)))
         assert not report.gather("smoke").stale
 
@@ -343,12 +370,13 @@ class TestStaleness:
         gathered = report.gather("smoke")
         assert not gathered.stale and "no executed copy" in gathered.studies[0].unchecked
 
-    def test_tables_without_runs_need_none(self, results, project):
+    def test_tables_without_runs_need_none(self, results, project, monkeypatch):
         path = project / "02_second.ipynb"
         changed = notebook("02 Second?", "A Second Paper: More", ("## Words", 'tables.save(t, r, "02_words", "")'))
         changed.cells[3].source = "grid = []"
         nbformat.write(changed, path)
         execute(results, path)
+        monkeypatch.setenv("ATR_NOTEBOOK", freshness.code(changed))
         tables.save(pd.DataFrame({"word": ["rain"]}), results, "02_words", "Words.")
         gathered = report.gather("smoke")
         assert not gathered.notes and list(gathered.studies[1].facts)[0] == "devices"

@@ -1,14 +1,18 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import made_models
 import pytest
 import torch
+from processes import alive, wait_until
 
-from atr import RunConfig, fit, run_all, training
+import atr
+from atr import RunConfig, fit, register, run_all, store, training
 from atr.corpora import load_corpus
 from atr.runs import Runs, cost, default_workers, describe, pairs, preparation, speed, training_clips
 
@@ -108,6 +112,90 @@ def test_a_worker_that_is_killed_is_reported_and_continued_the_next_time(tmp_pat
     whole = fit(long, corpus, runs=tmp_path / "whole")
     for name in ("history.csv", "metrics.json", "embeddings.safetensors"):
         assert (whole.path / name).read_bytes() == (again.runs[0].path / name).read_bytes()
+
+
+@pytest.mark.parametrize("left", ["empty", "folder", "not UTF-8"])
+def test_a_failure_is_told_whatever_becomes_of_its_error_file(left, tmp_path, corpus):
+    # Given an error.txt of before that cannot be replaced, or was left as a full disk leaves it
+    fails = config(**DIVERGES)
+    folder = training.locate(fails, corpus, tmp_path).path
+    folder.mkdir()
+    if left == "folder":
+        (folder / "error.txt").mkdir()
+    else:
+        (folder / "error.txt").write_bytes({"empty": b"", "not UTF-8": b"\xff\xfe"}[left])
+    outcome = run_all([fails, config(epochs=1)], runs=tmp_path, workers=1, quiet=True)
+    assert outcome.runs[1].finished and list(outcome.failures) == [0]
+    assert outcome.failures[0].startswith("TrainingError: epoch 1: the loss is nan; lower learning_rates")
+
+
+RAISES = """
+from pathlib import Path
+from atr import losses, records, register
+
+def full(self, *_, **__):
+    raise OSError(28, "No space left on device")
+
+@register.loss("raises")
+class Raises(losses.NTXent):
+    def __init__(self, how="silent"):
+        super().__init__()
+        self.how = how
+
+    def forward(self, *given):
+        Path.write_text = full
+        words = {"silent": AssertionError(), "long": ValueError("x" * 100_000)}
+        raise words.get(self.how, ValueError("caf\\udce9 é\\nand"))
+"""
+
+
+@pytest.mark.parametrize(
+    "how, reason", [("silent", "AssertionError"), ("long", "ValueError: xxx"), ("text", "ValueError: caf\udce9 é\nand")]
+)
+def test_on_a_full_disk_a_failure_is_told_and_the_others_finish(how, reason, tmp_path):
+    (tmp_path / "own.py").write_text(RAISES)
+    atr.extend(tmp_path / "own.py")
+    try:
+        configs = [config(loss={"name": "raises", "how": how}), config(epochs=1)]
+        outcome = run_all(configs, runs=tmp_path / "runs", workers=1, quiet=True)
+    finally:
+        register._forget(next(iter(register._files)))
+    assert outcome.runs[1].finished and list(outcome.failures) == [0]
+    assert outcome.failures[0].startswith(reason) and "error.txt" not in outcome.failures[0]
+    with pytest.raises(RuntimeError, match=f"1 of 2 runs failed:\n.*{reason[:10]}"):
+        outcome.raise_failures()
+
+
+def test_a_damaged_run_is_trained_anew(tmp_path, corpus):
+    first = fit(config(epochs=1), corpus, runs=tmp_path, device="cpu")
+    metrics = first.metrics
+    (first.path / "metrics.json").write_text("{}")
+    outcome = run_all([config(epochs=1)], runs=tmp_path, workers=1, device="cpu", quiet=True)
+    outcome.raise_failures()
+    assert outcome.runs[0].metrics == metrics
+    assert (tmp_path / f"{first.address}.aside-1" / "metrics.json").read_text() == "{}"
+
+
+def test_workers_end_with_a_caller_that_is_killed(tmp_path, corpus):
+    long = config(epochs=100_000)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atr, sys\nfrom pathlib import Path\nif __name__ == '__main__':\n"
+        f"    config = atr.RunConfig(**{long.to_dict()!r})\n"
+        f"    atr.run_all([config], runs=Path({str(tmp_path)!r}), workers=1, device='cpu', quiet=True)\n"
+    )
+    folder = training.locate(long, corpus, tmp_path).path
+    environment = os.environ | {"PYTHONPATH": str(store.PROJECT)}
+    process = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (folder / "history.csv").is_file())
+        said = (tmp_path / ".locks" / f"{folder.name}.holder").read_text()
+        worker = int(said.split()[4])
+        assert alive(worker) and worker != process.pid
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not alive(worker), 20)
 
 
 def test_short_runs_come_first(tmp_path):

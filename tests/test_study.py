@@ -1,13 +1,16 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pandas as pd
 import pytest
 from made_runs import made_run
+from processes import alive, wait_until
 
-from atr import planning, profile, store, study, training
+from atr import freshness, planning, profile, store, study, training
 from atr.profiles import PROFILES as EVERY
 from atr.study import StudyError
 
@@ -420,6 +423,50 @@ class TestExecute:
         for path in paths:
             assert "threads 3 3" in (results / "smoke" / "notebooks" / path.name).read_text()
         assert os.environ.get("OMP_NUM_THREADS") is None
+
+    def test_the_kernel_is_this_interpreter_with_this_package_whatever_kernels_are_installed(
+        self, tmp_path, results, monkeypatch
+    ):
+        # Given a kernel of the notebook's name that comes first, and another package of this one's name
+        kernel = tmp_path / "jupyter" / "kernels" / "python3"
+        kernel.mkdir(parents=True)
+        spec = {"argv": ["false", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+        (kernel / "kernel.json").write_text(json.dumps(spec))
+        (tmp_path / "other" / "atr").mkdir(parents=True)
+        (tmp_path / "other" / "atr" / "__init__.py").touch()
+        for name in ("JUPYTER_PATH", "JUPYTER_DATA_DIR"):
+            monkeypatch.setenv(name, str(tmp_path / "jupyter"))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
+        # When it is run, then neither is used
+        path = self.notebook(tmp_path, "import os, sys, atr\nprint(sys.executable, atr.__file__)")
+        done = study.execute(path, "smoke", {"x": 1}, quiet=True)
+        assert f"{sys.executable} {store.PROJECT / 'atr' / '__init__.py'}" in done.read_text()
+
+    def test_a_notebook_knows_its_code(self, tmp_path, results):
+        path = self.notebook(tmp_path, "import os\nprint('code', os.environ['ATR_NOTEBOOK'])")
+        done = study.execute(path, "smoke", {"x": 1}, quiet=True)
+        codes = {freshness.code(nbformat.read(one, as_version=4)) for one in (path, done)}
+        assert len(codes) == 1 and f"code {codes.pop()}" in done.read_text()
+
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_kernels_end_with_a_study_that_is_killed(self, tmp_path, results, jobs):
+        told = tmp_path / "kernels"
+        told.mkdir()
+        cell = f"import os, pathlib, time\npathlib.Path({str(told)!r}, str(os.getpid())).touch()\ntime.sleep(300)"
+        paths = [str(self.notebook(tmp_path, cell, name=f"9{number}_test")) for number in range(jobs)]
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from pathlib import Path\nfrom atr import study\nif __name__ == '__main__':\n"
+            f"    study.execute_all(list(map(Path, {paths})), 'smoke', {{}}, {jobs}, True)\n"
+        )
+        environment = os.environ | {"PYTHONPATH": str(store.PROJECT)}
+        process = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: len(list(told.iterdir())) == jobs)
+        finally:
+            process.kill()
+            process.wait()
+        wait_until(lambda: not any(alive(int(path.name)) for path in told.iterdir()), 20)
 
     def test_the_notebook_that_measures_the_machine_runs_last_and_alone(self, monkeypatch):
         order = []

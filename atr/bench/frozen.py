@@ -57,7 +57,9 @@ def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[R
     if network == "small":
         shortest, longest = 1.0, 2.0
     generator = np.random.default_rng(0)
-    known = [word for word in (text.folder("minilm") / "vocab.txt").read_text().split() if word.isalpha()]
+    known = [
+        word for word in (text.folder("minilm") / "vocab.txt").read_text(encoding="utf-8").split() if word.isalpha()
+    ]
     with scratch() as folder:
         rows = []
         counts = {"train": clips, "validation": -(-clips // EVALUATED), "test": -(-clips // EVALUATED)}

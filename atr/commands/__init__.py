@@ -1,17 +1,39 @@
 """Commands of `atr`, each in a module of its own, and how all of them speak."""
 
-from typing import Annotated
+import codecs
+import sys
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 console = Console()
+SPELLED = {"±": "+-", "→": ">", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "’": "'", "“": '"', "”": '"'}
 SHORT, LONG = 16, 30  # characters of a column's longest cell
 
 ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10 or paper: which data and encoders.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+
+
+class Commands(TyperGroup):
+    """Commands that print on any terminal: what its encoding lacks is spelled, or else a question mark."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="spelled")
+        return super().main(*args, **options)
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("spelled", _spelled)
 
 
 def fail(error: BaseException) -> typer.Exit:

@@ -1,9 +1,11 @@
 """`atr runs`: list, show, export, verify and remove runs."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from atr.commands import ProfileOption, console, fail, printed
 
@@ -28,29 +30,52 @@ def runs_list(profile: ProfileOption = "demo") -> None:
 
     try:
         found = records.stored(profile_of(profile).runs)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise fail(error) from error
 
-    def described(run: records.Run) -> str:
-        if run.status == "stale":
-            return "by an older version: remove or run again"
-        try:
-            return many.describe(run.config)
-        except ValueError as error:
-            return f"{run.path / 'config.json'}: {error}"
-
     def row(run: records.Run) -> dict[str, str]:
+        """Of one moment: a run may end, or be removed, meanwhile."""
+        state, scored, what = run.status, "", ""
         try:
-            shown = f"{run.metrics['t2a_r10']:.1f}" if run.status == "finished" else ""
-            return {"address": run.address, "state": run.status, "run": described(run), "R@10": shown}
-        except ValueError as error:
-            return {"address": run.address, "state": "damaged", "run": str(error), "R@10": ""}
+            if state == "stale":
+                what = "by an older version: remove or run again"
+            elif state == "newer":
+                what = "by a newer version"
+            elif state == "damaged":
+                what = run.problem
+            else:
+                scored = f"{run.metrics['t2a_r10']:.1f}" if state == "finished" else ""
+                what = many.describe(run.config)
+        except (ValueError, OSError) as error:
+            what = str(error)
+        return {"address": run.address, "state": state, "run": what, "R@10": scored}
 
-    rows = [row(run) for run in found if (run.path / "config.json").is_file()]
+    rows = [row(run) for run in found if any((run.path / name).exists() for name in ("config.json", "metrics.json"))]
     if not rows:
         console.print(f"no runs of profile {profile} yet: atr study --profile {profile}")
         return
     printed(pd.DataFrame(rows))
+    _name_damaged(found)
+
+
+def _problem(run) -> str:
+    """Of a run that came to its end: what keeps it from being used; nothing if it can be."""
+    from atr.records import RecordError
+
+    try:
+        if run.finished:
+            _ = run.config  # of another version, or it needs a file of extensions
+        return run.problem
+    except RecordError as error:
+        return str(error)
+
+
+def _name_damaged(found: list) -> bool:
+    """A line for each damaged run on the error stream; whether there are any."""
+    problems = [problem for run in found if (problem := _problem(run))]
+    for problem in problems:
+        Console(stderr=True).print(f"damaged: {problem}", soft_wrap=True, markup=False, highlight=False)
+    return bool(problems)
 
 
 @app.command("show")
@@ -62,9 +87,15 @@ def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], pro
         raise fail(error) from error
     console.print(str(run.path), soft_wrap=True, highlight=False)
     for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
-        if (run.path / name).is_file():
+        if os.path.lexists(run.path / name):
             console.print(f"[bold]{name}[/bold]")
-            console.print((run.path / name).read_text(), markup=False, soft_wrap=True)
+            try:
+                text = (run.path / name).read_text(encoding="utf-8", errors="replace")
+            except OSError as error:
+                text = str(error)
+            console.print(text, markup=False, soft_wrap=True)
+    if _name_damaged([run]):
+        raise typer.Exit(1)
 
 
 @app.command("export")
@@ -72,18 +103,25 @@ def runs_export(
     target: Annotated[Path, typer.Argument(help="A file that ends in .csv or .parquet.")],
     profile: ProfileOption = "demo",
 ) -> None:
-    """All finished runs as one table: a row a run, with its config, metrics and environment."""
+    """All finished runs as one table: a row a run, with its config, metrics and environment.
+
+    Exit status 1 if damaged runs are left out.
+    """
     from atr import records
     from atr.profiles import profile as profile_of
 
     try:
-        found = [run for run in records.stored(profile_of(profile).runs) if run.status == "finished"]
+        every = records.stored(profile_of(profile).runs)
+        found = [run for run in every if run.status == "finished" and not _problem(run)]
+        damaged = _name_damaged(every)
         if not found:
             raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
         records.export(found, target)
     except (ValueError, OSError) as error:
         raise fail(error) from error
     console.print(f"{len(found)} runs → {target}", soft_wrap=True)
+    if damaged:
+        raise typer.Exit(1)
 
 
 @app.command("verify")
@@ -102,7 +140,11 @@ def runs_verify(
         damaged = [(run, problem) for run in found if (problem := run.damage())]
         for run, problem in damaged:
             said = f"damaged ({problem})"
-            said += f"; set aside: {run.set_aside()}" if repair else "; --repair sets it aside, to be trained anew"
+            if repair:
+                with run.lock("set aside", timeout=1):
+                    said += f"; set aside: {run.set_aside()}"
+            else:
+                said += "; --repair sets it aside, to be trained anew"
             console.print(f"{run.path}: {said}", soft_wrap=True, markup=False, highlight=False)
     except (ValueError, OSError) as error:
         raise fail(error) from error
@@ -139,6 +181,15 @@ def runs_remove(
         raise fail(error) from error
     if not yes and not typer.confirm(f"Remove {', '.join(run.address for run in chosen)}?"):
         raise typer.Exit(1)
+    kept = 0
     for run in chosen:
-        run.remove()
-    console.print(f"removed {len(chosen)}")
+        try:
+            run.remove()
+        except FileNotFoundError:
+            console.print(f"{run.path}: gone already", soft_wrap=True, markup=False, highlight=False)
+        except OSError as error:
+            kept += 1
+            fail(error)
+    console.print(f"removed {len(chosen) - kept}")
+    if kept:
+        raise typer.Exit(1)

@@ -181,7 +181,7 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
         return Embedder.clap(record["clap"], device=device)
     run = Run(Path(record["run"]))
     if run.status != "finished":
-        raise ValueError(f"{run.path}: {run.status} or gone; name another model, or index the folder again")
+        raise ValueError(run.problem or f"{run.path}: {run.status} or gone; name another model, or index it again")
     return Embedder(run, training.corpus_of(run.config, record["root"]), device=device, quiet=quiet)
 
 
