@@ -121,7 +121,7 @@ def search(
         if "trained_on" in record:
             _say(_reminder(record, query), error=True)
         if not chosen["complete"]:
-            _say("Indexing has not finished, so not all sounds are searched: run atr index again.", error=True)
+            _say("Indexing was interrupted or goes on, so not all is searched: run atr index again.", error=True)
         if not Path(chosen["folder"]).is_dir():
             _say(f"{_plain(chosen['folder'])}: not here; where it lies now, run: atr index <folder>", error=True)
         _show(found, chosen["folder"], as_json)
