@@ -122,7 +122,7 @@ class Index:
                 parts = _named(self.path, content) or shards.stored(self.path)
                 lookup = Lookup(self.path, parts, shards.files(parts), self.embedder)
                 complete = not lookup.open()
-            except (Damaged, FileNotFoundError) as error:
+            except Damaged as error:
                 complete, damage = False, error
             if complete or content == self._described():
                 break
@@ -203,8 +203,9 @@ class Index:
         file = self.path / DESCRIPTION
         try:
             content = _read(file)
-            if (content["folder"], content["segment"]) != (str(self.folder), self.segment):
-                raise Damaged(file, "it is of another folder")
+            own = (INDEX_VERSION, str(self.folder), self.embedder.fingerprint, self.segment)
+            if tuple(map(content.get, ("version", "folder", "fingerprint", "segment"))) != own:
+                raise Damaged(file, "it is of another index")
         except FileNotFoundError:
             return None
         except Damaged as error:
@@ -356,9 +357,9 @@ def home() -> Path:
     return store.home() / "indexes"
 
 
-def check_segment(seconds: float) -> None:
-    """ValueError: no index has segments so long."""
-    if not audio.SHORTEST <= seconds <= audio.MAX_SECONDS:
+def check_segment(seconds: float | None) -> None:
+    """ValueError: no index has segments so long; None is any."""
+    if seconds is not None and not audio.SHORTEST <= seconds <= audio.MAX_SECONDS:
         raise ValueError(f"segment: {seconds:g} s; give {audio.SHORTEST:g} to {audio.MAX_SECONDS:g}")
 
 
@@ -372,7 +373,8 @@ def described(folder: str | os.PathLike[str] | None = None) -> list[dict[str, An
     found = []
     for file in home().glob(f"*/{DESCRIPTION}"):
         try:
-            found.append((file.stat().st_mtime_ns, _read(file)))
+            content = _read(file)
+            found.append((file.stat().st_mtime_ns, content))
         except Damaged as error:
             warnings.warn(f"{error}; {_mend()}", stacklevel=2)
         except FileNotFoundError:  # removed meanwhile
@@ -383,7 +385,7 @@ def described(folder: str | os.PathLike[str] | None = None) -> list[dict[str, An
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
     """Read all files of an index, `<home>/indexes/<key>/`, or of all indexes in a folder: what is damaged, a sentence
-    each, with the file and the mend.
+    each, with the file and the mend. Indexes of other versions of atr are left out.
     """
     path, content, problems = Path(path), dict[str, Any](), list[str]()
     if not path.is_dir():
@@ -398,7 +400,7 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     except Damaged as error:
         problems.append(f"{error}; {_mend()}")
     if content and content["version"] != INDEX_VERSION:
-        return [f"{path / DESCRIPTION}: made by another version of atr; {_mend(content['folder'])}"]
+        return problems
     for shard in (kept | {shard.name: shard for shard in _named(path, content)}).values():
         try:
             shard.check()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,8 +112,11 @@ def _name(table: bytes) -> str:
 
 def stored(folder: Path) -> list[Shard]:
     """The complete shards of a folder, the last written one last."""
-    tables = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-    return [Shard(folder, path.stem) for path in tables]
+    found = []
+    for path in folder.glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # replaced meanwhile
+            found.append((path.stat().st_mtime_ns, path.stem))
+    return [Shard(folder, name) for _, name in sorted(found)]
 
 
 def clean(folder: Path, kept: Iterable[Shard]) -> None:
