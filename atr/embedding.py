@@ -80,7 +80,10 @@ class Embedder:
 
     def _load(self, config: RunConfig, start: Prepared, run: Run | None, device: str) -> None:
         self.config, self.seconds, self.text_aware = config, config.max_seconds, config.text_aware is not None
-        self.fingerprint = store.content_key(config.to_dict(), start.fingerprints, run.address if run else None)
+        checkpoint = run and run.path / "checkpoint.safetensors"
+        trained = store.file_hash(checkpoint) if checkpoint and checkpoint.is_file() else None
+        # Contents alone: the config names weights by where they lie here.
+        self.fingerprint = store.content_key(config.training, start.fingerprints, run.address if run else None, trained)
         self.name = run.address if run else config.text_encoder
         device = training.resolve_device(device)
         self._clap = Clap(start.text_folder, device) if config.training == "external" else None

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from atr import shards, store
+from atr import neighbours, shards, store
 from atr.embedding import Embedder
 from atr.neighbours import Neighbours
 from atr.shards import Shard
@@ -36,11 +36,11 @@ class Lookup:
 
     The embedder scores every segment. Only where there are more than `atr.neighbours.LIMIT`, and its similarity is the
     cosine, FAISS names likely ones first, and all segments of their files are scored. Files are counted through the
-    shards.
+    shards. shards.Damaged: one of their files is.
     """
 
     def __init__(self, folder: Path, parts: Sequence[Shard], kept: pd.DataFrame, embedder: Embedder) -> None:
-        self.folder, self.parts, self.embedder = folder, parts, embedder
+        self.folder, self.parts, self.kept, self.embedder = folder, parts, kept, embedder
         self.starts = np.cumsum([0, *(len(part.table) for part in parts)])
         self.live = np.concatenate([np.empty(0, bool), *shards.masks(parts, kept)])
         self.files = int((kept["segments"] > 0).sum())
@@ -56,24 +56,33 @@ class Lookup:
             self.neighbours.remark(time.monotonic() - started)
         return found
 
+    def open(self) -> str:
+        """Map and check all files, so that their removal changes no answer. Why FAISS cannot be used, if it should."""
+        many = sum(int(part.offsets[-1]) for part in self.parts) > neighbours.LIMIT
+        for part in self.parts:
+            part.check(sample=many)
+        return self.neighbours.open() if self.neighbours is not None else ""
+
     @cached_property
     def neighbours(self) -> Neighbours | None:
-        """Of all segments, with a file that is named after the state of the shards; None: no segments."""
+        """Of all segments, with a file that is named after the shards; None: no segments."""
         embeddings = [part.tensors["embeddings"].numpy() for part in self.parts]
         if not sum(map(len, embeddings)):
             return None
-        states = [(path.name, path.stat()) for part in self.parts for path in part.paths]
-        key = store.content_key([(name, state.st_size, state.st_mtime_ns) for name, state in states])
+        key = store.content_key([part.name for part in self.parts])
         cosine = type(self.embedder).similarity is Embedder.similarity
         return Neighbours(embeddings, self.folder / f"{PREFIX}{key}.faiss" if cosine else None)
 
     def build(self, quiet: bool) -> None:
-        """Make the file that FAISS searches, if it is wanted; remove those of other shards and of killed processes."""
-        for path in self.folder.glob(f"*{PREFIX}*"):
-            if self.neighbours is None or path != self.neighbours.path:
-                path.unlink()
+        """Make the file that FAISS searches, if it is wanted."""
         if self.neighbours is not None:
             self.neighbours.build(quiet)
+
+    def clean(self) -> None:
+        """Remove the files that FAISS searched for other shards."""
+        for path in self.folder.glob(f"{PREFIX}*"):
+            if self.neighbours is None or path != self.neighbours.path:
+                path.unlink()
 
     def _likely(self, sentences: Tensor, top: int) -> list[list[int]]:
         """For each sentence files that have the `top` ones among them: those of the segments that FAISS names if they

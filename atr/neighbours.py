@@ -7,6 +7,7 @@ all embeddings in memory, codes of a few bytes (PQ) lose more than they save her
 the embeddings themselves: it may miss a neighbour, but what is returned is true.
 """
 
+import json
 import sys
 import time
 import warnings
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from atr import checksums
 from atr.store import write_atomic
 
 LIMIT = 1_000_000  # rows, up to which every one is scored
@@ -29,7 +31,7 @@ PROBED = 64  # lists a query
 OVERFETCH = 4  # candidates for each neighbour that is asked for
 CHUNK = 1 << 24  # numbers read at a time
 QUERIES = 256  # scored at a time
-COMPLETE = b"complete"  # what a whole file ends with: FAISS maps one that is cut short and dies on reading it
+COMPLETE = b"complete"  # what a whole file ends with, behind checksums: FAISS maps a damaged one and dies on reading it
 
 
 class Neighbours:
@@ -86,6 +88,10 @@ class Neighbours:
         self.remark(time.monotonic() - started)
         return scores, rows
 
+    def open(self) -> str:
+        """Map the index of FAISS, if it is there; why it cannot be used, "" where it can or need not be."""
+        return self.reason if self._index is None else ""
+
     def candidates(self, queries: np.ndarray, number: int) -> np.ndarray:
         """(Q, number) rows that are likely to be the nearest, the likeliest first, -1 for none: what FAISS finds, so
         none where it is not used.
@@ -101,14 +107,18 @@ class Neighbours:
             self.reason = ""
 
     def build(self, quiet: bool = False) -> None:
-        """Make the index of FAISS, where there are more than LIMIT rows, FAISS is installed, and it is not there yet.
+        """Make the index of FAISS, where there are more than LIMIT rows, FAISS is installed, and it is not there whole.
 
         It takes as much memory as it will be large, D + 8 bytes a row, and TRAINED * LISTS * sqrt(N) rows for the
         k-means. OSError: it cannot be written.
         """
         self.__dict__.pop("_index", None)
-        if self._index is not None or self.path is None or self.rows <= LIMIT:
+        if self.path is None or self.rows <= LIMIT:
             return
+        with suppress(ValueError, OSError):
+            check(self.path)
+            if self._index is not None:
+                return
         try:
             faiss = imported()
         except ImportError:
@@ -132,11 +142,12 @@ class Neighbours:
                 faiss.write_index(index, str(path))
             except RuntimeError as error:
                 raise OSError(f"{self.path}: {error}") from error
+            sums = json.dumps(checksums.blocks(path)).encode()
             with open(path, "ab") as file:
-                file.write(COMPLETE)
+                file.write(sums + len(sums).to_bytes(8) + COMPLETE)
 
         write_atomic(self.path, write)
-        self.__dict__.pop("_index")
+        self.__dict__.pop("_index", None)
         self.reason = ""
 
     @cached_property
@@ -147,10 +158,7 @@ class Neighbours:
             return None
         try:
             faiss = imported()
-            with open(self.path, "rb") as file:
-                file.seek(max(0, file.seek(0, SEEK_END) - len(COMPLETE)))
-                if file.read() != COMPLETE:
-                    raise OSError("it is cut short")
+            check(self.path, sample=True)
             index = faiss.read_index(str(self.path), faiss.IO_FLAG_MMAP)
             if (index.ntotal, index.d) != (self.rows, self.dim):
                 raise OSError(f"it has {index.ntotal:,} rows of {index.d}")
@@ -160,7 +168,7 @@ class Neighbours:
             self.reason = str(error)
         except FileNotFoundError:
             self.reason = "no index of FAISS is made for them yet; build() does it, or for a folder: atr index"
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             problem = str(error).splitlines()[-1]
             self.reason = f"{self.path}: damaged ({problem}); build() makes it anew, or for a folder: atr index"
         return None
@@ -198,6 +206,19 @@ class Neighbours:
         edges = np.searchsorted(rows, self.starts)
         pieces = zip(self.parts, self.starts.tolist(), edges.tolist(), edges[1:].tolist(), strict=False)
         return np.concatenate([part[rows[begin:end] - first] for part, first, begin, end in pieces if begin < end])
+
+
+def check(path: Path, sample: bool = False) -> None:
+    """ValueError: a file of `Neighbours` is not as it was written; with `sample`, in a part of it."""
+    with open(path, "rb") as file:
+        end = file.seek(0, SEEK_END) - len(COMPLETE) - 8
+        file.seek(max(0, end))
+        size = int.from_bytes(file.read(8))
+        if file.read() != COMPLETE or size > end:
+            raise ValueError("it is cut short")
+        file.seek(end - size)
+        sums = json.loads(file.read(size))
+    checksums.check(path, sums, sample, rest=size + 8 + len(COMPLETE))
 
 
 def imported() -> Any:

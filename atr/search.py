@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +19,22 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from atr import audio, shards, store
+from atr import audio, neighbours, shards, store
 from atr.audio import AudioError
 from atr.embedding import Embedder
-from atr.lookup import Lookup
+from atr.lookup import PREFIX, Lookup
 from atr.records import write_json
+from atr.shards import Damaged, Shard
 from atr.sounds import scan
 
-INDEX_VERSION = 1  # raised when the same files would be kept or embedded otherwise
+INDEX_VERSION = 2  # raised when the same files would be kept or embedded otherwise
+DESCRIPTION = "index.json"
 SEGMENT = 10.0  # seconds
 BATCH = 32  # segments embedded at a time
 SHARD_SECONDS = 20.0  # of work that an interruption may cost
 AHEAD = 30.0  # seconds; longer files are not decoded ahead of time but as they are embedded
 RETRIED = -1  # for a time of change: of no file
+GENERATIONS = 100  # that may be replaced, one after another, while a search opens its files
 
 Piece = tuple[float, float, np.ndarray]  # start, end, waveform at the embedder's rate
 
@@ -65,8 +70,11 @@ class Index:
     model: what says to others how to make the embedder again, kept in `index.json`.
 
     It lies in `<home>/indexes/<key>/`, where the key is made of the folder, the embedder's fingerprint and the segment.
+    What is searched are the shards that `index.json` names, which an update replaces in one step when it is done: a
+    search that goes on meanwhile sees all of it or nothing. Only the first update is searched before it is done.
+
     A search is exact up to a million segments, beyond it asks FAISS first (`atr.neighbours`). ValueError: an embedder
-    or segment that does not go with it.
+    or segment that does not go with it, or a damaged file, with its name; another `update` makes that anew.
 
     >>> import soundfile
     >>> for number, name in enumerate(["rain.wav", "dog.wav"]):
@@ -91,8 +99,7 @@ class Index:
             raise ValueError(
                 f"{embedder.name}: text-aware, it has an embedding a frame, too many to keep; name another run"
             )
-        if not audio.SHORTEST <= segment <= audio.MAX_SECONDS:
-            raise ValueError(f"segment: {segment:g} s; give {audio.SHORTEST:g} to {audio.MAX_SECONDS:g}")
+        check_segment(segment)
         if embedder.seconds is not None and segment > embedder.seconds:
             raise ValueError(
                 f"segment: {segment:g} s, but {embedder.name} hears only {embedder.seconds:g} s; give at most those"
@@ -103,20 +110,36 @@ class Index:
         self.path = home() / key
 
     @cached_property
-    def _shards(self) -> list[shards.Shard]:
-        return shards.stored(self.path)
-
-    @cached_property
-    def _files(self) -> pd.DataFrame:
-        return shards.files(self._shards)
+    def _lookup(self) -> Lookup:
+        """The generation that `index.json` names. Where a file of it is gone because there is another one by now, that
+        is opened instead.
+        """
+        for _ in range(GENERATIONS):
+            content, damage = self._described(), None
+            if content is None:
+                raise FileNotFoundError(f"{self.folder}: not indexed by {self.embedder.name} yet; update() does it")
+            try:
+                parts = _named(self.path, content) or shards.stored(self.path)
+                lookup = Lookup(self.path, parts, shards.files(parts), self.embedder)
+                complete = not lookup.open()
+            except Damaged as error:
+                complete, damage = False, error
+            if complete or content == self._described():
+                break
+        if damage:
+            raise ValueError(f"{damage}; {_mend(self.folder)}") from damage
+        return lookup
 
     @property
     def files(self) -> pd.DataFrame:
-        """A row a file: path relative to the folder, size, mtime_ns, seconds, segments, problem ("" if none)."""
-        return self._files[list(shards.COLUMNS)].sort_values("path", ignore_index=True)
+        """A row a file: path relative to the folder, size, mtime_ns, seconds, segments, problem ("" if none). Errors as
+        in `search`.
+        """
+        return self._lookup.kept[list(shards.COLUMNS)].sort_values("path", ignore_index=True)
 
     def update(self, quiet: bool = False) -> Report:
-        """Embed the files that are new or changed by size or time, forget those that are gone.
+        """Embed the files that are new or changed by size or time, or whose embeddings are damaged; forget those that
+        are gone.
 
         What is done stays done when it is interrupted. A file that cannot be used is kept with its problem, and tried
         again when it changes.
@@ -126,24 +149,25 @@ class Index:
         """
         found, closed = scan(self.folder, quiet)
         with _writing(self.path):
-            shards.clean(self.path)
-            self._forget()
-            known = self._files
+            before, parts = self._usable()
+            known = shards.files(parts)
             both = found.merge(known, "left", ["path", "size", "mtime_ns"])
             todo = both.loc[both["segments"].isna(), ["path", "size", "mtime_ns"]]
             hidden = known["path"].str.startswith(tuple(f"{below}/" for below in closed))
             gone = ~known["path"].isin(found["path"]) & ~hidden.astype(bool)
             new = int((~todo["path"].isin(known["path"])).sum())
             if len(todo):
-                self._describe(complete=False)
-                self._embed(todo, quiet)
-                self._forget()
-            kept = self._files[~self._files["path"].isin(known["path"][gone])]
-            shards.compact(self.path, self._shards, kept)
-            self._forget()
-            self._describe(complete=True)
-            self._lookup.build(quiet)
-        files = self.files
+                self._describe(before, complete=False)
+                parts += self._embed(todo, quiet)
+            files = shards.files(parts)
+            parts = shards.compact(self.path, parts, files[~files["path"].isin(known["path"][gone])])
+            files = shards.files(parts)
+            lookup = Lookup(self.path, parts, files, self.embedder)
+            lookup.build(quiet)
+            self._describe(parts, complete=True)
+            shards.clean(self.path, parts)
+            lookup.clean()
+            self.__dict__.pop("_lookup", None)
         bad = files.loc[files["problem"] != "", ["path", "problem"]]
         return Report(
             new=new,
@@ -162,28 +186,48 @@ class Index:
 
         FileNotFoundError: the folder is not indexed. ValueError: a query without words, a damaged index.
         """
-        if not self._shards:
-            raise FileNotFoundError(f"{self.folder}: not indexed by {self.embedder.name} yet; update() does it")
-        if top < 1:
-            raise ValueError(f"top: {top}; give 1 or more")
+        if top < 1 or top % 1:  # of NaN and infinity the rest is NaN
+            raise ValueError(f"top: {top}; give 1 or more, a whole number")
+        lookup = self._lookup
         queries = [queries] if isinstance(queries, str) else list(queries)
         sentences = self.embedder.sentences(queries)
         rows = [
             (query, rank, hit.score, str(self.folder / hit.path), hit.start, hit.end)
-            for query, hits in zip(queries, self._lookup.best(sentences, top), strict=True)
+            for query, hits in zip(queries, lookup.best(sentences, int(top)), strict=True)
             for rank, hit in enumerate(hits, 1)
         ]
         return pd.DataFrame(rows, columns=["query", "rank", "score", "path", "start", "end"])
 
-    @cached_property
-    def _lookup(self) -> Lookup:
-        return Lookup(self.path, self._shards, self._files, self.embedder)
+    def _described(self) -> dict[str, Any] | None:
+        """What `index.json` says, None if it is not there."""
+        file = self.path / DESCRIPTION
+        try:
+            content = _read(file)
+            own = (INDEX_VERSION, str(self.folder), self.embedder.fingerprint, self.segment)
+            if tuple(map(content.get, ("version", "folder", "fingerprint", "segment"))) != own:
+                raise Damaged(file, "it is of another index")
+        except FileNotFoundError:
+            return None
+        except Damaged as error:
+            raise ValueError(f"{error}; {_mend(self.folder)}") from error
+        return content
 
-    def _forget(self) -> None:
-        for name in ("_shards", "_files", "_lookup"):
-            self.__dict__.pop(name, None)
+    def _usable(self) -> tuple[list[Shard], list[Shard]]:
+        """Shards that are searched now, and sound ones, of which an interrupted update may have left more."""
+        try:
+            content = self._described() or {}
+        except ValueError:
+            content = {}
+        searched = _named(self.path, content)
+        shards.clean(self.path, searched if content.get("complete") else [*searched, *shards.stored(self.path)])
+        sound = []
+        for shard in shards.stored(self.path):
+            with suppress(Damaged):
+                shard.check()
+                sound.append(shard)
+        return searched, sound
 
-    def _describe(self, complete: bool) -> None:
+    def _describe(self, parts: Iterable[Shard], complete: bool) -> None:
         content = {
             "version": INDEX_VERSION,
             "folder": str(self.folder),
@@ -192,10 +236,12 @@ class Index:
             "fingerprint": self.embedder.fingerprint,
             "model": self.model,
             "complete": complete,
+            "time": time.time_ns(),  # equal shards may come back
+            "shards": [shard.name for shard in parts],
         }
-        write_json(self.path / "index.json", content)
+        write_json(self.path / DESCRIPTION, content | {"checksum": store.content_key(content)})
 
-    def _embed(self, todo: pd.DataFrame, quiet: bool) -> None:
+    def _embed(self, todo: pd.DataFrame, quiet: bool) -> list[Shard]:
         """Embed files, path, size and mtime_ns, shard by shard."""
         shard = _Filling(self.path, self.embedder)
         rows = todo.itertuples(index=False, name=None)
@@ -212,11 +258,14 @@ class Index:
                         bar.update(before + round(size * min(1, end / seconds)) - bar.n)
                 except AudioError as error:
                     problem = f"{error.problem}; {error.mend}"
+                except FileNotFoundError:
+                    problem, mtime_ns = "gone before it was read; index the folder again", RETRIED
                 except OSError as error:
                     problem, mtime_ns = f"{error.strerror}; make it readable", RETRIED
                 bar.update(before + size - bar.n)
                 shard.end(path, size, mtime_ns, seconds, problem)
         shard.land()
+        return shard.landed
 
     def _begin(self, file: tuple[str, int, int]) -> tuple[tuple[str, int, int], float, Iterable[Piece] | Exception]:
         """A file, its length in seconds, and its pieces or why there are none."""
@@ -242,6 +291,7 @@ class _Filling:
 
     def __init__(self, folder: Path, embedder: Embedder) -> None:
         self.folder, self.embedder = folder, embedder
+        self.landed: list[Shard] = []
         self._empty()
 
     def _empty(self) -> None:
@@ -262,7 +312,10 @@ class _Filling:
 
     def _embed(self) -> None:
         if self.waiting:
-            self.embedded.append(self.embedder.sounds(self.waiting))
+            embeddings = self.embedder.sounds(self.waiting)
+            if not embeddings.isfinite().all():
+                raise ValueError(f"{self.embedder.name}: embeddings that are NaN or infinite; name another model")
+            self.embedded.append(embeddings)
             self.waiting = []
 
     def end(self, path: str, size: int, mtime_ns: int, seconds: float, problem: str) -> None:
@@ -279,7 +332,8 @@ class _Filling:
         table = pd.DataFrame(self.entries, columns=list(shards.COLUMNS))
         rows = torch.tensor([not self.entries[owner][-1] for owner in self.owners], dtype=torch.bool)
         times = torch.tensor(self.times, dtype=torch.float64).reshape(-1, 2)
-        shards.write(self.folder, [shards.Part(table, torch.cat(self.embedded)[rows], times[rows])])
+        part = shards.Part(table, torch.cat(self.embedded)[rows], times[rows])
+        self.landed.append(shards.write(self.folder, [part]))
         self._empty()
 
 
@@ -303,14 +357,89 @@ def home() -> Path:
     return store.home() / "indexes"
 
 
-def described(folder: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
-    """What `index.json` of each index says, the one that was updated last first; of one folder if it is given.
+def check_segment(seconds: float | None) -> None:
+    """ValueError: no index has segments so long; None is any."""
+    if seconds is not None and not audio.SHORTEST <= seconds <= audio.MAX_SECONDS:
+        raise ValueError(f"segment: {seconds:g} s; give {audio.SHORTEST:g} to {audio.MAX_SECONDS:g}")
 
-    version, folder, segment, name and fingerprint of the embedder, model, complete: whether no update was interrupted.
+
+def described(folder: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+    """What `index.json` of each index says, the one that was updated last first; of one folder if it is given. Warns of
+    those that are damaged.
+
+    version, folder, segment, name and fingerprint of the embedder, model, shards that are searched, complete: whether
+    no update was interrupted, time: when it was written.
     """
-    files = sorted(home().glob("*/index.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    found = [json.loads(file.read_text()) for file in files]
-    return [one for one in found if folder is None or one["folder"] == str(resolved(folder))]
+    found = []
+    for file in home().glob(f"*/{DESCRIPTION}"):
+        try:
+            content = _read(file)
+            found.append((file.stat().st_mtime_ns, content))
+        except Damaged as error:
+            warnings.warn(f"{error}; {_mend()}", stacklevel=2)
+        except FileNotFoundError:  # removed meanwhile
+            pass
+    found.sort(key=lambda one: one[0], reverse=True)
+    return [one for _, one in found if folder is None or one["folder"] == str(resolved(folder))]
+
+
+def verify(path: str | os.PathLike[str]) -> list[str]:
+    """Read all files of an index, `<home>/indexes/<key>/`, or of all indexes in a folder: what is damaged, a sentence
+    each, with the file and the mend. Indexes of other versions of atr are left out.
+    """
+    path, content, problems = Path(path), dict[str, Any](), list[str]()
+    if not path.is_dir():
+        return problems
+    kept = {shard.name: shard for shard in shards.stored(path)}
+    try:
+        content = _read(path / DESCRIPTION)
+    except FileNotFoundError as error:
+        if not kept:
+            return [problem for below in sorted(path.iterdir()) if below.is_dir() for problem in verify(below)]
+        problems.append(f"{path / DESCRIPTION}: {error.strerror}; {_mend()}")
+    except Damaged as error:
+        problems.append(f"{error}; {_mend()}")
+    if content and content["version"] != INDEX_VERSION:
+        return problems
+    for shard in (kept | {shard.name: shard for shard in _named(path, content)}).values():
+        try:
+            shard.check()
+        except Damaged as error:
+            problems.append(f"{error}; {_mend(content.get('folder'))}")
+    for file in path.glob(f"{PREFIX}*"):
+        try:
+            neighbours.check(file)
+        except (ValueError, OSError) as error:
+            problems.append(f"{Damaged(file, error)}; {_mend(content.get('folder'))}")
+    replaced = bool(problems and content) and _read(path / DESCRIPTION) != content
+    return verify(path) if replaced else problems
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What an `index.json` says, of an older version's one at least version and folder. FileNotFoundError, Damaged."""
+    try:
+        content = json.loads(file.read_bytes())
+        checksum = content.pop("checksum", None)
+        older = checksum is None and content["version"] == 1 and isinstance(content["folder"], str)
+        if not older and checksum != store.content_key(content):
+            raise ValueError("other content than was written")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(file, error.strerror) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(file, error) from error
+    return content
+
+
+def _named(path: Path, content: Mapping[str, Any]) -> list[Shard]:
+    """The shards that what an `index.json` says names."""
+    return [Shard(path, name) for name in content.get("shards", [])]
+
+
+def _mend(folder: str | os.PathLike[str] | None = None) -> str:
+    words = "<its folder>" if folder is None else shlex.quote(str(folder))
+    return f"run again, with the same options: atr index {words}"
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """Embeddings of many files on disk, in pieces that land at once: what an index of sounds is made of.
 
-A shard is two files: `<number>.safetensors` has embeddings (rows, dim) float32 and times (rows, 2) float64, start and
-end in seconds; `<number>.jsonl`, written last, has a line for each file, whose rows follow in this order. Of a path in
-several shards the last one counts.
+A shard is two files: `<name>.safetensors` has embeddings (rows, dim) float32 and times (rows, 2) float64, start and end
+in seconds; `<name>.jsonl`, written last, has a line of the first file's checksums, then a line for each sound, whose
+rows follow in this order. The name is the hash of the second file: no shard is ever written over by another, and each
+tells whether it is whole. Of a path in several shards the last one counts.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from atr import checksums
 from atr.store import write_atomic
 
 FULL = 1 << 16  # rows or files, whichever are more, that a shard is filled up to
@@ -39,37 +44,56 @@ class Part(NamedTuple):
         return max(len(self.table), len(self.embeddings))
 
 
+class Damaged(ValueError):
+    """A file that is not as it was written."""
+
+    def __init__(self, path: Path, problem: object) -> None:
+        super().__init__(f"{path}: damaged ({problem})")
+
+
 @dataclass(frozen=True)
 class Shard:
-    """One pair of files. ValueError: they do not fit each other."""
+    """One pair of files. Damaged: one of them is gone, or not as it was written."""
 
     folder: Path
-    number: int
+    name: str
 
     @property
     def paths(self) -> tuple[Path, Path]:
         """Table and embeddings."""
-        return tuple(self.folder / f"{self.number:08}.{suffix}" for suffix in ("jsonl", "safetensors"))  # type: ignore
+        return tuple(self.folder / f"{self.name}.{suffix}" for suffix in ("jsonl", "safetensors"))  # type: ignore
 
     @cached_property
+    def _content(self) -> tuple[list[int], pd.DataFrame]:
+        """Checksums of the embeddings, and the table."""
+        try:
+            content = self.paths[0].read_bytes()
+        except OSError as error:
+            raise Damaged(self.paths[0], error.strerror) from error
+        if _name(content) != self.name:
+            raise Damaged(self.paths[0], "other bytes than were written")
+        known, *rows = map(json.loads, content.splitlines())
+        return known, pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+    @property
     def table(self) -> pd.DataFrame:
         """COLUMNS, a row a file."""
-        try:
-            with open(self.paths[0], encoding="utf-8") as file:
-                return pd.DataFrame([json.loads(line) for line in file], columns=list(COLUMNS)).astype(COLUMNS)
-        except (ValueError, TypeError) as error:
-            raise self._damaged(error) from error
+        return self._content[1]
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         try:
-            tensors = load_file(self.paths[1])
-            rows = {len(tensors["embeddings"]), len(tensors["times"]), int(self.offsets[-1])}
-        except (SafetensorError, OSError, KeyError) as error:
-            raise self._damaged(error) from error
-        if len(rows) > 1:
-            raise self._damaged(f"{min(rows)} and {max(rows)} rows")
-        return tensors
+            return load_file(self.paths[1])
+        except (SafetensorError, OSError) as error:
+            raise Damaged(self.paths[1], error) from error
+
+    def check(self, sample: bool = False) -> None:
+        """Read both files; with `sample` only a part of the second, if it is large."""
+        known, _ = self._content
+        try:
+            checksums.check(self.paths[1], known, sample)
+        except (ValueError, OSError) as error:
+            raise Damaged(self.paths[1], getattr(error, "strerror", error)) from error
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -81,34 +105,39 @@ class Shard:
         rows = torch.from_numpy(np.repeat(files, self.table["segments"]))
         return Part(self.table[files], self.tensors["embeddings"][rows], self.tensors["times"][rows])
 
-    def remove(self) -> None:
-        for path in self.paths:
-            path.unlink(missing_ok=True)
 
-    def _damaged(self, problem: object) -> ValueError:
-        return ValueError(f"{self.paths[1]}: damaged ({problem}); delete {self.folder} and index the folder again")
+def _name(table: bytes) -> str:
+    return hashlib.sha256(table).hexdigest()[:24]
 
 
 def stored(folder: Path) -> list[Shard]:
-    """The complete shards of a folder, in order."""
-    return [Shard(folder, int(path.stem)) for path in sorted(folder.glob("[0-9]*.jsonl"))]
+    """The complete shards of a folder, the last written one last."""
+    found = []
+    for path in folder.glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # replaced meanwhile
+            found.append((path.stat().st_mtime_ns, path.stem))
+    return [Shard(folder, name) for _, name in sorted(found)]
 
 
-def clean(folder: Path) -> None:
-    """Remove what a killed process left unfinished."""
-    for path in [*folder.glob(".[0-9]*"), *folder.glob("[0-9]*.safetensors")]:
-        if path.name.startswith(".") or not path.with_suffix(".jsonl").is_file():
+def clean(folder: Path, kept: Iterable[Shard]) -> None:
+    """Remove the shards that are not in `kept`, and what a killed process left unfinished."""
+    names = {shard.name for shard in kept}
+    for path in sorted(folder.iterdir()):  # a table before its embeddings, as without it they are no shard
+        if path.name.startswith(".") or (path.suffix in (".jsonl", ".safetensors") and path.stem not in names):
             path.unlink()
 
 
-def write(folder: Path, parts: Sequence[Part]) -> None:
-    """A further shard."""
-    shard = Shard(folder, max([one.number for one in stored(folder)], default=0) + 1)
+def write(folder: Path, parts: Sequence[Part]) -> Shard:
+    """A further shard; no other process may be writing one to this folder."""
     embeddings, times = torch.cat([part.embeddings for part in parts]), torch.cat([part.times for part in parts])
     rows = pd.concat([part.table for part in parts]).to_dict("records")
-    write_atomic(shard.paths[1], lambda path: save_file({"embeddings": embeddings, "times": times}, path))
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomic(shard.paths[0], lambda path: path.write_text(lines))
+    unnamed = folder / ".new.safetensors"
+    write_atomic(unnamed, lambda path: save_file({"embeddings": embeddings, "times": times}, path))
+    table = "".join(json.dumps(line) + "\n" for line in [checksums.blocks(unnamed), *rows]).encode()
+    shard = Shard(folder, _name(table))
+    os.replace(unnamed, shard.paths[1])
+    write_atomic(shard.paths[0], lambda path: path.write_bytes(table))
+    return shard
 
 
 def files(shards: Iterable[Shard]) -> pd.DataFrame:
@@ -127,9 +156,9 @@ def masks(shards: Sequence[Shard], kept: pd.DataFrame) -> list[np.ndarray]:
     return np.split(mask, starts[1:-1])
 
 
-def compact(folder: Path, shards: Sequence[Shard], kept: pd.DataFrame) -> None:
-    """Write anew what is left in those of a folder's `shards` that are small or hold files outside of `kept`, rows of
-    `files`.
+def compact(folder: Path, shards: Sequence[Shard], kept: pd.DataFrame) -> list[Shard]:
+    """Shards of the files in `kept`, rows of `files`, alone: those of a folder's `shards` that are small or hold others
+    are written anew, none is removed.
     """
     loose = [
         (shard, mask)
@@ -137,16 +166,16 @@ def compact(folder: Path, shards: Sequence[Shard], kept: pd.DataFrame) -> None:
         if not mask.all() or max(len(mask), shard.offsets[-1]) < FULL // 2
     ]
     if len(loose) == 1 and loose[0][1].all():
-        return
+        return list(shards)
+    result = [shard for shard in shards if all(shard is not other for other, _ in loose)]
     parts: list[Part] = []
     for shard, mask in loose:
-        part = Shard(folder, shard.number).part(mask)  # not to hold them all
+        part = Shard(folder, shard.name).part(mask)  # not to hold them all
         if parts and part.size + sum(one.size for one in parts) > FULL:
-            write(folder, parts)
+            result.append(write(folder, parts))
             parts = []
         if part.size:
             parts.append(part)
     if parts:
-        write(folder, parts)
-    for shard, _ in loose:
-        shard.remove()
+        result.append(write(folder, parts))
+    return result

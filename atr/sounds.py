@@ -21,6 +21,10 @@ def check(folder: Path) -> None:
         raise NotADirectoryError(f"{folder}: a file; give a folder, such as {folder.parent}")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # libsndfile opens nothing below it
+        raise ValueError(f"{folder}: a name that is not UTF-8; rename it") from None
     if next(walk(folder), None) is None:
         raise ValueError(f"{folder}: no sounds here (WAV, FLAC, OGG, MP3, AIFF, …); give a folder that has some")
 

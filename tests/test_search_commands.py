@@ -9,7 +9,7 @@ import soundfile
 from made_models import clap
 from typer.testing import CliRunner
 
-from atr import RunConfig, cli, neighbours, records, search, study
+from atr import RunConfig, cli, neighbours, records, search, store, study
 from atr.commands import search as commands
 from atr.profiles import profile
 
@@ -47,6 +47,13 @@ def folder(tmp_path, corpus):
 
 def by(index, clap):
     return json.loads(index.read_text())["model"].get("clap") == str(clap)
+
+
+def described(file, **changes):
+    """What an index.json says, written anew with changes."""
+    content = {name: value for name, value in json.loads(file.read_text()).items() if name != "checksum"} | changes
+    records.write_json(file, content | {"checksum": store.content_key(content)})
+    return content
 
 
 def call(*words, status=0):
@@ -150,11 +157,50 @@ class TestSearch:
     def test_a_model_that_is_gone_is_named(self, folder, tmp_path):
         call("index", folder, "--quiet")
         (file,) = (tmp_path / "indexes").glob("*/index.json")
-        content = json.loads(file.read_text())
-        records.write_json(file, content | {"model": content["model"] | {"run": "/none"}})
+        model = described(file)["model"]
+        described(file, model=model | {"run": "/none"})
         assert "/none: unfinished or gone; name another model" in call("search", "rain", status=1).stderr
-        records.write_json(file, content | {"fingerprint": "other"})
+        described(file, model=model, fingerprint="other")
         assert "as it is now; index it again" in call("search", "rain", status=1).stderr
+
+    def test_one_damaged_index_is_named_and_takes_no_other_down(self, folder, tmp_path):
+        shutil.copytree(folder, tmp_path / "other")
+        call("index", tmp_path / "other", "--quiet")
+        (damaged,) = (tmp_path / "indexes").glob("*/index.json")
+        call("index", folder, "--quiet")
+        for content in (b"", b'{"folder": 3}'):
+            damaged.write_bytes(content)
+            for words in (["rain"], ["rain", folder]):
+                outcome = call("search", *words, "--json")
+                assert json.loads(outcome.stdout)[0]["path"].startswith(str(folder))
+                assert f"{damaged}: damaged (" in outcome.stderr and "options: atr index <its folder>" in outcome.stderr
+            outcome = call("search", "rain", tmp_path / "other", status=1)
+            assert f"{damaged}: damaged (" in outcome.stderr and "not indexed yet; run: atr index" in outcome.stderr
+        call("index", tmp_path / "other", "--quiet")
+        assert "damaged" not in call("search", "rain", folder).stderr
+
+    def test_results_that_were_moved_are_found_where_they_are_now(self, folder, tmp_path, results, monkeypatch):
+        call("index", folder, "--quiet")
+        expected = call("search", "rain", "--json").stdout
+        (file,) = (tmp_path / "indexes").glob("*/index.json")
+        model = described(file)["model"]
+        (run,) = records.stored(profile("demo").runs)
+        assert model["run"] == str(run.path)
+        described(file, model=model | {"run": f"/elsewhere/results/demo/runs/{run.address}"})
+        assert call("search", "rain", "--json").stdout == expected
+
+    def test_a_folder_that_is_no_longer_there_is_said(self, folder):
+        call("index", folder, "--quiet")
+        folder.rename(folder.with_name("renamed"))
+        outcome = call("search", "rain")
+        assert f"{folder}: not here; where it lies now, run: atr index <folder>" in outcome.stderr
+
+    @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take only UTF-8")
+    def test_a_folder_whose_name_is_no_text_is_refused(self, folder, monkeypatch):
+        place = folder.with_name(os.fsdecode(b"\xff"))
+        folder.rename(place)
+        monkeypatch.setattr(commands, "_model", None)
+        assert "a name that is not UTF-8; rename it" in call("index", place, "--quiet", status=1).stderr
 
 
 class TestIndex:
@@ -181,7 +227,6 @@ class TestIndex:
             ([".", "--run", "a", "--clap", "b"], "--run and --clap: give one of them"),
             ([".", "--run", "zz"], "0 runs begin with 'zz'"),
             ([".", "--clap", "none/such"], "none/such"),
-            ([".", "--segment", "0"], "segment: 0 s; give 1 to 1800"),
         ],
         ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
     )
@@ -190,6 +235,48 @@ class TestIndex:
         monkeypatch.chdir(folder)
         outcome = call("index", *words, status=1)
         assert message in outcome.stderr and "Traceback" not in outcome.output
+
+    @pytest.mark.parametrize(
+        "words, message",
+        [
+            (["index", ".", "--segment", value], "segment: ")
+            for value in ("nan", "inf", "-inf", "0", "-1", "1801", "1e99")
+        ]
+        + [
+            ([*command, option, value], message)
+            for command in (["index", "."], ["search", "rain"])
+            for option, value, message in (
+                ("--profile", "none", "profile: unknown 'none'; known: "),
+                ("--device", "tpu", "device: unknown 'tpu'; known: "),
+                ("--run", "", "--run or --clap: empty"),
+                ("--clap", "", "--run or --clap: empty"),
+            )
+        ]
+        + [(["index", "empty"], "no sounds here")]
+        + [(["search", "rain", "--top", value], "--top") for value in ("0", "-1", "nan", "inf", "1.5")],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_what_is_no_option_is_refused_before_a_model_is_trained_or_loaded(
+        self, folder, monkeypatch, words, message
+    ):
+        call("index", folder, "--quiet")
+        (folder / "empty").mkdir()
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(commands, "_default", None)
+        monkeypatch.setattr(commands, "_embedder", None)
+        monkeypatch.setattr(commands, "default_config", None)
+        outcome = runner.invoke(cli.app, words)
+        assert outcome.exit_code in (1, 2) and message in outcome.stderr, outcome.output
+
+    def test_a_clap_model_below_the_home_is_remembered_by_its_name(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
+        (tmp_path / "home" / "checkpoints" / "one").mkdir(parents=True)
+        (tmp_path / "other").mkdir()
+        models = {
+            name: commands._model(None, "demo", str(tmp_path / name), "cpu", True)
+            for name in ("home/checkpoints/one", "other")
+        }
+        assert [model["clap"] for model in models.values()] == ["one", str(tmp_path / "other")]
 
     def test_a_named_run_is_taken_and_remembered(self, folder, results):
         call("index", folder, "--quiet")

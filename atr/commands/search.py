@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +54,9 @@ def index(
     from atr import sounds
 
     try:
-        sounds.check(folder.expanduser())  # before a model is trained
+        _check(run, profile, clap, device)  # all of it before a model is trained
+        searching.check_segment(segment)
+        sounds.check(folder.expanduser())
         record = _model(run, profile, clap, device, quiet)
         embedder = _embedder(record, device, quiet)
         if "trained_on" in record:
@@ -96,7 +100,9 @@ def search(
     try:
         if not query.strip():
             raise ValueError('empty query; describe a sound in a few words, such as "a dog barks"')
-        kept = _indexes(folder, query)
+        _check(run, profile, clap, device)
+        with _remarks():
+            kept = _indexes(folder, query)
         record = kept[0]["model"]
         if run or clap or not record:
             record = _model(run, profile, clap, device, True)
@@ -108,16 +114,16 @@ def search(
                 f"index it again with the same options: atr index {shlex.quote(kept[0]['folder'])}"
             )
         chosen = fitting[0]
-        with warnings.catch_warnings(record=True) as remarks:
+        with _remarks():
             found = searching.Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
-        for remark in remarks:
-            _say(str(remark.message), error=True)
         if found.empty:
             raise ValueError(f"{chosen['folder']}: no sound in its index; atr index says why")
         if "trained_on" in record:
             _say(_reminder(record, query), error=True)
         if not chosen["complete"]:
-            _say("Indexing was interrupted, so only a part is searched: run atr index again.", error=True)
+            _say("Indexing was interrupted or goes on, so not all is searched: run atr index again.", error=True)
+        if not Path(chosen["folder"]).is_dir():
+            _say(f"{_plain(chosen['folder'])}: not here; where it lies now, run: atr index <folder>", error=True)
         _show(found, chosen["folder"], as_json)
         if play:
             _play(*found.loc[0, ["path", "start", "end"]])
@@ -134,18 +140,32 @@ def default_config() -> "RunConfig":
     return demo.config(list(demo.corpora)[-1], "finetuned", "nt_xent", demo.seeds[0], demo.shares["random"], **encoder)
 
 
+def _check(run: str | None, profile: str, clap: str | None, device: str) -> None:
+    """ValueError: options that name no model, or that are unknown."""
+    from atr.profiles import profile as profile_of
+    from atr.training import resolve_device
+
+    if run is not None and clap is not None:
+        raise ValueError("--run and --clap: give one of them")
+    if "" in (run, clap):
+        raise ValueError("--run or --clap: empty; name a model, or leave it out")
+    profile_of(profile)
+    resolve_device(device)
+
+
 def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: bool) -> dict[str, Any]:
     """What an index keeps of its model: `clap`, or `run`, its folder, with the `root` of its corpus; of the default
     one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
     """
+    from atr import store
     from atr.commands.runs import found_run
     from atr.profiles import profile as profile_of
 
-    if run and clap:
-        raise ValueError("--run and --clap: give one of them")
     if clap:
-        path = Path(clap).expanduser()
-        return {"clap": str(path.resolve()) if path.is_dir() else clap}
+        path, kept = Path(clap).expanduser().resolve(), (store.home() / "checkpoints").resolve()
+        if path.is_relative_to(kept):  # then its name is enough, also once ATR_HOME is elsewhere
+            return {"clap": str(path.relative_to(kept))}
+        return {"clap": str(path) if path.is_dir() else clap}
     if run:
         chosen, root = found_run(profile, run), profile_of(profile).root
         return {"run": str(chosen.path.resolve()), "root": root and str(root.resolve())}
@@ -173,13 +193,15 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
 
 
 def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
-    from atr import training
+    from atr import store, training
     from atr.embedding import Embedder
     from atr.records import Run
 
     if "clap" in record:
         return Embedder.clap(record["clap"], device=device)
-    run = Run(Path(record["run"]))
+    path = Path(record["run"])
+    moved = store.results_home().joinpath(*path.parts[-3:])  # <profile>/runs/<address>
+    run = Run(path if path.is_dir() or not moved.is_dir() else moved)
     if run.status != "finished":
         raise ValueError(run.problem or f"{run.path}: {run.status} or gone; name another model, or index it again")
     return Embedder(run, training.corpus_of(run.config, record["root"]), device=device, quiet=quiet)
@@ -200,7 +222,8 @@ def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
         raise ValueError(f"{folder}: not indexed yet; run: atr index {shlex.quote(str(folder))}")
     current = [one for one in kept if one["version"] == searching.INDEX_VERSION]
     if not current:
-        raise ValueError(f"{kept[0]['folder']}: indexed by another version of atr; run: atr index {kept[0]['folder']}")
+        name = kept[0]["folder"]
+        raise ValueError(f"{name}: indexed by another version of atr; run: atr index {shlex.quote(name)}")
     return current
 
 
@@ -261,6 +284,18 @@ def _play(path: str, start: float, end: float) -> None:
         done = subprocess.run([player, *PLAYERS[player], str(piece)], capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{player} failed: {done.stderr.strip() or done.returncode}; open {path} at {clock(start)}")
+
+
+@contextmanager
+def _remarks() -> Iterator[None]:
+    """Warnings as lines of their own."""
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for remark in remarks:
+                _say(_plain(remark.message), error=True)
 
 
 def _plain(name: object) -> str:
