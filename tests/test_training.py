@@ -455,9 +455,7 @@ class TestDamage:
         content[len(content) // 2] ^= 1
         (run.path / name).write_bytes(content)
         assert run.damage() == f"the bytes of {name} have changed"
-        with pytest.raises(
-            ValueError, match=rf"{run.path / name}: damaged .*; atr runs verify --repair sets the run as"
-        ):
+        with pytest.raises(ValueError, match=rf"{run.path / name}: damaged .*; run its study or atr.fit again"):
             self.READ[name](Run(run.path))
 
     def test_a_run_of_an_older_version_has_no_hashes_and_is_read_as_it_is(self, corpus, tmp_path):
