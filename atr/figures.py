@@ -277,7 +277,7 @@ def voxel_network(
 
 def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> Figure:
     """Write `<folder>/figures/<name>` as .png and .pdf, and .json with the runs it came from; returns the figure."""
-    target = folder / "figures"
+    target, stem = folder / "figures", store.file_name(name)
     provenance = records.provenance(runs)
     for ending in ("png", "pdf"):
         metadata: dict[str, Any] = {"Title": name, "Keywords" if ending == "pdf" else "Comment": provenance["note"]}
@@ -287,7 +287,7 @@ def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> F
         def write(path: Path, ending: str = ending, metadata: dict = metadata) -> None:
             figure.savefig(path, format=ending, metadata=metadata)
 
-        store.write_atomic(target / f"{name}.{ending}", write)
-    records.write_json(target / f"{name}.json", provenance)
+        store.write_atomic(target / f"{stem}.{ending}", write)
+    records.write_json(target / f"{stem}.json", provenance)
     plt.close(figure)
     return figure
