@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ from atr import audio as audio_files
 from atr import embedding, features, metrics, model, store, training
 from atr.corpora.corpus import CLIP_COLUMNS, DENSE, Corpus, alike, no_events
 from atr.corpora.csvfolder import FolderReader
-from atr.metrics import Matrix
+from atr.metrics import Matrix, Relevance
 from atr.records import Run
 
 StrPath = str | PathLike[str]
@@ -118,15 +119,15 @@ def score(
     path: StrPath,
     queries: Sequence[str],
     names: Sequence[str],
-    relevance: Matrix | sparse.sparray,
+    relevance: Relevance,
     ks: Sequence[int] = (1, 5, 10),
     map_at: int = 10,
 ) -> dict[str, float]:
     """R@k and mAP@k in percent of a submission in the form of 2022: t2a_r1, … and t2a_map10, by `map_at`.
 
     relevance: (queries,) the index in `names` of each query's file, or (queries, files) booleans, which may be SciPy's
-    sparse ones; a file may be relevant to no query. The measures are those of `metrics.retrieval_metrics`, and so the numbers too, but for ties: a
-    file has them in the order of names, whereas there they go against the model.
+    sparse ones; a file may be relevant to no query. The measures are those of `metrics.retrieval_metrics`, and so the
+    numbers too, but for ties: a file has them in the order of names, whereas there they go against the model.
 
     ValueError: as `read`; a query without a relevant file; a cut beyond the files listed.
     """
@@ -136,7 +137,7 @@ def score(
         raise ValueError(
             f"{path}: lists {top} files a query, too few for a cut at {max(*ks, map_at)}; lower ks or map_at"
         )
-    fits = relevance if sparse.issparse(relevance) else np.asarray(relevance)
+    fits: Any = relevance if sparse.issparse(relevance) else np.asarray(relevance)
     whole = (len(queries), len(names))
     if fits.shape != (whole if fits.dtype == bool else whole[:1]) or fits.dtype.kind not in "biu":
         raise ValueError(

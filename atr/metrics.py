@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from scipy import sparse
 from torch import Tensor
 
 Matrix = Tensor | np.ndarray
-Relevance = Matrix | sparse.sparray
+Relevance: TypeAlias = Matrix | sparse.sparray
 Direction = Literal["t2a", "a2t"]
 BLOCK = 2**22  # similarities held at a time unless `chunk` says otherwise: 16 MiB in float32
 PIECE = 2**18  # compared at a time
@@ -158,10 +158,8 @@ def relevant_pairs(relevance: Relevance, shape: tuple[int, int] | None = None) -
     shape: (captions, clips) to hold the relevance against; without it, that of the relevance.
     ValueError: it does not fit, a caption has no clip, or by integers a clip no caption.
     """
-    if sparse.issparse(relevance):
-        array = relevance.tocsr()  # type: ignore[union-attr]  # by row
-    else:
-        array = relevance.detach().cpu().numpy() if isinstance(relevance, Tensor) else np.asarray(relevance)
+    array: Any = relevance.detach().cpu().numpy() if isinstance(relevance, Tensor) else relevance
+    array = array.tocsr() if sparse.issparse(array) else np.asarray(array)  # by row
     if array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and array.size:
         expected = shape or (len(array), int(array.max()) + 1)
         if len(array) != expected[0]:

@@ -57,7 +57,7 @@ def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
 
 
 def alike(captions: np.ndarray, clips: np.ndarray) -> np.ndarray | sparse.csr_array:
-    """(captions, clips) bool: whose groups, integers (captions,) and (clips,), are equal; sparse from `DENSE` pairs on."""
+    """(captions, clips) bool: whose groups, integers (captions,) and (clips,), are equal; from `DENSE` on sparse."""
     if len(captions) * len(clips) < DENSE:
         return captions[:, None] == clips
     order = np.argsort(clips, kind="stable").astype(np.int32)
