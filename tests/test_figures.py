@@ -236,13 +236,10 @@ def test_curves_mark_where_a_stage_begins(panels):
     assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [1.5]
 
 
-FOREIGN = ["$\\frac{$", "$a_1^2$", "costs $5", "a\\b {c}", "狗叫 😀", "_^%&#~"]
-
-
-@pytest.mark.parametrize("said", FOREIGN)
+@pytest.mark.parametrize("said", ["$\\frac{$ 狗叫 😀", "$a_1^2$, $5 \\b {c} _^%&#~"])
 def test_text_is_drawn_as_it_stands(said, panels, tmp_path):
     """Mathematics would be narrower than its source, or an error; what the font lacks is no warning."""
-    renamed = {said: {said: runs for runs in panels["soundscapes, frozen"].values()}}
+    renamed = {said: {said: panels["soundscapes, frozen"]["NT-Xent"]}}
     table = pd.DataFrame({said: [said], "by": said, "h": [1.0], "difference": 0.0, "low": -1.0, "high": 1.0})
     for figure in (
         figures.curves(renamed, {"t2a_r10": said}),
@@ -250,14 +247,13 @@ def test_text_is_drawn_as_it_stands(said, panels, tmp_path):
         figures.responses(table, said, "by", {"h": said}, {"h": {said: 1.0}}),
         figures.forest(table, said, said),
     ):
-        figure.canvas.draw()
         assert said in texts(figure)
         assert not [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_parse_math()]
-        figures.save(figure, tmp_path, "one")
-    plain = figure.axes[0].set_xlabel(said)
-    width = plain.get_window_extent().width
-    plain.set_text(said.replace("$", "S"))  # letters about as wide
-    assert width == pytest.approx(plain.get_window_extent().width, rel=0.1)
+    label = figure.axes[0].xaxis.label
+    width = label.get_window_extent().width
+    label.set_text(said.replace("$", "S"))  # letters about as wide
+    assert width == pytest.approx(label.get_window_extent().width, rel=0.1)
+    figures.save(figure, tmp_path, "one")
 
 
 @pytest.mark.parametrize(
