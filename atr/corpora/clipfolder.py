@@ -138,8 +138,8 @@ def load(
     for name in names:
         if (other := owner.setdefault(words[name], name)) != name:
             problem = "worded alike, so that a caption of one would fit the other"
-            alike = Problem(f"{root}, classes {other!r} and {name!r}", problem, "put them into one folder")
-            raise CorpusError(f"clipfolder-{root.name}", problem_table([alike]))
+            twins = Problem(f"{root}, classes {other!r} and {name!r}", problem, "put them into one folder")
+            raise CorpusError(f"clipfolder-{root.name}", problem_table([twins]))
     clips, texts, spans, counts = [], [], [], []
     scenes: dict[str, tuple[int, Scene]] = {}
     for split, count in wanted.items():
