@@ -16,23 +16,26 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import soundfile
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor
 
 from atr import audio as audio_files
 from atr import embedding, features, metrics, model, store, training
-from atr.corpora.corpus import CLIP_COLUMNS, Corpus, no_events
+from atr.corpora.corpus import CLIP_COLUMNS, DENSE, Corpus, alike, no_events
 from atr.corpora.csvfolder import FolderReader
-from atr.metrics import Matrix, Ranks
+from atr.metrics import Matrix, Relevance
 from atr.records import Run
 
 StrPath = str | PathLike[str]
@@ -117,15 +120,15 @@ def score(
     path: StrPath,
     queries: Sequence[str],
     names: Sequence[str],
-    relevance: Matrix,
+    relevance: Relevance,
     ks: Sequence[int] = (1, 5, 10),
     map_at: int = 10,
 ) -> dict[str, float]:
     """R@k and mAP@k in percent of a submission in the form of 2022: t2a_r1, … and t2a_map10, by `map_at`.
 
-    relevance: (queries,) the index in `names` of each query's file, or (queries, files) booleans; a file may be
-    relevant to no query. The measures are those of `metrics.retrieval_metrics`, and so the numbers too, but for ties: a
-    file has them in the order of names, whereas there they go against the model.
+    relevance: (queries,) the index in `names` of each query's file, or (queries, files) booleans, which may be SciPy's
+    sparse ones; a file may be relevant to no query. The measures are those of `metrics.retrieval_metrics`, and so the
+    numbers too, but for ties: a file has them in the order of names, whereas there they go against the model.
 
     ValueError: as `read`; a query without a relevant file; a cut beyond the files listed.
     """
@@ -135,15 +138,15 @@ def score(
         raise ValueError(
             f"{path}: lists {top} files a query, too few for a cut at {max(*ks, map_at)}; lower ks or map_at"
         )
-    fits = np.asarray(relevance)
-    if fits.ndim == 1:
-        fits = fits[:, None] == np.arange(len(names))
-    if fits.shape != (len(queries), len(names)) or fits.dtype != bool:
+    fits: Any = relevance if sparse.issparse(relevance) else np.asarray(relevance)
+    whole = (len(queries), len(names))
+    if fits.shape != (whole if fits.dtype == bool else whole[:1]) or fits.dtype.kind not in "biu":
         raise ValueError(
-            f"relevance is {fits.dtype} of shape {fits.shape}; give the index of each query's file, or booleans "
-            f"({len(queries)}, {len(names)})"
+            f"relevance is {fits.dtype} of shape {fits.shape}; give the index of each query's file, or booleans {whole}"
         )
-    relevant = fits.sum(1)
+    asked, files = fits.nonzero() if fits.ndim == 2 else (np.arange(len(queries)), fits.astype(np.int64))
+    asked, files = (pair[(files >= 0) & (files < len(names))] for pair in (asked, files))
+    relevant = np.bincount(asked, minlength=len(queries))
     if not relevant.all():
         row = int(np.argmin(relevant))
         raise ValueError(
@@ -151,18 +154,16 @@ def score(
             f"{row} ({queries[row]!r}); score without them"
         )
     places = _index(names).get_indexer(pd.Index(found.ravel())).reshape(found.shape)
-    hits = np.take_along_axis(fits, places, axis=1)
-    # Relevant files that are not listed rank behind the list, where no cut reaches; where exactly does not matter.
-    ranked = np.full((len(queries), max(top, relevant.max())), top + 1)
-    ranked[:, :top][hits] = np.nonzero(hits)[1] + 1
-    ranked = np.sort(ranked, axis=1)[:, : relevant.max()]
-    ranked[np.arange(relevant.max()) >= relevant[:, None]] = 0
-    measured = metrics.retrieval_metrics(Ranks(ranked, ranked), ks=ks, map_at=map_at)
-    return {name: measured[name] for name in [*(f"t2a_r{k}" for k in ks), f"t2a_map{map_at}"]}
+    hits = np.isin(places + len(names) * np.arange(len(queries))[:, None], len(names) * asked.astype(np.int64) + files)
+    # Files that are not relevant, and relevant ones that are not listed, stand behind the list, where no cut reaches.
+    ranked = np.sort(np.where(hits, np.arange(1, top + 1), top + 1), axis=1)[:, : relevant.max()]
+    precision = np.where(ranked <= map_at, np.arange(1, ranked.shape[1] + 1) / ranked, 0.0).sum(1) / relevant
+    recall = {f"t2a_r{k}": 100 * float((ranked[:, 0] <= k).mean()) for k in ks}
+    return recall | {f"t2a_map{map_at}": 100 * float(precision.mean())}
 
 
-def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """(queries, files) bool: which files answer which query, by a table of them.
+def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np.ndarray | sparse.csr_array:
+    """(queries, files) bool: which files answer which query, by a table of them. Sparse where it is large.
 
     The table has a column `query` or `caption`, and either `file_name`, with a row for every pair, or, as the
     annotations of 2025 have it (resources/metadata_eval.csv of the baseline), `audio_filenames`, a list in Python's
@@ -177,10 +178,13 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
         raise ValueError(f"{path}: the header is {listed}; it needs query or caption, and file_name or audio_filenames")
     if "audio_filenames" in table:
         try:
-            table["file_name"] = [list(ast.literal_eval(cell)) for cell in table["audio_filenames"]]
+            lists = [ast.literal_eval(cell) for cell in table["audio_filenames"]]
         except (ValueError, SyntaxError, TypeError) as error:
             raise ValueError(f"{path}: audio_filenames holds no lists like ['a.wav', 'b.wav'] ({error})") from None
-        table = table.explode("file_name")
+        if other := [listed for listed in lists if not isinstance(listed, list | tuple)]:
+            raise ValueError(f"{path}: audio_filenames holds no lists like ['a.wav', 'b.wav'] but {other[0]!r}")
+        table["file_name"] = lists
+        table = table[table["file_name"].map(len) > 0].explode("file_name")
     of_query, distinct = pd.factorize(np.array(queries, dtype=object))  # a text may be the query of several rows
     pairs = (
         pd.Index(distinct).get_indexer(pd.Index(table[text])),
@@ -192,39 +196,46 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
             raise ValueError(
                 f"{path}: {(found < 0).sum()} unknown in {column}, such as {first!r}; see the {mend} given"
             )
-    matrix = np.zeros((len(distinct), len(names)), dtype=bool)
-    matrix[pairs] = True
-    return matrix[of_query]
+    shape = (len(distinct), len(names))
+    fits = sparse.csr_array((np.ones(len(table), bool), pairs), shape)[of_query]
+    return fits if len(queries) * len(names) >= DENSE else fits.toarray()
 
 
 def export(corpus: Corpus, folder: StrPath) -> tuple[list[Path], list[str], np.ndarray]:
     """A one-split corpus as organisers hand out an evaluation set: its clips as WAV files (16 bits, one channel) in
-    `folder`, and the first caption of each as a query. Returns files, queries, and relevance as `score` takes it.
+    `folder`, by `store.file_name`, and the first caption of each as a query. Returns files, queries, and relevance as
+    `score` takes it.
+
+    ValueError, before anything is written: names of two clips that some file systems take for one.
     """
-    files = []
-    for clip in corpus.clips["clip"]:
+    clips = corpus.clips["clip"].tolist()
+    files = [Path(folder) / store.file_name(clip, ".wav") for clip in clips]
+    owner: dict[str, str] = {}
+    for clip, file in zip(clips, files, strict=True):
+        other = owner.setdefault(unicodedata.normalize("NFC", file.name).casefold(), clip)
+        if other != clip:
+            raise ValueError(f"corpus {corpus.name!r}: clips {other!r} and {clip!r} make one file name; rename one")
+    for clip, file in zip(clips, files, strict=True):
         waveform, rate = corpus.read(clip)
-        files.append(Path(folder) / f"{clip.replace('/', '_')}.wav")
         sound = io.BytesIO()  # libsndfile does not tell of a disk that is full
         soundfile.write(sound, waveform, rate, subtype="PCM_16", format="WAV")
-        store.write_atomic(files[-1], partial(Path.write_bytes, data=sound.getvalue()))
+        store.write_atomic(file, partial(Path.write_bytes, data=sound.getvalue()))
     first = corpus.captions.drop_duplicates("clip")
     return files, first["caption"].tolist(), corpus.relevance()[first.index.to_numpy()]
 
 
-def same_events(corpus: Corpus) -> np.ndarray:
+def same_events(corpus: Corpus) -> np.ndarray | sparse.csr_array:
     """(captions, clips) bool, for a corpus of one split that knows its events: a caption fits every clip with the same
-    kinds of sound as its own clip. A stand-in for annotations such as those of 2025.
+    kinds of sound as its own clip. A stand-in for annotations such as those of 2025. Sparse where it is large.
 
     ValueError: a clip without an event.
     """
-    heard = corpus.kinds()
-    kinds = corpus.clips["clip"].map(heard)
+    kinds = corpus.clips["clip"].map(corpus.kinds())
     if kinds.isna().any():
         clip = corpus.clips["clip"][kinds.isna()].iloc[0]
         raise ValueError(f"corpus {corpus.name!r}: {kinds.isna().sum()} clips without events, such as {clip!r}")
-    of_caption = corpus.captions["clip"].map(heard)
-    return of_caption.to_numpy()[:, None] == kinds.to_numpy()[None]
+    groups = pd.factorize(kinds)[0]
+    return alike(groups[corpus.clip_of_caption()], groups)
 
 
 def embed(
@@ -272,6 +283,8 @@ def _scores(
 ) -> Iterator[tuple[Sequence[str], Tensor]]:
     """Some queries at a time, with their scores of the files in `order`: (some queries, files)."""
     _index(names)
+    if not len(queries):
+        raise ValueError("no queries; give at least one")
     embedded = isinstance(similarity, tuple)
     parts = [torch.as_tensor(part).detach() for part in (similarity if embedded else (similarity,))]
     shapes = [tuple(part.shape) for part in parts]

@@ -26,7 +26,7 @@ def join(members: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Embeddings whose cosine is the mean of the members' cosines: text (captions, sum of D), audio (clips, sum of D).
 
     members: text (captions, D), audio (clips, D) of each model; D is the model's own.
-    ValueError: no member, or members with different numbers of captions or clips.
+    ValueError: no member, members with different numbers of captions or clips, or one that is not finite.
     """
     pairs = [(F.normalize(text, dim=1), F.normalize(audio, dim=1)) for text, audio in members]
     if not pairs:
@@ -34,6 +34,9 @@ def join(members: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     sizes = [(len(text), len(audio)) for text, audio in pairs]
     if len(set(sizes)) > 1:
         raise ValueError(f"members have {sizes} (captions, clips); embed the same captions and clips with each")
+    for number, pair in enumerate(pairs, 1):
+        if not all(part.isfinite().all() for part in pair):
+            raise ValueError(f"member {number} of {len(pairs)} has embeddings that are not finite; leave it out")
     text, audio = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
     return text, audio
 

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from atr import audio, maps, records, store, training
+from atr import audio, lexical, maps, records, store, training
 from atr import runs as many
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
@@ -33,7 +33,7 @@ MENDS = {
     "stale": "made by an older version, whose results differ; atr.fit(run.config) makes it anew",
 }
 MAPPING = threading.Lock()  # in JupyterLab widgets answer in another thread than cells
-WORDS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+WORDS = re.compile(r"[^\s\d!-/:-@\[-`{-~]+(?:'[^\s\d!-/:-@\[-`{-~]+)*")  # in `lexical.ascii_signs` of a text
 
 
 def corpora(root: str | Path | None = None) -> CorpusOf:
@@ -107,8 +107,7 @@ def described(run: Run, corpus: Corpus, clip: str, top: int = 10) -> pd.DataFram
     if clip not in clips:
         raise ValueError(f"no test clip {clip!r} in {corpus.name!r}; it has {clips[0]!r} and {len(clips) - 1} more")
     place = clips.index(clip)
-    every = range(len(part.captions))
-    scores, right = similarity(run, every)[:, place], _right(run, every)[:, place]
+    scores, right = _of_clip(run, place)
     table = pd.DataFrame({"caption": part.captions["caption"], "similarity": scores.numpy(), "right": right})
     return _ordered(table, top)
 
@@ -211,15 +210,14 @@ def neighbourhood(run: Run, corpus: Corpus, clip: str, number: int = 5, title: s
     x, y = found.audio[tested(run, corpus).clips["clip"].tolist().index(clip)]
     axis.scatter(x, y, 110, "C2", marker="*", edgecolors="k", lw=0.6, label=f"clip {clip}", zorder=3)
     figure.legends[0].remove()
-    for text in figure.legend(loc="outside lower center", ncols=4).get_texts():
-        text.set_parse_math(False)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
 def unheard(corpus: Corpus, sentence: str) -> list[str]:
     """The words of a sentence that no training caption of the corpus has, in their order."""
     known = _vocabulary(corpus)
-    return [word for word in dict.fromkeys(WORDS.findall(sentence.lower())) if word not in known]
+    return [word for word in dict.fromkeys(_words(sentence)) if word not in known]
 
 
 def similarity(run: Run, rows: Sequence[int]) -> Tensor:
@@ -244,6 +242,14 @@ def _right(run: Run, rows: Sequence[int]) -> np.ndarray:
     return chosen if relevance.ndim == 2 else chosen[:, None] == np.arange(len(run.ranks.a2t))
 
 
+def _of_clip(run: Run, place: int) -> tuple[Tensor, np.ndarray]:
+    """(captions,) of a test clip: its cosines with all test captions, and which of them fit it."""
+    known = run.embeddings
+    scores = known["similarity"][:, place] if "similarity" in known else known["text"] @ known["audio"][place]
+    relevance = known["relevance"].numpy()
+    return scores, relevance[:, place] if relevance.ndim == 2 else relevance == place
+
+
 def _ordered(table: pd.DataFrame, top: int) -> pd.DataFrame:
     table = table.iloc[np.lexsort((table["right"], -table["similarity"]))]
     table.insert(0, "rank", np.arange(1, len(table) + 1))
@@ -264,4 +270,8 @@ def _sounds(run: Run, corpus: Corpus, device: str) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _vocabulary(corpus: Corpus) -> frozenset[str]:
-    return frozenset(WORDS.findall(" ".join(corpus.split("train").captions["caption"]).lower()))
+    return frozenset(_words(" ".join(corpus.split("train").captions["caption"])))
+
+
+def _words(text: str) -> list[str]:
+    return WORDS.findall(lexical.ascii_signs(text).lower())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -115,7 +116,7 @@ class Inputs:
     audio: Tensor | Packed
     text: Tensor | Packed
     clip_of_caption: np.ndarray
-    relevance: np.ndarray
+    relevance: np.ndarray | sparse.csr_array
 
     def audio_batch(self, clips: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Pooled (B, dim) and None, or log-mels (B, frames, bands) or waveforms (B, samples) and their lengths."""

@@ -1,5 +1,7 @@
 """Figures in one style (Okabe and Ito's colour-blind-safe palette), saved as PNG and PDF with their provenance."""
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.scale import LogScale, register_scale
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 from atr import records, store
 from atr.records import Run
@@ -16,10 +20,36 @@ from atr.statistics import nested_bootstrap
 from atr.tables import HEADINGS, scores
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, full page width
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def style() -> None:
+    """The style of all figures. Text stands as it is, since captions and names may hold a $; what the font lacks is an
+    empty box.
+    """
     plt.style.use(Path(__file__).with_name("atr.mplstyle"))
+    warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+
+
+class _Powers(LogFormatterSciNotation):
+    """Matplotlib's labels of a logarithmic axis, in Unicode where its own are mathematics."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        label = super().__call__(x, pos).removeprefix(r"$\mathdefault{").removesuffix("}$")
+        return re.sub(r"\^\{(.*?)\}", lambda power: power[1].translate(RAISED), label).replace(r"\times", " × ")
+
+
+class _LogScale(LogScale):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # a signature without `axis`, which is on its way out
+        super().__init__(*args, **kwargs)
+
+    def set_default_locators_and_formatters(self, axis: Axis) -> None:
+        super().set_default_locators_and_formatters(axis)
+        axis.set_major_formatter(_Powers(self.base))
+        axis.set_minor_formatter(_Powers(self.base, labelOnlyBase=self.subs is not None))
+
+
+register_scale(_LogScale)  # "log", everywhere, as the style draws all text as it stands
 
 
 def curves(
@@ -277,7 +307,7 @@ def voxel_network(
 
 def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> Figure:
     """Write `<folder>/figures/<name>` as .png and .pdf, and .json with the runs it came from; returns the figure."""
-    target = folder / "figures"
+    target, stem = folder / "figures", store.file_name(name)
     provenance = records.provenance(runs)
     for ending in ("png", "pdf"):
         metadata: dict[str, Any] = {"Title": name, "Keywords" if ending == "pdf" else "Comment": provenance["note"]}
@@ -287,7 +317,7 @@ def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> F
         def write(path: Path, ending: str = ending, metadata: dict = metadata) -> None:
             figure.savefig(path, format=ending, metadata=metadata)
 
-        store.write_atomic(target / f"{name}.{ending}", write)
-    records.write_json(target / f"{name}.json", provenance)
+        store.write_atomic(target / f"{stem}.{ending}", write)
+    records.write_json(target / f"{stem}.json", provenance)
     plt.close(figure)
     return figure

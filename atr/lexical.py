@@ -1,13 +1,15 @@
 """How rich the words of captions are, by source, and how alike captions are in meaning: Tymofieiev 2025, section 4.4.
 
 Words are those of the package lexicalrichness (Shen 2022): lower case; digits and hyphens deleted ("walkie-talkie" is
-one word); other punctuation parts words ("person's" is two). Typographic quotes and dashes, which it leaves inside of
-words, count as punctuation here.
+one word); other punctuation parts words ("person's" is two). That package knows the signs of ASCII alone; here those of
+all scripts count alike (`ascii_signs`). Words must have blanks between them, see `texts`.
 
 Every measure of richness depends on the length of a text, and on short ones MTLD turns over: see `mtld`. So texts are
 measured by three units, a caption, a clip's captions and a whole corpus, and once more at equal length (`levelled`).
 """
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
@@ -29,7 +31,12 @@ Unit = Literal["caption", "clip", "corpus"]
 
 THRESHOLD = 0.72  # of MTLD: the package's default
 MEASURES = {"mtld": "MTLD", "mattr": "MATTR", "hdd": "HD-D"}
-SIGNS = str.maketrans("‘’“”…–—", "''\"\"   ")
+# Scripts without blanks between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff]+"
+)
+LONGEST_WORD = 4  # letters of theirs that a caption without any blank may have and still be one word
 
 
 class Size(NamedTuple):
@@ -64,9 +71,40 @@ def sources(setting: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["clip", "source", "caption"])
 
 
+class _Signs(dict):
+    """For str.translate: outside of ASCII, letters and their marks stay; digits, apostrophes and hyphens become those
+    of ASCII, characters without a width nothing, and all others a blank.
+    """
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        category = unicodedata.category(character)
+        if code < 128:
+            self[code] = character
+        elif character in "‘’ʼʹ´′＇":
+            self[code] = "'"
+        elif character in "\u2010\u2011－":
+            self[code] = "-"
+        elif category == "Nd":
+            self[code] = str(unicodedata.digit(character))
+        elif category[0] in "LM":
+            self[code] = character
+        else:
+            self[code] = "" if category == "Cf" and character != "\u200b" else " "
+        return self[code]
+
+
+_SIGNS = _Signs()
+
+
+def ascii_signs(text: str) -> str:
+    """A text whose letters and accents are composed, with no other signs and digits than those of ASCII."""
+    return unicodedata.normalize("NFC", text).translate(_SIGNS)
+
+
 def words(text: str) -> list[str]:
     """The words of a text, as the module's docstring says."""
-    return tokenize(text.translate(SIGNS))
+    return tokenize(ascii_signs(text))
 
 
 def mtld(tokens: Sequence[str]) -> float:
@@ -116,9 +154,14 @@ def texts(captions: pd.DataFrame, unit: Unit, parts: int = 1, seed: int = 0) -> 
 
     caption: each on its own, its clip is its group. clip: those of a clip, joined in order. corpus: those of all clips,
     in shuffled order; dealt to so many parts by clip, which are the groups, numbered from 0.
+
+    ValueError: a caption in Chinese, Japanese, Thai or the like without blanks, which would count as one word.
     """
     if unit not in SIZES:
         raise ValueError(f"unit is {unit!r}; known: {', '.join(map(repr, SIZES))}")
+    for caption in captions["caption"]:
+        if len(caption.split()) == 1 and sum(map(len, UNSPACED.findall(caption))) > LONGEST_WORD:
+            raise ValueError(f"caption {caption!r}: no blanks between its words; put them there (a segmenter does)")
     split = [words(caption) for caption in captions["caption"]]
     table = pd.DataFrame({"group": captions["clip"].to_numpy(), "source": captions["source"].to_numpy()})
     table["tokens"] = pd.Series(split, dtype=object)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CorpusOf = Callable[[RunConfig], Corpus]
 
 WIDTH = 60  # characters of a line that shows where the pointer rests
-ROWS = 1024  # points whose similarities to all others are held at a time
+ROWS, BLOCK = 1024, 2**26  # at most so many points' similarities to all others, and so many similarities, at a time
 EPOCHS = 200  # UMAP's own choice for large sets; its 500 for small ones take twice as long and gain hardly anything
 
 
@@ -124,8 +124,9 @@ def project(audio: Tensor, text: Tensor, seed: int = 0, neighbours: int = 15) ->
 def _nearest(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Indices and cosine distances (N, number) of the points nearest to each of x (N, D), itself first, at 0."""
     parts = []
-    for start in range(0, len(x), ROWS):
-        similarity = x[start : start + ROWS] @ x.t()
+    rows = max(1, min(ROWS, BLOCK // len(x)))
+    for start in range(0, len(x), rows):
+        similarity = x[start : start + rows] @ x.t()
         similarity.diagonal(start).fill_(2)  # ahead of its duplicates, and not at a rounding error's distance
         parts.append(similarity.topk(number))
     similarities, indices = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -209,8 +210,13 @@ def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
 
 
 def wrapped(text: str) -> str:
+    return "<br>".join(escaped(line) for line in textwrap.wrap(text, WIDTH))
+
+
+def escaped(text: str) -> str:
+    """Text as the HTML that plotly knows; where a page has MathJax, plotly takes what stands between $ for TeX."""
     # Quotes stay: plotly does not know their entities, and nothing here is an attribute.
-    return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(text, WIDTH))
+    return html.escape(text, quote=False).replace("$", "&#36;")
 
 
 def explorer(
@@ -290,7 +296,7 @@ def put(figure: "FigureWidget", found: Map, title: str) -> None:
         for trace, (points, texts) in zip(figure.data[:2], layers, strict=True):
             trace.x, trace.y = points.t().numpy()
             trace.hovertext = texts
-        figure.layout.title.text = html.escape(title, quote=False)
+        figure.layout.title.text = escaped(title)
         figure.layout.xaxis.autorange = figure.layout.yaxis.autorange = True
 
 

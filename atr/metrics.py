@@ -7,21 +7,23 @@ everything the same score comes last, not first. Among a query's own relevant ca
 Relevance is one of
 - (captions,) integers: the index of each caption's clip;
 - (captions, clips) booleans: which clips a caption fits, where it fits several; a clip that fits none is there to be
-  found wrongly, and is no query.
+  found wrongly, and is no query. Best a sparse array of SciPy's where there are many captions and clips.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor
 
 Matrix = Tensor | np.ndarray
+Relevance: TypeAlias = Matrix | sparse.sparray
 Direction = Literal["t2a", "a2t"]
 BLOCK = 2**22  # similarities held at a time unless `chunk` says otherwise: 16 MiB in float32
 PIECE = 2**18  # compared at a time
@@ -44,7 +46,7 @@ class Ranks:
         return getattr(self, direction)[:, 0]
 
 
-def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Matrix, chunk: int | None = None) -> Ranks:
+def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Relevance, chunk: int | None = None) -> Ranks:
     """Ranks of the relevant candidates in both directions.
 
     similarity: (captions, clips), or embeddings (text (captions, D), audio (clips, D)), compared by their cosine and
@@ -81,7 +83,7 @@ def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Matrix, chunk: 
 
 def retrieval_metrics(
     similarity: Matrix | tuple[Matrix, Matrix] | Ranks,
-    relevance: Matrix | None = None,
+    relevance: Relevance | None = None,
     ks: Sequence[int] = (1, 5, 10),
     map_at: int = 10,
 ) -> dict[str, float]:
@@ -108,6 +110,8 @@ def retrieval_metrics(
         raise ValueError("relevance is missing; give the clip of each caption, or a (captions, clips) boolean matrix")
     else:
         found = ranks(similarity, relevance)
+    if min(map_at, *ks) < 1:
+        raise ValueError(f"ks {tuple(ks)}, map_at {map_at}; ranks count from 1, so give cuts of 1 or more")
     metrics: dict[str, float] = {}
     for direction, table in (("t2a", found.t2a), ("a2t", found.a2t)):
         table = table[table[:, 0] > 0]
@@ -122,7 +126,7 @@ def retrieval_metrics(
     return metrics
 
 
-def chance(relevance: Matrix, ks: Sequence[int] = (1, 5, 10), map_at: int = 10) -> dict[str, float]:
+def chance(relevance: Relevance, ks: Sequence[int] = (1, 5, 10), map_at: int = 10) -> dict[str, float]:
     """What `retrieval_metrics` is expected to give for a ranking drawn at random, exactly, under the same keys.
 
     The median rank is that of all queries' ranks taken together: the smallest that half of them are expected to reach.
@@ -148,13 +152,14 @@ def chance(relevance: Matrix, ks: Sequence[int] = (1, 5, 10), map_at: int = 10) 
     return metrics
 
 
-def relevant_pairs(relevance: Matrix, shape: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def relevant_pairs(relevance: Relevance, shape: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Caption and clip index of every relevant pair, by caption: two (pairs,) integer arrays.
 
     shape: (captions, clips) to hold the relevance against; without it, that of the relevance.
     ValueError: it does not fit, a caption has no clip, or by integers a clip no caption.
     """
-    array: np.ndarray = relevance.detach().cpu().numpy() if isinstance(relevance, Tensor) else np.asarray(relevance)
+    array: Any = relevance.detach().cpu().numpy() if isinstance(relevance, Tensor) else relevance
+    array = array.tocsr() if sparse.issparse(array) else np.asarray(array)  # by row
     if array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and array.size:
         expected = shape or (len(array), int(array.max()) + 1)
         if len(array) != expected[0]:
@@ -164,12 +169,13 @@ def relevant_pairs(relevance: Matrix, shape: tuple[int, int] | None = None) -> t
         captions, clips = np.arange(len(array)), array.astype(np.int64)
         captionless = np.bincount(clips, minlength=expected[1]) == 0
         _none_of(captionless, "clip", "no relevant caption", "give it one, drop it, or give booleans (captions, clips)")
-    elif array.ndim == 2 and array.dtype == bool and array.size:
+    elif array.ndim == 2 and array.dtype == bool and all(array.shape):
         expected = shape or (array.shape[0], array.shape[1])
         if array.shape != expected:
             raise ValueError(f"relevance is {array.shape}, (captions, clips) is {expected}; give one row a caption")
-        _none_of(~np.any(array, axis=1), "caption", "no relevant clip", "mark its clip or drop it")
-        captions, clips = np.nonzero(array)
+        captions, clips = array.nonzero()
+        clipless = np.bincount(captions, minlength=expected[0]) == 0
+        _none_of(clipless, "caption", "no relevant clip", "mark its clip or drop it")
     else:
         raise ValueError(
             f"relevance is {array.dtype} of shape {array.shape}; give integers (captions,) or booleans by clip"
@@ -186,7 +192,7 @@ def _ranks(blocks: Iterator[Tensor], relevant: np.ndarray) -> np.ndarray:
         # Scores come from the block itself: a second product could round otherwise and rank an item behind itself.
         scores = block.gather(1, index.clamp(min=0)).masked_fill(index < 0, -torch.inf).sort(1, descending=True).values
         ahead = _reaching(block, scores)
-        relevant_ahead = (scores[:, None, :] >= scores[:, :, None]).sum(2)
+        relevant_ahead = torch.searchsorted(-scores, -scores, right=True)
         order = torch.arange(1, index.shape[1] + 1, device=block.device)
         parts.append((order + ahead - relevant_ahead).masked_fill(scores == -torch.inf, 0).cpu().numpy())
     return np.concatenate(parts)

@@ -97,9 +97,7 @@ def gallery(table: pd.DataFrame, corpus: Corpus, title: str = "") -> Figure:
     for axis, row in zip(axes.flat, table.itertuples(), strict=False):
         image = draw(axis, corpus, str(row.clip))
         said = f"{row.rank} · {row.similarity:z.2f} · {row.clip}{' · ✓ right clip' if row.right else ''}"
-        axis.set_title(
-            "\n".join([said, *textwrap.wrap(str(row.caption), WIDTH)]), size=7, loc="left", pad=3, parse_math=False
-        )
+        axis.set_title("\n".join([said, *textwrap.wrap(str(row.caption), WIDTH)]), size=7, loc="left", pad=3)
         axis.set_ylabel("kHz", size=7)
         if row.right:
             axis.spines[:].set(visible=True, color="C2", linewidth=2.5)
@@ -110,5 +108,5 @@ def gallery(table: pd.DataFrame, corpus: Corpus, title: str = "") -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 2 / rows), aspect=12)
     bar.set_label("dB below a clip's loudest", size=7)
     bar.ax.tick_params(labelsize=6)
-    figure.suptitle("\n".join(textwrap.wrap(title, 90)), size=9, parse_math=False)
+    figure.suptitle("\n".join(textwrap.wrap(title, 90)), size=9)
     return figure

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from atr.metrics import Direction, Matrix, Ranks, relevant_pairs
+from atr.metrics import Direction, Ranks, Relevance, relevant_pairs
 
 BLOCK = 2**22  # resampled clips drawn at a time
 
@@ -42,7 +42,7 @@ class Comparison:
     p: float
 
 
-def clip_scores(ranks: Ranks, relevance: Matrix, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
+def clip_scores(ranks: Ranks, relevance: Relevance, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
     """(clips,) R@k of each clip that a caption fits, in percent.
 
     t2a: the share of the clip's captions whose rank is up to k; a2t: whether the clip's own rank is.
@@ -55,7 +55,7 @@ def clip_scores(ranks: Ranks, relevance: Matrix, k: int = 10, direction: Directi
     return (np.bincount(clips, weights=hits[captions]) / np.maximum(np.bincount(clips), 1))[np.unique(clips)]
 
 
-def clip_precision(ranks: Ranks, relevance: Matrix, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
+def clip_precision(ranks: Ranks, relevance: Relevance, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
     """(clips,) average precision at k of each clip that a caption fits, in percent.
 
     t2a: the mean over the clip's captions; a2t: that of the clip as a query. relevance: as `metrics.ranks` took it.

@@ -338,7 +338,7 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
 
 def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
     """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them."""
-    target = folder / "tables"
+    target, stem = folder / "tables", store.file_name(name)
     flat = table.reset_index() if any(table.index.names) else table
     flat = flat.drop(columns="run", errors="ignore")
     if isinstance(flat.columns, pd.MultiIndex):
@@ -352,6 +352,6 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
         "tex": latex.table(flat, note, name),
     }
     for ending, text in texts.items():
-        store.write_atomic(target / f"{name}.{ending}", partial(Path.write_text, data=text, encoding="utf-8"))
-    records.write_json(target / f"{name}.json", {"caption": caption, **provenance})
-    return target / f"{name}.csv"
+        store.write_atomic(target / f"{stem}.{ending}", partial(Path.write_text, data=text, encoding="utf-8"))
+    records.write_json(target / f"{stem}.json", {"caption": caption, **provenance})
+    return target / f"{stem}.csv"

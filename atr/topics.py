@@ -6,13 +6,15 @@ captions and from the smallest size of a topic, and a little from the seed of UM
 """
 
 import hashlib
-import html
 import json
+import re
+import string
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
     from plotly.graph_objects import FigureWidget
 
 TOPICS_VERSION = 1
+WORDS_VERSION = 2  # raise it when captions give other keywords
 PACKAGES = ("bertopic", "umap-learn", "hdbscan", "scikit-learn")  # another version of theirs may find other topics
 SMALLEST = 10  # captions of a topic
 NAMED = 3  # keywords that name a topic
 COLORS = 6  # of the palette, taken in turn
+BLANKS = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,8 @@ def fit(captions: list[str], embeddings: Tensor, seed: int = 0, smallest: int = 
         raise ValueError(f"{len(embeddings)} embeddings of {len(captions)} captions; give one of each, in order")
     if len(captions) < smallest:
         raise ValueError(f"{len(captions)} captions; a topic has {smallest} or more, so give at least as many")
+    if not any(map(words, captions)):
+        raise ValueError(f"{len(captions)} captions without a word to name a topic by, such as {captions[0]!r}")
 
     def build(folder: Path) -> None:
         start = time.perf_counter()
@@ -78,8 +84,8 @@ def fit(captions: list[str], embeddings: Tensor, seed: int = 0, smallest: int = 
         table.to_csv(folder / "table.csv", index=False)
         records.write_json(folder / "topics.json", {"seconds": time.perf_counter() - start})
 
-    folder = store.cached("topics", _key(embeddings, captions, seed, smallest), build)
-    table = pd.read_csv(folder / "table.csv", keep_default_na=False)
+    folder = store.cached("topics", _key(embeddings, captions, seed, smallest, WORDS_VERSION), build)
+    table = pd.read_csv(folder / "table.csv", keep_default_na=False, dtype={"name": "str", "keywords": "str"})
     seconds = json.loads((folder / "topics.json").read_text())["seconds"]
     return Topics(seed, np.load(folder / "labels.npy"), table, seconds)
 
@@ -93,7 +99,8 @@ def _topics(captions: list[str], points: np.ndarray, smallest: int) -> tuple[np.
     model = BERTopic(
         umap_model=BaseDimensionalityReduction(),  # done already
         hdbscan_model=_clusters(smallest),
-        vectorizer_model=CountVectorizer(stop_words=sorted(lexical.stop_words())),
+        vectorizer_model=CountVectorizer(analyzer=words),
+        language="multilingual",  # "english" deletes all letters but A to Z
     )
     labels = np.array(model.fit_transform(captions, points)[0], dtype=np.int64)
     rows = []
@@ -102,6 +109,21 @@ def _topics(captions: list[str], points: np.ndarray, smallest: int) -> tuple[np.
         keywords = [word for word, _ in model.get_topic(topic) if word]
         rows.append((topic, size, 100 * size / len(labels), ", ".join(keywords[:NAMED]), " ".join(keywords)))
     return labels, pd.DataFrame(rows, columns=["topic", "size", "share", "name", "keywords"])
+
+
+def words(caption: str) -> list[str]:
+    """What a caption may give to the keywords: its words of two characters or more in small letters, but stop words.
+
+    Apostrophes and hyphens are deleted, other punctuation parts words. Of scripts that write no blanks between words
+    (`lexical.UNSPACED`) each two characters that follow one another count as a word, as in search engines.
+    """
+    plain = re.sub(r"['-]", "", lexical.ascii_signs(caption)).lower().translate(BLANKS)
+    pairs = lexical.UNSPACED.sub(lambda run: f" {' '.join(map(''.join, pairwise(run[0]))) or run[0]} ", plain)
+    left_out = _stop_words()
+    return [word for word in pairs.split() if word not in left_out and (len(word) > 1 or lexical.UNSPACED.match(word))]
+
+
+_stop_words = cache(lexical.stop_words)
 
 
 def _clusters(smallest: int) -> Any:
@@ -264,14 +286,14 @@ def explorer(points: np.ndarray, topics: Topics, captions: list[str], number: in
     traces = []
     for name, rows, color in layers:
         said = [
-            f"{maps.wrapped(captions[row])}<br><i>{html.escape(every[topics.labels[row]], quote=False)}</i>"
+            f"{maps.wrapped(captions[row])}<br><i>{maps.escaped(every[topics.labels[row]])}</i>"
             for row in np.flatnonzero(rows)
         ]
         x, y = points[rows].T
         look = {"color": color, "size": 4, "opacity": 0.7}
         traces.append(
             graph_objects.Scattergl(  # which draws twenty thousand points; Scatter does not
-                x=x, y=y, mode="markers", name=name, marker=look, hovertext=said, hoverinfo="text"
+                x=x, y=y, mode="markers", name=maps.escaped(name), marker=look, hovertext=said, hoverinfo="text"
             )
         )
     return graph_objects.FigureWidget(traces, layout)

@@ -266,7 +266,9 @@ def _write_results(
     trainer: Trainer, run: Run, state: dict[str, Any], tested: Evaluated, threads: int, spent: float
 ) -> None:
     prepared = trainer.prepared
-    embeddings = tested.tensors | {"relevance": torch.from_numpy(prepared.splits["test"].relevance)}
+    relevance = prepared.splits["test"].relevance
+    dense = relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
+    embeddings = tested.tensors | {"relevance": torch.from_numpy(dense)}
     embeddings |= {"t2a": torch.from_numpy(tested.ranks.t2a), "a2t": torch.from_numpy(tested.ranks.a2t)}
     store.write_atomic(run.path / "embeddings.safetensors", lambda path: save_file(_contiguous(embeddings), path))
     store.write_atomic(run.path / "checkpoint.safetensors", lambda path: save_file(_contiguous(state["best"]), path))

@@ -111,5 +111,5 @@ def mutations(path):
 
 
 def copy(run, folder):
-    """Another folder with the files of a run, under its address; without their hashes, so that all else has to notice."""
+    """Another folder with the files of a run, under its address, without their hashes: the rest has to notice."""
     return type(run)(Path(shutil.copytree(run.path, folder / run.address, ignore=shutil.ignore_patterns("sums.json"))))

@@ -416,7 +416,7 @@ class TestGenerate:
         assert [given["captions"] for given in seen] == train.captions.groupby("clip", sort=False)["caption"].agg(
             list
         ).tolist()
-        assert [" ".join(given["tags"]) for given in seen] == train.kinds()[train.clips["clip"]].tolist()
+        assert [tuple(given["tags"]) for given in seen] == train.kinds()[train.clips["clip"]].tolist()
 
     @pytest.mark.parametrize("options", [{"concurrency": 0}, {"attempts": 0}])
     def test_numbers_that_make_no_sense(self, record, options):

@@ -181,3 +181,25 @@ def test_esc10_makes_scenes_with_distinct_descriptions():
     assert "test 500 scenes of 80 recordings" in corpus.source and "LICENSE.txt" in corpus.source
     wave, _ = corpus.read("test-00499")
     assert np.isfinite(wave).all() and 0.01 < np.abs(wave).max() < 1
+
+
+def test_classes_that_are_worded_alike_are_refused(tmp_path):
+    for name in ("car_horn", "Car horn"):
+        for fold in range(1, 6):
+            write_sound(tmp_path / name / f"{fold}-{len(name)}{name[0]}.wav", 400, 1.0, fold + ord(name[0]))
+    with pytest.raises(CorpusError, match="classes 'Car horn' and 'car_horn': worded alike.*; put them into one"):
+        clipfolder.load(tmp_path, **SIZES)
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("Car horn, honking", "the sound of car horn honking|"),
+        ("Hu\u0308ndchen", "the sound of hündchen|"),
+        ("हिन्दी_गाना", "the sound of हिन्दी गाना|"),
+        ("狗叫", "the sound of 狗叫|"),
+        ("001 - Owl", "the sound of owl|"),
+    ],
+)
+def test_class_names_are_worded_in_all_scripts(name, said):
+    assert clipfolder._words(name).phrases[0].startswith(said)

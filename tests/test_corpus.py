@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from atr.audio import AudioError
 from atr.corpora import LOADERS, Corpus, CorpusError, load_corpus
-from atr.corpora.corpus import no_events
+from atr.corpora.corpus import alike, no_events
 from atr.encoders import pretraining
 
 RATE = 1000
@@ -258,3 +259,18 @@ def test_an_encoder_of_its_own_hears_the_same_clips_with_and_without_some_held_o
     other = whole.held_out(12)
     assert pretraining.location(other, "compact", epochs=2) != pretraining.location(whole, "compact", epochs=2)
     assert not set(other.to_pretrain_on().clips["clip"]) & set(other.split("validation").clips["clip"])
+
+
+def test_kinds_are_names_whatever_stands_in_them():
+    events = [("x", "car horn", 0, 1), ("x", "bell", 0, 1), ("x", "car horn", 1, 2), ("y", "Speech, human", 0, 1)]
+    table = pd.DataFrame(events, columns=["clip", "event", "onset", "offset"])
+    assert corpus(events=table).kinds().to_dict() == {"x": ("bell", "car horn"), "y": ("Speech, human",)}
+
+
+def test_alike_is_sparse_where_it_is_large(monkeypatch):
+    captions, clips = np.array([2, 0, 2, 5]), np.array([0, 2, 1, 2, 0])
+    whole = alike(captions, clips)
+    np.testing.assert_array_equal(whole, captions[:, None] == clips)
+    monkeypatch.setattr("atr.corpora.corpus.DENSE", 20)
+    assert sparse.issparse(alike(captions, clips)) and not sparse.issparse(alike(captions[1:], clips))
+    np.testing.assert_array_equal(alike(captions, clips).toarray(), whole)

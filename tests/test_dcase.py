@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,11 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 from test_readme import blocks
 
 from atr import RunConfig, audio, fit, metrics
+from atr.corpora.corpus import Corpus
 from atr.dcase import embed, export, read, relevance, same_events, score, write, write_scores
 from atr.records import Run
 
@@ -373,3 +376,113 @@ def test_a_caption_fits_every_clip_with_the_same_kinds_of_sound(corpus):
     silent = dataclasses.replace(part, events=part.events[part.events["clip"] != part.clips["clip"][2]])
     with pytest.raises(ValueError, match="1 clips without events, such as 'test-00002'"):
         same_events(silent)
+
+
+def made(clips, kinds=None, description=""):
+    """A test split of such clips, with a caption each; kinds: names of the sounds in each clip."""
+    table = pd.DataFrame({"clip": clips, "split": "test", "duration": 1.0, "digest": "0", "description": description})
+    spans = [
+        (clip, kind, 0.0, 1.0) for clip, names in zip(clips, kinds or [()] * len(clips), strict=True) for kind in names
+    ]
+    captions = pd.DataFrame({"clip": clips, "caption": [f"this is {clip}" for clip in clips]})
+    events = pd.DataFrame(spans, columns=["clip", "event", "onset", "offset"])
+    return Corpus("made", table, captions, events, lambda clip: (np.full(8000, len(clip) / 100, np.float32), 8000))
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (["car horn"], ["car", "horn"]),
+        (["Speech, human"], ["Speech", "human"]),
+        (["a b", "c"], ["a", "b c"]),
+        (["bell"], ["church bell"]),
+        (["car_horn"], ["car-horn"]),
+        (["bell"], ["bells"]),
+    ],
+)
+def test_a_kind_of_sound_stays_one_whatever_its_name(one, other):
+    fits = same_events(made(["first", "second", "third"], [one, other, [*one[::-1], *one]]))
+    assert fits.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+
+
+def test_clips_get_a_file_each_whatever_their_names(tmp_path):
+    clips = [
+        "a/b",
+        "a_b",
+        "a%2Fb",
+        "a\\b",
+        "..",
+        ".hidden",
+        "CON",
+        "what?",
+        "Käuzchen 1.wav",
+        "x" * 300,
+        "x" * 299 + "y",
+    ]
+    files, queries, _ = export(made(clips), tmp_path / "out")
+    assert len(set(files)) == len(clips) and sorted((tmp_path / "out").iterdir()) == sorted(files)
+    assert [path.name for path in files[:4]] == ["a%2Fb.wav", "a_b.wav", "a%252Fb.wav", "a%5Cb.wav"]
+    assert files[8].name == "Käuzchen 1.wav.wav" and not any(path.name.startswith((".", "CON")) for path in files)
+    for clip, path in zip(clips, files, strict=True):
+        assert audio.read(path)[0].max() == pytest.approx(len(clip) / 100 if len(clip) < 100 else 1, abs=1e-3)
+    write(tmp_path / "out.csv", queries, [path.name for path in files], np.eye(len(clips)), top=1)
+    assert read(tmp_path / "out.csv")["file_name_1"].tolist() == [path.name for path in files]
+
+
+@pytest.mark.parametrize("one, other", [("Dog", "dog"), ("Ma\u0308dchen", "M\u00e4dchen"), ("STRASSE", "straße")])
+def test_names_that_some_file_systems_take_for_one_are_refused_and_nothing_is_written(tmp_path, one, other):
+    with pytest.raises(ValueError, match=f"clips '{one}' and '{other}' make one file name; rename one"):
+        export(made([one, "x", other]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sparse_relevance_scores_as_the_dense_does(tmp_path, monkeypatch):
+    text, sound, queries, names = drawn()
+    fits = several_answers()
+    write(tmp_path / "out.csv", queries, names, (text, sound), top=16)
+    expected = score(tmp_path / "out.csv", queries, names, fits, map_at=16)
+    for form in (sparse.csr_array, sparse.coo_array, sparse.csc_matrix):
+        assert score(tmp_path / "out.csv", queries, names, form(fits), map_at=16) == expected
+    pairs = [(queries[row], names[place]) for row, place in zip(*fits.nonzero(), strict=True)]
+    path = table(tmp_path / "pairs.csv", ["query", "file_name"], *pairs, pairs[0])  # a pair twice counts once
+    clips = made([f"{number}" for number in range(30)], [[f"kind {number % 4}"] for number in range(30)])
+    dense = relevance(path, queries, names), same_events(clips)
+    monkeypatch.setattr("atr.dcase.DENSE", 1)
+    monkeypatch.setattr("atr.corpora.corpus.DENSE", 1)
+    for found, whole in zip((relevance(path, queries, names), same_events(clips)), dense, strict=True):
+        assert sparse.issparse(found) and found.dtype == bool
+        np.testing.assert_array_equal(found.toarray(), whole)
+
+
+def test_large_relevance_is_never_held_whole(tmp_path):
+    number = 20_000  # of queries and files: as booleans 400 MB
+    queries, names = [f"query {row}" for row in range(number)], [f"{row}.wav" for row in range(number)]
+    answers = table(tmp_path / "answers.csv", ["query", "file_name"], *zip(queries, names, strict=True))
+    found = table(
+        tmp_path / "out.csv", ["caption", "file_name_1", "file_name_2"], *zip(queries, names[::-1], names, strict=True)
+    )
+    clips = made(names, [[name] for name in names])
+    alike = made(names, description=[str(row // 2) for row in range(number)])
+    tracemalloc.start()
+    fits = relevance(answers, queries, names)
+    several = [score(found, queries, names, fits, ks=(1, 2), map_at=2)]
+    several.append(score(found, queries, names, np.arange(number), ks=(1, 2), map_at=2))
+    assert same_events(clips).sum() == number and alike.relevance().sum() == 2 * number
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 80e6
+    assert several[0] == several[1] == {"t2a_r1": 0, "t2a_r2": 100, "t2a_map2": 50}
+
+
+def test_lists_of_no_files_answer_nothing_and_a_lone_name_is_no_list(tmp_path):
+    header = ["query", "audio_filenames"]
+    found = relevance(table(tmp_path / "1.csv", header, ["q", "[]"], ["r", "['b']"]), ["q", "r"], ["a", "b"])
+    assert found.tolist() == [[False, False], [False, True]]
+    with pytest.raises(ValueError, match=r"no lists like \['a.wav', 'b.wav'\] but 'ab'"):
+        relevance(table(tmp_path / "2.csv", header, ["q", "'ab'"]), ["q"], ["a", "b"])
+
+
+def test_a_submission_of_no_queries_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no queries; give at least one"):
+        write(tmp_path / "out.csv", [], NAMES, np.zeros((0, 4)), top=1)
+    assert not list(tmp_path.iterdir())

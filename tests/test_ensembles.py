@@ -142,3 +142,9 @@ def test_runs_without_test_clips_are_tested_and_joined_on_those_held_out(tmp_pat
     assert text.shape == (40, 32) and audio.shape == (8, 32)
     joined = metrics.retrieval_metrics((text, audio), run.embeddings["relevance"])
     assert metrics.retrieval_metrics(ensemble(runs)) == joined and joined["t2a_r1"] < 100
+
+
+def test_a_member_that_is_not_finite_is_named():
+    good, bad = (torch.ones(2, 3), torch.ones(2, 3)), (torch.ones(2, 3), torch.full((2, 3), torch.nan))
+    with pytest.raises(ValueError, match="member 2 of 3 has embeddings that are not finite; leave it out"):
+        join([good, bad, good])

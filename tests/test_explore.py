@@ -1,8 +1,12 @@
+import dataclasses
 import json
 import shutil
+import unicodedata
+import warnings
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_runs import change_embeddings, run_on_three_clips, three_clips
@@ -206,3 +210,32 @@ def test_any_sentence_is_ranked_as_the_model_embeds_it_and_test_captions_as_the_
     rank = trained.ranks.best("t2a")[7]
     table = explore.ranked(trained, corpus, part.captions["caption"][7], device="cpu")
     assert rank in table.loc[table["right"], "rank"].tolist()
+
+
+def test_words_are_known_in_either_spelling_and_script(made):
+    said = pd.DataFrame({"clip": ["seen"], "caption": "a Käuzchen, somebody’s, हिन्दी"})
+    heard = dataclasses.replace(made, captions=pd.concat([made.captions[1:], said]))
+    sentence = unicodedata.normalize("NFD", "KÄUZCHEN somebody's somebodyʼs हिन्दी Bäche")
+    assert explore.unheard(heard, sentence) == ["bäche"]
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_captions_of_a_clip_need_no_matrix_of_all(run, made, monkeypatch, aware):
+    expected = explore.described(run, made, "bell.wav")
+    monkeypatch.setattr(explore, "similarity", None)
+    monkeypatch.setattr(explore, "_right", None)
+    found = explore.described(text_aware(run) if aware else run, made, "bell.wav")
+    assert found["caption"].tolist() == expected["caption"].tolist() and found["right"].sum() == 2
+    np.testing.assert_allclose(found["similarity"], expected["similarity"], atol=1e-6)
+
+
+def test_a_map_says_the_names_of_clips_as_they_are(tmp_path, made, unprojected):
+    name = r"$\frac{$ 狗.wav"
+    for table in (made.clips, made.captions):
+        table["clip"] = table["clip"].replace("bell.wav", name)
+    figure = explore.neighbourhood(run_on_three_clips(tmp_path / "runs", "b", made), made, name, 1, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.canvas.draw()
+    assert figure.legends[-1].get_texts()[-1].get_text() == f"clip {name}" and figure.axes[0].get_title() == name

@@ -234,3 +234,42 @@ def test_curves_mark_where_a_stage_begins(panels):
     staged = {"x": {"plain": panels["soundscapes, frozen"]["Triplet-sum"], "staged": [type(run)(run.path)]}}
     (axis,) = figures.curves(staged, {"t2a_r10": "R@10"}).axes
     assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [1.5]
+
+
+@pytest.mark.parametrize("said", ["$\\frac{$ 狗叫 😀", "$a_1^2$, $5 \\b {c} _^%&#~"])
+def test_text_is_drawn_as_it_stands(said, panels, tmp_path):
+    """Mathematics would be narrower than its source, or an error; what the font lacks is no warning."""
+    renamed = {said: {said: panels["soundscapes, frozen"]["NT-Xent"]}}
+    table = pd.DataFrame({said: [said], "by": said, "h": [1.0], "difference": 0.0, "low": -1.0, "high": 1.0})
+    for figure in (
+        figures.curves(renamed, {"t2a_r10": said}),
+        figures.dots(renamed, marks={said: 2.0}),
+        figures.responses(table, said, "by", {"h": said}, {"h": {said: 1.0}}),
+        figures.forest(table, said, said),
+    ):
+        assert said in texts(figure)
+        assert not [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_parse_math()]
+    label = figure.axes[0].xaxis.label
+    width = label.get_window_extent().width
+    label.set_text(said.replace("$", "S"))  # letters about as wide
+    assert width == pytest.approx(label.get_window_extent().width, rel=0.1)
+    figures.save(figure, tmp_path, "one")
+
+
+@pytest.mark.parametrize(
+    "reach, expected",
+    [((0.02, 300), {"10⁻²", "10⁻¹", "10⁰", "10²"}), ((0.15, 0.9), {"2 × 10⁻¹", "6 × 10⁻¹"}), ((1, 1e12), {"10¹²"})],
+)
+def test_logarithmic_axes_have_powers_and_no_source_of_mathematics(reach, expected):
+    figures.style()
+    figure, axis = figures.plt.subplots()
+    axis.plot(reach, reach)
+    axis.set(xscale="log", yscale="log")
+    assert expected <= texts(figure) and not [text for text in texts(figure) if "$" in text or "\\" in text]
+
+
+def test_a_name_that_is_no_file_name_still_makes_one_in_its_folder(tmp_path):
+    for name in ("../x", "a/b", "a_b"):
+        figures.save(figures.plt.figure(), tmp_path, name)
+    stems = {path.name.removesuffix(".png") for path in (tmp_path / "figures").glob("*.png")}
+    assert stems == {"%2E.%2Fx", "a%2Fb", "a_b"} and [path.name for path in tmp_path.iterdir()] == ["figures"]

@@ -1,4 +1,5 @@
 import string
+import unicodedata
 
 import matplotlib
 import numpy as np
@@ -49,10 +50,16 @@ class TestWords:
             ("ÉTÉ naïve 雨 straße", "été naïve 雨 straße"),
             ("", ""),
             ("... 12 !", ""),
+            ("rain/wind «Regen» rain，wind „horn‚", "rain wind regen rain wind horn"),
+            ("don't don’t donʼt don´t don`t", "don t " * 5),
+            ("walkie-talkie walkie‐talkie walkie‑talkie walkie\u00adtalkie", "walkietalkie " * 4),
+            ("١٢ birds ９", "birds"),
+            ("STRAẞE हिन्दी भाषा", "straße हिन्दी भाषा"),
         ],
     )
     def test_what_counts_as_a_word(self, text, expected):
         assert lexical.words(text) == expected.split()
+        assert lexical.words(unicodedata.normalize("NFD", text)) == expected.split()
 
 
 class TestMeasures:
@@ -96,6 +103,15 @@ class TestMeasures:
 
 
 class TestTexts:
+    @pytest.mark.parametrize("caption", ["一只狗在院子里叫", "犬が吠えている。", "สุนัขเห่าในสวน"])
+    def test_a_caption_without_blanks_between_its_words_is_refused(self, caption):
+        with pytest.raises(ValueError, match=f"caption '{caption}': no blanks between its words; put them there"):
+            lexical.richness(table(("x", "human", "a dog"), ("x", "human", caption)))
+        apart = lexical.texts(
+            table(("x", "human", "一只 狗 在 院子里 叫"), ("x", "human", "ヘリコプター が 飛ぶ")), "clip"
+        )
+        assert apart["tokens"][0] == ["一只", "狗", "在", "院子里", "叫", "ヘリコプター", "が", "飛ぶ"]
+
     def test_a_caption_stands_alone_a_clips_are_joined_in_order(self):
         made = table(("x", "human", "One dog."), ("x", "phi-4", "a hound"), ("x", "human", "two!"), ("y", "human", ""))
         assert lexical.texts(made, "caption")["tokens"].tolist() == [["one", "dog"], ["a", "hound"], ["two"], []]

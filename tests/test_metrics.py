@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atr.metrics import Ranks, chance, ranks, retrieval_metrics
 from atr.statistics import clip_scores
@@ -225,3 +227,49 @@ def test_a_clip_that_no_caption_fits_is_found_wrongly_and_asks_nothing():
     expected = np.mean([retrieval_metrics(rng.random((8, 5)), fits)["t2a_r1"] for _ in range(400)])
     assert chance(fits)["t2a_r1"] == pytest.approx(expected, abs=2.5)
     assert all(np.isfinite(value) for value in chance(fits).values())
+
+
+@pytest.mark.parametrize("form", [sparse.csr_array, sparse.csc_array, sparse.coo_array, sparse.csr_matrix])
+def test_sparse_relevance_is_the_dense_one(form):
+    rng = np.random.default_rng(0)
+    relevance = rng.random((30, 12)) < 0.2
+    relevance[np.arange(30), np.arange(30) % 12] = True
+    similarity = rng.standard_normal((30, 12)).round(1)
+    assert retrieval_metrics(similarity, form(relevance)) == retrieval_metrics(similarity, relevance)
+    assert chance(form(relevance)) == chance(relevance)
+    relevance[7] = False
+    with pytest.raises(ValueError, match="1 of 30 captions have no relevant clip, the first is caption 7"):
+        ranks(similarity, form(relevance))
+    with pytest.raises(ValueError, match="30 of 30 captions have no relevant clip"):
+        ranks(similarity, form(np.zeros((30, 12), bool)))
+    with pytest.raises(ValueError, match="relevance is float64 of shape"):
+        ranks(similarity, form(relevance.astype(float)))
+
+
+def test_many_relevant_clips_of_a_caption_are_ranked_in_little_memory():
+    """5,000 relevant ones a caption: pairs of them, (8, 5,000, 5,000) booleans, would take 200 MB."""
+    rng = np.random.default_rng(0)
+    similarity, relevance = rng.standard_normal((8, 6000)).round(2), rng.random((8, 6000)) < 5 / 6
+    relevance[0] |= ~relevance.any(0)
+    with Largest() as largest:
+        found = ranks(similarity, relevance)
+    assert largest.bytes < 2 * similarity.nbytes
+    assert found.t2a[3][found.t2a[3] > 0].tolist() == by_sorting(similarity[3], relevance[3])
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that any operation returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        found = result if isinstance(result, (tuple, list)) else [result]
+        self.bytes = max([self.bytes, *(x.nbytes for x in found if isinstance(x, torch.Tensor))])
+        return result
+
+
+def test_a_cut_below_one_is_refused():
+    for cuts in ({"ks": (0, 5)}, {"map_at": 0}):
+        with pytest.raises(ValueError, match="ranks count from 1"):
+            retrieval_metrics(SIMILARITY, CLIP_OF, **cuts)

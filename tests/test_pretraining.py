@@ -1,3 +1,5 @@
+import csv
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -142,3 +144,9 @@ def test_a_corpus_that_knows_no_events_is_an_error_that_says_what_to_do():
     corpus = Corpus("own", clips, pd.DataFrame({"clip": ["a"], "caption": ["a dog"]}), no_events(), lambda clip: None)
     with pytest.raises(ValueError, match="own: knows no sound events to pre-train compact on; set audio_weights"):
         pretraining.weights(corpus, "compact")
+
+
+def test_names_of_sounds_with_commas_come_back_from_one_line():
+    names = ["bell", "car horn", "Speech, human", 'a "quoted" one']
+    (found,) = csv.reader([pretraining.listed(names)], skipinitialspace=True)
+    assert found == names and pretraining.listed(names[:2]) == "bell, car horn"

@@ -1,4 +1,6 @@
 import shutil
+import unicodedata
+import warnings
 
 import matplotlib
 import numpy as np
@@ -89,6 +91,46 @@ class TestFit:
             topics.fit(captions[:9], embeddings[:9])
         with pytest.raises(ValueError, match="6 captions; give 7 or more"):
             topics.reduced(embeddings[:6])
+
+    @pytest.mark.parametrize(
+        "caption, expected",
+        [
+            ("Das Mädchen hört Bäche", "das mädchen hört bäche"),
+            ("rain/wind, dogs,cats", "rain wind dogs cats"),
+            ("a person's walkie-talkie isn’t", "persons walkietalkie isnt"),
+            ("911 calls, 1 bird", "911 calls bird"),
+            ("一只狗在叫", "一只 只狗 狗在 在叫"),
+            ("CD播放 狗", "cd 播放 狗"),
+            ("हिन्दी ΟΔΟΣ", "हिन्दी οδος"),
+            ("it is the", ""),
+        ],
+    )
+    def test_what_counts_as_a_keyword(self, caption, expected):
+        for form in ("NFC", "NFD"):
+            assert topics.words(unicodedata.normalize(form, caption)) == expected.split()
+
+    @pytest.mark.parametrize(
+        "frames, names",
+        [
+            (("Mädchen singen {}", "Bäche rauschen {}"), ("Mädchen singen", "Bäche rauschen")),
+            (("狗叫{}", "下雨{}"), ("狗叫", "下雨")),
+            (("911{}", "1700{}"), ("911", "1700")),
+        ],
+    )
+    def test_topics_are_named_in_any_script_and_by_numbers(self, frames, names, monkeypatch):
+        captions = [frame.format(" " * (number % 2)) for frame in frames for number in range(12)]
+        rng = np.random.default_rng(0)
+        centres = np.repeat([[0.0] * 5, [9.0] * 5], 12, axis=0)
+        monkeypatch.setattr(topics, "reduced", lambda *_: (centres + rng.normal(0, 0.1, (24, 5))).astype(np.float32))
+        embeddings = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+        for _ in range(2):  # computed, and from the store
+            found = topics.fit(captions, embeddings, smallest=10).table
+            given = {frozenset(name.split(", ")) for name in found["name"]}
+            assert given == {frozenset(name.lower().split()) for name in names}
+
+    def test_captions_of_stop_words_alone_are_refused_by_their_words(self):
+        with pytest.raises(ValueError, match="12 captions without a word to name a topic by, such as 'it is'"):
+            topics.fit(["it is"] * 12, torch.eye(12))
 
     def test_counts_are_the_numbers_of_topics_by_seed_and_smallest_size(self, embeddings, found):
         counted = topics.counts(embeddings, [0], [30, 100])
@@ -183,6 +225,18 @@ class TestPictures:
         assert [trace.name for trace in (others, first, second)] == ["others", "1 topic 0", "2 topic 1"]
         assert list(others.hovertext) == ["nothing<br><i>no topic</i>"] and list(first.x) == [0, 2]
         assert list(second.hovertext) == ['he says "5 &gt; 4 &amp; 3"<br><i>topic 1</i>']
+
+    def test_foreign_signs_are_shown_as_they_are(self, tmp_path):
+        found = made([0, 1, 0, -1])
+        found.table["name"] = [r"$\frac{$", "狗叫 <b>"]
+        points, texts = np.arange(8, dtype=np.float32).reshape(4, 2), ["costs $5 or $6", "a", "b", "c"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure = figures.save(topics.picture(points, found), tmp_path, "11_topics")
+        assert [text.get_text() for text in figure.axes[1].texts[1::2]] == [r"$\frac{$ (2)", "狗叫 <b> (1)"]
+        traces = topics.explorer(points, found, texts).data
+        assert [trace.name for trace in traces[1:]] == [r"1 &#36;\frac{&#36;", "2 狗叫 &lt;b&gt;"]
+        assert traces[1].hovertext[0] == r"costs &#36;5 or &#36;6<br><i>&#36;\frac{&#36;</i>"
 
     def test_show_saves_the_picture_and_gives_the_explorer_to_a_looker_on(self, four, tmp_path, monkeypatch):
         monkeypatch.setattr(maps, "live", lambda: False)

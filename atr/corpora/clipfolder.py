@@ -6,6 +6,7 @@ Captions state only what the mixer controls: class, order, overlap, repetition a
 import hashlib
 import random
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -133,6 +134,12 @@ def load(
     hashes = {source.path: source.sha256 for source in sources}
     names = sorted({source.event for source in sources})
     words = {name: _words(name) for name in names}
+    owner: dict[Words, str] = {}
+    for name in names:
+        if (other := owner.setdefault(words[name], name)) != name:
+            problem = "worded alike, so that a caption of one would fit the other"
+            twins = Problem(f"{root}, classes {other!r} and {name!r}", problem, "put them into one folder")
+            raise CorpusError(f"clipfolder-{root.name}", problem_table([twins]))
     clips, texts, spans, counts = [], [], [], []
     scenes: dict[str, tuple[int, Scene]] = {}
     for split, count in wanted.items():
@@ -226,7 +233,8 @@ def _kind(wave: np.ndarray) -> Kind:
 
 
 def _words(name: str) -> Words:
-    key = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    composed = unicodedata.normalize("NFC", name.lower())
+    key = "_".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in composed).split())
     key = re.sub(r"^\d+_+(?=\D)", "", key)  # "001 - Dog bark"
     plain = key.replace("_", " ")
     general = (

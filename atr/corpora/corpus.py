@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from tqdm.auto import tqdm
 
 from atr.audio import AudioError
@@ -22,6 +23,7 @@ CAPTION_COLUMNS = ("clip", "caption")
 EVENT_COLUMNS = ("clip", "event", "onset", "offset")
 EVENT_TOLERANCE = 0.01  # seconds by which an annotated event may reach over its clip's end
 SHOWN = 50
+DENSE = 2**26  # pairs of a caption and a clip, from which their booleans are held sparsely
 
 
 class Problem(NamedTuple):
@@ -52,6 +54,17 @@ class Reader(Protocol):
 
 def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
     return pd.DataFrame(list(problems), columns=list(Problem._fields), dtype="str")
+
+
+def alike(captions: np.ndarray, clips: np.ndarray) -> np.ndarray | sparse.csr_array:
+    """(captions, clips) bool: whose groups, integers (captions,) and (clips,), are equal; from `DENSE` on sparse."""
+    if len(captions) * len(clips) < DENSE:
+        return captions[:, None] == clips
+    order = np.argsort(clips, kind="stable").astype(np.int32)
+    first, last = (np.searchsorted(clips[order], captions, side) for side in ("left", "right"))
+    places = np.concatenate([order[start:stop] for start, stop in zip(first, last, strict=True)])
+    starts = np.concatenate([[0], np.cumsum(last - first)])
+    return sparse.csr_array((np.ones(len(places), bool), places, starts), (len(captions), len(clips)))
 
 
 def no_events() -> pd.DataFrame:
@@ -149,26 +162,31 @@ class Corpus:
         return part.audio_fingerprint("train"), events.to_numpy().tolist()
 
     def kinds(self) -> pd.Series:
-        """Which kinds of sound are in each clip, as one text by clip; without those whose events are unknown."""
-        return self.events.groupby("clip")["event"].agg(lambda names: " ".join(sorted(set(names))))
+        """Which kinds of sound are in each clip, a sorted tuple by clip; without those whose events are unknown."""
+        return self.events.groupby("clip")["event"].agg(lambda names: tuple(sorted(set(names))))
 
-    def relevance(self) -> np.ndarray:
+    def relevance(self) -> np.ndarray | sparse.csr_array:
         """Which clips answer which caption, for a corpus of one split.
 
         (captions,) int: the row in `clips` of each caption's clip. Where clips share a description, a (captions, clips)
-        bool matrix instead, true for the caption's own clip and for those described alike.
+        bool matrix instead, true for the caption's own clip and for those described alike; sparse if it is large.
         """
         if self.clips["split"].nunique() > 1:
             raise ValueError(f"corpus {self.name!r}: relevance is defined within one split; take .split(name) first")
-        own = pd.Index(self.clips["clip"]).get_indexer(pd.Index(self.captions["clip"]))
-        if (own < 0).any():
-            raise ValueError(f"corpus {self.name!r}: captions of unknown clips; .check() lists them")
+        own = self.clip_of_caption()
         groups, names = pd.factorize(self.clips["description"].fillna(""))
         alone = self.clips["description"].fillna("").to_numpy() == ""
         groups[alone] = len(names) + np.arange(alone.sum())
         if len(np.unique(groups)) == len(groups):
             return own
-        return groups[own][:, None] == groups[None, :]
+        return alike(groups[own], groups)
+
+    def clip_of_caption(self) -> np.ndarray:
+        """(captions,) the row in `clips` of each caption's clip. ValueError: a caption of an unknown clip."""
+        own = pd.Index(self.clips["clip"]).get_indexer(pd.Index(self.captions["clip"]))
+        if (own < 0).any():
+            raise ValueError(f"corpus {self.name!r}: captions of unknown clips; .check() lists them")
+        return own
 
     def problems(self, audio: bool = False) -> pd.DataFrame:
         """All problems at once: columns where, problem, mend; no rows if the corpus is sound. Never raises.

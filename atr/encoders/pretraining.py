@@ -37,6 +37,11 @@ def default_epochs() -> int:
     return int(given)
 
 
+def listed(events: list[str]) -> str:
+    """Names in one line, as CSV with a blank after each comma: a name that has a comma or a quote stands in quotes."""
+    return ", ".join('"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name for name in events)
+
+
 def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0) -> tuple[str, int]:
     """Key in the store of what `weights` makes, and the number of epochs. ValueError if the corpus knows no events."""
     epochs = epochs or default_epochs()
@@ -83,7 +88,7 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
             features = log_mels(part, encoder, quiet)
             train(encoder, features, labels(part, events), epochs, seed, f"{corpus.name}: pre-training {name}", quiet)
         tensors = {key: tensor.contiguous() for key, tensor in encoder.state_dict().items()}
-        save_file(tensors, folder / "weights.safetensors", {"events": ", ".join(events)})
+        save_file(tensors, folder / "weights.safetensors", {"events": listed(events)})
 
     return store.cached("weights", key, build) / "weights.safetensors"
 
