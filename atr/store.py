@@ -4,6 +4,7 @@ An entry is a folder `<home>/cache/<kind>/<key>/`. It is built under a temporary
 a lock file, so a kill, a full disk or a second process leaves either the whole entry or none.
 """
 
+import csv
 import hashlib
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
@@ -83,6 +85,19 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """A table, without its index, as CSV that reads back cell for cell."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    # csv before Python 3.11.9 leaves a cell with a lone \r without quotes, and readers end the line there.
+    return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC) if "\r" in text else text
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """`as_csv` into a file, which is there as a whole or not at all."""
+    text = as_csv(table)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
 def cached(kind: str, key: str, build: Callable[[Path], object]) -> Path:
