@@ -258,3 +258,19 @@ def test_an_encoder_of_its_own_hears_the_same_clips_with_and_without_some_held_o
     other = whole.held_out(12)
     assert pretraining.location(other, "compact", epochs=2) != pretraining.location(whole, "compact", epochs=2)
     assert not set(other.to_pretrain_on().clips["clip"]) & set(other.split("validation").clips["clip"])
+
+
+def test_clips_held_out_have_no_copy_among_those_to_train_on():
+    digests = ["00"] * 3 + ["0d", "0e"]
+    for seed in range(5):
+        held = corpus(clips=corpus().clips.assign(digest=digests)).held_out(2, seed).clips
+        assert set(held.loc[held["split"] == "validation", "clip"]) == {"d", "e"}
+
+
+@pytest.mark.parametrize("text", ["rain \ud800", "rain \0"])
+def test_a_caption_with_what_is_no_text_is_a_problem(text):
+    found = changed("captions", 0, "caption", text).problems()
+    assert (
+        found["where"].tolist() == ["captions, row 0 (clip 'a')"]
+        and "a character that is no text" in found["problem"][0]
+    )

@@ -23,7 +23,10 @@ from atr.corpora import files
 COPIES_VERSION = 1
 MOST = 30_000  # different files; among more only the same bytes are found, since every pair is compared
 RATE = 16_000
-SHORTEST, SECONDS = 0.1, 30  # seconds: what is shorter has copies of its bytes alone; what is compared of what is longer
+SHORTEST, SECONDS = (
+    0.1,
+    30,
+)  # seconds: what is shorter has copies of its bytes alone; what is compared of what is longer
 PARTS, FRAME, HOP = 64, 512, 256
 BARK = (100, 200, 300, 400, 510, 630, 770, 920, 1080, 1270, 1480, 1720, 2000, 2320, 2700, 3150, 3700)  # edges in Hz
 FLOOR = 1e-4  # of the largest energy
@@ -52,31 +55,36 @@ def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], l
     try:
         kept = store.cached("copies", store.content_key(COPIES_VERSION, MOST, sorted(names)), build)
         pairs = json.loads((kept / "pairs.json").read_text())
-    except audio.AudioError:
-        pass
+    except audio.AudioError as error:
+        errors = errors or [error]
     order = {digest: place for place, digest in enumerate(names)}
     first = list(range(len(names)))
 
-    def original(place: int) -> int:
-        while first[place] != place:
-            place = first[place]
-        return place
-
     for pair in pairs:
-        early, late = sorted(original(order[digest]) for digest in pair)
+        early, late = sorted(_original(first, order[digest]) for digest in pair)
         first[late] = early
     listed = list(names.values())
-    return {name: listed[original(order[digest])] for name, digest in digests.items()}, errors
+    return {name: listed[_original(first, order[digest])] for name, digest in digests.items()}, errors
+
+
+def _original(first: list[int], place: int) -> int:
+    """Where a chain of copies begins."""
+    while first[place] != place:
+        place = first[place]
+    return place
 
 
 def said(first: Mapping[str, str]) -> str:
     """How many copies there are, in words to put behind others; none if there are none."""
     originals = [original for name, original in first.items() if name != original]
-    return f"; {len(originals)} copies of {len(set(originals))} recordings in the splits of these" if originals else ""
+    many = f"; {len(originals)} copies ({len(set(originals))} recordings), each in the split of the first"
+    return many if originals else ""
 
 
 def _pairs(folder: Path, names: Mapping[str, str], errors: list[audio.AudioError]) -> list[tuple[str, str]]:
-    """Digests of copies that differ in bytes, two at a time; files that cannot be decoded go to `errors`."""
+    """Digests of copies that differ in bytes, two at a time, as many as join them all; files that cannot be decoded go
+    to `errors`.
+    """
 
     def energies(digest: str) -> tuple[float, np.ndarray] | None:
         try:
@@ -98,11 +106,15 @@ def _pairs(folder: Path, names: Mapping[str, str], errors: list[audio.AudioError
     digests = list(names)
     seconds = np.array([one[0] for one in described if one])
     table = np.array([one[1] for one in described if one])
-    return [
-        (digests[one], digests[other])
-        for one, other in _candidates(seconds, table)
-        if seconds[one] >= SHORTEST and _correlation(beginning(one), beginning(other)) > ALIKE
-    ]
+    first, pairs = list(range(len(names))), []
+    for one, other in _candidates(seconds, table):
+        early, late = _original(first, one), _original(first, other)
+        if early == late or seconds[one] < SHORTEST:
+            continue
+        if _correlation(beginning(one), beginning(other)) > ALIKE:
+            first[late] = early
+            pairs.append((digests[one], digests[other]))
+    return pairs
 
 
 def _energies(waveform: np.ndarray) -> np.ndarray:

@@ -165,8 +165,8 @@ def spelled(path: str) -> str:
     """A path spelt one way for tables and file systems: NFC, small letters, blanks of any kind single and inside."""
     *folders, name = unicodedata.normalize("NFC", path).split("/")
     stem, suffix = os.path.splitext(name)
-    parts = [" ".join(part.split()).casefold() for part in (*folders, stem)]
-    return "/".join(parts) + suffix.strip().lower()
+    *parts, suffix = (" ".join(part.split()).casefold() for part in (*folders, stem, suffix))
+    return "/".join(parts) + suffix
 
 
 def join(
