@@ -20,6 +20,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from atr.corpora import files
 from atr.corpora.answers import CAPTIONS, MOST_WORDS, audit, parse, problems
 from atr.corpora.corpus import Corpus
 from atr.corpora.synthetic import REFUSED, Answer, Record, read
@@ -64,7 +65,8 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
     for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):
         known[Path(name).stem] = known[name] = [word.strip() for word in text.split(";") if word.strip()]
     names = {clip: clip if clip in known else clip.rpartition("/")[2] for clip in clips}
-    found = {clip: known[name] for clip, name in names.items() if name in known}
+    meant, _ = files.join(names.values(), {name: name for name in known})
+    found = {clip: known[meant[name]] for clip, name in names.items() if name in meant}
     if not found:
         raise ValueError(f"{table}: has none of the {len(names)} clips among its files; is it of this corpus?")
     return found

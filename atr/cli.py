@@ -99,7 +99,7 @@ def study(
                 raise ValueError(f"--clips: {clips}: no such folder")
             os.environ["ATR_CLIPS"] = str(clips.resolve())
         corpora: dict = {}
-        table = studies.plan(paths, profile, chosen_seeds, corpora)
+        table = studies.plan(paths, profile, chosen_seeds, corpora, strict=not plan)
         if plan and not len(table):
             console.print(f"Profile {profile}: nothing to train.")
             return
@@ -158,14 +158,14 @@ def check(
 ) -> None:
     """List all problems of a corpus at once; exit status 1 if there are any."""
     from atr.corpora import CorpusError, csvfolder, load_corpus
-    from atr.store import write_atomic
+    from atr.store import write_csv
 
     try:
         if write_clean is not None:
             if corpus != "csv" or root is None:
                 raise ValueError("--write-clean goes with: atr check csv --root <folder>")
             clean = csvfolder.cleaned(root)
-            write_atomic(write_clean, lambda path: clean.to_csv(path, index=False))
+            write_csv(clean, write_clean)
             console.print(f"{write_clean}: {len(clean)} rows without problems", soft_wrap=True)
         loaded = load_corpus(corpus, root, check=False)
         problems = loaded.problems(audio=audio)

@@ -53,15 +53,15 @@ def _counted(corpus: Corpus) -> Counts:
 
 def _count_esc50(folder: Path) -> Counts:
     root = esc50(folder)
-    rows = files.read_table("esc50", root / "meta" / "esc50.csv", ("filename", "fold"))
-    lost = [row["filename"] for row in rows if not (root / "audio" / row["filename"]).is_file()]
-    split_of = {row["filename"]: clipfolder.FOLDS[int(row["fold"])] for row in rows}
+    rows = clipfolder.esc50(root)
+    lost = [path for _, _, path in rows if not (root / path).is_file()]
+    split_of = {path: split for _, split, path in rows}
     table = []
     for split in SPLITS:
         listed = {name for name, other in split_of.items() if other == split}
         table.append((split, len(listed - set(lost)), len(listed), {"train": 1200}.get(split, 400)))
     clips = pd.DataFrame(table, columns=["split", "clips here", "clips in the list", "clips in the paper"])
-    return Counts(clips, [f"{root / 'audio' / name}: no such file; run: atr data esc50" for name in lost])
+    return Counts(clips, [f"{root / path}: no such file; run: atr data esc50" for path in lost])
 
 
 def _count_dcase2022(folder: Path) -> Counts:

@@ -267,7 +267,8 @@ def embed(
     device = training.resolve_device(device)
     clips = [(path, "test", audio_files.duration(path), store.file_hash(Path(path)), "") for path in paths]
     captions = pd.DataFrame({"clip": paths[0], "caption": list(queries)})  # a caption needs a clip, any will do
-    held = Corpus("files", pd.DataFrame(clips, columns=list(CLIP_COLUMNS)), captions, no_events(), FolderReader(Path()))
+    reader = FolderReader(Path(), {path: digest for path, _, _, digest, _ in clips})
+    held = Corpus("files", pd.DataFrame(clips, columns=list(CLIP_COLUMNS)), captions, no_events(), reader)
     with torch.random.fork_rng():
         prepared = features.prepare(config, held, ("test",), quiet, device)
         torch.manual_seed(config.seed)  # as in training: a random encoder that stays random is in no checkpoint

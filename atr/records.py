@@ -513,12 +513,9 @@ def export(runs: Iterable[Run], target: Path) -> None:
         raise ValueError(f"{target}: ends neither in .csv nor in .parquet; name the file so")
     table = pd.DataFrame([flat(run) for run in runs])
 
-    def write(path: Path) -> None:
-        if target.suffix == ".csv":
-            table.to_csv(path, index=False)
-        else:
-            import fastparquet
+    if target.suffix == ".csv":
+        store.write_csv(table, target)
+    else:
+        import fastparquet
 
-            fastparquet.write(str(path), table)
-
-    store.write_atomic(target, write)
+        store.write_atomic(target, lambda path: fastparquet.write(str(path), table))

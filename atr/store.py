@@ -5,6 +5,7 @@ a lock file, so a kill, a full disk or a second process leaves either the whole 
 size of each file and the SHA-256 of each BLOCK of it, by which a damaged entry is known and made anew.
 """
 
+import csv
 import errno
 import hashlib
 import io
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
@@ -352,6 +354,19 @@ def file_name(text: str, ending: str = "") -> str:
     if len(name.encode() + ending.encode()) > LONGEST:
         name = f"{name.encode()[: LONGEST - 40].decode(errors='ignore')}%{content_key(text)[:16]}"
     return name + ending
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """A table, without its index, as CSV that reads back cell for cell."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    # csv before Python 3.11.9 leaves a cell with a lone \r without quotes, and readers end the line there.
+    return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC) if "\r" in text else text
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """`as_csv` into a file, which is there as a whole or not at all."""
+    text = as_csv(table)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
 def cached(kind: str, key: str, build: Callable[[Path], object]) -> Path:

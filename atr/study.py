@@ -17,7 +17,7 @@ from jupyter_client.kernelspec import KernelSpec
 
 from atr import distributed, freshness, runs, store, training
 from atr.config import RunConfig
-from atr.corpora.corpus import Corpus
+from atr.corpora.corpus import Corpus, CorpusError
 from atr.profiles import Profile
 from atr.profiles import profile as profile_of
 
@@ -69,11 +69,12 @@ def plan(
     profile: str,
     seeds: Sequence[int] | None = None,
     corpora: dict[str, Corpus | None] | None = None,
+    strict: bool = False,
 ) -> pd.DataFrame:
     """A row a distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core.
 
     Trains and fetches nothing. `corpora` is filled with those of the runs, by the content key of their options, None
-    for one that is not at hand.
+    for one that is not at hand. strict: CorpusError for one that is there and has problems.
     """
     chosen = profile_of(profile)
     corpora = {} if corpora is None else corpora
@@ -84,7 +85,7 @@ def plan(
             if key not in rows:
                 name = store.content_key(dict(config.corpus))
                 if name not in corpora:
-                    corpora[name] = _corpus(config, chosen)
+                    corpora[name] = _corpus(config, chosen, strict)
                 rows[key] = {
                     "notebooks": "",
                     "run": runs.describe(config),
@@ -99,11 +100,13 @@ def plan(
     return pd.DataFrame(list(rows.values()), columns=columns).astype({"finished": bool})
 
 
-def _corpus(config: RunConfig, profile: Profile) -> Corpus | None:
+def _corpus(config: RunConfig, profile: Profile, strict: bool) -> Corpus | None:
     """The corpus of a config, None if it cannot be had: a plan needs no data."""
     try:
         return training.corpus_of(config, profile.root)
-    except (ValueError, OSError):
+    except (ValueError, OSError) as error:
+        if strict and isinstance(error, CorpusError):
+            raise
         return None
 
 

@@ -347,7 +347,7 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
     provenance = records.provenance(runs)
     note = f"{caption} {provenance['note']}".strip()
     texts = {
-        "csv": flat.to_csv(index=False),
+        "csv": store.as_csv(flat),
         "md": f"{note}\n\n{blank.to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
         "tex": latex.table(flat, note, name),
     }

@@ -81,7 +81,7 @@ def fit(captions: list[str], embeddings: Tensor, seed: int = 0, smallest: int = 
         start = time.perf_counter()
         labels, table = _topics(captions, reduced(embeddings, seed), smallest)
         store.save_array(folder / "labels.npy", labels)
-        table.to_csv(folder / "table.csv", index=False)
+        store.write_csv(table, folder / "table.csv")
         records.write_json(folder / "topics.json", {"seconds": time.perf_counter() - start})
 
     folder = store.cached("topics", _key(embeddings, captions, seed, smallest, WORDS_VERSION), build)

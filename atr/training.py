@@ -103,8 +103,7 @@ def fit(
                 (run.path / "error.txt").unlink()
             try:
                 prepared = features.prepare(config, corpus, quiet=quiet, device=device)
-                clips = corpus.clips[["clip", "split"]]
-                store.write_atomic(run.path / "clips.csv", lambda path: clips.to_csv(path, index=False))
+                store.write_csv(corpus.clips[["clip", "split"]], run.path / "clips.csv")
                 settings = {"result_version": records.RESULT_VERSION, "config": config.to_dict()}
                 records.write_json(run.path / "config.json", settings)
                 work = (run, config, corpus, others, device, threads, trackers)

@@ -102,7 +102,9 @@ def _fetch_clip(clip: str, start: float, target: Path) -> str:
             if done.returncode:
                 lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
                 return lines[-1] if lines else f"yt-dlp ended with status {done.returncode}"
-            audio.duration(f"{folder}/clip.wav")
+            seconds = audio.duration(f"{folder}/clip.wav")
+            if seconds > SECONDS + 1:
+                return f"yt-dlp left {seconds:.1f} s of the video where {SECONDS} s were asked for"
         except subprocess.TimeoutExpired:
             return "no answer within 300 s"
         except audio.AudioError as error:

@@ -43,7 +43,7 @@ def test_clips_captions_and_splits_are_those_of_the_official_tables(home, root):
     with open(root / "val.csv", newline="", encoding="utf-8") as file:
         rows = [(row["youtube_id"], row["caption"]) for row in csv.DictReader(file)]
     assert corpus.split("validation").captions.values.tolist() == [list(row) for row in rows] and len(rows) == 15
-    assert len(corpus.read(IDS[0])[0]) == 6400 and corpus.problems(audio=True).empty
+    assert len(corpus.read(IDS[0])[0]) == 6400 and corpus.problems().empty
 
 
 def test_captions_that_repeat_on_a_clip_stay_as_in_the_papers(home, root):
@@ -96,6 +96,30 @@ def test_listed_clips_without_audio_are_left_out_and_counted(home, root):
     corpus = load_corpus("audiocaps", root)
     assert IDS[2] not in set(corpus.clips["clip"]) | set(corpus.captions["clip"])
     assert coverage(corpus).values.tolist() == [["train", 5, 6, 49274], ["validation", 3, 3, 494], ["test", 3, 3, 957]]
+
+
+def test_clips_that_are_not_of_ten_seconds_are_named(home, tmp_path):
+    root = dataset_layouts.audiocaps(tmp_path / "long", {"train": 6, "validation": 1, "test": 1}, 10, rate=2000)
+    folder = root / "audio" / "train"
+    for number, seconds in enumerate((20, 3, 10.4, 9.6)):
+        dataset_layouts.sound(folder / f"{IDS[number]}.wav", 50 + number, seconds, rate=2000)
+    for number, end in ((4, 34.5), (5, 50)):  # a video that ends, and a name that states what AudioCaps has not
+        (folder / f"{IDS[number]}.wav").unlink()
+        dataset_layouts.sound(folder / f"{IDS[number]}_30_{end}.wav", 60 + number, end - 30, rate=2000)
+    with pytest.warns(UserWarning, match=f"3 of 8 files of audiocaps are too long or short, as .*{IDS[0]}.wav"):
+        corpus = load_corpus("audiocaps", root)
+    found = corpus.problems(audio=True)
+    names = [f"{IDS[0]}.wav", f"{IDS[1]}.wav", f"{IDS[5]}_30_50.wav"]
+    assert found["where"].tolist() == [str(folder / name) for name in names]
+    assert found["problem"].tolist() == [f"{n}.00 s long where audiocaps states 10.00 s" for n in (20, 3, 20)]
+
+
+def test_a_clip_with_two_files_is_a_problem_that_names_them(home, root):
+    dataset_layouts.sound(root / "more" / f" Y{IDS[2]}_30.FLAC", 70, 0.2)
+    with pytest.raises(CorpusError, match=f"clip '{IDS[2]}': its file could be 'audio/train/{IDS[2]}.wav', 'more/ Y"):
+        load_corpus("audiocaps", root)
+    (root / "audio" / "train" / f"{IDS[2]}.wav").unlink()
+    assert len(load_corpus("audiocaps", root)) == 12
 
 
 def test_a_broken_file_is_a_problem_with_its_mend(home, root):
@@ -226,6 +250,12 @@ cp "{tmp_path}/sound.wav" "$(dirname "$out")/clip.wav"
     def test_a_file_that_is_no_sound_is_a_failure_and_does_not_stay(self, home, root, programs):
         (programs / "sound.wav").write_bytes(b"RIFF")
         with pytest.raises(download.DownloadError, match="left no usable file: unreadable"):
+            youtube.fetch(root, quiet=True)
+        assert not list((root / "audio").rglob("*.wav"))
+
+    def test_the_whole_video_in_place_of_ten_seconds_is_a_failure(self, home, root, programs):
+        dataset_layouts.sound(programs / "sound.wav", 1, seconds=12, rate=2000)
+        with pytest.raises(download.DownloadError, match="yt-dlp left 12.0 s of the video where 10 s were asked for"):
             youtube.fetch(root, quiet=True)
         assert not list((root / "audio").rglob("*.wav"))
 

@@ -167,6 +167,7 @@ class TestMessages:
         table.write_bytes("file_name,keywords,x\nCafé b.wav,b; c;,1\na.x.wav,a,2\nd.wav,d,3\n".encode("latin-1"))
         found = keywords_of(table, ["a.x", "train/d", "gone", "Café b.wav", "Café b"])
         assert found == {"a.x": ["a"], "train/d": ["d"], "Café b.wav": ["b", "c"], "Café b": ["b", "c"]}
+        assert keywords_of(table, [" cafe\u0301\u00a0B "]) == {" cafe\u0301\u00a0B ": ["b", "c"]}
         with pytest.raises(ValueError, match="metadata.csv: has none of the 1 clips among its files"):
             keywords_of(table, ["gone"])
         table.write_text("name,keywords\n")

@@ -1,6 +1,7 @@
 """Clip-folder scenes: real recordings mixed, folds kept apart, and errors that say what to mend."""
 
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -170,6 +171,63 @@ def test_the_same_recording_in_two_splits_is_an_error(tmp_path):
     (tmp_path / "dog_bark" / "5-00.wav").write_bytes((tmp_path / "dog_bark" / "1-00.wav").read_bytes())
     with pytest.raises(CorpusError, match="the same recording as .*1-00.wav, in another split; delete one"):
         clipfolder.load(tmp_path, **SIZES)
+
+
+def test_copies_stay_together_where_the_splits_are_drawn(tmp_path):
+    make_folder(tmp_path, folds=False)
+    with pytest.warns(UserWarning, match="carry no folds"):
+        before = clipfolder.load(tmp_path, **SIZES)
+    original = tmp_path / "dog_bark" / "sound10.wav"
+    for number in range(20):
+        shutil.copy(original, tmp_path / ("dog_bark" if number % 2 else "sea_waves") / f"копия {number}.wav")
+    wave, rate = soundfile.read(original)
+    soundfile.write(tmp_path / "dog_bark" / "leise.mp3", 0.3 * wave, rate)
+    with pytest.warns(UserWarning, match="carry no folds"):
+        corpus = clipfolder.load(tmp_path, **SIZES).check()
+    assert "; 21 copies (1 recordings), each in the split of the first; seed 0" in corpus.source
+    assert "each in the split" not in before.source
+    splits = {}
+    for source in clipfolder._sources(tmp_path, list(SIZES))[0]:
+        splits.setdefault(corpus.read.hashes[source.path], set()).add(source.split)
+    assert all(len(used) == 1 for used in splits.values())
+    encoded = corpus.read.hashes["dog_bark/leise.mp3"]
+    assert splits[encoded] == splits[corpus.read.hashes["dog_bark/sound10.wav"]]
+
+
+def test_names_of_any_language_make_scenes_and_hidden_files_are_left_alone(tmp_path):
+    for name, other in (("dog_bark", "лай собаки"), ("sea_waves", "Meeresgeräusch"), ("odd_thing", "奇怪的声音")):
+        make_folder(tmp_path / "plain", folds=False)
+        (tmp_path / "plain" / name).rename(tmp_path / other)
+        for number, path in enumerate(sorted((tmp_path / other).iterdir())):
+            path.rename(path.with_name(f"Aufnähme № {number} — звук.wav"))
+        (tmp_path / other / "._Aufnähme № 0 — звук.wav").write_bytes(b"Mac OS X")
+        (tmp_path / other / ".DS_Store").write_bytes(b"Mac OS X")
+    shutil.rmtree(tmp_path / "plain")
+    with pytest.warns(UserWarning, match="carry no folds"):
+        corpus = clipfolder.load(tmp_path, **SIZES).check()
+    text = " ".join(corpus.captions["caption"]).lower()
+    assert "лай собаки" in text and "meeresgeräusch" in text and "奇怪的声音" in text and "the sound of  " not in text
+
+
+def test_a_folder_named_like_a_recording_is_a_problem(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "dog_bark" / "1-x.wav").mkdir()
+    with pytest.raises(CorpusError, match="dog_bark/1-x.wav: a folder, not a file; rename it"):
+        clipfolder.load(tmp_path, **SIZES)
+
+
+def test_the_table_of_esc50_finds_files_that_are_spelt_alike_and_names_a_wrong_fold(tmp_path):
+    rows = ["filename,fold,category"]
+    for fold in range(1, 6):
+        rows.append(f"{fold}-A.wav,{fold},NA")
+        write_sound(tmp_path / "audio" / f"{fold}-a.WAV", 500, 3.0, fold)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(rows))
+    corpus = clipfolder.load(tmp_path, train=2, validation=1, test=1)
+    assert set(corpus.events["event"]) == {"NA"}
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(rows).replace("5-A.wav,5", "5-A.wav,6"))
+    with pytest.raises(CorpusError, match="esc50.csv, '5-A.wav': fold '6'; correct it"):
+        clipfolder.load(tmp_path, train=2, validation=1, test=1)
 
 
 @pytest.mark.skipif(not ESC10.is_dir(), reason="needs ESC-10 beside the project")

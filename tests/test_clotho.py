@@ -3,6 +3,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import dataset_layouts
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from atr import store
+from atr.audio import AudioError
 from atr.corpora import CorpusError, clotho, coverage, files, load_corpus
 
 MEI2022 = Path(__file__).parents[2] / "shared" / "data" / "captions"
@@ -49,7 +51,7 @@ def test_clips_captions_and_splits_are_those_of_the_tables(home, root):
     table = rows(root / "clotho_captions_development.csv")
     assert corpus.captions["caption"].tolist()[:30] == [row[f"caption_{k}"] for row in table for k in range(1, 6)]
     assert '"' in corpus.captions["caption"][2] and "," in corpus.captions["caption"][0]
-    assert corpus.problems(audio=True).empty
+    assert corpus.problems().empty
 
 
 def test_clips_are_named_as_their_files_and_shared_names_have_their_split_in_front(home, root):
@@ -152,7 +154,46 @@ def test_names_that_differ_in_blanks_alone_keep_their_own_audio(home, root):
     assert corpus.clips["digest"].nunique() == 12 and "train sound.000_w_ 0" in set(corpus.clips["clip"])
 
 
+def test_two_files_that_one_name_could_mean_are_a_problem_and_the_exact_one_is_none(home, root):
+    path = root / "development" / " train sound.002_w_ 2.wav"
+    shutil.copy(path, path.with_name("Train Sound.002_w_ 2.wav"))
+    load_corpus("clotho", root)
+    path.rename(path.with_name("TRAIN sound.002_w_\u00a02.wav"))
+    with pytest.raises(CorpusError, match="clip ' train sound.002_w_ 2': its file could be 'TRAIN .*', 'Train Sound"):
+        load_corpus("clotho", root)
+
+
+def test_clips_that_are_not_as_long_as_clotho_says_are_named(home, tmp_path):
+    root = dataset_layouts.clotho(tmp_path / "long", {"train": 4, "validation": 1, "test": 1}, seconds=16, rate=2000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_corpus("clotho", root).problems(audio=True).empty
+    names = [row["file_name"] for row in rows(root / "clotho_captions_development.csv")]
+    dataset_layouts.sound(root / "development" / names[0], 90, seconds=3, rate=2000)
+    dataset_layouts.sound(root / "development" / names[2], 91, seconds=61, rate=2000)
+    metadata = [["file_name", "start_end_samples"], [names[3], "[44100, 1146600]"], [names[1], "[0, 705600]"]]
+    dataset_layouts.table(root / "clotho_metadata_development.csv", metadata[0], metadata[1:])
+    with pytest.warns(UserWarning, match="3 of 6 files of clotho are too long or short, as .*0.wav: 3.00 s long"):
+        corpus = load_corpus("clotho", root)
+    found = corpus.problems(audio=True)
+    assert found["where"].tolist() == [str(root / "development" / names[k]) for k in (0, 2, 3)]
+    assert found["problem"].tolist() == [
+        "3.00 s long where clotho states 15 to 30 s",
+        "61.00 s long where clotho states 15 to 30 s",
+        "16.00 s long where clotho states 25.00 s",
+    ]
+
+
+def test_a_file_that_changes_after_the_check_is_refused(home, root):
+    corpus = load_corpus("clotho", root)
+    path = root / "evaluation" / "Bus(Drive_Reverse)_1-2.wav"
+    dataset_layouts.sound(path, 99, seconds=0.2)
+    with pytest.raises(AudioError, match=r"_1-2.wav: changed since the corpus was loaded; .* run again"):
+        corpus.read("test/Bus(Drive_Reverse)_1-2")
+
+
 TABLES = {
+    "a column twice": ("caption_5", "caption_4", "column 'caption_4' is there twice"),
     "another column": ("caption_5", "caption5", "no column 'caption_5'"),
     "a short row": (",number 0", "", "line 2: not 6 fields"),
     "an open quote": ("A dog", '"A dog', "no CSV in UTF-8"),
@@ -213,6 +254,26 @@ class TestIndex:
         assert second[names[0]].seconds == 0.3 and second[names[0]].digest != first[names[0]].digest
         assert [second[name] for name in names[1:]] == [first[name] for name in names[1:]]
 
+    def test_a_file_replaced_with_size_and_time_as_before_is_read_again(self, home, root):
+        path = root / files.listing(root)[0]
+        first, state = files.index(root, [path.relative_to(root).as_posix()]), path.stat()
+        dataset_layouts.sound(path, 99, seconds=0.2)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+        assert path.stat().st_size == state.st_size and files.index(root, list(first)) != first
+
+    def test_a_file_that_changes_while_it_is_read_is_an_error(self, home, root, monkeypatch):
+        name = files.listing(root)[0]
+        digest = files._sha256
+
+        def change(path):
+            dataset_layouts.sound(path, 99, seconds=0.3)
+            return digest(path)
+
+        monkeypatch.setattr(files, "_sha256", change)
+        assert "changes while it is read" in files.index(root, [name])[name].problem
+        monkeypatch.undo()
+        assert files.index(root, [name])[name].seconds == 0.3
+
     def test_bad_files_are_errors_with_place_and_mend_and_are_not_remembered(self, home, root):
         name = files.listing(root)[0]
         content = (root / name).read_bytes()
@@ -237,6 +298,21 @@ class TestIndex:
         kept = next((store.home() / "cache" / "files").glob("*.csv")).read_text()
         assert names[0] in kept and names[-1] not in kept
 
+    def test_a_folder_that_may_not_be_read_is_an_error(self, root, monkeypatch):
+        def scandir(path, scan=os.scandir):
+            if str(path).endswith("development"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        with pytest.raises(PermissionError, match="development"):
+            files.listing(root)
+
+    def test_a_file_that_may_not_be_read_is_an_error_with_its_mend(self, home, root, monkeypatch):
+        name = files.listing(root)[0]
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert str(files.index(root, [name])[name]).endswith("no permission to read it; change its permissions")
+
     def test_listing_follows_links_once_and_leaves_hidden_and_other_files_out(self, root, tmp_path):
         (tmp_path / "all").mkdir()
         (tmp_path / "all" / "linked").symlink_to(root / "validation")
@@ -248,6 +324,12 @@ class TestIndex:
 
 
 class TestEvaluation:
+    def test_two_files_of_one_clip_are_an_error(self, home, tmp_path):
+        folder = dataset_layouts.evaluation(tmp_path / "dcase", seconds=0.2)
+        dataset_layouts.sound(folder / "retrieval_audio" / "test" / "clip 1.flac", 9, seconds=0.2)
+        with pytest.raises(CorpusError, match="clip 'clip 1': its file could be 'retrieval_audio/test/clip 1.flac', "):
+            clotho.evaluation(folder)
+
     def test_it_holds_clips_and_queries_without_answers(self, home):
         dataset_layouts.evaluation(home / "dcase2022", seconds=0.2)
         found = clotho.evaluation()

@@ -274,3 +274,19 @@ def test_alike_is_sparse_where_it_is_large(monkeypatch):
     monkeypatch.setattr("atr.corpora.corpus.DENSE", 20)
     assert sparse.issparse(alike(captions, clips)) and not sparse.issparse(alike(captions[1:], clips))
     np.testing.assert_array_equal(alike(captions, clips).toarray(), whole)
+
+
+def test_clips_held_out_have_no_copy_among_those_to_train_on():
+    digests = ["00"] * 3 + ["0d", "0e"]
+    for seed in range(5):
+        held = corpus(clips=corpus().clips.assign(digest=digests)).held_out(2, seed).clips
+        assert set(held.loc[held["split"] == "validation", "clip"]) == {"d", "e"}
+
+
+@pytest.mark.parametrize("text", ["rain \ud800", "rain \0"])
+def test_a_caption_with_what_is_no_text_is_a_problem(text):
+    found = changed("captions", 0, "caption", text).problems()
+    assert (
+        found["where"].tolist() == ["captions, row 0 (clip 'a')"]
+        and "a character that is no text" in found["problem"][0]
+    )

@@ -1,10 +1,14 @@
 import pickle
+import time
+import unicodedata
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 
+from atr import store
+from atr.audio import AudioError
 from atr.corpora import CorpusError, csvfolder, load_corpus
 
 RATE = 8000
@@ -90,7 +94,7 @@ def test_the_usual_names_of_splits_are_understood(root, written, understood):
 def test_without_a_split_column_the_file_names_hash_decides(tmp_path):
     names = [f"{k}.wav" for k in range(60)]
     for k, name in enumerate(names):
-        sound(tmp_path / name, seconds=0.01, hertz=100.0 + 50 * k)
+        sound(tmp_path / name, seconds=0.2, hertz=100.0 + 50 * k)
     write(tmp_path, "file_name,caption\n" + "".join(f"{name},sound {name}\n" for name in names))
     splits = load_corpus("csv", tmp_path).clips.set_index("clip")["split"]
     assert splits.value_counts().to_dict() == {"train": 49, "validation": 6, "test": 5}
@@ -133,6 +137,19 @@ FATAL = {
     "both forms": (b"file_name,caption,caption_1\n", "captions.csv", "both 'caption' and numbered"),
     "a column twice": (b"file_name,caption_1,caption_1\n", "captions.csv", "'caption_1' is there twice"),
     "an empty file": (b"", "captions.csv", "no column 'file_name'"),
+    "20,000 columns": (
+        ("file_name," + ",".join(f"caption_{k}" for k in range(20_000)) + "\n" + "a.wav" + ",x" * 20_000).encode(),
+        "captions.csv",
+        "20,001 columns, more than 1,000",
+    ),
+    "one line": (b"x" * 20_000_000, "captions.csv, line 1", "a line of more than 1,048,576 characters"),
+    "a sound": (b"RIFF\x24\x00\x00\x00WAVEfmt \xff\xfe", "captions.csv, line 1", "is no UTF-8 text"),
+    "tabs": (b"file_name\tcaption\na.wav\ta dog\n", "captions.csv", "no column 'file_name'"),
+    "a late byte": (
+        SOUND.encode() + b"a.wav,train,dog\n" * 9_999 + b"a.wav,train,\xe4\n",
+        "captions.csv, line 10006",
+        f"byte {len(SOUND) + 16 * 9_999 + 12} of the file, 0xe4",
+    ),
 }
 
 
@@ -140,8 +157,10 @@ FATAL = {
 def test_a_table_that_cannot_be_read_is_an_error_with_place_and_mend(root, fault):
     content, where, problem = FATAL[fault]
     (root / "captions.csv").write_bytes(content)
+    started = time.process_time()
     with pytest.raises(CorpusError) as caught:
         load_corpus("csv", root)
+    assert time.process_time() - started < 2 and len(str(caught.value)) < 1_000
     first = caught.value.problems.iloc[0]
     assert first["where"] == where and problem in first["problem"] and first["mend"]
 
@@ -234,3 +253,142 @@ def test_the_tables_hold_strings_and_numbers(root):
     corpus = load_corpus("csv", root)
     assert isinstance(corpus.clips["clip"].dtype, pd.StringDtype) and corpus.clips["duration"].dtype == np.float64
     assert isinstance(corpus.captions["caption"].dtype, pd.StringDtype)
+
+
+ODD = [
+    "a\rb",
+    "NA",
+    "null",
+    "None",
+    "nan",
+    " blanks ",
+    'a "quote", a comma',
+    "two\r\nlines",
+    "\ufeffmark",
+    "é\u0301",
+    "=",
+]
+
+
+def test_a_clean_table_has_the_cells_of_the_rows_that_stay(root):
+    rows = [["a.wav", "train", text] for text in ODD]
+    rows += [["b.wav", "train", "rain"], ["d.wav", "validation", "a bell"], ["e.wav", "test", "a horn"]]
+    cells = [["file_name", "split", "caption"], *rows, ["z.wav", "train", "no file"]]
+    quoted = ([f'"{cell}"' for cell in (one.replace('"', '""') for one in row)] for row in cells)
+    write(root, "".join(",".join(row) + "\n" for row in quoted))
+    store.write_csv(csvfolder.cleaned(root), root / "clean.csv")
+    assert csvfolder.cleaned(root, table="clean.csv").to_numpy().tolist() == rows
+    corpus = load_corpus("csv", root, table="clean.csv")
+    assert corpus.captions["caption"].tolist()[: len(ODD)] == [text.strip() for text in ODD]
+
+
+NAMES = {
+    "Unicode form": ("Caf\u00e9.wav", "Cafe\u0301.wav"),
+    "outer blanks on disk": ("dog.wav", " dog .wav"),
+    "outer blanks in the table": ('" dog .wav"', "dog.wav"),
+    "no-break space": ("big dog.wav", "big\u00a0dog.wav"),
+    "case": ("Dog.wav", "dog.WAV"),
+    "folder": ("Dogs/a dog.wav", "dogs/a  dog.wav"),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_a_name_means_the_one_file_that_is_spelt_alike(root, case):
+    written, there = NAMES[case]
+    sound(root / there, hertz=700.0)
+    write(root, SOUND + f"{written},train,a hound\n")
+    corpus = load_corpus("csv", root)
+    assert corpus.clips["clip"].tolist()[-1] == written.strip('"').strip()
+    np.testing.assert_array_equal(corpus.read(corpus.clips["clip"].iloc[-1])[0], csvfolder.FolderReader(root)(there)[0])
+
+
+def test_the_exact_name_comes_first_and_blanks_belong_to_it(root):
+    for k, name in enumerate((" dog.wav", "dog.wav", "Dog.wav", unicodedata.normalize("NFD", "é.wav"), "é.wav")):
+        sound(root / name, hertz=700.0 + 50 * k)
+    write(root, SOUND + '" dog.wav",train,one\ndog.wav,train,two\nDog.wav,train,three\né.wav,train,four\n')
+    corpus = load_corpus("csv", root)
+    assert corpus.clips["clip"].tolist()[5:] == [" dog.wav", "dog.wav", "Dog.wav", "é.wav"]
+    for name in corpus.clips["clip"]:
+        np.testing.assert_array_equal(corpus.read(name)[0], csvfolder.FolderReader(root)(name)[0])
+
+
+def test_names_that_could_mean_several_files_and_files_that_several_names_could_mean_are_problems(root):
+    for k, name in enumerate(("dog.wav", "Dog.wav", "cat .wav")):
+        sound(root / name, hertz=700.0 + 50 * k)
+    write(root, SOUND + "DOG.wav,train,one\ncat.wav,train,two\nCat.wav,train,three\n")
+    found = listed(root)
+    assert len(found) == 3 and found[0].startswith(
+        "captions.csv, line 7, file_name: its file could be 'Dog.wav', 'dog.wav'; give one file exactly the name"
+    )
+    assert all("its file could be 'cat .wav', as another name's could" in line for line in found[1:])
+
+
+def test_events_are_joined_by_names_that_are_spelt_alike(root):
+    write(root, SOUND)
+    write(root, "file_name,event,onset,offset\nA.WAV,dog,0.1,0.9\n", "events.csv")
+    assert load_corpus("csv", root).events["clip"].tolist() == ["a.wav"]
+
+
+def test_a_file_that_changes_after_the_check_is_refused_and_nothing_is_kept_of_it(root):
+    write(root, SOUND)
+    corpus = load_corpus("csv", root)
+    before = (root / "b.wav").read_bytes()
+    sound(root / "b.wav", hertz=1000.0)
+    with pytest.raises(AudioError, match="b.wav: changed since the corpus was loaded; .* run again"):
+        store.waveforms(corpus.split("train"), RATE, quiet=True)
+    problems = corpus.problems(audio=True)
+    assert problems["where"].tolist() == [str(root / "b.wav")] and "run again" in problems["mend"][0]
+    (root / "b.wav").write_bytes(before)
+    expected = csvfolder.FolderReader(root)("b.wav")[0]
+    assert np.abs(store.waveforms(corpus.split("train"), RATE, quiet=True)[1] / 32_767 - expected).max() < 1e-3
+
+
+def test_folders_and_links_to_nothing_in_the_place_of_files_are_problems(root):
+    (root / "x.wav").mkdir()
+    (root / "y.wav").symlink_to(root / "nowhere.wav")
+    write(root, SOUND + "x.wav,train,a cat\ny.wav,train,a cow\n")
+    found = listed(root)
+    assert found[0] == f"captions.csv, line 7, file_name: {root}/x.wav: a folder, not a file; rename it, or name a file"
+    assert found[1].startswith(f"captions.csv, line 8, file_name: {root}/y.wav: no such file")
+
+
+def test_copies_share_the_split_that_is_drawn_for_them(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"{k}.wav" for k in range(40)]
+    for name in names:
+        soundfile.write(tmp_path / name, rng.normal(0, 0.1, RATE), RATE)
+    copied = [f"copy{k}.wav" for k in range(20)]
+    for name in copied[:10]:
+        (tmp_path / name).write_bytes((tmp_path / "7.wav").read_bytes())
+    wave, _ = soundfile.read(tmp_path / "7.wav")
+    for k, name in enumerate(copied[10:]):
+        soundfile.write(tmp_path / name, wave * (1 + k / 20), RATE)
+    write(tmp_path, "file_name,caption\n" + "".join(f"{name},sound {name}\n" for name in names + copied))
+    corpus = load_corpus("csv", tmp_path)
+    splits = corpus.clips.set_index("clip")["split"]
+    assert splits[["7.wav", *copied]].nunique() == 1
+    assert {csvfolder._hashed_split(name) for name in copied} == set(splits)  # without that, they would be anywhere
+    others = [name for name in names if name != "7.wav"]
+    assert splits[others].tolist() == [csvfolder._hashed_split(name) for name in others]
+    assert corpus.source.endswith("; 20 copies (1 recordings), each in the split of the first")
+
+
+def test_where_splits_are_drawn_a_file_that_cannot_be_decoded_is_a_problem_at_once(tmp_path):
+    names = [f"{k}.wav" for k in range(40)]
+    for k, name in enumerate(names):
+        sound(tmp_path / name, hertz=100.0 + 50 * k)
+    soundfile.write(tmp_path / "5.wav", np.zeros(RATE), RATE)
+    write(tmp_path, "file_name,caption\n" + "".join(f"{name},sound {name}\n" for name in names))
+    with pytest.raises(CorpusError, match="has 1 problem.*\n.*line 7, file_name: .*5.wav: silent"):
+        load_corpus("csv", tmp_path)
+
+
+def test_a_long_table_takes_time_by_its_length(root):
+    def seconds(rows):
+        lines = (f"{'abcde'[k % 5]}.wav,{SPLITS[k % 5][1]},caption {k}\n" for k in range(rows))
+        write(root, HEADER + "".join(lines))
+        started = time.process_time()
+        assert len(load_corpus("csv", root).captions) == rows
+        return time.process_time() - started
+
+    assert seconds(40_000) < 16 * seconds(10_000)

@@ -1,3 +1,4 @@
+import csv
 import errno
 import hashlib
 import multiprocessing
@@ -707,3 +708,17 @@ def test_a_place_of_an_unknown_user_is_refused(monkeypatch):
     monkeypatch.setenv("ATR_RESULTS", "~nobody-of-that-name/results")
     with pytest.raises(ValueError, match="ATR_RESULTS: ~nobody-of-that-name/results: no such user's folder"):
         store.results_home()
+
+
+def test_a_table_reads_back_cell_for_cell(tmp_path):
+    cells = ["a\rb", "NA", "null", "", " blanks ", 'a "quote", a comma', "two\r\nlines", "é"]
+    table = pd.DataFrame({"name": cells, "other\r": cells[::-1], "number": range(8)})
+    store.write_csv(table, tmp_path / "table.csv")
+    again = pd.read_csv(tmp_path / "table.csv", dtype={"name": "str", "other\r": "str"}, keep_default_na=False)
+    assert again.to_dict("list") == table.to_dict("list")
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        assert [row[0] for row in csv.reader(file, strict=True)] == ["name", *cells]
+
+
+def test_a_table_without_odd_cells_has_no_quotes():
+    assert store.as_csv(pd.DataFrame({"name": ["a", "b, c"], "number": [1, 2]})) == 'name,number\na,1\n"b, c",2\n'

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from made_runs import made_run
 from processes import alive, wait_until
+from typer.testing import CliRunner
 
-from atr import freshness, planning, profile, store, study, training
+from atr import cli, freshness, planning, profile, store, study, training
 from atr.profiles import PROFILES as EVERY
 from atr.study import StudyError
 
@@ -527,3 +528,15 @@ class TestProfiles:
         )
         assert (long.epochs, long.step_epochs) == (2 * short.epochs, 2 * short.step_epochs)
         assert long.replace(epochs=short.epochs, step_epochs=short.step_epochs) == short
+
+
+class TestChecks:
+    def test_a_folder_of_clips_is_checked_before_a_notebook_starts(self, monkeypatch, tmp_path, terminal):
+        (tmp_path / "dog").mkdir()
+        (tmp_path / "dog" / "1-лай.wav").write_text("no audio")
+        monkeypatch.setenv("ATR_CLIPS", "")
+        monkeypatch.setattr(study, "execute_all", lambda *_: pytest.fail("a notebook started"))
+        terminal(250)
+        outcome = CliRunner().invoke(cli.app, ["study", "01", "--profile", "esc10", "--clips", str(tmp_path)])
+        assert outcome.exit_code == 1 and "1-лай.wav: unreadable" in outcome.output
+        assert "Traceback" not in outcome.output

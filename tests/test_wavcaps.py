@@ -76,6 +76,26 @@ def test_audio_that_is_missing_is_left_out_and_counted(root):
     assert coverage(load_corpus("wavcaps", root)).values.tolist() == [["train", 4, 5, 403050]]
 
 
+def test_files_that_are_not_as_long_as_their_list_says_are_named(root):
+    path = next(root.rglob("99.flac"))
+    dataset_layouts.sound(path, 9, seconds=2, rate=32000)
+    with pytest.warns(UserWarning, match="1 of 5 files of wavcaps are too long or short"):
+        corpus = load_corpus("wavcaps", root)
+    assert corpus.problems(audio=True).to_numpy().tolist() == [
+        [str(path), "2.00 s long where wavcaps states 0.20 s", "fetch it again, or check that it is so"]
+    ]
+
+
+def test_files_are_found_by_names_that_are_spelt_alike_and_two_of_one_clip_are_a_problem(root):
+    path = next(root.rglob("NHU0501.flac"))
+    path.rename(path.with_name(" nhu0501.FLAC"))
+    corpus = load_corpus("wavcaps", root)
+    assert corpus.clips["clip"].tolist() == KEPT
+    dataset_layouts.sound(path.with_name("NHU0501 .wav"), 9, seconds=0.2)
+    with pytest.raises(CorpusError, match="clip 'BBC_Sound_Effects/NHU0501': its file could be .*, '"):
+        load_corpus("wavcaps", root)
+
+
 def test_lists_may_lie_in_the_home_and_audio_elsewhere(home, tmp_path):
     lists(home / "wavcaps")
     sounds(tmp_path / "audio", suffix="")

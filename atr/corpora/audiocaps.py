@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from atr import store
 from atr.corpora import files
@@ -16,7 +16,9 @@ LOOKED_FOR = (
     "train.csv, val.csv and test.csv, here or in dataset/ or csv_files/"
 )
 # With and without a Y in front; behind it, perhaps, the clip's start and end in the video.
-NAMES = [re.compile(first + r"([A-Za-z0-9_-]{11})(?:_\d+(?:\.\d+)?){0,2}") for first in ("Y", "")]
+NUMBER = r"(?:_(\d+(?:\.\d+)?))?"
+NAMES = [re.compile(rf"{first}([A-Za-z0-9_-]{{11}}){NUMBER}{NUMBER}") for first in ("Y", "")]
+SECONDS = 10.0
 
 
 def load(root: str | PathLike[str] | None = None) -> Corpus:
@@ -25,17 +27,21 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     Clips are named by YouTube id, without the Y that some file names begin with. The tables are the official ones
     (one row a caption) or those of Mei et al. 2022 (one row a clip); where the folder has none, those that
     `atr data audiocaps` fetched. One caption a training clip, else five, as published: some repeat.
-    Videos disappear, so listed clips without audio are left out: `atr.corpora.coverage` counts them.
+    Videos disappear, so listed clips without audio are left out: `atr.corpora.coverage` counts them. A clip that has
+    several files is a problem; one that is not 10 s long, or as long as its file's name says, is a doubt.
 
     Raises FileNotFoundError if there is nothing, CorpusError for a folder or table that cannot be used.
     """
     folder = files.located("audiocaps", root)
     lists = {split: {clip: texts for clip, (_, texts) in rows.items()} for split, rows in listed(folder).items()}
-    paths = found(folder, {clip for clips in lists.values() for clip in clips})
-    if not paths:
+    here = found(folder, {clip for clips in lists.values() for clip in clips})
+    if not here:
         raise files.unrecognised("audiocaps", folder, LOOKED_FOR)
     source = "AudioCaps v1, github.com/cdjkim/audiocaps (MIT); audio from YouTube under the terms of its owners"
-    return files.published("audiocaps", folder, lists, paths, source)
+    paths = {clip: places[0] for clip, places in here.items() if len(places) == 1}
+    unclear = {clip: places for clip, places in here.items() if len(places) > 1}
+    stated = {clip: (_seconds(clip, path),) * 2 for clip, path in paths.items()}
+    return files.published("audiocaps", folder, lists, paths, source, unclear=unclear, stated=stated)
 
 
 def tables(folder: Path) -> dict[str, Path] | None:
@@ -78,12 +84,23 @@ def _ids(name: str) -> list[str]:
     return [match[1] for pattern in NAMES if (match := pattern.fullmatch(name))]
 
 
-def found(folder: Path, wanted: Iterable[str]) -> dict[str, str]:
-    """The audio file of each wanted clip that is there, relative to the folder; the first of several in their order."""
+def _seconds(clip: str, path: str) -> float:
+    """How long the clip should be: shorter than the others where its video ends and the file's name says so."""
+    match = next(m for pattern in NAMES if (m := pattern.fullmatch(_stem(path))) and m[1] == clip)
+    length = float(match[3]) - float(match[2]) if match[3] else SECONDS
+    return length if 0 < length < SECONDS else SECONDS
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path).stem.strip()
+
+
+def found(folder: Path, wanted: Iterable[str]) -> dict[str, list[str]]:
+    """The audio files of each wanted clip that is there, relative to the folder."""
     wanted = set(wanted)
-    paths: dict[str, str] = {}
+    paths: dict[str, list[str]] = {}
     for path in files.listing(folder):
-        clip = next((clip for clip in _ids(files.bare(path)) if clip in wanted), None)
+        clip = next((clip for clip in _ids(_stem(path)) if clip in wanted), None)
         if clip is not None:
-            paths.setdefault(clip, path)
+            paths.setdefault(clip, []).append(path)
     return paths

@@ -4,6 +4,7 @@ Captions state only what the mixer controls: class, order, overlap, repetition a
 """
 
 import hashlib
+import os
 import random
 import re
 import unicodedata
@@ -19,11 +20,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from atr import audio
+from atr.corpora import copies, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
 from atr.corpora.scenes import MANY, RATE, RECORDED, Kind, Scene, Words, captions, distinct, draw, fade, mix
 
 MIXER_VERSION = 1  # raise it when the same scene sounds different
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 SECONDS = (4.0, 30.0)  # shortest and longest scene
 FOLDS = {1: "train", 2: "train", 3: "train", 4: "validation", 5: "test"}
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}  # where file names carry no folds
@@ -121,7 +122,8 @@ def load(
     """Scenes of `duration` seconds at 16 kHz from recordings under root/<class>/, or ESC-50's audio/ and meta/.
 
     Folds, the digit before the first "-" of every file name, decide the split: 1 to 3 train, 4 validation, 5 test.
-    Without them each class is split 60/20/20 by the hash of the file names, with a warning. A split's scenes have
+    Without them each class is split 60/20/20 by the hash of the file names, with a warning, and copies of a recording
+    (`copies`) go where the first of them goes; `source` says how many there are. A split's scenes have
     different descriptions as long as its classes allow; `source` says how many have not.
 
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
@@ -130,7 +132,7 @@ def load(
         raise ValueError(f"clipfolder: duration {duration} s; give {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s")
     root = Path(root).resolve()
     wanted = {"train": train, "validation": validation, "test": test}
-    sources = _sources(root, [split for split, count in wanted.items() if count])
+    sources, together = _sources(root, [split for split, count in wanted.items() if count])
     hashes = {source.path: source.sha256 for source in sources}
     names = sorted({source.event for source in sources})
     words = {name: _words(name) for name in names}
@@ -168,7 +170,8 @@ def load(
         captions=pd.DataFrame(texts, columns=["clip", "caption"]),
         events=pd.DataFrame(spans, columns=["clip", "event", "onset", "offset"]),
         read=SceneReader(str(root), duration, scenes, hashes),
-        source=f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}; seed {seed}; licence: {licence}",
+        source=f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{copies.said(together)}; "
+        f"seed {seed}; licence: {licence}",
     )
 
 
@@ -200,9 +203,7 @@ def recording(path: str, sha256: str) -> np.ndarray:
 
     Raises AudioError, also if the file is not the one of this SHA-256.
     """
-    waveform, rate = audio.read(path)
-    if hashlib.sha256(Path(path).read_bytes()).hexdigest() != sha256:
-        raise audio.AudioError(path, "changed since the corpus was loaded", "load the corpus again")
+    waveform, rate = files.read(Path(path), sha256)
     wave = audio.resample(waveform, rate, RATE)
     wave = wave / max(np.abs(wave).max(), 1e-9)
     heard = np.flatnonzero(np.abs(wave) > SILENCE)
@@ -254,37 +255,49 @@ def _scenes(seed: int, split: str, sources: list[Source], duration: float) -> It
         yield draw(rng, list(kinds), lambda name: rng.choice(kinds[name]), duration)
 
 
-def _sources(root: Path, splits: list[str]) -> list[Source]:
-    """All recordings under the root, decoded once; raises CorpusError listing all that is wrong."""
+def _sources(root: Path, splits: list[str]) -> tuple[list[Source], dict[str, str]]:
+    """All recordings under the root, decoded once, and the first of each one's copies if the splits are drawn here;
+    raises CorpusError listing all that is wrong.
+    """
     found = _listing(root)
+    facts = files.index(root, (path.relative_to(root).as_posix() for _, _, path in found))
     problems, sources = [], []
     owner: dict[str, tuple[str, Path]] = {}
     for event, split, path in tqdm(found, desc=f"reading {root.name}", disable=None, leave=False):
+        relative = path.relative_to(root).as_posix()
         try:
-            sha256 = hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
-            kind = _kind(recording(str(path), sha256))
+            fact = facts[relative]
+            if isinstance(fact, audio.AudioError):
+                raise fact
+            kind = _kind(recording(str(path), fact.digest))
         except audio.AudioError as error:
             problems.append(Problem(error.where, error.problem, error.mend))
             continue
-        twin_split, twin = owner.setdefault(sha256, (split, path))
+        twin_split, twin = owner.setdefault(fact.digest, (split, path))
         if twin_split != split:
             problems.append(Problem(str(path), f"the same recording as {twin}, in another split", "delete one of them"))
-        relative = path.relative_to(root).as_posix()
-        sources.append(Source(event, split, relative, sha256, replace(kind, source=relative)))
+        sources.append(Source(event, split, relative, fact.digest, replace(kind, source=relative)))
+    together: dict[str, str] = {}
+    if not problems and not all(source.split for source in sources):
+        together, errors = copies.grouped(root, {source.path: source.sha256 for source in sources})
+        problems += [Problem(error.where, error.problem, error.mend) for error in errors]
+        sources = _drawn(sources, together)
     for event in sorted({event for event, _, _ in found}):
         for split in splits:
-            if not any((source.event, source.split) == (event, split) for source in sources):
+            if not any(source.event == event and source.split in (split, "") for source in sources):
                 mend = (
                     "add recordings of this class (of the folds 1-3, 4 and 5 if names carry folds) or remove its folder"
                 )
                 problems.append(Problem(f"{root}, class {event!r}", f"no recording for the split {split!r}", mend))
     if problems:
         raise CorpusError(f"clipfolder-{root.name}", problem_table(problems))
-    return sources
+    return sources, together
 
 
 def _listing(root: Path) -> list[tuple[str, str, Path]]:
-    """Class, split and path of each recording, in an order that does not depend on the file system."""
+    """Class, split and path of each recording, in an order that does not depend on the file system; no split where
+    neither a table nor the file names have one.
+    """
 
     def failure(problem: str, mend: str) -> CorpusError:
         return CorpusError(f"clipfolder-{root.name}", problem_table([Problem(str(root), problem, mend)]))
@@ -293,25 +306,16 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
         raise failure("no such folder", "give the folder that holds one folder of recordings a class")
     table = root / "meta" / "esc50.csv"
     if table.is_file():
-        rows = pd.read_csv(table)
-        missing = {"filename", "fold", "category"} - set(rows.columns)
-        if missing:
-            raise failure(f"{table} lacks the columns {', '.join(sorted(missing))}", "fetch it again")
-        rows = rows.sort_values("filename")
-        if not rows["fold"].isin(FOLDS).all():
-            raise failure(f"{table} has folds other than 1 to 5", "correct its column fold")
-        splits = [FOLDS[fold] for fold in rows["fold"]]
-        paths = [root / "audio" / name for name in rows["filename"]]
-        return list(zip(rows["category"].astype(str), splits, paths, strict=True))
+        return [(row["category"], split, root / path) for row, split, path in esc50(root)]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = {folder.name: sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) for folder in folders}
-    files = {event: paths for event, paths in files.items() if paths}
-    if not files:
+    found = {folder.name: sorted(p for p in folder.iterdir() if files.is_audio(p.name)) for folder in folders}
+    found = {event: paths for event, paths in found.items() if paths}
+    if not found:
         raise failure(
-            f"no class folders with {', '.join(sorted(SUFFIXES))} files",
+            f"no class folders with {', '.join(sorted(files.SUFFIXES))} files",
             "lay the recordings out as <root>/<class>/<clip>.wav",
         )
-    everything = [(event, path) for event, paths in files.items() for path in paths]
+    everything = [(event, path) for event, paths in found.items() for path in paths]
     if all(re.match("[1-5]-", path.name) for _, path in everything):
         return [(event, FOLDS[int(path.name[0])], path) for event, path in everything]
     warnings.warn(
@@ -319,14 +323,41 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
         "of one origin may lie in several splits",
         stacklevel=3,
     )
-    return [(event, split, path) for event, paths in files.items() for split, path in _hashed(paths)]
+    return [(event, "", path) for event, paths in found.items() for path in sorted(paths, key=_hashed)]
 
 
-def _hashed(paths: list[Path]) -> list[tuple[str, Path]]:
-    """A class's recordings in the order of their names' hashes, each with its split; every split has one
-    where there are three."""
-    ordered = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
-    held = max(1, round(SHARES["test"] * len(ordered)))
-    kept = len(ordered) - 2 * held
-    splits = ["train"] * max(1, kept) + ["validation"] * held + ["test"] * held
-    return list(zip(splits, ordered, strict=False))
+def _hashed(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(unicodedata.normalize("NFC", path.name))).hexdigest()
+
+
+def _drawn(sources: list[Source], together: dict[str, str]) -> list[Source]:
+    """Sources with splits, a class's in order, where no copy comes before its original; every split has one where there
+    are three different ones.
+    """
+    originals: dict[str, list[str]] = {}
+    for source in sources:
+        if together[source.path] == source.path:
+            originals.setdefault(source.event, []).append(source.path)
+    split_of: dict[str, str] = {}
+    for paths in originals.values():
+        held = max(1, round(SHARES["test"] * len(paths)))
+        kept = len(paths) - 2 * held
+        splits = ["train"] * max(1, kept) + ["validation"] * held + ["test"] * held
+        split_of |= dict(zip(paths, splits, strict=False))
+    return [replace(source, split=split_of[together[source.path]]) for source in sources]
+
+
+def esc50(root: Path) -> list[tuple[dict[str, str], str, str]]:
+    """The rows of root/meta/esc50.csv by file name, each with its split and its file below the root, there or not."""
+    table = root / "meta" / "esc50.csv"
+    rows = sorted(files.read_table("esc50", table, ("filename", "fold", "category")), key=lambda row: row["filename"])
+    there = {f"audio/{path}": path for path in files.listing(root / "audio")} if (root / "audio").is_dir() else {}
+    found, unclear = files.join((row["filename"] for row in rows), there)
+    problems = [files.unclear_problem(f"{table}, {name!r}", paths) for name, paths in unclear.items()]
+    for row in rows:
+        if row["fold"] not in map(str, FOLDS):
+            where = f"{table}, {row['filename']!r}"
+            problems.append(Problem(where, f"fold {row['fold']!r}", "correct it to one of 1 to 5, or fetch it again"))
+    if problems:
+        raise CorpusError("esc50", problem_table(problems))
+    return [(row, FOLDS[int(row["fold"])], found.get(row["filename"], f"audio/{row['filename']}")) for row in rows]

@@ -6,7 +6,7 @@ The splits train, validation and test are Clotho's development, validation and e
 from collections import Counter
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -21,6 +21,8 @@ LOOKED_FOR = (
     "or csv_files/<split>.csv with waveforms/<split>/ (train, val, test), here or in Clotho/"
 )
 CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
+SECONDS = (15.0, 30.0)  # shortest and longest clip
+RATE = 44_100  # of the samples in which the metadata tables give a clip's start and end in its recording
 
 
 def load(root: str | PathLike[str] | None = None) -> Corpus:
@@ -28,7 +30,8 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
 
     Clips are named as their files, without the suffix; four names of v2.1 belong to two splits each, and such a clip
     has its split in front: "train/Bus(Drive_Reverse)_1-2". Five captions a clip.
-    Clotho is complete by definition: a listed clip without audio is a problem of the corpus.
+    Clotho is complete by definition: a listed clip without audio is a problem of the corpus. Clips are 15 to 30 s long,
+    or as the metadata tables say where these lie beside the captions; others are doubts.
 
     Raises FileNotFoundError if there is nothing, CorpusError for a folder or table that cannot be used.
     """
@@ -37,30 +40,58 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     tables = {
         split: files.read_table("clotho", table, ("file_name", *CAPTIONS)) for split, (table, _) in places.items()
     }
-    count = Counter(Path(row["file_name"]).stem for rows in tables.values() for row in rows)
+    count = Counter(_stem(row["file_name"]) for rows in tables.values() for row in rows)
     lists: dict[str, dict[str, list[str]]] = {}
     paths: dict[str, str] = {}
+    unclear: dict[str, list[str]] = {}
+    stated: dict[str, tuple[float, float]] = {}
     for split, rows in tables.items():
         table, sounds = places[split]
-        found = list(reversed(files.listing(sounds)))
-        here = {files.stem(path): path for path in found} | {files.bare(path): path for path in found}
+        here = {path: PurePosixPath(path).name for path in files.listing(sounds)}
+        spellings = (str, _stem, lambda name: files.spelled(_stem(name)))
+        found, several = files.join((row["file_name"] for row in rows), here, spellings)
+        excerpts = _excerpts(table)
         lists[split] = {}
         for row in rows:
-            name = Path(row["file_name"]).stem
+            name = _stem(row["file_name"])
             clip = name if count[name] == 1 else f"{split}/{name}"
             if clip in lists[split]:
                 problem = Problem(f"{table}, {row['file_name']!r}", "listed twice", "fetch the table again")
                 raise CorpusError("clotho", problem_table([problem]))
             lists[split][clip] = files.captions_of(row)
-            if path := here.get(name, here.get(files.stem(name + ".wav"))):
-                paths[clip] = (sounds / path).relative_to(folder).as_posix()
+            stated[clip] = excerpts.get(files.spelled(row["file_name"]), SECONDS)
+            if row["file_name"] in several:
+                unclear[clip] = several[row["file_name"]]
+            elif row["file_name"] in found:
+                paths[clip] = (sounds / found[row["file_name"]]).relative_to(folder).as_posix()
 
     def missing(split: str, clip: str) -> Problem:
         mend = "fetch or unpack the archive again: atr data clotho"
         return Problem(f"{places[split][0].name}, {clip!r}", f"no audio file in {places[split][1]}", mend)
 
     source = "Clotho v2.1, zenodo.org/record/4783391; audio under the licences of its Freesound files, captions of TAU"
-    return files.published("clotho", folder, lists, paths, source, missing)
+    return files.published("clotho", folder, lists, paths, source, missing, unclear, stated)
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _excerpts(captions: Path) -> dict[str, tuple[float, float]]:
+    """The length, twice, of each file that the metadata table beside a table of captions gives as an excerpt."""
+    path = captions.with_name(captions.name.replace("_captions_", "_metadata_"))
+    if path == captions or not path.is_file():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeDecodeError:  # as some of the published ones
+        table = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="latin-1")
+    if not {"file_name", "start_end_samples"} <= set(table):
+        return {}
+    numbers = table["start_end_samples"].str.extract(r"^\[(\d+), (\d+)\]$").astype("float64")
+    seconds = (numbers[1] - numbers[0]) / RATE
+    named = zip(table["file_name"].map(files.spelled), seconds, strict=True)
+    return {name: (length, length) for name, length in named if length > 0}
 
 
 def layout(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -108,8 +139,12 @@ def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
     if sounds is None or not table.is_file():
         raise files.unrecognised(name, folder, "retrieval_captions.csv and retrieval_audio/ or test/")
     queries = [row["caption"] for row in files.read_table(name, table, ("caption",))]
-    paths = {files.bare(path): (sounds / path).relative_to(folder).as_posix() for path in files.listing(sounds)}
-    corpus = files.published(name, folder, {"test": {clip: [] for clip in paths}}, paths, "")
+    here: dict[str, list[str]] = {}
+    for path in files.listing(sounds):
+        here.setdefault(_stem(path), []).append((sounds / path).relative_to(folder).as_posix())
+    paths = {clip: found[0] for clip, found in here.items()}
+    unclear = {clip: found for clip, found in here.items() if len(found) > 1}
+    corpus = files.published(name, folder, {"test": {clip: [] for clip in paths}}, paths, "", unclear=unclear)
     if corpus.found:
         raise CorpusError(name, problem_table(corpus.found))
     assert isinstance(corpus.read, files.FileReader)

@@ -88,6 +88,7 @@ class Corpus:
     found: problems that a loader met before it could build the tables; `problems` lists them with its own.
     repeats: a clip may have the same caption twice, as in published data sets; elsewhere that is a problem.
     heard: the clips that an encoder of the corpus's own is pre-trained on; None: those of its training split.
+    doubts: what may well be a fault but spoils no use of the corpus; `problems` lists them with those of the audio.
 
     >>> corpus = atr.load_corpus("soundscapes", train=48, validation=12, test=16, duration=4.0)
     >>> test = corpus.split("test")
@@ -105,6 +106,7 @@ class Corpus:
     found: tuple[Problem, ...] = field(default=(), repr=False)
     repeats: bool = False
     heard: frozenset[str] | None = field(default=None, repr=False)
+    doubts: tuple[Problem, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -133,14 +135,17 @@ class Corpus:
     def held_out(self, count: int, seed: int = 0) -> "Corpus":
         """All clips for training, but for `count` drawn ones for validation: for a model whose test is elsewhere.
 
-        They are drawn from what was not for training, where that suffices. `heard` stays what the corpus trained on, so
+        They are drawn from what was not for training, where that suffices, and where it can be from clips whose bytes
+        no other clip has. `heard` stays what the corpus trained on, so
         that its own encoder, like a published one, is the same with and without clips held out.
         """
         if not 0 < count < len(self):
             raise ValueError(f"hold_out is {count}; hold out 1 to {len(self) - 1} of the {len(self)} clips")
         trained = self.clips["split"].eq("train").to_numpy(copy=True)
         among = np.flatnonzero(~trained) if count <= (~trained).sum() else np.arange(len(self))
-        drawn = np.random.default_rng(seed).permutation(among)[:count]
+        drawn = np.random.default_rng(seed).permutation(among)
+        twins = self.clips["digest"].duplicated(keep=False).to_numpy()
+        drawn = drawn[np.argsort(twins[drawn], kind="stable")][:count]
         trained[drawn] = False
         splits = np.full(len(self), "train", dtype=object)
         splits[drawn] = "validation"
@@ -191,7 +196,7 @@ class Corpus:
     def problems(self, audio: bool = False) -> pd.DataFrame:
         """All problems at once: columns where, problem, mend; no rows if the corpus is sound. Never raises.
 
-        audio: also read every clip.
+        audio: also read every clip, and list the doubts.
         """
         problems = list(self.found)
         malformed = [
@@ -206,7 +211,7 @@ class Corpus:
         problems += _caption_problems(self.captions, set(durations), self.repeats)
         problems += _event_problems(self.events, durations)
         if audio:
-            problems += self._audio_problems(durations)
+            problems += [*self.doubts, *self._audio_problems(durations)]
         return problem_table(problems)
 
     def check(self, audio: bool = False) -> "Corpus":
@@ -301,6 +306,8 @@ def _caption_problems(captions: pd.DataFrame, clips: set[str], repeats: bool) ->
             yield Problem(where, "caption of an unknown clip", "add the clip or remove the caption")
         if not caption:
             yield Problem(where, "empty caption", "write one or remove the row")
+        elif re.search("[\0\ud800-\udfff]", caption):
+            yield Problem(where, f"a character that is no text in {caption!r}", "write the caption again")
         elif (clip, caption) in seen and not repeats:
             yield Problem(where, f"caption twice on one clip: {caption!r}", "keep it once")
         seen.add((clip, caption))

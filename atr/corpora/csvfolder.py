@@ -1,14 +1,13 @@
 """A table of captions and a folder of audio as a corpus."""
 
-import csv
 import hashlib
-import io
 import math
+import os
 import posixpath
-import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path, PureWindowsPath
 
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from atr import audio as audio_files
-from atr.corpora import files
+from atr.corpora import copies, files
 from atr.corpora.corpus import (
     EVENT_COLUMNS,
     EVENT_TOLERANCE,
@@ -33,17 +32,20 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "val", "valid"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-CAPTION_COLUMN = re.compile(r"caption|caption_\d+")
 
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads a clip by its path below `folder`."""
+    """Reads a clip by its path below `folder`. digests: the SHA-256 of each clip's file; a file that has another by now
+    is an AudioError. Without them nobody notices.
+    """
 
     folder: Path
+    digests: Mapping[str, str] | None = field(default=None, repr=False)
 
     def __call__(self, clip: str) -> tuple[np.ndarray, int]:
-        return audio_files.read(self.folder / clip)
+        path = self.folder / clip
+        return audio_files.read(path) if self.digests is None else files.read(path, self.digests[clip])
 
 
 def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> Corpus:
@@ -55,7 +57,7 @@ def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str |
         split       optional: train, validation or test. training, val, valid, testing, eval and evaluation are
                     understood; dev and development mean train, as in Clotho, or validation where the column has train
                     too. Without the column the SHA-256 of the file name decides: 80 % train, 10 % validation,
-                    10 % test.
+                    10 % test; copies of a recording (`copies`) go where the first of them goes.
     audio: the audio folder, relative to `root`; `root` itself if None.
     root/events.csv, optional: file_name, event, onset, offset (seconds). It may cover more files than the table.
 
@@ -63,7 +65,7 @@ def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str |
     listed, with its line, by `Corpus.problems`; `Corpus.check`, and so `atr.load_corpus`, refuses such a corpus.
     """
     sheet, events, folder = _open(Path(root), table, audio)
-    clips, splits, facts = _validate(sheet, folder, decode=False)
+    clips, splits, paths, facts, together = _validate(sheet, folder, decode=False)
     kept = sheet.good()
     split_of = {clips[row]: splits[row] for row in kept}
     if "split" not in sheet.header:
@@ -83,8 +85,9 @@ def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str |
     caption_table = pd.DataFrame(pairs, columns=["clip", "caption"], dtype="str")
     event_table = _events(events, folder, {clip: facts[clip][0] for clip in split_of}) if events else no_events()
     found = (*sheet.problems, *(events.problems if events else ()))
-    source = f"own data: {table} in {Path(root).resolve().name}"
-    return Corpus("csv", clip_table, caption_table, event_table, FolderReader(folder), source, found)
+    source = f"own data: {table} in {Path(root).resolve().name}{copies.said(together)}"
+    reader = files.FileReader(folder, {clip: paths[clip] for clip in split_of}, {c: facts[c].digest for c in split_of})
+    return Corpus("csv", clip_table, caption_table, event_table, reader, source, found)
 
 
 def cleaned(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> pd.DataFrame:
@@ -109,8 +112,19 @@ class _Sheet:
     problems: list[Problem] = field(default_factory=list)
     bad: set[int] = field(default_factory=set)
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        return {column: place for place, column in enumerate(self.header)}
+
+    @cached_property
+    def caption_columns(self) -> list[str]:
+        return [column for column in self.header if files.CAPTION_COLUMN.fullmatch(column)]
+
+    def raw(self, row: int, column: str) -> str:
+        return self.rows[row][self.places[column]]
+
     def cell(self, row: int, column: str) -> str:
-        return self.rows[row][self.header.index(column)].strip()
+        return self.raw(row, column).strip()
 
     def good(self) -> list[int]:
         return [row for row in range(len(self.rows)) if row not in self.bad]
@@ -129,7 +143,7 @@ def _open(root: Path, table: str, audio: str | None) -> tuple[_Sheet, _Sheet | N
         fatal.append(Problem(str(folder), "no such folder of audio", "create it or name the right one"))
     sheet, events = _Sheet(table), None
     fatal += _read(sheet, root / table, ("file_name",))
-    columns = [name for name in sheet.header if CAPTION_COLUMN.fullmatch(name)]
+    columns = sheet.caption_columns if sheet.header else []
     if sheet.header and not columns:
         fatal.append(Problem(table, f"no caption column ({_listed(sheet)})", "add 'caption', or 'caption_1' and so on"))
     if "caption" in columns and len(columns) > 1:
@@ -143,43 +157,21 @@ def _open(root: Path, table: str, audio: str | None) -> tuple[_Sheet, _Sheet | N
 
 
 def _listed(sheet: _Sheet) -> str:
-    return f"the header has {', '.join(map(repr, sheet.header))}"
+    return f"the header has {files.shown(sheet.header)}"
 
 
 def _read(sheet: _Sheet, path: Path, required: tuple[str, ...]) -> list[Problem]:
     """Fill the sheet from its file; returns what makes the file unusable as a whole."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        return [Problem(str(path), f"cannot be read ({error.strerror})", "put the table there or name the right one")]
-    try:
-        text, at = raw.decode("utf-8-sig"), raw.find(b"\0")
-    except UnicodeDecodeError as error:
-        text, at = "", error.start
-    if at >= 0:
-        line = raw.count(b"\n", 0, at) + 1
-        problem = f"byte {at} of the file, 0x{raw[at]:02x}, is no UTF-8 text"
-        return [Problem(f"{sheet.name}, line {line}", problem, "save the table again as UTF-8")]
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    start = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                if not sheet.header:
-                    sheet.header = [cell.strip() for cell in cells]
-                else:
-                    sheet.rows.append(cells)
-                    sheet.lines.append(start)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        return [Problem(f"{sheet.name}, line {start}", f"no valid CSV from here on ({error})", "mend its quotes")]
+    table = files.read_csv(path, sheet.name)
+    if isinstance(table, Problem):
+        return [table]
+    sheet.header, sheet.rows, sheet.lines = table
     problems = []
     for column in required:
         if column not in sheet.header:
-            mend = "rename or add it" if len(sheet.header) > 1 else "save the table with commas between its columns"
+            commas = len(sheet.header) > 1 and not any(mark in name for name in sheet.header for mark in ";\t")
+            mend = "rename or add it" if commas else "save the table with commas between its columns"
             problems.append(Problem(sheet.name, f"no column {column!r} ({_listed(sheet)})", mend))
-    for column in sorted({name for name in sheet.header if sheet.header.count(name) > 1}):
-        problems.append(Problem(sheet.name, f"column {column!r} is there twice", "remove or rename one"))
     for row, cells in enumerate(sheet.rows):
         if len(cells) != len(sheet.header):
             problem = f"{len(cells)} fields where the header has {len(sheet.header)}"
@@ -189,7 +181,7 @@ def _read(sheet: _Sheet, path: Path, required: tuple[str, ...]) -> list[Problem]
 
 def _captions(sheet: _Sheet, row: int) -> list[tuple[str, str]]:
     """The row's captions with their columns."""
-    return [(name, sheet.cell(row, name)) for name in sheet.header if CAPTION_COLUMN.fullmatch(name)]
+    return [(name, sheet.cell(row, name)) for name in sheet.caption_columns]
 
 
 def _clip(name: str) -> str:
@@ -204,26 +196,38 @@ def _hashed_split(clip: str) -> str:
     return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
 
 
-def _validate(sheet: _Sheet, folder: Path, decode: bool) -> tuple[list[str], list[str], dict[str, files.Fact]]:
-    """Reject every row with a problem. Returns each row's clip and split, and each usable file's seconds and digest."""
+def _validate(
+    sheet: _Sheet, folder: Path, decode: bool
+) -> tuple[list[str], list[str], dict[str, str], dict[str, files.Fact], dict[str, str]]:
+    """Reject every row with a problem. Returns each row's clip and split, each clip's path, each usable one's seconds
+    and digest, and, where the splits are drawn, the first of its copies.
+    """
     clips, splits = [""] * len(sheet.rows), [""] * len(sheet.rows)
     whole = sheet.good()
     written = [sheet.cell(row, "split").lower() if "split" in sheet.header else "" for row in whole]
     names = SPLIT_NAMES | (dict.fromkeys(("dev", "development"), "validation") if "train" in written else {})
     for row, split in zip(whole, written, strict=True):
-        name = sheet.cell(row, "file_name")
+        name, exact = sheet.cell(row, "file_name"), sheet.raw(row, "file_name")
+        if name != exact and _clip(exact) and (folder / _clip(exact)).is_file():
+            name = exact  # blanks outside may belong to it
         clips[row] = _clip(name) if name else ""
         if not name:
             sheet.reject([row], "no file name", "write it or remove the row", "file_name")
         elif not clips[row]:
             sheet.reject([row], f"{name!r} lies outside the audio folder", "give a path below it", "file_name")
-        splits[row] = names.get(split, "") if "split" in sheet.header else _hashed_split(clips[row])
+        if "split" not in sheet.header:
+            continue
+        splits[row] = names.get(split, "")
         if not splits[row]:
             sheet.reject([row], f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}", "split")
     _reject_captions(sheet, clips, whole)
-    facts = _reject_files(sheet, clips, folder, decode)
+    paths, facts = _reject_files(sheet, clips, folder, decode)
+    together: dict[str, str] = {}
+    if "split" not in sheet.header:
+        together = _reject_unheard(sheet, clips, folder, paths, facts)
+        splits = [_hashed_split(together.get(clip, clip)) for clip in clips]
     _reject_splits(sheet, clips, splits, facts)
-    return clips, splits, facts
+    return clips, splits, paths, facts, together
 
 
 def _reject_captions(sheet: _Sheet, clips: list[str], whole: list[int]) -> None:
@@ -238,33 +242,60 @@ def _reject_captions(sheet: _Sheet, clips: list[str], whole: list[int]) -> None:
         if earlier != row:
             sheet.reject([row], f"the same row as line {sheet.lines[earlier]}", "remove one of them")
             continue
-        for position, (column, text) in enumerate(captions):
-            here = text in [other for _, other in captions[:position]]
+        here: set[str] = set()
+        for column, text in captions:
             earlier = first_text.get((clips[row], text), row)
-            if text and (here or earlier != row):
+            if text and (text in here or earlier != row):
                 problem = f"caption as in line {sheet.lines[earlier]}, of the same file: {text!r}"
                 sheet.reject([row], problem, "keep it once", column)
+            here.add(text)
         if row not in sheet.bad:
             first_text.update({(clips[row], text): row for _, text in captions})
 
 
-def _reject_files(sheet: _Sheet, clips: list[str], folder: Path, decode: bool) -> dict[str, files.Fact]:
+def _reject_files(
+    sheet: _Sheet, clips: list[str], folder: Path, decode: bool
+) -> tuple[dict[str, str], dict[str, files.Fact]]:
+    """The path of each clip, the exact one or the only one spelt alike, and the facts of those that can be used."""
     rows = _grouped(clips, range(len(clips)))
-    inspected = files.index(folder, rows, decode=decode)
+    paths = {clip: clip for clip in rows}
+    if astray := [clip for clip in rows if not os.path.lexists(folder / clip)]:
+        suffixes = {os.path.splitext(clip)[1].strip().lower() for clip in astray}
+        there = {path: path for path in files.listing(folder, suffixes) if path not in rows}
+        found, unclear = files.join(astray, there, (files.spelled,))
+        paths |= found
+        for clip, several in unclear.items():
+            del paths[clip]
+            sheet.reject(rows[clip], *files.unclear_problem("", several)[1:], "file_name")
+    inspected = files.index(folder, paths.values(), decode=decode)
     facts = {}
-    for clip, fact in inspected.items():
+    for clip, path in paths.items():
+        fact = inspected[path]
         if isinstance(fact, audio_files.AudioError):
             sheet.reject(rows[clip], f"{fact.where}: {fact.problem}", fact.mend, "file_name")
         else:
             facts[clip] = fact
-    return facts
+    return paths, facts
+
+
+def _reject_unheard(
+    sheet: _Sheet, clips: list[str], folder: Path, paths: dict[str, str], facts: dict[str, files.Fact]
+) -> dict[str, str]:
+    """The first of its copies for each clip; the rows of files that cannot be decoded are rejected."""
+    rows = _grouped(clips, sheet.good())
+    clip_of = {paths[clip]: clip for clip in sorted(rows)}
+    first, errors = copies.grouped(folder, {path: facts[clip].digest for path, clip in clip_of.items()})
+    for error in errors:
+        clip = clip_of[Path(error.where).relative_to(folder).as_posix()]
+        sheet.reject(rows[clip], f"{error.where}: {error.problem}", error.mend, "file_name")
+    return {clip_of[path]: clip_of[other] for path, other in first.items()}
 
 
 def _reject_splits(sheet: _Sheet, clips: list[str], splits: list[str], facts: dict[str, files.Fact]) -> None:
     for clip, rows in _grouped(clips, sheet.good()).items():
         used = {splits[row] for row in rows}
         if len(used) > 1:
-            lines = ", ".join(str(sheet.lines[row]) for row in rows)
+            lines = ", ".join(str(sheet.lines[row]) for row in rows[:12]) + (", …" if len(rows) > 12 else "")
             problem = f"{clip!r} is in {len(used)} splits (lines {lines})"
             sheet.reject(rows, problem, "keep it in one of them", "split")
     first: dict[str, tuple[str, str]] = {}
@@ -287,9 +318,11 @@ def _grouped(clips: list[str], rows: Iterable[int]) -> dict[str, list[int]]:
 def _events(sheet: _Sheet, folder: Path, durations: dict[str, float]) -> pd.DataFrame:
     """The events of the corpus's clips; rows with a problem are rejected."""
     values = []
-    for row in sheet.good():
-        name, event = sheet.cell(row, "file_name"), sheet.cell(row, "event")
-        clip = _clip(name) if name else ""
+    written = {row: sheet.cell(row, "file_name") for row in sheet.good()}
+    own, _ = files.join((_clip(name) for name in written.values() if name), {clip: clip for clip in durations})
+    for row, name in written.items():
+        event = sheet.cell(row, "event")
+        clip = own.get(_clip(name), _clip(name)) if name else ""
         if clip not in durations:
             if not clip or not (folder / clip).is_file():
                 sheet.reject(

@@ -1,12 +1,15 @@
 """What the published data sets share: where they lie, their tables, and an index of their audio files."""
 
+import codecs
 import csv
 import hashlib
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
@@ -22,6 +25,7 @@ from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Problem, no_events, 
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 CAPTION_COLUMN = re.compile(r"caption(_\d+)?")
+MOST_COLUMNS, LONGEST_LINE = 1_000, 1 << 20  # characters; with more a file is no table of captions
 
 
 class Fact(NamedTuple):
@@ -31,37 +35,64 @@ class Fact(NamedTuple):
     digest: str
 
 
+def read(path: Path, digest: str) -> tuple[np.ndarray, int]:
+    """`audio.read`; AudioError also where the bytes are not those of this SHA-256, so that no clip that changes is kept
+    under the digest that it had.
+    """
+    _check_place(path)
+    waveform, rate = audio.read(path)
+    try:
+        changed = _sha256(path) != digest  # after decoding: a change in between shows too
+    except OSError:
+        changed = True
+    if changed:
+        raise audio.AudioError(path, "changed since the corpus was loaded", "let it be complete, then run again")
+    return waveform, rate
+
+
+def _check_place(path: Path) -> None:
+    """AudioError for what lies there and is no file to read; what is missing is left to `audio`."""
+    if path.is_dir():
+        raise audio.AudioError(path, "a folder, not a file", "rename it, or name a file")
+    if path.is_file() and not os.access(path, os.R_OK):
+        raise audio.AudioError(path, "no permission to read it", "change its permissions")
+
+
 def index(
     folder: Path, names: Iterable[str], quiet: bool | None = None, decode: bool = False
 ) -> dict[str, Fact | audio.AudioError]:
     """Length and digest of each file folder/name, or what is wrong with it; in the order of `names`.
 
-    Facts are remembered in the cache, by folder, name, size and time of change, so that a second call reads no audio.
-    decode: read every file to its end too. quiet: no progress bar; None: one where there is a terminal.
+    Facts are remembered in the cache, by folder, name, size and times of change, so that a second call reads no audio.
+    decode: read every file to its end, remembered or not. quiet: no progress bar; None: one where there is a terminal.
     """
     remembered = _memory(folder)
     known = _remembered(remembered)
     names = list(names)
     states = {name: _state(folder, name) for name in names}
     found: dict[str, Fact | audio.AudioError] = {
-        name: Fact(float(row[2]), row[3]) for name in names if (row := known.get(name)) and row[:2] == states[name]
+        name: Fact(float(row[3]), row[4])
+        for name in names
+        if not decode and (row := known.get(name)) and row[:3] == states[name]
     }
     fresh: dict[str, list[str]] = {}
 
     def inspect(name: str) -> None:
         try:
-            if name not in found:
-                seconds, digest = audio.duration(folder / name), _sha256(folder / name)
-                fresh[name] = [*states[name], repr(seconds), digest]
-                found[name] = Fact(seconds, digest)
+            _check_place(folder / name)
+            seconds, digest = audio.duration(folder / name), _sha256(folder / name)
+            if _state(folder, name) != states[name]:
+                raise audio.AudioError(folder / name, "changes while it is read", "let it be complete, then run again")
             if decode:
-                audio.read(folder / name)
+                read(folder / name, digest)
+            fresh[name] = [*states[name], repr(seconds), digest]
+            found[name] = Fact(seconds, digest)
         except audio.AudioError as error:
             found[name] = error
         except OSError as error:
             found[name] = audio.AudioError(folder / name, f"cannot be read ({error.strerror})", "restore or remove it")
 
-    wanted = names if decode else [name for name in names if name not in found]
+    wanted = [name for name in states if name not in found]
     pool = ThreadPoolExecutor()  # reading and hashing let go of the interpreter's lock
     try:
         results = pool.map(inspect, wanted)
@@ -90,12 +121,14 @@ def _memory(folder: Path) -> Path:
 
 
 def _state(folder: Path, name: str) -> list[str]:
-    """Size and time of change, as they are remembered; empty if there is no such file."""
+    """Size and times of change, as they are remembered; empty if there is no such file. A copy may keep the time of
+    the content, but never that of the entry.
+    """
     try:
         state = os.stat(os.path.join(folder, name))
     except OSError:
         return []
-    return [str(state.st_size), str(state.st_mtime_ns)]
+    return [str(state.st_size), str(state.st_mtime_ns), str(state.st_ctime_ns)]
 
 
 def _sha256(path: Path) -> str:
@@ -107,7 +140,7 @@ def _remembered(path: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {row[0]: row[1:] for row in csv.reader(file) if len(row) == 5}
+        return {row[0]: row[1:] for row in csv.reader(file) if len(row) == 6}
 
 
 def _write(path: Path, rows: list[list]) -> None:
@@ -115,10 +148,17 @@ def _write(path: Path, rows: list[list]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def listing(folder: Path) -> list[str]:
-    """Paths of all audio files below the folder, relative to it, sorted; links are followed, hidden files left out."""
+def listing(folder: Path, suffixes: Iterable[str] = SUFFIXES) -> list[str]:
+    """Paths of all audio files below the folder, relative to it, sorted; links are followed, hidden files left out.
+
+    suffixes: others than those of audio. OSError: a folder that may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
@@ -127,22 +167,56 @@ def listing(folder: Path) -> list[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = Path(place).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
-        found += [f"{prefix}{name}" for name in names if is_audio(name)]
+        found += [f"{prefix}{name}" for name in names if is_audio(name, suffixes)]
     return sorted(found)
 
 
-def is_audio(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+def is_audio(name: str, suffixes: Iterable[str] = SUFFIXES) -> bool:
+    return os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
 
 
-def bare(path: str) -> str:
-    """The file name of a listed path, without its suffix."""
-    return path.rpartition("/")[2].rpartition(".")[0]
+def spelled(path: str) -> str:
+    """A path spelt one way for tables and file systems: NFC, small letters, blanks of any kind single and inside."""
+    *folders, name = unicodedata.normalize("NFC", path).split("/")
+    stem, suffix = os.path.splitext(name)
+    *parts, suffix = (" ".join(part.split()).casefold() for part in (*folders, stem, suffix))
+    return "/".join(parts) + suffix
 
 
-def stem(name: str) -> str:
-    """A file's name without folder and suffix, spelt one way for tables and file systems: NFC, outer blanks off."""
-    return unicodedata.normalize("NFC", Path(name).stem).strip()
+def join(
+    names: Iterable[str], there: Mapping[str, str], spellings: Iterable[Callable[[str], str]] = (str, spelled)
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Which file each name of a table means: the files found by name, and those that a name could mean if there are
+    several, or if several names could mean them.
+
+    there: the files, each with the name that it goes by. spellings: under which names and files agree, the strictest
+    first; a file that is found by one of them is no candidate for the next.
+    """
+    found: dict[str, str] = {}
+    unclear: dict[str, list[str]] = {}
+    left, free = list(dict.fromkeys(names)), dict(there)
+    for spelling in spellings:
+        files, asked = defaultdict(list), Counter(map(spelling, left))
+        for path, name in free.items():
+            files[spelling(name)].append(path)
+        for name in left:
+            here = files[spelling(name)]
+            if len(here) == 1 == asked[spelling(name)]:
+                found[name] = here[0]
+                del free[here[0]]
+            elif here:
+                unclear[name] = here
+        left = [name for name in left if name not in found and name not in unclear]
+    return found, unclear
+
+
+def unclear_problem(where: str, paths: list[str]) -> Problem:
+    """The problem of a name of a table that `join` calls unclear."""
+    listed = ", ".join(map(repr, paths[:3])) + (", …" if len(paths) > 3 else "")
+    problem = (
+        f"its file could be {listed}" if len(paths) > 1 else f"its file could be {listed}, as another name's could"
+    )
+    return Problem(where, problem, "give one file exactly the name in the table, and keep others alike elsewhere")
 
 
 def located(name: str, root: str | PathLike[str] | None) -> Path:
@@ -176,28 +250,92 @@ def unrecognised(name: str, folder: Path, looked_for: str) -> CorpusError:
     return CorpusError(name, problem_table([Problem(str(folder), problem, mend)]))
 
 
+class Table(NamedTuple):
+    """A CSV file's cells as they stand, but for blanks around the header's; the line in which each row begins."""
+
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+
+def read_csv(path: Path, name: str) -> Table | Problem:
+    """A comma-separated file in UTF-8, without blank rows, or why it is none; `name` is what a problem calls it."""
+    table, start = Table([], [], []), 1
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(_lines(file), strict=True)
+            for cells in reader:
+                if any(map(str.strip, cells)):
+                    if not table.header and len(cells) > MOST_COLUMNS:
+                        problem = f"{len(cells):,} columns, more than {MOST_COLUMNS:,}"
+                        return Problem(name, problem, "name a table with a row a file, or keep its columns of captions")
+                    if table.header:
+                        table.rows.append(cells)
+                        table.lines.append(start)
+                    else:
+                        table.header.extend(cell.strip() for cell in cells)
+                start = reader.line_num + 1
+    except OSError as error:
+        return Problem(str(path), f"cannot be read ({error.strerror})", "put the table there or name the right one")
+    except UnicodeDecodeError as error:
+        at = _offset(path, error)
+        with open(path, "rb") as raw:
+            line = raw.read(at).count(b"\n") + 1
+        problem = f"byte {at} of the file, 0x{error.object[error.start]:02x}, is no UTF-8 text"
+        return Problem(f"{name}, line {line}", problem, "save the table again as CSV in UTF-8")
+    except csv.Error as error:
+        return Problem(f"{name}, line {start}", f"no valid CSV from here on ({error})", "mend its quotes and line ends")
+    twice = [column for column, count in Counter(table.header).items() if count > 1 and column]
+    if twice:
+        return Problem(name, f"column {twice[0]!r} is there twice", "remove or rename one")
+    return table
+
+
+def _lines(file: Any) -> Iterator[str]:
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise csv.Error(f"a line of more than {LONGEST_LINE:,} characters")
+        if "\0" in line:
+            raise csv.Error("a byte 0x00, as in UTF-16 and in files that are no text")
+        yield line
+
+
+def _offset(path: Path, error: UnicodeDecodeError) -> int:
+    """Where in a file the bytes that failed to decode begin."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            waiting = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as again:
+                return done - waiting + again.start
+            done += len(block)
+    return done - len(decoder.getstate()[0])
+
+
+def shown(header: list[str]) -> str:
+    """A table's columns in words, not too many of them."""
+    return ", ".join(map(repr, header[:12])) + (f" and {len(header) - 12} more" if len(header) > 12 else "")
+
+
 def read_table(name: str, path: Path, required: Iterable[str]) -> list[dict[str, str]]:
     """The rows of a CSV file in UTF-8, every cell as it stands; CorpusError, with the line, for one that is damaged."""
 
     def failure(where: str, problem: str) -> CorpusError:
         return CorpusError(name, problem_table([Problem(where, problem, "fetch it again or name the right folder")]))
 
-    rows: list[dict[str, str]] = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [column for column in required if column not in (reader.fieldnames or ())]
-            if missing:
-                listed = ", ".join(reader.fieldnames or ()) or "nothing"
-                raise failure(str(path), f"no column {missing[0]!r} (the header has {listed})")
-            for row in reader:
-                if None in row or None in row.values():
-                    width = len(reader.fieldnames or ())
-                    raise failure(f"{path}, line {reader.line_num}", f"not {width} fields as in the header")
-                rows.append(row)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise failure(str(path), f"no CSV in UTF-8 ({error})") from None
-    return rows
+    table = read_csv(path, str(path))
+    if isinstance(table, Problem):
+        raise failure(table.where, f"no CSV in UTF-8: {table.problem}")
+    missing = [column for column in required if column not in table.header]
+    if missing:
+        raise failure(str(path), f"no column {missing[0]!r} (the header has {shown(table.header) or 'nothing'})")
+    for cells, line in zip(table.rows, table.lines, strict=True):
+        if len(cells) != len(table.header):
+            raise failure(f"{path}, line {line}", f"not {len(table.header)} fields as in the header")
+    return [dict(zip(table.header, cells, strict=True)) for cells in table.rows]
 
 
 def captions_of(row: Mapping[str, str]) -> list[str]:
@@ -207,20 +345,21 @@ def captions_of(row: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads a clip of a published data set.
+    """Reads a clip from its file.
 
-    paths: the audio file of each clip, below `folder`. listed: how many clips each split has by its table, with
-    audio or without.
+    paths: the audio file of each clip, below `folder`. digests: the SHA-256 of each clip's file; a file that has
+    another by now is an AudioError. listed: how many clips each split has by its table, with audio or without.
     """
 
     folder: Path
     paths: dict[str, str] = field(repr=False)
+    digests: dict[str, str] = field(repr=False)
     listed: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, clip: str) -> tuple[np.ndarray, int]:
         if clip not in self.paths:
             raise KeyError(f"{self.folder}: no clip {clip!r} among {len(self.paths)}")
-        return audio.read(self.folder / self.paths[clip])
+        return read(self.folder / self.paths[clip], self.digests[clip])
 
 
 def published(
@@ -230,32 +369,57 @@ def published(
     paths: Mapping[str, str],
     source: str,
     missing: Callable[[str, str], Problem] | None = None,
+    unclear: Mapping[str, list[str]] | None = None,
+    stated: Mapping[str, tuple[float, float]] | None = None,
 ) -> Corpus:
     """The corpus of the listed clips that have audio.
 
     lists: split → clip → captions. paths: clip → audio file below `folder`; more than are listed may be there.
     missing: makes the problem of a clip (split, clip) without audio; None: such clips are left out.
+    unclear: clips that several files could be, a problem. stated: the shortest and longest that a clip is by the data
+    set, in seconds; a file that is clearly not gets a warning and is in `Corpus.doubts`, for some that were published
+    are not either.
     A file that cannot be used is a problem, and its clip left out.
     """
     chosen = {clip: paths[clip] for clips in lists.values() for clip in clips if clip in paths}
     facts = index(folder, chosen.values())
-    found, rows, texts = [], [], []
+    found, doubts, rows, texts = [], [], [], []
+    unclear, stated = unclear or {}, stated or {}
     for split, clips in lists.items():
         for clip, captions in clips.items():
             fact = facts.get(chosen.get(clip, ""))
             if isinstance(fact, audio.AudioError):
                 found.append(Problem(fact.where, fact.problem, fact.mend))
+            elif clip in unclear:
+                found.append(unclear_problem(f"{folder}, clip {clip!r}", unclear[clip]))
             elif fact is not None:
                 rows.append((clip, split, fact.seconds, fact.digest, ""))
                 texts += [(clip, text) for text in captions]
+                if clip in stated and not _fits(fact.seconds, *stated[clip]):
+                    least, most = stated[clip]
+                    length = f"{most:.2f} s" if least == most else f"{least:.0f} to {most:.0f} s"
+                    problem = f"{fact.seconds:.2f} s long where {name} states {length}"
+                    doubts.append(
+                        Problem(str(folder / chosen[clip]), problem, "fetch it again, or check that it is so")
+                    )
             elif missing is not None:
                 found.append(missing(split, clip))
     clip_table = pd.DataFrame(rows, columns=["clip", "split", "duration", "digest", "description"]).astype(
         {"clip": "str", "split": "str", "duration": "float64", "digest": "str", "description": "str"}
     )
     caption_table = pd.DataFrame(texts, columns=["clip", "caption"], dtype="str")
-    reader = FileReader(folder, chosen, {split: len(clips) for split, clips in lists.items()})
-    return Corpus(name, clip_table, caption_table, no_events(), reader, source, tuple(found), repeats=True)
+    if doubts:
+        first = ": ".join(doubts[0][:2])
+        warnings.warn(f"{len(doubts)} of {len(rows)} files of {name} are too long or short, as {first}", stacklevel=3)
+    digests = {clip: digest for clip, _, _, digest, _ in rows}
+    reader = FileReader(folder, chosen, digests, {split: len(clips) for split, clips in lists.items()})
+    known = (name, clip_table, caption_table, no_events(), reader, source)
+    return Corpus(*known, found=tuple(found), repeats=True, doubts=tuple(doubts))
+
+
+def _fits(seconds: float, least: float, most: float) -> bool:
+    """Whether a length is what it should be, but for what cutting and compressing add or take."""
+    return least - 0.5 - 0.05 * least <= seconds <= most + 0.5 + 0.05 * most
 
 
 # What the papers used, by split, and the mean seconds of a clip: Mei et al. 2022, and Mei et al. 2023 for WavCaps.
