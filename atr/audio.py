@@ -54,28 +54,35 @@ def _sound(path: str | PathLike[str]) -> _Sound:
         if lack:
             raise _cut(path, present / rate, (present + lack) / rate)
         if not sources:
-            stated = soundfile.info(str(path))
+            promise = containers.promise(path)
+            try:
+                stated = soundfile.info(str(path))
+            except RuntimeError:
+                if not (promise and (sources := _mended(path, *promise))):
+                    raise
+                stated = soundfile.info(sources[0])
             rate = stated.samplerate
             if stated.format == "OGG":
                 sources, whole = containers.ogg(path)
                 if not whole:
                     problem = f"cut short: its last page is missing, after {stated.frames / rate:.2f} s"
                     raise AudioError(path, problem, "fetch it again")
-            elif promise := containers.promise(path):
-                sources = _kept(path, *promise, stated)
+            elif promise and not stated.frames:
+                sources = _mended(path, *promise)
+            elif promise and not containers.unknown(promise[1], promise[3]) and promise[1] - promise[2] > 1:
+                seconds = stated.frames / rate
+                raise _cut(path, seconds, seconds * promise[1] / promise[2])
         frames = 0 if sources else stated.frames
         for source in sources:
+            source.seek(0)
             with soundfile.SoundFile(source) as file:
                 if file.samplerate != rate:
                     raise AudioError(path, f"joined of sounds at {rate} and {file.samplerate} Hz", "join them anew")
                 frames += file.frames
             source.seek(0)
         sources = sources or [str(path)]
-        if frames >= 1 << 62:  # a header that states no length
-            with soundfile.SoundFile(str(path)) as file:
-                frames = 0
-                while count := len(file.read(1 << 18, dtype="float32")):
-                    frames += count
+        if frames >= 1 << 62:
+            raise AudioError(path, "its header does not state its length", CONVERT)
     except UnicodeEncodeError:
         raise AudioError(path, "a name that is not UTF-8", "rename it") from None
     except RuntimeError as error:
@@ -90,25 +97,14 @@ def _cut(path: str | PathLike[str], present: float, stated: float) -> AudioError
     return AudioError(path, problem, "fetch it again")
 
 
-def _kept(
-    path: str | PathLike[str], begin: int, stated: int, present: int, place: str, info: soundfile._SoundFileInfo
-) -> list[BytesIO]:
-    """What to open in place of a file that states `stated` bytes of sound and has `present`; AudioError: cut short."""
-    if containers.unknown(stated, place):
-        if info.frames or present <= 0 or stated:
-            return []
-        where, form = place.split(":")  # a recorder that was interrupted
-        content = bytearray(Path(path).read_bytes())
-        struct.pack_into(form, content, int(where), present + 24 * (content[:4] == b"riff"))
-        if not soundfile.info(source := BytesIO(content)).frames:
-            problem = f"its header states 0 samples, with {present} bytes behind it"
-            raise AudioError(path, problem, "import it as raw audio in an audio editor and save it as WAV")
-        source.seek(0)
-        return [source]
-    if stated - present > 1 and present > 0:
-        seconds = info.frames / info.samplerate
-        raise _cut(path, seconds, seconds * stated / present)
-    return []
+def _mended(path: str | PathLike[str], begin: int, stated: int, present: int, place: str) -> list[BytesIO]:
+    """A file whose header states no length, as that of a recorder that was interrupted, with its true one."""
+    if present <= 0 or not containers.unknown(stated, place):
+        return []
+    where, form = place.split(":")
+    content = bytearray(Path(path).read_bytes())
+    struct.pack_into(form, content, int(where), present + 24 * (content[:4] == b"riff"))
+    return [BytesIO(content)]
 
 
 def duration(path: str | PathLike[str]) -> float:
