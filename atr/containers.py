@@ -6,6 +6,8 @@ from io import BytesIO
 from os import PathLike
 from typing import BinaryIO
 
+import soundfile
+
 RIFF = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}
 KILOBITS = {  # (MPEG-1, layer)
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -16,6 +18,7 @@ KILOBITS = {  # (MPEG-1, layer)
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 
+MARK = re.compile(rb"\xff[\xe0-\xff]|ID3")
 TAG = re.compile(rb"^.{4,40}?(Xing|Info)(.{4})(.{4})|^.{36}(VBRI).{10}(.{4})", re.DOTALL)
 
 
@@ -71,12 +74,13 @@ def promise(path: str | PathLike[str]) -> tuple[int, int, int, str] | None:
             if chunk[:4] == b"ds64":
                 wide = begin + 8, *struct.unpack("<Q", file.read(16)[8:])
             if chunk[:4] == ident:
-                if wide is not None and stated == 0xFFFFFFFF:
-                    return begin, wide[1], whole - begin, f"{wide[0]}:<Q"
                 present = whole - begin
+                where = f"{place + name}:{form}"
+                if wide is not None and stated == 0xFFFFFFFF:
+                    stated, where = wide[1], f"{wide[0]}:<Q"
                 if stated == inside and _chunks(file, begin, whole, form):
                     present = 0  # what follows are more chunks: there is no sound
-                return begin, stated - inside, present, f"{place + name}:{form}"
+                return begin, stated - inside, present, where
             place = begin + stated - inside
             place += -place % pad
 
@@ -101,7 +105,7 @@ def unknown(stated: int, form: str) -> bool:
 def ogg(path: str | PathLike[str]) -> tuple[list[BytesIO], bool]:
     """The streams of an Ogg file that follow each other, and whether the last is whole: none if there is only one."""
     with open(path, "rb") as file:
-        whole, place, ends, begins, last, open_streams = file.seek(0, 2), 0, True, [0], True, set()
+        whole, place, ends, begins, last, open_streams = file.seek(0, 2), 0, True, [0], True, set[bytes]()
         while place + 27 <= whole:
             file.seek(place)
             page = file.read(27)
@@ -172,11 +176,10 @@ def mpeg(path: str | PathLike[str]) -> tuple[list[BytesIO], int, int, int]:
             break
         follows = content[after : after + 3] in (b"ID3", b"TAG", b"APE") or after >= len(content) - 3
         if not sure or not facts or not (follows or _frame(content, after) or (runs and facts[3] == kind)):
-            place = content.find(b"\xff", place + 1)
-            marks = [m for m in (place, content.find(b"ID3", max(after, 1))) if m > 0] if place < 0 else [place]
-            if not marks:
+            mark = MARK.search(content, place + 1)
+            if not mark:
                 break
-            place = marks[0]
+            place = mark.start()
             continue
         kind, rate, samples = facts[3], facts[2], facts[1]
         frame = content[place:after]
@@ -189,19 +192,19 @@ def mpeg(path: str | PathLike[str]) -> tuple[list[BytesIO], int, int, int]:
             runs[-1][2].append(frame)
         place = after
     missing = sum(max(0, (stated or 0) - len(frames)) for stated, _, frames in runs) * samples
-    parts = [
-        BytesIO((info if stated and info else _info(frames)) + b"".join(frames))
-        for stated, info, frames in runs
-        if frames
-    ]
+    parts = []
+    for stated, info, frames in runs:
+        if frames:
+            content = b"".join(frames)
+            right = stated and info or soundfile.info(BytesIO(content)).frames == len(frames) * samples
+            parts.append(BytesIO((info if right else _info(frames)) + content))
     return parts, sum(len(frames) for *_, frames in runs) * samples, missing or rest, rate
 
 
 def _info(frames: list[bytes]) -> bytes:
-    """A silent frame that states how many follow; nothing where none is needed or, but for layer III, read."""
+    """A silent frame that states how many follow; nothing for layers I and II, whose decoder reads none."""
     first = frames[0]
-    sizes = set(map(len, frames))
-    if first[1] >> 1 & 3 != 1 or max(sizes) - min(sizes) <= 1:  # of a constant rate libsndfile counts right
+    if first[1] >> 1 & 3 != 1:
         return b""
     one, mono = first[1] >> 3 & 3 == 3, first[3] >> 6 == 3
     side = (17 if mono else 32) if one else (9 if mono else 17)
