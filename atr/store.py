@@ -36,7 +36,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from atr.audio import resample
+from atr.audio import MAX_PEAK, resample
 from atr.corpora.corpus import Corpus
 
 Item = TypeVar("Item")
@@ -47,6 +47,7 @@ WAVEFORM_VERSION = 1
 DEVICES = r"c(?=on\b)|p(?=rn\b)|a(?=ux\b)|n(?=ul\b)|c(?=om\d)|l(?=pt\d)"  # Windows has them whatever their ending
 RESERVED = re.compile(rf"""[%/\\:*?"<>|\x00-\x1f\x7f]|^\.|[. ]$|^(?i:{DEVICES})""")
 LONGEST = 200  # bytes of a name, which leaves room for what a temporary one adds; file systems take 255
+SHORTEST = 0.1  # seconds of a packed waveform
 TRANSFORMERS = ("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
 
 
@@ -509,8 +510,16 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
 
 
 def quantised(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """A waveform (samples,) in the range -1 to 1 at `rate` Hz as `waveforms` keeps it: int16 at `sample_rate`."""
-    return np.round(np.clip(resample(waveform, rate, sample_rate), -1, 1) * 32767).astype(np.int16)
+    """A waveform (samples,) in the range -1 to 1 at `rate` Hz as `waveforms` keeps it: int16 at `sample_rate`.
+
+    Below SHORTEST it is padded with zeros: every encoder has a window, and pools. ValueError: no such range.
+    """
+    peak = np.abs(waveform).max(initial=0.0) if waveform.dtype.kind == "f" else np.inf
+    if not peak <= MAX_PEAK:
+        held = f"samples up to {peak:,.0f}" if waveform.dtype.kind == "f" else f"a waveform of {waveform.dtype}"
+        raise ValueError(f"{held}, where 1 is full scale; give floats in the range -1 to 1")
+    samples = np.round(np.clip(resample(waveform, rate, sample_rate), -1, 1) * 32767).astype(np.int16)
+    return np.pad(samples, (0, max(0, round(SHORTEST * sample_rate) - len(samples))))
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -1,11 +1,12 @@
 import pickle
 import struct
+from io import BytesIO
 
 import numpy as np
 import pytest
 import soundfile
 
-from atr import audio
+from atr import audio, containers
 from atr.audio import AudioError
 
 
@@ -122,6 +123,133 @@ def test_a_file_that_was_cut_off_is_an_error(tmp_path, extension, problem):
     half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(AudioError, match=problem):
         audio.read(half)
+
+
+CONTAINERS = [("WAV", "PCM_16", "LITTLE"), ("WAV", "FLOAT", "BIG"), ("WAV", "IMA_ADPCM", "FILE")] + [
+    (name, "PCM_16", "FILE") for name in ("WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "SVX", "AVR", "NIST", "FLAC")
+]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95, 0.995])
+@pytest.mark.parametrize("kind", [*CONTAINERS, ("OGG", "VORBIS", "FILE"), ("OGG", "OPUS", "FILE")], ids="-".join)
+def test_a_file_cut_short_is_refused_and_the_whole_one_read(tmp_path, kind, share):
+    form, subtype, endian = kind
+    path = tmp_path / "a.audio"
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 48_000)
+    soundfile.write(path, samples, 16000, format=form, subtype=subtype, endian=endian)
+    assert abs(len(audio.read(path)[0]) - 48_000) < 1000
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(AudioError, match="cut short|unreadable.*fetch it again"):
+        audio.read(path)
+
+
+def test_a_wav_cut_short_says_what_is_there_and_what_was_to_be(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(2.0), 16000)
+    path.write_bytes(path.read_bytes()[: 44 + 32_000])
+    for use in (audio.header, audio.duration, audio.read):
+        with pytest.raises(AudioError, match="cut short: 1.00 s of the 2.00 s that its header states; fetch it again"):
+            use(path)
+
+
+@pytest.mark.parametrize("stated", [0, 0x7FFFF000, -1])
+@pytest.mark.parametrize("form", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF"])
+def test_a_header_that_states_no_length_loses_no_sound(tmp_path, form, stated):
+    path = tmp_path / "a.audio"
+    soundfile.write(path, tone(), 16000, format=form, subtype="PCM_16")
+    expected = audio.read(path)[0]
+    where, code = containers.promise(path)[3].split(":")
+    if stated > 0 and code[1] == "Q":
+        stated = -1  # the placeholder is one of 32 bits
+    content = bytearray(path.read_bytes())
+    top = (1 << 8 * struct.calcsize(code)) - 1
+    struct.pack_into(code, content, int(where), (24 if form == "W64" and not stated else stated) & top)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(audio.read(path)[0], expected)
+    assert audio.duration(path) == 0.5
+
+
+def test_chunks_behind_no_sound_are_not_sound(tmp_path):
+    write_no_samples(tmp_path / "a.wav")
+    with open(tmp_path / "a.wav", "ab") as file:
+        file.write(b"LIST" + struct.pack("<I", 4) + b"INFO")
+    with pytest.raises(AudioError, match="0 samples"):
+        audio.read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_ogg_files_joined_are_read_to_the_end(tmp_path, subtype):
+    for name, hertz in (("a", 440.0), ("b", 880.0)):
+        soundfile.write(tmp_path / name, tone(hertz=hertz), 16000, format="OGG", subtype=subtype)
+    both = tmp_path / "both.ogg"
+    both.write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    expected = np.concatenate([audio.read(tmp_path / name)[0] for name in "ab"])
+    np.testing.assert_array_equal(audio.read(both)[0], expected)
+    assert audio.duration(both) == 1.0
+
+
+def mp3(rate=44100, channels=1, mode="VARIABLE"):
+    """Five seconds, soft at first, in MP3 with an Info frame."""
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (5 * rate, channels))
+    samples[: 3 * rate] *= 1e-4
+    buffer = BytesIO()
+    soundfile.write(buffer, samples, rate, format="MP3", bitrate_mode=mode, compression_level=0.5)
+    return buffer.getvalue()
+
+
+def bare(content):
+    return content[containers._frame(content, 0)[0] :]
+
+
+PICTURE = b"ID3\3\0\0" + bytes([0, 6, 13, 32]) + np.random.default_rng(1).bytes((6 << 14) + (13 << 7) + 32)
+TAIL = b"TAG".ljust(128, b"x")
+MP3S = {
+    "whole": (lambda one: one, 5),
+    "without Info": (bare, 5),
+    "joined": (lambda one: one + one, 10),
+    "without Info, joined": (lambda one: bare(one) * 2, 10),
+    "a picture": (lambda one: PICTURE + one + TAIL, 5),
+    "a picture, without Info": (lambda one: PICTURE + bare(one), 5),
+    "pictures, joined": (lambda one: (PICTURE + one + TAIL) * 2, 10),
+    "junk between": (lambda one: one + b"junk" * 500 + one, 10),
+    "zeros behind": (lambda one: one + bytes(3000), 5),
+}
+
+
+@pytest.mark.parametrize("case", MP3S)
+@pytest.mark.parametrize(
+    "rate, channels, mode", [(44100, 1, "VARIABLE"), (16000, 2, "VARIABLE"), (11025, 1, "CONSTANT")]
+)
+def test_an_mp3_is_as_long_as_its_frames(tmp_path, capfd, case, rate, channels, mode):
+    make, seconds = MP3S[case]
+    path = tmp_path / "a.mp3"
+    path.write_bytes(make(mp3(rate, channels, mode)))
+    waveform = audio.read(path)[0]
+    assert audio.duration(path) == len(waveform) / rate
+    assert seconds <= len(waveform) / rate < seconds + 0.35
+    assert np.abs(waveform[-rate:]).max() > 0.2
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("make", [lambda one: one, bare, lambda one: PICTURE + one, lambda one: one + one])
+@pytest.mark.parametrize("bytes_missing", [20, 3000])
+def test_an_mp3_cut_short_is_refused(tmp_path, make, bytes_missing):
+    content = make(mp3())
+    if make is bare and bytes_missing == 3000:
+        bytes_missing = 2999  # else a whole number of frames may be missing, which nothing tells
+    (tmp_path / "a.mp3").write_bytes(content[:-bytes_missing])
+    with pytest.raises(AudioError, match="cut short: .* fetch it again"):
+        audio.duration(tmp_path / "a.mp3")
+
+
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "CAF", "AU"])
+def test_integers_as_floats_are_refused_and_what_a_codec_overshoots_is_not(tmp_path, form):
+    path = tmp_path / "a.audio"
+    soundfile.write(path, tone() * 2 * 16_384, 16000, format=form, subtype="FLOAT")
+    with pytest.raises(AudioError, match="samples up to 16,384, where 1 is full scale; scale it to the range -1 to 1"):
+        audio.read(path)
+    soundfile.write(path, tone() * 2.02, 16000, format=form, subtype="FLOAT")
+    assert 1 < np.abs(audio.read(path)[0]).max() < 1.02
 
 
 def test_an_audio_error_survives_the_way_from_a_worker_process():

@@ -4,10 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from atr import encoders, store
 from atr.audio import AudioError
 from atr.corpora import LOADERS, Corpus, CorpusError, load_corpus
 from atr.corpora.corpus import alike, no_events
@@ -290,3 +292,25 @@ def test_a_caption_with_what_is_no_text_is_a_problem(text):
         found["where"].tolist() == ["captions, row 0 (clip 'a')"]
         and "a character that is no text" in found["problem"][0]
     )
+
+
+def test_a_reader_that_gives_integers_as_floats_is_found_by_the_check():
+    problems = corpus(read=lambda clip: (np.full(2 * RATE, 16_384, np.float32), RATE)).problems(audio=True)
+    assert len(problems) == 5 and set(problems["problem"]) == {"samples up to 16,384, where 1 is full scale"}
+
+
+@pytest.mark.parametrize("waveform", [np.full(100, 9_000, np.int16), np.full(100, 9_000, np.float32)])
+def test_a_waveform_out_of_range_is_not_clipped_in_silence(waveform):
+    with pytest.raises(ValueError, match="where 1 is full scale; give floats in the range -1 to 1"):
+        store.quantised(waveform, RATE, RATE)
+
+
+@pytest.mark.parametrize("name", encoders.AUDIO_ENCODERS)
+def test_every_encoder_hears_a_clip_of_a_few_samples(name):
+    torch.manual_seed(0)
+    encoder = encoders.build(name).eval()
+    waveform = store.quantised(np.full(20, 0.1, np.float32), 16_000, encoder.sample_rate)
+    batch = torch.from_numpy(waveform)[None].float() / 32767
+    with torch.inference_mode():
+        frames, mask = encoder(batch, torch.tensor([len(waveform)]))
+        assert mask.any() and encoder.pool(frames, mask).isfinite().all()

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from atr.audio import AudioError
+from atr.audio import MAX_PEAK, AudioError
 
 SPLITS = ("train", "validation", "test")
 CLIP_COLUMNS = ("clip", "split", "duration", "digest", "description")
@@ -232,6 +232,9 @@ class Corpus:
                 return Problem(f"clip {clip!r}", f"cannot be read ({type(error).__name__}: {error})", "replace it")
             if not samples or not finite:
                 return Problem(f"clip {clip!r}", "no samples, or samples that are not finite", "replace it")
+            if np.abs(waveform).max() > MAX_PEAK:
+                peak = f"samples up to {np.abs(waveform).max():,.0f}, where 1 is full scale"
+                return Problem(f"clip {clip!r}", peak, "scale it to the range -1 to 1")
             if abs(samples / rate - durations[clip]) > 0.1 + 0.01 * durations[clip]:
                 lengths = f"{samples / rate:.2f} s of audio, {durations[clip]:.2f} s in the table"
                 return Problem(f"clip {clip!r}", lengths, "correct the duration or replace the audio")
