@@ -153,7 +153,7 @@ def check(
                 raise ValueError("--write-clean goes with: atr check csv --root <folder>")
             clean = csvfolder.cleaned(root)
             write_atomic(write_clean, lambda path: clean.to_csv(path, index=False))
-            console.print(f"{write_clean}: {len(clean)} rows without problems", soft_wrap=True)
+            console.print(f"{write_clean}: {len(clean)} rows without problems", soft_wrap=True, markup=False)
         loaded = load_corpus(corpus, root, check=False)
         problems = loaded.problems(audio=audio)
     except CorpusError as error:
@@ -167,7 +167,9 @@ def check(
         raise typer.Exit(1)
     assert loaded is not None
     counts = loaded.clips["split"].value_counts(sort=False).to_dict()
-    console.print(f"{loaded.name}: no problems; {counts}, {len(loaded.captions)} captions. {loaded.source}")
+    console.print(
+        f"{loaded.name}: no problems; {counts}, {len(loaded.captions)} captions. {loaded.source}", markup=False
+    )
 
 
 @app.command()

@@ -2,12 +2,27 @@
 
 import json
 import os
+import re
 import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 SHOWN = 200  # characters of a server's message that an error repeats
+
+
+# In an address and in what servers say of it: the part before "@", and what is not to be seen in a query or a header.
+_CREDENTIALS = re.compile(
+    r"(?<=://)[^/\s?#]*@"
+    r"|(?<=[?&])([\w-]*(?:key|token|secret|sig|signature|password|credential|auth)=)[^&#\s'\"]+"
+    r"|\b(authorization['\"]?[:=]\s*['\"]?(?:bearer|basic)?\s*|bearer\s+(?=\S{8}))[^\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def without_credentials(text: str) -> str:
+    """A text without the users, passwords, keys and tokens in its addresses and Authorization headers."""
+    return _CREDENTIALS.sub(lambda match: f"{known}…" if (known := match[1] or match[2]) else "", text)
 
 
 class CaptioningError(ValueError):

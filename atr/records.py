@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from atr import config as configs
 from atr import store
 from atr.config import RunConfig
+from atr.language_models import without_credentials
 from atr.metrics import Ranks, relevant_pairs
 
 RESULT_VERSION = 2  # raised when a fix changes results
@@ -88,7 +89,7 @@ def provenance(runs: Iterable["Run"]) -> dict[str, Any]:
         "versions": versions,
         "commits": commits,
         "result_version": RESULT_VERSION,
-        "command": os.environ.get("ATR_COMMAND", ""),
+        "command": without_credentials(os.environ.get("ATR_COMMAND", "")),
     }
 
 

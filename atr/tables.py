@@ -1,6 +1,7 @@
 """Tables: our numbers with their uncertainty, beside the published ones, as CSV, Markdown and LaTeX."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -336,6 +337,11 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     return pd.DataFrame(result)
 
 
+def _marked(cell: Any) -> Any:
+    """A text as Markdown prints it, on one line; anything else as it is."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(cell.split())) if isinstance(cell, str) else cell
+
+
 def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
     """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them."""
     target = folder / "tables"
@@ -348,7 +354,7 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
     note = f"{caption} {provenance['note']}".strip()
     texts = {
         "csv": flat.to_csv(index=False),
-        "md": f"{note}\n\n{blank.to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
+        "md": f"{_marked(note)}\n\n{blank.rename(columns=_marked).map(_marked).to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
         "tex": latex.table(flat, note, name),
     }
     for ending, text in texts.items():

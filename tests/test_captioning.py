@@ -17,10 +17,11 @@ import torch
 from local_server import serving
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from atr import captioning
+from atr import captioning, records
 from atr.captioning import CaptioningError, Endpoint, Local, Refused, Reply, audit, generate, keywords_of, messages
 from atr.corpora import load_corpus
 from atr.corpora.synthetic import read
+from atr.language_models import without_credentials
 
 GOOD = [f"fresh wording {letter} of what is there" for letter in "abcde"]
 CLIPS = [f"clip {letter}" for letter in "abcdefgh"]
@@ -603,3 +604,22 @@ class TestAudit:
         found = audit(made, corpus.captions).set_index("rule")
         assert len(made) == 5 * 48 and set(made["clip"]) == set(corpus.split("train").clips["clip"])
         assert found.loc["any rule", "captions"] == 0
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("https://me:p%40ss@host:80/v1 and http://tok@h", "https://host:80/v1 and http://h"),
+        ("http://h/v1?api_key=abc&x=1&token=t", "http://h/v1?api_key=…&x=1&token=…"),
+        ("{'Authorization': 'Bearer sk-12345678'}", "{'Authorization': 'Bearer …'}"),
+        ("Bearer sk-12345678 is unknown", "Bearer … is unknown"),
+        ("a@b.c, http://h/a@b, the bearer of news, monkey=3", "a@b.c, http://h/a@b, the bearer of news, monkey=3"),
+    ],
+)
+def test_credentials_are_left_out(text, left):
+    assert without_credentials(text) == left
+
+
+def test_the_recorded_command_holds_no_credentials(monkeypatch):
+    monkeypatch.setenv("ATR_COMMAND", "atr x --endpoint http://me:pass@host/v1")
+    assert records.provenance([])["command"] == "atr x --endpoint http://host/v1"

@@ -62,7 +62,7 @@ def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], pro
         run = found_run(profile, address)
     except ValueError as error:
         raise fail(error) from error
-    console.print(str(run.path), soft_wrap=True, highlight=False)
+    console.print(str(run.path), soft_wrap=True, markup=False, highlight=False)
     for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
         if (run.path / name).is_file():
             console.print(f"[bold]{name}[/bold]")
