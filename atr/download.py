@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import time
@@ -15,6 +16,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import Self
 from urllib.parse import urlsplit
 
 import py7zr
@@ -120,6 +122,19 @@ def _noted(path: Path, file: File) -> bool:
 def _note(path: Path, file: File) -> None:
     with suppress(OSError):  # a folder that can only be read: verified again by the next process
         write_atomic(_note_file(path), lambda temporary: temporary.write_text(_state(path, file)))
+
+
+class _Member(tarfile.TarInfo):
+    """tarfile takes a damaged header, and a file that just ends, for the end of the archive; here they are errors."""
+
+    @classmethod
+    def fromtarfile(cls, source: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(source)
+        except tarfile.EOFHeaderError:  # a block of zeros
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"member at byte {source.offset:,}: {error}") from error
 
 
 class _Session(requests.Session):
@@ -250,7 +265,13 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
             shutil.rmtree(leftover)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
         try:
-            unpack(archive, temporary, quiet)
+            files = unpack(archive, temporary, quiet)
+            there = sum(path.is_file() for path in temporary.rglob("*"))
+            if there != files:
+                raise DownloadError(
+                    f"{archive}: {files:,} files made {there:,} on disk: some share a name, or differ only in small and "
+                    "capital letters, which this disk does not tell apart; nothing was unpacked"
+                )
             temporary.chmod(folder.parent.stat().st_mode)  # mkdtemp's own lets nobody else in
             os.rename(temporary, folder)
         except _DAMAGED as error:
@@ -272,6 +293,9 @@ _DAMAGED = (
     lzma.LZMAError,
     EOFError,
     gzip.BadGzipFile,
+    struct.error,
+    IndexError,
+    OverflowError,
     RuntimeError,  # zipfile: encrypted, or packed in a way it does not know
 )
 
@@ -286,7 +310,7 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
         )
 
 
-def _unpack_zip(archive: Path, into: Path, quiet: bool) -> None:
+def _unpack_zip(archive: Path, into: Path, quiet: bool) -> int:
     with zipfile.ZipFile(archive) as source:
         members = source.infolist()
         for member in members:
@@ -298,22 +322,31 @@ def _unpack_zip(archive: Path, into: Path, quiet: bool) -> None:
             for member in members:
                 source.extract(member, into)
                 bar.update(member.file_size)
+    return sum(not member.is_dir() for member in members)
 
 
-def _unpack_tar(archive: Path, into: Path, quiet: bool) -> None:
+def _unpack_tar(archive: Path, into: Path, quiet: bool) -> int:
+    files = 0
     opened = open(archive, "rb") if archive.suffix == ".tar" else gzip.open(archive)
-    with opened as stream, tarfile.open(fileobj=stream, mode="r:") as source:
+    with opened as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as source:
         with _bar(f"{archive.name}: unpacking", None, quiet) as bar:
             for member in source:
                 _check_member(archive, member.name, member.isfile() or member.isdir())
                 _check_room(into, member.size, archive.name)
                 source.extract(member, into, filter="data")
                 bar.update(member.size)
-        while stream.read(CHUNK):  # gzip's checksum stands behind the last member
-            pass
+                files += member.isfile()
+        rest = 0  # gzip's checksum stands behind the last member, and tar ends with two blocks of zeros
+        while chunk := stream.read(CHUNK):
+            rest += len(chunk)
+            if chunk.strip(b"\0"):
+                raise tarfile.ReadError("more stands behind its end")
+        if rest < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it does not end as tar does: cut short")
+        return files
 
 
-def _unpack_7z(archive: Path, into: Path, quiet: bool) -> None:
+def _unpack_7z(archive: Path, into: Path, quiet: bool) -> int:
     with py7zr.SevenZipFile(archive) as source:
         members = source.list()
         for member in members:
@@ -322,6 +355,7 @@ def _unpack_7z(archive: Path, into: Path, quiet: bool) -> None:
         _check_room(into, total, archive.name)
         with _bar(f"{archive.name}: unpacking", total, quiet) as bar:
             source.extractall(into, callback=_Update(bar))
+    return sum(not member.is_directory for member in members)
 
 
 class _Update(ExtractCallback):

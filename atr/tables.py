@@ -352,9 +352,10 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
     blank = flat.astype(object).where(flat.notna(), None)
     provenance = records.provenance(runs)
     note = f"{caption} {provenance['note']}".strip()
+    printed = blank.rename(columns=_marked).map(_marked)
     texts = {
         "csv": flat.to_csv(index=False),
-        "md": f"{_marked(note)}\n\n{blank.rename(columns=_marked).map(_marked).to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
+        "md": f"{_marked(note)}\n\n{printed.to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
         "tex": latex.table(flat, note, name),
     }
     for ending, text in texts.items():
