@@ -119,8 +119,9 @@ def generate(
     A clip whose valid answer to the same request by the same model is in the record is not asked for again. One process
     at a time writes a record, and a record holds one model's answers.
 
-    Raises CaptioningError when the model cannot be asked or its first answers all lack captions for one reason; answers that were under way are recorded first. The same call
-    later goes on from there, as it does after an interruption of any kind.
+    Raises CaptioningError when the model cannot be asked, or if its first answers all lack captions for one reason;
+    answers that were under way are recorded first. The same call later goes on from there, as it does after an
+    interruption of any kind.
     """
     if concurrency < 1 or attempts < 1:
         raise ValueError(f"concurrency {concurrency}, attempts {attempts}: give 1 or more")

@@ -32,6 +32,8 @@ PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt while nothi
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
 TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
 CHUNK = 1 << 18
+SLOWEST = 1 << 10  # bytes a second, over SPAN
+SPAN = 60.0  # seconds
 
 
 class DownloadError(ValueError):
@@ -209,8 +211,23 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
         bar.n = bar.initial = have
         with open(part, "ab") as output:
             try:
-                for chunk in response.raw.stream(CHUNK, decode_content=False):
+                begun, limit, came = time.monotonic(), total or file.size, 0
+                start = have
+                while chunk := response.raw.read1(CHUNK, decode_content=False):
                     output.write(chunk)
+                    came += len(chunk)
+                    if limit is not None and have + came > limit:
+                        output.truncate(have)
+                        raise DownloadError(
+                            f"{file.name}: {file.url} sends more than {limit:,} bytes; {_by_hand(file, part)}"
+                        )
+                    if time.monotonic() - begun > SPAN:
+                        if have + came - start < SLOWEST * SPAN:
+                            raise DownloadError(
+                                f"{file.name}: {file.url} sends less than {SLOWEST:,} bytes a second; try again later, "
+                                f"what has arrived is kept, or {_by_hand(file, part)}"
+                            )
+                        begun, start = time.monotonic(), have + came
                     bar.update(len(chunk))
             finally:
                 output.flush()
@@ -269,8 +286,8 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
             there = sum(path.is_file() for path in temporary.rglob("*"))
             if there != files:
                 raise DownloadError(
-                    f"{archive}: {files:,} files made {there:,} on disk: some share a name, or differ only in small and "
-                    "capital letters, which this disk does not tell apart; nothing was unpacked"
+                    f"{archive}: {files:,} files made {there:,} on disk: some share a name, or differ only in small "
+                    "and capital letters, which this disk does not tell apart; nothing was unpacked"
                 )
             temporary.chmod(folder.parent.stat().st_mode)  # mkdtemp's own lets nobody else in
             os.rename(temporary, folder)

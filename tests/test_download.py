@@ -4,9 +4,11 @@ import io
 import re
 import shutil
 import tarfile
+import time
 import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import numpy as np
@@ -504,3 +506,31 @@ def test_two_members_of_one_name_are_refused(tmp_path, suffix):
     with pytest.raises(DownloadError, match="2 files made 1 on disk: some share a name"):
         download.extract(archive, tmp_path / "clips", quiet=True)
     assert visible(tmp_path) == [archive.name]
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Sends without saying how much: b"x" at a time, `pause` seconds apart."""
+
+    pause = 0.0
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(2000):
+                self.wfile.write(b"x")
+                time.sleep(self.pause)
+
+    def log_message(self, *arguments):
+        """Keep the tests' output clean."""
+
+
+@pytest.mark.parametrize("pause, message", [(0.0, "sends more than 100 bytes"), (0.02, "less than 1,024 bytes a sec")])
+def test_a_server_that_sends_too_much_or_too_slowly_is_given_up(tmp_path, monkeypatch, pause, message):
+    monkeypatch.setattr(Odd, "pause", pause)
+    monkeypatch.setattr(download, "SPAN", 0.2)
+    with serving(Odd) as running:
+        file = File("a.bin", f"http://127.0.0.1:{running.server_port}/a.bin", 100)
+        with pytest.raises(DownloadError, match=f"a.bin: .*{message}"):
+            download.fetch(file, tmp_path, quiet=True)
+    assert visible(tmp_path) == ["a.bin.part"]
