@@ -133,7 +133,7 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, source: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(source)
-        except tarfile.EOFHeaderError:  # a block of zeros
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"member at byte {source.offset:,}: {error}") from error
