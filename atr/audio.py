@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -50,6 +50,7 @@ def _sound(path: str | PathLike[str]) -> _Sound:
     if not Path(path).stat().st_size:
         raise AudioError(path, "0 bytes", "delete it or fetch it again")
     try:
+        sources: list[Any]  # the path, or files in memory
         sources, present, lack, rate = containers.mpeg(path)
         if lack:
             raise _cut(path, present / rate, (present + lack) / rate)

@@ -29,6 +29,7 @@ from atr.store import content_key
 from atr.store import writing as storing
 
 REFUSALS = 10  # so many requests refused in a row, without an answer between, end a run
+ALIKE = 10  # and so many first answers of which none has captions, all for the same reason
 
 
 def messages(captions: Sequence[str], keywords: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -118,12 +119,13 @@ def generate(
 
     source: a corpus, of which the training split is meant, or a table with the columns clip and caption.
     keywords: by clip; the kinds of its known events if None. concurrency: requests at a time. attempts: requests for a
-    clip before it is given up, those of earlier runs counted; refused ones are not.
+    clip before it is given up, those of earlier runs counted; refused ones and answers of reasoning alone are not.
     A clip whose valid answer to the same request by the same model is in the record is not asked for again. One process
     at a time writes a record, and a record holds one model's answers.
 
-    Raises CaptioningError when the model cannot be asked; answers that were under way are recorded first. The same call
-    later goes on from there, as it does after an interruption of any kind.
+    Raises CaptioningError when the model cannot be asked, or if its first answers all lack captions for one reason;
+    answers that were under way are recorded first. The same call later goes on from there, as it does after an
+    interruption of any kind.
     """
     if concurrency < 1 or attempts < 1:
         raise ValueError(f"concurrency {concurrency}, attempts {attempts}: give 1 or more")
@@ -142,6 +144,7 @@ def generate(
             if keys.get(answer.clip) == answer.key:
                 answers[answer.clip].append(answer)
         stop, counting, refused_in_a_row = threading.Event(), threading.Lock(), 0
+        first: list[str] | None = []  # why the answers so far have no captions; None as soon as they differ
 
         def work(clip: str) -> None:
             try:
@@ -152,8 +155,8 @@ def generate(
                 raise
 
         def once(clip: str) -> bool:
-            """Ask and record; false if the request was refused."""
-            nonlocal refused_in_a_row
+            """Ask and record; false if asking again would bring the same: refused, or reasoning alone."""
+            nonlocal refused_in_a_row, first
             refusal = ""
             with counting:
                 report.asked += 1
@@ -161,7 +164,7 @@ def generate(
                 reply = ask(requests[clip])
             except Refused as error:
                 refusal, reply = str(error), Reply(str(error), REFUSED, {})
-            number = 1 + sum(answer.finish != REFUSED for answer in answers[clip])
+            number = 1 + sum(answer.counts for answer in answers[clip])
             now = datetime.now(UTC).isoformat(timespec="seconds")
             answer = Answer(clip, tuple(given[clip]), ask.model, keys[clip], number, *reply, now)
             append(answer.line())
@@ -172,7 +175,13 @@ def generate(
                 refused_in_a_row = refused_in_a_row + 1 if refusal else 0
                 if refused_in_a_row >= REFUSALS:
                     raise CaptioningError(refusal)
-            return not refusal
+                if not refusal and first is not None:
+                    first.append("" if answer.whole else _reason(answer))
+                    if len(set(first)) > 1 or first == [""]:
+                        first = None
+                    elif len(first) >= ALIKE:
+                        raise CaptioningError(f"{ask.model}: the first {ALIKE} answers fail alike, {first[0]}")
+            return answer.counts
 
         wanted = [clip for clip in given if _state(answers[clip], attempts) == ""]
         pool = ThreadPoolExecutor(concurrency)
@@ -193,7 +202,7 @@ def generate(
         if state == "valid":
             report.valid += 1
         else:
-            reason = answers[clip][-1].problems[0].partition(":")[0] if answers[clip] else "not asked"
+            reason = _reason(answers[clip][-1]) if answers[clip] else "not asked"
             report.missing.setdefault(reason, []).append(clip)
     report.damaged = held.damaged
     if failure is not None:
@@ -206,7 +215,11 @@ def _state(answers: Sequence[Answer], attempts: int) -> str:
     """Of a clip with these answers: "valid", "given up", or "" if it is still to be asked for."""
     if any(not answer.problems for answer in answers):
         return "valid"
-    return "given up" if sum(answer.finish != REFUSED for answer in answers) >= attempts else ""
+    return "given up" if sum(answer.counts for answer in answers) >= attempts else ""
+
+
+def _reason(answer: Answer) -> str:
+    return answer.problems[0].partition(":")[0]
 
 
 def _kinds(corpus: Corpus) -> dict[str, list[str]]:

@@ -166,7 +166,7 @@ def check(
                 raise ValueError("--write-clean goes with: atr check csv --root <folder>")
             clean = csvfolder.cleaned(root)
             write_csv(clean, write_clean)
-            console.print(f"{write_clean}: {len(clean)} rows without problems", soft_wrap=True)
+            console.print(f"{write_clean}: {len(clean)} rows without problems", soft_wrap=True, markup=False)
         loaded = load_corpus(corpus, root, check=False)
         problems = loaded.problems(audio=audio)
     except CorpusError as error:
@@ -180,7 +180,9 @@ def check(
         raise typer.Exit(1)
     assert loaded is not None
     counts = loaded.clips["split"].value_counts(sort=False).to_dict()
-    console.print(f"{loaded.name}: no problems; {counts}, {len(loaded.captions)} captions. {loaded.source}")
+    console.print(
+        f"{loaded.name}: no problems; {counts}, {len(loaded.captions)} captions. {loaded.source}", markup=False
+    )
 
 
 @app.command()

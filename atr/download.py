@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import time
 import zipfile
@@ -14,6 +15,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import Self
 from urllib.parse import urlsplit
 
 import py7zr
@@ -29,6 +31,8 @@ PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt while nothi
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
 TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
 CHUNK = 1 << 18
+SLOWEST = 1 << 10  # bytes a second, over SPAN
+SPAN = 60.0  # seconds
 
 
 class DownloadError(ValueError):
@@ -122,6 +126,19 @@ def _note(path: Path, file: File) -> None:
         write_atomic(_note_file(path), lambda temporary: temporary.write_text(_state(path, file)))
 
 
+class _Member(tarfile.TarInfo):
+    """tarfile takes a damaged header, and a file that just ends, for the end of the archive; here they are errors."""
+
+    @classmethod
+    def fromtarfile(cls, source: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(source)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"member at byte {source.offset:,}: {error}") from error
+
+
 class _Session(requests.Session):
     """Speaks https, and http to this machine; redirects ask here too."""
 
@@ -194,8 +211,23 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
         bar.n = bar.initial = have
         with open(part, "ab") as output:
             try:
-                for chunk in response.raw.stream(CHUNK, decode_content=False):
+                begun, limit, came = time.monotonic(), total or file.size, 0
+                start = have
+                while chunk := response.raw.read1(CHUNK, decode_content=False):
                     output.write(chunk)
+                    came += len(chunk)
+                    if limit is not None and have + came > limit:
+                        output.truncate(have)
+                        raise DownloadError(
+                            f"{file.name}: {file.url} sends more than {limit:,} bytes; {_by_hand(file, part)}"
+                        )
+                    if time.monotonic() - begun > SPAN:
+                        if have + came - start < SLOWEST * SPAN:
+                            raise DownloadError(
+                                f"{file.name}: {file.url} sends less than {SLOWEST:,} bytes a second; try again later, "
+                                f"what has arrived is kept, or {_by_hand(file, part)}"
+                            )
+                        begun, start = time.monotonic(), have + came
                     bar.update(len(chunk))
             finally:
                 output.flush()
@@ -251,7 +283,13 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
         temporary = beside(folder)
         try:
             temporary.mkdir()
-            unpack(archive, temporary, quiet)
+            files = unpack(archive, temporary, quiet)
+            there = sum(path.is_file() for path in temporary.rglob("*"))
+            if there != files:
+                raise DownloadError(
+                    f"{archive}: {files:,} files made {there:,} on disk: some share a name, or differ only in small "
+                    "and capital letters, which this disk does not tell apart; nothing was unpacked"
+                )
             os.rename(temporary, folder)
         except _DAMAGED as error:
             raise DownloadError(
@@ -272,6 +310,9 @@ _DAMAGED = (
     lzma.LZMAError,
     EOFError,
     gzip.BadGzipFile,
+    struct.error,
+    IndexError,
+    OverflowError,
     RuntimeError,  # zipfile: encrypted, or packed in a way it does not know
 )
 
@@ -286,7 +327,7 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
         )
 
 
-def _unpack_zip(archive: Path, into: Path, quiet: bool) -> None:
+def _unpack_zip(archive: Path, into: Path, quiet: bool) -> int:
     with zipfile.ZipFile(archive) as source:
         members = source.infolist()
         for member in members:
@@ -298,22 +339,31 @@ def _unpack_zip(archive: Path, into: Path, quiet: bool) -> None:
             for member in members:
                 source.extract(member, into)
                 bar.update(member.file_size)
+    return sum(not member.is_dir() for member in members)
 
 
-def _unpack_tar(archive: Path, into: Path, quiet: bool) -> None:
+def _unpack_tar(archive: Path, into: Path, quiet: bool) -> int:
+    files = 0
     opened = open(archive, "rb") if archive.suffix == ".tar" else gzip.open(archive)
-    with opened as stream, tarfile.open(fileobj=stream, mode="r:") as source:
+    with opened as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as source:
         with _bar(f"{archive.name}: unpacking", None, quiet) as bar:
             for member in source:
                 _check_member(archive, member.name, member.isfile() or member.isdir())
                 _check_room(into, member.size, archive.name)
                 source.extract(member, into, filter="data")
                 bar.update(member.size)
-        while stream.read(CHUNK):  # gzip's checksum stands behind the last member
-            pass
+                files += member.isfile()
+        rest = 0  # gzip's checksum stands behind the last member, and tar ends with two blocks of zeros
+        while chunk := stream.read(CHUNK):
+            rest += len(chunk)
+            if chunk.strip(b"\0"):
+                raise tarfile.ReadError("more stands behind its end")
+        if rest < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it does not end as tar does: cut short")
+        return files
 
 
-def _unpack_7z(archive: Path, into: Path, quiet: bool) -> None:
+def _unpack_7z(archive: Path, into: Path, quiet: bool) -> int:
     with py7zr.SevenZipFile(archive) as source:
         members = source.list()
         for member in members:
@@ -322,6 +372,7 @@ def _unpack_7z(archive: Path, into: Path, quiet: bool) -> None:
         _check_room(into, total, archive.name)
         with _bar(f"{archive.name}: unpacking", total, quiet) as bar:
             source.extractall(into, callback=_Update(bar))
+    return sum(not member.is_directory for member in members)
 
 
 class _Update(ExtractCallback):

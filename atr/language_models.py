@@ -2,12 +2,32 @@
 
 import json
 import os
+import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 SHOWN = 200  # characters of a server's message that an error repeats
+MOST = 1 << 22  # bytes of an answer
+ONLY_REASONING = "reasoning"  # finish reason recorded where the model thought aloud and did not answer
+REFUSAL = "refusal"  # and where it declined in the field that the format has for it
+
+
+# In an address and in what servers say of it: the part before "@", and what is not to be seen in a query or a header.
+_CREDENTIALS = re.compile(
+    r"(?<=://)[^/\s?#]*@"
+    r"|(?<=[?&])([\w-]*(?:key|token|secret|sig|signature|password|credential|auth)=)[^&#\s'\"]+"
+    r"|\b(authorization['\"]?[:=]\s*['\"]?(?:bearer|basic)?\s*|bearer\s+(?=\S{8}))[^\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def without_credentials(text: str) -> str:
+    """A text without the users, passwords, keys and tokens in its addresses and Authorization headers."""
+    return _CREDENTIALS.sub(lambda match: f"{known}…" if (known := match[1] or match[2]) else "", text)
 
 
 class CaptioningError(ValueError):
@@ -34,10 +54,49 @@ class Model(Protocol):
     def __call__(self, messages: list[dict[str, str]]) -> Reply: ...
 
 
+def _client(seconds: float) -> Any:
+    """A client of httpx that gives up a whole answer after `seconds`; its own timeouts begin anew at every byte."""
+    import httpx
+
+    class Client(httpx.Client):
+        def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
+            end = time.monotonic() + seconds
+            # A connection of its own, which can be closed under a server that sends a byte now and then.
+            with httpx.Client(timeout=seconds, follow_redirects=True) as once, _after(seconds, once.close):
+                try:
+                    response = once.send(request, stream=True, **options)
+                    body = bytearray()
+                    for chunk in response.iter_bytes(1 << 16):
+                        body += chunk
+                        if len(body) > MOST:
+                            raise CaptioningError(f"an answer of more than {MOST:,} bytes")
+                except httpx.TransportError:
+                    if time.monotonic() >= end:
+                        raise httpx.ReadTimeout("the whole answer took too long", request=request) from None
+                    raise
+            headers = [pair for pair in response.headers.multi_items() if pair[0].lower() != "content-encoding"]
+            return httpx.Response(response.status_code, headers=headers, content=bytes(body), request=request)
+
+    return Client(timeout=seconds)
+
+
+@contextmanager
+def _after(seconds: float, act: Any) -> Iterator[None]:
+    """Call `act` unless the block ends within `seconds`."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Endpoint:
     """A model behind an OpenAI-compatible address: Ollama (http://localhost:11434/v1), vLLM, llama.cpp, or a service.
 
-    key: the environment's ATR_API_KEY or OPENAI_API_KEY if None; servers at home need none. timeout: in seconds.
+    key: the environment's ATR_API_KEY or OPENAI_API_KEY if None; servers at home need none. timeout: seconds for the
+    whole answer, however slowly it comes; an answer has at most MOST bytes.
     retries: further attempts at a request that met a broken connection, silence, HTTP 408, 409, 429 or 5xx, or an
     answer that is no chat completion, with growing pauses or the one that the server asks for (up to two minutes).
     Calling it raises CaptioningError when they are used up, and at once for other errors: Refused for HTTP 400, 413
@@ -49,9 +108,16 @@ class Endpoint:
 
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"endpoint {url!r}: give an address such as http://localhost:11434/v1")
-        self.url, self.model, self.timeout, self.retries = url.rstrip("/"), model, timeout, retries
+        address, self.model, self.timeout, self.retries = url.rstrip("/"), model, timeout, retries
+        self.url = without_credentials(address)
         self._key = key or os.environ.get("ATR_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
-        self._client = openai.OpenAI(base_url=self.url, api_key=self._key, timeout=timeout, max_retries=retries)
+        self._client = openai.OpenAI(
+            base_url=address,
+            api_key=self._key,
+            timeout=timeout,
+            max_retries=retries,
+            http_client=_client(timeout),
+        )
 
     def __call__(self, messages: list[dict[str, str]]) -> Reply:
         for pause in [*(min(0.5 * 2**n, 8.0) for n in range(self.retries)), None]:
@@ -87,11 +153,14 @@ class Endpoint:
             wait = error.response.headers.get("retry-after")
             mend = f"it asks to wait {wait} s" if wait else "try again later"
             raise self._error(f"tried up to {tried}, {said}", mend) from None
+        except CaptioningError as error:
+            raise self._error(str(error), "does it stream, or is the address complete?") from None
         except openai.OpenAIError as error:
             raise self._error(f"{type(error).__name__}: {error}", "see the server's log") from None
 
     def _error(self, problem: str, mend: str, kind: type[CaptioningError] = CaptioningError) -> CaptioningError:
-        shown = " ".join(problem.replace(self._key, "…").split()) if self._key != "none" else " ".join(problem.split())
+        shown = " ".join(without_credentials(problem).split())
+        shown = shown.replace(self._key, "…") if self._key != "none" else shown
         return kind(f"{self.url}: {shown[:SHOWN]}{'…' * (len(shown) > SHOWN)}; {mend}")
 
 
@@ -100,12 +169,30 @@ def _reply(body: str) -> Reply | None:
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]
-        text, finish, usage = choice["message"]["content"], choice.get("finish_reason"), completion.get("usage")
+        message, finish, usage = choice["message"], choice.get("finish_reason"), completion.get("usage")
+        text, refusal = _text(message.get("content")), message.get("refusal")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
     counts = usage if isinstance(usage, dict) else {}
     counted = {name: number for name, number in counts.items() if isinstance(number, int)}
-    return Reply(text if isinstance(text, str) else "", finish if isinstance(finish, str) else None, counted)
+    if not text.strip() and isinstance(refusal, str) and refusal:
+        text, finish = refusal, REFUSAL
+    elif not spoken(text) and (text.strip() or message.get("reasoning") or message.get("reasoning_content")):
+        finish = ONLY_REASONING
+    return Reply(text, finish if isinstance(finish, str) else None, counted)
+
+
+def _text(content: Any) -> str:
+    """The text of a message's content: a string, or a list of parts of which those of kind "text" count."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def spoken(text: str) -> str:
+    """An answer without what the model thought aloud, between <think> and </think>; either may be missing."""
+    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
 class Local:

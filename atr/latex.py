@@ -37,11 +37,19 @@ def escape(text: str) -> str:
     return text.translate(MARKS)
 
 
+def checked(name: str) -> str:
+    """The name of a table or figure, if LaTeX takes it as it is in a label and a path; ValueError if not."""
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ValueError(f"table or figure {name!r}: LaTeX needs a name of A to Z, digits, '.', '-' and '_'; rename it")
+    return name
+
+
 def table(frame: pd.DataFrame, caption: str, name: str) -> str:
     """A table with rules of booktabs, its caption above it, labelled `tab:<name>`; long headings take several lines."""
     styled = frame.rename(columns=_heading).style.hide(axis="index")
+    caption = " ".join(caption.split())
     styled = styled.format(escape="latex", precision=2, na_rep="")
-    return styled.to_latex(caption=escape(caption), label=f"tab:{name}", hrules=True).translate(SIGNS)
+    return styled.to_latex(caption=escape(caption), label=f"tab:{checked(name)}", hrules=True).translate(SIGNS)
 
 
 def _heading(name: object) -> str:
@@ -60,6 +68,7 @@ def prose(markdown: str) -> str:
 def write(report: "Report", folder: Path) -> None:
     """Fill `folder` with report.tex, the tables (.tex, .csv) and figures (.pdf) that it takes in, and their .json."""
     for output in report.outputs:
+        checked(output.name)
         target = folder / output.path.parent.name
         target.mkdir(parents=True, exist_ok=True)
         for suffix in (".pdf", ".json") if output.readable is None else (".csv", ".json"):
@@ -80,6 +89,6 @@ def write(report: "Report", folder: Path) -> None:
         comment_start_string="<#",
         comment_end_string="#>",
     )
-    environment.filters |= {"prose": prose, "escape": lambda text: escape(text).translate(SIGNS)}
+    environment.filters |= {"prose": prose, "escape": lambda text: escape(" ".join(text.split())).translate(SIGNS)}
     text = environment.get_template("report.tex").render(report=report, rows=ROWS)
     (folder / "report.tex").write_text(text, encoding="utf-8")

@@ -35,6 +35,7 @@ from atr import config as configs
 from atr import store
 from atr.config import RunConfig
 from atr.corpora.corpus import SPLITS
+from atr.language_models import without_credentials
 from atr.metrics import Ranks, relevant_pairs
 
 Content = TypeVar("Content")
@@ -121,7 +122,7 @@ def provenance(runs: Iterable["Run"]) -> dict[str, Any]:
         "versions": versions,
         "commits": commits,
         "result_version": RESULT_VERSION,
-        "command": os.environ.get("ATR_COMMAND", ""),
+        "command": without_credentials(os.environ.get("ATR_COMMAND", "")),
         "hashes": {"runs": content(runs), "notebook": os.environ.get("ATR_NOTEBOOK", "")},
     }
 

@@ -1,6 +1,7 @@
 """Tables: our numbers with their uncertainty, beside the published ones, as CSV, Markdown and LaTeX."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -336,9 +337,14 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     return pd.DataFrame(result)
 
 
+def _marked(cell: Any) -> Any:
+    """A text as Markdown prints it, on one line; anything else as it is."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(cell.split())) if isinstance(cell, str) else cell
+
+
 def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
     """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them."""
-    target, stem = folder / "tables", store.file_name(name)
+    target = folder / "tables"
     flat = table.reset_index() if any(table.index.names) else table
     flat = flat.drop(columns="run", errors="ignore")
     if isinstance(flat.columns, pd.MultiIndex):
@@ -346,12 +352,13 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
     blank = flat.astype(object).where(flat.notna(), None)
     provenance = records.provenance(runs)
     note = f"{caption} {provenance['note']}".strip()
+    printed = blank.rename(columns=_marked).map(_marked)
     texts = {
         "csv": store.as_csv(flat),
-        "md": f"{note}\n\n{blank.to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
+        "md": f"{_marked(note)}\n\n{printed.to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
         "tex": latex.table(flat, note, name),
     }
     for ending, text in texts.items():
-        store.write_atomic(target / f"{stem}.{ending}", partial(Path.write_text, data=text, encoding="utf-8"))
-    records.write_json(target / f"{stem}.json", {"caption": caption, **provenance})
-    return target / f"{stem}.csv"
+        store.write_atomic(target / f"{name}.{ending}", partial(Path.write_text, data=text, encoding="utf-8"))
+    records.write_json(target / f"{name}.json", {"caption": caption, **provenance})
+    return target / f"{name}.csv"

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import re
@@ -17,10 +18,11 @@ import torch
 from local_server import serving
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from atr import captioning
+from atr import captioning, language_models, records
 from atr.captioning import CaptioningError, Endpoint, Local, Refused, Reply, audit, generate, keywords_of, messages
 from atr.corpora import load_corpus
 from atr.corpora.synthetic import read
+from atr.language_models import without_credentials
 
 GOOD = [f"fresh wording {letter} of what is there" for letter in "abcde"]
 CLIPS = [f"clip {letter}" for letter in "abcdefgh"]
@@ -81,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             body = server.answer(clip)
             with server.lock:
                 server.clips.append(clip)
-        content = body.encode()
+        content = body.encode("latin-1" if "Content-Encoding" in headers else "utf-8")
         self.send_response(status)
         for name, value in ({"Content-Type": "application/json"} | headers).items():
             self.send_header(name, value)
@@ -604,3 +606,117 @@ class TestAudit:
         found = audit(made, corpus.captions).set_index("rule")
         assert len(made) == 5 * 48 and set(made["clip"]) == set(corpus.split("train").clips["clip"])
         assert found.loc["any rule", "captions"] == 0
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("https://me:p%40ss@host:80/v1 and http://tok@h", "https://host:80/v1 and http://h"),
+        ("http://h/v1?api_key=abc&x=1&token=t", "http://h/v1?api_key=…&x=1&token=…"),
+        ("{'Authorization': 'Bearer sk-12345678'}", "{'Authorization': 'Bearer …'}"),
+        ("Bearer sk-12345678 is unknown", "Bearer … is unknown"),
+        ("a@b.c, http://h/a@b, the bearer of news, monkey=3", "a@b.c, http://h/a@b, the bearer of news, monkey=3"),
+    ],
+)
+def test_credentials_are_left_out(text, left):
+    assert without_credentials(text) == left
+
+
+def test_the_recorded_command_holds_no_credentials(monkeypatch):
+    monkeypatch.setenv("ATR_COMMAND", "atr x --endpoint http://me:pass@host/v1")
+    assert records.provenance([])["command"] == "atr x --endpoint http://host/v1"
+
+
+def reply(message, finish="stop"):
+    return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish}]})
+
+
+class TestWhatIsTheAnswer:
+    @pytest.mark.parametrize(
+        "message, text, finish",
+        [
+            (
+                {"content": [{"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": "b"}]},
+                "a b",
+                "stop",
+            ),
+            ({"content": "a", "reasoning": "hm"}, "a", "stop"),
+            ({"content": "<think>hm</think>a"}, "<think>hm</think>a", "stop"),
+            ({"content": None, "reasoning": "hm"}, "", "reasoning"),
+            ({"content": None, "reasoning_content": "hm"}, "", "reasoning"),
+            ({"content": [], "reasoning": "hm"}, "", "reasoning"),
+            ({"content": "<think>hm"}, "<think>hm", "reasoning"),
+            ({"content": None, "refusal": "I will not."}, "I will not.", "refusal"),
+        ],
+    )
+    def test_it_is_taken_from_its_place(self, server, ask, message, text, finish):
+        server.plan = [reply(message)]
+        assert ask(messages(["a"]))[:2] == (text, finish)
+
+    def test_reasoning_alone_is_said_spends_no_attempt_and_is_asked_for_again_later(self, server, ask, record):
+        server.answer = lambda clip: reply({"content": None, "reasoning": "hm"}, "length")
+        report = run(3, ask, record, attempts=1)
+        said = "missing, only reasoning (switch the model's thinking off, or allow more tokens): 3 "
+        assert report.asked == 3 and said in str(report)
+        server.answer = lambda clip: completion(json.dumps(GOOD))
+        assert run(3, ask, record, attempts=1).valid == 3
+
+    @pytest.mark.parametrize(
+        "message, finish, reason",
+        [
+            ({"content": None, "reasoning": "hm"}, "stop", "only reasoning .switch the model's thinking off"),
+            ({"content": '["a'}, "length", "cut off"),
+            ({"content": None, "refusal": "I will not."}, "stop", "refusal"),
+        ],
+    )
+    def test_first_answers_that_fail_alike_end_a_run(self, server, ask, record, monkeypatch, message, finish, reason):
+        monkeypatch.setattr(captioning, "ALIKE", 4)
+        server.answer = lambda clip: reply(message, finish)
+        with pytest.raises(CaptioningError, match=f"phi4: the first 4 answers fail alike, {reason}.*0 of 8 clips"):
+            run(8, ask, record)
+        assert len(server.asked) == 4
+
+    def test_an_answer_with_captions_keeps_a_run_going(self, server, ask, record, monkeypatch):
+        monkeypatch.setattr(captioning, "ALIKE", 3)
+        server.plan = [completion(json.dumps(GOOD))] + [reply({"content": None, "reasoning": "hm"})] * 5
+        assert run(8, ask, record).valid == 3
+
+
+class Trickle(Handler):
+    def act(self, server, clip, step):
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+        status, body = (head + b"\r\n", b" " * 100) if server.plan == "body" else (b"", head + b"X: " + b"x" * 100)
+        self.wfile.write(status)
+        for place in range(len(body)):
+            self.wfile.write(body[place : place + 1])
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(monkeypatch, part):
+    with serving(Trickle) as running:
+        running.model = Server()
+        running.model.url = f"http://127.0.0.1:{running.server_port}/v1"
+        monkeypatch.setattr(Trickle, "do_POST", lambda self: self.act(self.server.model, "", None))
+        running.model.plan = part
+        begun = time.monotonic()
+        with pytest.raises(CaptioningError, match="no answer within 0.4 s, tried once; give a longer timeout"):
+            Endpoint(running.model.url, "m", timeout=0.4, retries=0)(messages(["a"]))
+        assert time.monotonic() - begun < 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_has_a_size_limit_also_packed(server, monkeypatch, packed):
+    monkeypatch.setattr(language_models, "MOST", 1000)
+    body = b" " * 100_000
+    sent = gzip.compress(body).decode("latin-1") if packed else body.decode()
+    server.plan = [(200, {"Content-Encoding": "gzip"} if packed else {}, sent)]
+    with pytest.raises(CaptioningError, match="an answer of more than 1,000 bytes; "):
+        Endpoint(server.url, "m", retries=2)(messages(["a"]))
+    assert len(server.asked) == 1
+
+
+def test_no_error_of_an_endpoint_holds_its_password():
+    with pytest.raises(CaptioningError, match="^http://127.0.0.1:9/v1: cannot be reached") as caught:
+        Endpoint("http://me:pass@127.0.0.1:9/v1", "m", retries=0)(messages(["a"]))
+    assert "pass" not in str(caught.value)

@@ -10,7 +10,7 @@ from made_runs import made_run
 from typer.testing import CliRunner
 
 import atr
-from atr import cli, executors, profile, records, store, study, trainer
+from atr import cli, commands, executors, profile, records, store, study, trainer
 
 runner = CliRunner()
 
@@ -445,3 +445,18 @@ class TestCaption:
     def test_the_key_is_no_option(self):
         text = call("caption", "--help")
         assert "ATR_API_KEY" in text and "--key " not in text and "continues where it stopped" in text
+
+
+FOREIGN = "a\x1b[31m\x07[red]b[/red] \u202ec\r:dog: http://me:pass@x.y/v1?api_key=hush \udcff"
+PRINTED = r"a\x1b[31m\x07[red]b[/red] \u202ec\r:dog: http://x.y/v1?api_key=… \udcff"
+
+
+def test_texts_of_others_are_only_printed(capsys, monkeypatch):
+    commands.fail(ValueError(FOREIGN))
+    assert PRINTED in capsys.readouterr().err
+    monkeypatch.setattr(commands.console, "_width", 200)
+    commands.printed(pd.DataFrame({"[b]n\x1b": [FOREIGN]}), title="[i]t\x1b")
+    shown = capsys.readouterr().out
+    assert PRINTED in shown and r"[b]n\x1b" in shown and r"[i]t\x1b" in shown and "\x1b" not in shown
+    commands.console.print("Héllo 👩\u200d🔬\u00a0→\tx\ny", soft_wrap=True)
+    assert "Héllo 👩\u200d🔬\u00a0→" in capsys.readouterr().out

@@ -4,9 +4,11 @@ import io
 import re
 import shutil
 import tarfile
+import time
 import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import numpy as np
@@ -473,3 +475,62 @@ def test_an_archive_that_does_not_fit_the_disk_is_noticed_first(tmp_path, monkey
 def test_an_archive_of_another_kind_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"clips.rar: not one of .zip, .tar, .tar.gz, .tgz, .7z"):
         download.extract(tmp_path / "clips.rar", tmp_path / "clips")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("damage", ["header", "first zero block", "no end", "one block", "behind"])
+def test_a_tar_that_would_lose_members_silently_is_damaged(tmp_path, suffix, damage):
+    packed = tmp_path / "plain.tar"
+    make_tar(packed, {"a": b"a", "b": b"b"})
+    content = bytearray(packed.read_bytes())
+    if damage == "header":
+        content[1024 + 150] ^= 255
+    elif damage == "first zero block":
+        content[1024:1536] = bytes(512)
+    elif damage == "behind":
+        content += packed.read_bytes()
+    else:
+        del content[2048 + 512 * (damage == "one block") :]
+    packed.unlink()
+    archive = tmp_path / f"clips{suffix}"
+    archive.write_bytes(gzip.compress(content) if suffix == ".tar.gz" else content)
+    with pytest.raises(DownloadError, match="damaged.*fetch it again; nothing was unpacked"):
+        download.extract(archive, tmp_path / "clips", quiet=True)
+    assert visible(tmp_path) == [archive.name]
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_two_members_of_one_name_are_refused(tmp_path, suffix):
+    archive = tmp_path / f"clips{suffix}"
+    MAKE[suffix](archive, {"a/b": b"one", "a//b": b"two"})
+    with pytest.raises(DownloadError, match="2 files made 1 on disk: some share a name"):
+        download.extract(archive, tmp_path / "clips", quiet=True)
+    assert visible(tmp_path) == [archive.name]
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Sends without saying how much: b"x" at a time, `pause` seconds apart."""
+
+    pause = 0.0
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(2000):
+                self.wfile.write(b"x")
+                time.sleep(self.pause)
+
+    def log_message(self, *arguments):
+        """Keep the tests' output clean."""
+
+
+@pytest.mark.parametrize("pause, message", [(0.0, "sends more than 100 bytes"), (0.02, "less than 1,024 bytes a sec")])
+def test_a_server_that_sends_too_much_or_too_slowly_is_given_up(tmp_path, monkeypatch, pause, message):
+    monkeypatch.setattr(Odd, "pause", pause)
+    monkeypatch.setattr(download, "SPAN", 0.2)
+    with serving(Odd) as running:
+        file = File("a.bin", f"http://127.0.0.1:{running.server_port}/a.bin", 100)
+        with pytest.raises(DownloadError, match=f"a.bin: .*{message}"):
+            download.fetch(file, tmp_path, quiet=True)
+    assert visible(tmp_path) == ["a.bin.part"]

@@ -152,3 +152,13 @@ def test_the_template_runs_and_its_loss_is_that_of_the_page_about_extending(envi
     table = pd.read_csv(results / "tables" / "own_experiment.csv")
     assert table["loss"].tolist() == ["NT-Xent", "soft_margin"] and table["t2a_r10"].between(0, 100).all()
     assert len(pd.read_csv(results / "tables" / "own_claims.csv")) == 1
+
+
+@pytest.mark.parametrize("number, tables", [("00", 4), ("01", 1), ("05", 1)])
+def test_captions_and_clips_enter_no_notebook_as_html(number, tables):
+    (path,) = Path("notebooks").glob(f"{number}_*.ipynb")
+    source = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    styled = [part.partition("\n\n")[0] for part in source.split(".style.")[1:]]
+    assert len(styled) == tables and all(
+        '.format(escape="html"' in "".join(one.split()) or 'escape="html")' in one for one in styled
+    )

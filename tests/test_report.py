@@ -476,6 +476,14 @@ class TestLatex:
         assert r"a\_1 \& <b> & 76.8 $\pm$ 1.1 \\" in text and r"loss & T$\rightarrow$A R@10 \\" in text
         assert r"\label{tab:01_all}" in text and r"All \& <i>some</i>, T$\rightarrow$A. 2 runs" in text
 
+    @pytest.mark.parametrize("ending", ["csv", "pdf"])
+    def test_a_file_name_that_latex_would_read_is_refused(self, results, ending):
+        folder = results / ("tables" if ending == "csv" else "figures")
+        for path in folder.glob("01_all.*"):
+            path.rename(path.with_name("01_all}\\evil{" + path.suffix))
+        with pytest.raises(ValueError, match="LaTeX needs a name of A to Z"):
+            report.write(report.gather("smoke"))
+
     def test_long_headings_take_several_lines(self):
         text = latex.table(pd.DataFrame({"T→A R@1 AudioCaps, published": [1.5], "short": [2]}), "Both.", "both")
         assert r"\shortstack[l]{T$\rightarrow$A R@1 \\ AudioCaps, \\ published} & short \\" in text

@@ -455,3 +455,16 @@ def test_differences_need_no_learning_rate():
     reference = tables.published("mei2022_dcase_table1")
     (row,) = tables.differences(ours, reference, ["corpus", "system"], ["t2a_r1"], 1).to_dict("records")
     assert row["published"] == "14.7" and row["difference"] == pytest.approx(7.0 - 14.7) and math.isnan(row["low"])
+
+
+def test_texts_of_others_are_only_printed_by_markdown(tmp_path):
+    table = pd.DataFrame({"a|b": ["<b>x</b> | ![i](u)\n\n# y"]})
+    text = tables.save(table, tmp_path, "marks", "*c*").with_suffix(".md").read_text()
+    assert text.startswith(r"\*c\*") and r"a\|b" in text and r"\<b\>x\</b\> \| !\[i\](u) # y |" in text
+
+
+@pytest.mark.parametrize("name", ["a}b", "a b", "a%", "ä", "../a", ""])
+def test_a_name_that_latex_would_not_take_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(ValueError, match="LaTeX needs a name of A to Z, digits"):
+        tables.save(pd.DataFrame({"a": [1]}), tmp_path, name, "A.")
+    assert not any(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from atr.commands import DeviceOption, console, fail, printed
+from atr.language_models import without_credentials
 
 
 def bench(
@@ -60,7 +61,7 @@ def bench(
         released = benches.Released(mei2022, tymofieiev2025)
         os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
         result = benches.run(parts or (), scale, where, released, again, said)
-        result["command"] = os.environ["ATR_COMMAND"]
+        result["command"] = without_credentials(os.environ["ATR_COMMAND"])
         if out is not None:
             records.write_json(out, result)
     except (ValueError, OSError, RuntimeError) as error:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from atr.commands import ProfileOption, console, fail, printed
+from atr.commands import ProfileOption, SafeConsole, console, fail, printed
 
 app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
 
@@ -74,7 +73,9 @@ def _name_damaged(found: list) -> bool:
     """A line for each damaged run on the error stream; whether there are any."""
     problems = [problem for run in found if (problem := _problem(run))]
     for problem in problems:
-        Console(stderr=True).print(f"damaged: {problem}", soft_wrap=True, markup=False, highlight=False)
+        SafeConsole(stderr=True, emoji=False).print(
+            f"damaged: {problem}", soft_wrap=True, markup=False, highlight=False
+        )
     return bool(problems)
 
 
@@ -85,7 +86,7 @@ def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], pro
         run = found_run(profile, address)
     except ValueError as error:
         raise fail(error) from error
-    console.print(str(run.path), soft_wrap=True, highlight=False)
+    console.print(str(run.path), soft_wrap=True, markup=False, highlight=False)
     for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
         if os.path.lexists(run.path / name):
             console.print(f"[bold]{name}[/bold]")

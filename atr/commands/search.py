@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from atr.commands import console, fail, printed
+from atr.commands import SafeConsole, console, fail, printed
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
@@ -304,5 +303,5 @@ def _plain(name: object) -> str:
 
 
 def _say(text: str, error: bool = False) -> None:
-    where = Console(stderr=True) if error else console
+    where = SafeConsole(stderr=True, emoji=False) if error else console
     where.print(text, soft_wrap=True, markup=False, highlight=False)

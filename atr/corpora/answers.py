@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from atr.language_models import spoken
+
 CAPTIONS = 5
 MOST_WORDS = 20
 NEAR_COPY = 0.8  # share of words in common from which a caption is a near copy
@@ -142,7 +144,7 @@ def parse(text: str) -> list[str]:
     many are forgiven), wherever it stands in the answer, and else lines: those numbered or bulleted if there are such,
     or all. What a model thought aloud, code fences, item numbers and quotes around a caption are left out.
     """
-    text = _FENCE.sub("", text.rpartition("</think>")[2].partition("<think>")[0])
+    text = _FENCE.sub("", spoken(text))
     found = [captions for value in _json_values(text) if (captions := _texts(value))]
     if found:
         return [_bare(caption) for caption in max(reversed(found), key=len)]

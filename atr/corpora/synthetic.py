@@ -18,6 +18,7 @@ from atr import store
 from atr.corpora.answers import parse, problems
 from atr.corpora.corpus import Corpus
 from atr.corpora.paraphrase import paraphrase
+from atr.language_models import ONLY_REASONING, REFUSAL, spoken
 
 PARAPHRASE = "paraphrase"  # the name of the captions made by rules
 USES = ("synthetic", "both")
@@ -44,6 +45,21 @@ class Answer:
     usage: Mapping[str, int] = field(default_factory=dict)
     time: str = ""
 
+    @property
+    def unspoken(self) -> bool:
+        """Whether the model thought aloud and did not answer."""
+        return self.finish == ONLY_REASONING or bool(self.text.strip() and not spoken(self.text))
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is an attempt at captions: neither a request refused by the server nor reasoning alone."""
+        return self.finish != REFUSED and not self.unspoken
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to its end and holds captions, good or bad."""
+        return self.counts and self.finish not in (*CUT_OFF, REFUSAL) and bool(self.captions)
+
     @cached_property
     def captions(self) -> list[str]:
         return parse(self.text)
@@ -53,6 +69,10 @@ class Answer:
         """The rules it breaks, as `problems` words them; nothing else counts in an answer that is not whole."""
         if self.finish == REFUSED:
             return [f"{REFUSED}: {self.text}"]
+        if self.unspoken:
+            return ["only reasoning (switch the model's thinking off, or allow more tokens): no answer"]
+        if self.finish == REFUSAL:
+            return [f"{REFUSAL}: {self.text}"]
         if self.finish in CUT_OFF:
             return [f"cut off: the answer ended by {self.finish!r}"]
         return problems(self.captions, self.given)
