@@ -8,6 +8,8 @@ EXECUTOR =
 CLIPS =
 CAPTIONS =
 CHROMIUM =
+MINUTES = 10
+SEED = 0
 PIPS = 22.3 23.0.1 23.2.1 24.0 25.0 newest
 
 PY = .venv/bin/python
@@ -21,7 +23,7 @@ MINUTES_esc10 = an hour to two
 MINUTES_captions = 6 minutes
 MINUTES_paper = weeks; it wants a GPU
 
-.PHONY: help hello study report lab test coverage test-browser lint reference lock lock-check door clean
+.PHONY: help hello study report lab test coverage test-browser lint reference lock lock-check torture door clean
 
 help: ## list the targets
 	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [CAPTIONS=<file>]"
@@ -64,6 +66,9 @@ lock: .venv/.test ## resolve pyproject.toml into requirements.lock, keeping what
 
 lock-check: .venv/.test ## is the lock complete, for each platform and Python that is promised?
 	@$(PY) tools/lock.py check
+
+torture: .venv/.test ## kills, full disks and damaged files for MINUTES, drawn by SEED; prints its figures
+	@$(PY) tests/torture.py --minutes $(MINUTES) --seed $(SEED)
 
 door: ## set up anew and run notebook 01, in a fresh clone by each pip of PIPS, and by uv
 	@sh tools/door.sh $(PIPS)

@@ -65,3 +65,10 @@ def test_the_ten_lines_for_own_sounds_run(tmp_path, homes):
     done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "t2a_r10" in done.stdout and re.search(r"epoch +loss +t2a_r10", done.stdout)
+
+
+def test_each_test_that_the_promises_name_is_there():
+    page = (store.PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (store.PROJECT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`((?:test_|Test)\w+)`", page))
+    assert len(named) > 30 and named <= set(re.findall(r"(?:def|class) (\w+)", tests))
