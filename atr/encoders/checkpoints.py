@@ -95,7 +95,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         try:
             found: Any = load_file(path)
         except Exception as error:  # a header that is none ends in any error
-            raise ValueError(f"{path}: damaged ({_reason(error)}); delete it or fetch it again") from error
+            raise ValueError(f"{path}: damaged ({reason(error)}); delete it or fetch it again") from error
     else:
         found = _read_torch(path)
     while isinstance(found, dict):
@@ -110,7 +110,9 @@ def read(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: holds no state dict, neither itself nor as {wrappers}; fetch it again")
     for name, tensor in found.items():
         if not isinstance(name, str):
-            raise ValueError(f"{path}: a key is of type {type(name).__name__}; give every tensor a name and save it again")
+            raise ValueError(
+                f"{path}: a key is of type {type(name).__name__}; give every tensor a name and save it again"
+            )
         if problem := _unstored(tensor):
             raise ValueError(f"{path}: {name[:100]} is {problem}; save it as a plain tensor")
     memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found.values()}
@@ -154,11 +156,12 @@ def _read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals([(_Inert, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # bytes that are not a checkpoint end in any error
-        reason = _reason(error)
-        raise ValueError(f"{path}: damaged, or not a checkpoint ({reason}); delete it or fetch it again") from error
+        raise ValueError(
+            f"{path}: damaged, or not a checkpoint ({reason(error)}); delete it or fetch it again"
+        ) from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """One line: torch's own message is long and advises to run the file's code."""
     found = re.search(r"(?:WeightsUnpickler error:\s*|\n\n)([^\n]+)", str(error))
     return (found[1] if found else str(error).partition("\n")[0] or type(error).__name__)[:200]
