@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from atr import audio, encoders, features, model, store, training
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
-from atr.encoders import text
-from atr.encoders.clap import Clap
+from atr.encoders import clap, text
+from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.features import Inputs, Prepared
 from atr.model import SIDES
 from atr.records import Run
@@ -52,8 +52,9 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
 class Embedder:
     """The model of a finished run's selected epoch, in evaluation mode.
 
-    sample_rate: in Hz, of the sounds it hears; seconds: what it hears of each, from the beginning, None for all;
-    name: of the run or model; text_aware: whether sounds have an embedding a frame (`DualEncoder`).
+    sample_rate: in Hz, of the sounds it hears; seconds: of the longest that it hears whole, None for any; of a longer
+    one a run hears the beginning, CLAP parts drawn from the sound itself; name: of the run or model;
+    text_aware: whether sounds have an embedding a frame (`DualEncoder`).
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
@@ -71,11 +72,14 @@ class Embedder:
 
     @classmethod
     def clap(cls, name: str | os.PathLike[str], *, device: str = "auto") -> Embedder:
-        """A CLAP model of transformers (`atr.encoders.clap`), by its folder or its name on the Hub."""
+        """A CLAP model of transformers (`atr.encoders.clap`), by its folder or its name on the Hub. Errors: as in
+        `clap.folder` and `Clap`.
+        """
         config = RunConfig(training="external", audio_encoder="clap", epochs=0, text_encoder=str(name))
         self = cls.__new__(cls)
-        folder = text.folder(str(name))
-        self._load(config, Prepared(None, folder, {"text": text.fingerprint(folder)}), None, device)
+        folder = clap.folder(str(name))
+        known = store.content_key(CLAP_VERSION, text.fingerprint(folder))
+        self._load(config, Prepared(None, folder, {"text": known}), None, device)
         return self
 
     def _load(self, config: RunConfig, start: Prepared, run: Run | None, device: str) -> None:
@@ -89,6 +93,7 @@ class Embedder:
         self._clap = Clap(start.text_folder, device) if config.training == "external" else None
         if self._clap is not None:
             self.sample_rate, self.dim = self._clap.sample_rate, self._clap.dim
+            self.seconds = min(self._clap.seconds, self.seconds or self._clap.seconds)
             return
         assert run is not None
         self._below = config.text_layers if config.training in ("finetuned", "scratch") else None
@@ -121,9 +126,9 @@ class Embedder:
 
     def sentences(self, sentences: Sequence[str], quiet: bool = True) -> Tensor:
         """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence."""
-        words = [text.normalise(sentence, self.config.caption_style) for sentence in sentences]
-        for sentence, word in zip(sentences, words, strict=True):
-            if not word.strip():
+        words = [text.normalise(sentence, features.caption_style(self.config)) for sentence in sentences]
+        for sentence in sentences:
+            if not text.normalise(sentence, self.config.caption_style).strip():
                 raise ValueError(f"sentence {sentence!r}: no words; describe a sound in a few")
         if not words:
             return torch.empty(0, self.dim)
@@ -147,8 +152,8 @@ class Embedder:
             waveform, rate = sound, self.sample_rate
         else:
             waveform, rate = audio.read(sound)
-        if self.seconds is not None:
-            waveform = waveform[: max(1, round(self.seconds * rate))]
+        if (seconds := self.config.max_seconds) is not None:
+            waveform = waveform[: max(1, round(seconds * rate))]
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"a waveform of shape {waveform.shape}; give (samples,), one channel and not empty")
         return store.quantised(waveform, rate, self.sample_rate)

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from atr import encoders, register, store, voxels
 from atr.config import RunConfig
 from atr.corpora.corpus import SPLITS, Corpus
-from atr.encoders import AudioEncoder, checkpoints, pretraining, text
+from atr.encoders import AudioEncoder, checkpoints, clap, pretraining, text
+from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.encoders.compact import ENCODER_VERSION, Compact
 from atr.store import Packed
 
@@ -77,9 +78,14 @@ def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu"
     return torch.from_numpy(store.open_packed(store.cached("pooled", key, build)).data)
 
 
+def caption_style(config: RunConfig) -> str | None:
+    """How `atr.encoders.text.normalise` cleans what a config's text encoder reads: for CLAP, not at all."""
+    return None if config.training == "external" else config.caption_style
+
+
 def normalised(config: RunConfig, corpus: Corpus) -> list[str]:
     """The captions of a corpus as a config's text encoder reads them."""
-    return [text.normalise(caption, config.caption_style) for caption in corpus.captions["caption"]]
+    return [text.normalise(caption, caption_style(config)) for caption in corpus.captions["caption"]]
 
 
 def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> Tensor:
@@ -141,11 +147,13 @@ def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool 
     """The weights that a run starts from: pre-trained first where they are the corpus's own, fetched where they are
     published. Without `fetch`, FileNotFoundError for those that are not here.
     """
-    folder = text.folder(config.text_encoder, fetch)
+    external = config.training == "external"
+    folder = clap.folder(config.text_encoder, fetch) if external else text.folder(config.text_encoder, fetch)
     spoken = text.fingerprint(folder)
     extra = voxels.settings(config.penalty).fingerprint(fetch, quiet) if config.penalty else {}
     extra |= register.fingerprints(config)
-    if config.training == "external":
+    if external:
+        spoken = store.content_key(CLAP_VERSION, spoken)
         return Prepared(None, folder, {"audio": spoken, "text": spoken})
     if config.training == "scratch" or config.audio_weights is None:
         audio_weights = None
@@ -234,22 +242,20 @@ def external(
     config: RunConfig, corpus: Corpus, folder: Path, captions: list[str], device: str, quiet: bool
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of a CLAP model with both towers over a one-split corpus, computed once: audio, text."""
-    from atr.encoders.clap import CLAP_VERSION, Clap
-
     known, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
     loaded: list[Clap] = []
 
-    def clap() -> Clap:
+    def model() -> Clap:
         if not loaded:
             loaded.append(Clap(folder, device))
         return loaded[0]
 
     def sounds(target: Path) -> None:
-        rows = store.waveforms(corpus, clap().sample_rate, quiet, config.max_seconds)
-        store.pack(target, clap().audio(rows, config.seed, quiet).numpy()[:, None])
+        rows = store.waveforms(corpus, model().sample_rate, quiet, config.max_seconds)
+        store.pack(target, model().audio(rows, config.seed, quiet).numpy()[:, None])
 
     def words(target: Path) -> None:
-        store.pack(target, clap().text(captions, quiet).numpy()[:, None])
+        store.pack(target, model().text(captions, quiet).numpy()[:, None])
 
     cut = (config.max_seconds, config.seed)
     heard = store.content_key(CLAP_VERSION, known, corpus.audio_fingerprint(split), cut, store.WAVEFORM_VERSION)

@@ -65,9 +65,10 @@ class Index:
     """The sounds of a folder, embedded in segments.
 
     folder: searched with all below it; hidden files and folders are left out, a folder that links lead to is entered
-    once. embedder: any but a text-aware one. segment: seconds; a rest below one second belongs to the segment before, a
-    file below one second is heard with silence behind it, silent segments are left out.
-    model: what says to others how to make the embedder again, kept in `index.json`.
+    once. embedder: any but a text-aware one. segment: seconds, by default 10, or what the embedder hears if that is
+    less; a rest below one second belongs to the segment before, or, where the embedder cannot hear that whole, to one
+    more of them that ends with the file; a file below one second is heard with silence behind it, silent segments are
+    left out. model: what says to others how to make the embedder again, kept in `index.json`.
 
     It lies in `<home>/indexes/<key>/`, where the key is made of the folder, the embedder's fingerprint and the segment.
     What is searched are the shards that `index.json` names, which an update replaces in one step when it is done: a
@@ -92,13 +93,15 @@ class Index:
         self,
         folder: str | os.PathLike[str],
         embedder: Embedder,
-        segment: float = SEGMENT,
+        segment: float | None = None,
         model: Mapping[str, Any] | None = None,
     ) -> None:
         if embedder.text_aware:
             raise ValueError(
                 f"{embedder.name}: text-aware, it has an embedding a frame, too many to keep; name another run"
             )
+        if segment is None:
+            segment = min(SEGMENT, embedder.seconds or SEGMENT)
         check_segment(segment)
         if embedder.seconds is not None and segment > embedder.seconds:
             raise ValueError(
@@ -279,11 +282,14 @@ class Index:
             return file, 0.0, error
 
     def _pieces(self, path: Path) -> Iterator[Piece]:
-        for start, waveform, rate in audio.segments(path, self.segment):
-            if waveform.any():
-                end, new = start + len(waveform) / rate, self.embedder.sample_rate
-                waveform = audio.resample(waveform, rate, new)
-                yield start, end, np.pad(waveform, (0, max(0, round(audio.SHORTEST * new) - len(waveform))))
+        new = self.embedder.sample_rate
+        for begin, piece, rate in audio.segments(path, self.segment):
+            size = min(len(piece), round(self.embedder.seconds * rate)) if self.embedder.seconds else len(piece)
+            for place in sorted({0, len(piece) - size}):
+                waveform, start = piece[place : place + size], begin + place / rate
+                if waveform.any():
+                    end, waveform = start + len(waveform) / rate, audio.resample(waveform, rate, new)
+                    yield start, end, np.pad(waveform, (0, max(0, round(audio.SHORTEST * new) - len(waveform))))
 
 
 class _Filling:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchaudio
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -17,9 +18,23 @@ def keys(name):
 
 
 def fill(keys):
-    """A state dict in which each floating-point entry is drawn from its own name; integer entries are zero."""
-    return {
+    """A state dict in which each floating-point entry is drawn from its own name; integer entries are zero, and what
+    belongs to the frontend of PANNs is the transform itself.
+    """
+    tensors = {
         name: _values(name, shape) if "float" in dtype else torch.zeros(shape).long() for name, shape, dtype in keys
+    }
+    return tensors | {name: part for name, part in transform().items() if name in tensors}
+
+
+def transform(window=1024, rate=32_000, bands=64, low=50, high=14_000):
+    """The frontend's tensors in PANNs' official files: Fourier transform of Hann windows, Slaney's mel bands."""
+    fourier = np.fft.rfft(np.eye(window), axis=0) * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window))
+    mel = torchaudio.functional.melscale_fbanks(window // 2 + 1, low, high, bands, rate, "slaney", "slaney")
+    return {
+        "spectrogram_extractor.stft.conv_real.weight": torch.from_numpy(fourier.real.astype(np.float32))[:, None],
+        "spectrogram_extractor.stft.conv_imag.weight": torch.from_numpy(fourier.imag.astype(np.float32))[:, None],
+        "logmel_extractor.melW": mel,
     }
 
 

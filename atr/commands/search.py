@@ -38,7 +38,9 @@ def index(
     run: RunOption = None,
     profile: ProfileOption = "demo",
     clap: ClapOption = None,
-    segment: Annotated[float, typer.Option(help="Seconds that have one embedding.")] = 10.0,
+    segment: Annotated[
+        float | None, typer.Option(help="Seconds that have one embedding: 10, or fewer where the model hears fewer.")
+    ] = None,
     problems: Annotated[bool, typer.Option("--problems", help="List all files that cannot be used.")] = False,
     device: DeviceOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,

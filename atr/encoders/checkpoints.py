@@ -1,14 +1,15 @@
 """Official checkpoints of the audio encoders: where they are published, and how to read one safely."""
 
 import re
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch._weights_only_unpickler import get_globals_in_pkl
 
 from atr import download
@@ -75,28 +76,64 @@ def fetch(name: str, quiet: bool = False) -> Path:
     return download.fetch(REGISTRY[name].file, home() / "checkpoints", quiet)
 
 
+WRAPPERS = ("model", "state_dict", "model_state_dict", "ema")  # under which a torch file may hold its state dict
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LISTED = 3  # names of a kind in an error
+
+
 def read(path: str | Path) -> dict[str, Tensor]:
     """Tensors by name of a .safetensors or torch file, on the CPU.
 
-    A torch file is a state dict or holds one as "model" (PANNs) or "state_dict" (Lightning). What else it holds is not
-    built, and nothing it names is imported or run. Raises FileNotFoundError, and ValueError for a damaged file or one
-    without a state dict.
+    A torch file is a state dict or holds one under one of `WRAPPERS` (PANNs as "model", Lightning as "state_dict").
+    What else it holds is not built, and nothing it names is imported or run. Raises FileNotFoundError, and ValueError
+    for a damaged file, one without a state dict or with several, and tensors that are not stored number by number.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: damaged ({error}); delete it or fetch it again") from error
-    found = _read_torch(path)
-    for wrapper in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise ValueError(f"{path}: holds no state dict, neither itself nor as 'model' or 'state_dict'; fetch it again")
+            found: Any = load_file(path)
+        except Exception as error:  # a header that is none ends in any error
+            raise ValueError(f"{path}: damaged ({reason(error)}); delete it or fetch it again") from error
+    else:
+        found = _read_torch(path)
+    while isinstance(found, dict):
+        inner = [name for name in WRAPPERS if isinstance(found.get(name), dict)]
+        if len(inner) > 1:
+            raise ValueError(f"{path}: holds {' and '.join(map(repr, inner))}; save the one that you mean by itself")
+        if not inner:
+            break
+        found = found[inner[0]]
+    if not isinstance(found, dict) or not any(isinstance(tensor, Tensor) for tensor in found.values()):
+        wrappers = " or ".join(map(repr, WRAPPERS))
+        raise ValueError(f"{path}: holds no state dict, neither itself nor as {wrappers}; fetch it again")
+    for name, tensor in found.items():
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{path}: a key is of type {type(name).__name__}; give every tensor a name and save it again"
+            )
+        if problem := _unstored(tensor):
+            raise ValueError(f"{path}: {name[:100]} is {problem}; save it as a plain tensor")
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found.values()}
+    if sum(memory.values()) > path.stat().st_size:
+        raise ValueError(f"{path}: states more numbers than it holds; fetch it again")
     return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _unstored(tensor: Any) -> str | None:
+    """What a value of a state dict is instead of a tensor whose numbers are all in the file."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"of type {type(tensor).__name__}"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "nested" if tensor.is_nested else f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_meta:
+        return "without numbers (on the meta device)"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return "a view that repeats fewer numbers"
+    return None
 
 
 class _Inert:
@@ -113,14 +150,42 @@ def _read_torch(path: Path) -> Any:
     with open(path, "rb") as file:
         zipped = file.read(2) == b"PK"
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else _legacy_globals(path)
+        names = _zip_globals(path) if zipped else _legacy_globals(path)
+        if names & {"builtins.bytearray", "__builtin__.bytearray"}:  # torch.load makes it, of any size
+            raise ValueError("it makes a bytearray")
         with torch.serialization.safe_globals([(_Inert, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # bytes that are not a checkpoint end in any error
-        # torch's own message is long and advises to run the file's code
-        found = re.search(r"(?:WeightsUnpickler error:\s*|\n\n)([^\n]+)", str(error))
-        reason = found[1] if found else str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: damaged, or not a checkpoint ({reason}); delete it or fetch it again") from error
+        raise ValueError(
+            f"{path}: damaged, or not a checkpoint ({reason(error)}); delete it or fetch it again"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """One line: torch's own message is long and advises to run the file's code."""
+    found = re.search(r"(?:WeightsUnpickler error:\s*|\n\n)([^\n]+)", str(error))
+    return (found[1] if found else str(error).partition("\n")[0] or type(error).__name__)[:200]
+
+
+def _zip_globals(path: Path) -> set[str]:
+    """As `_legacy_globals`, of a zip file; ValueError for one that is compressed or fails its own checksums.
+
+    torch.load checks neither where it maps the file into memory. What torch.save writes is never compressed, so that
+    it cannot take more memory than it has bytes.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("compressed; unpack it and save it again with torch.save")
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"wrong checksum of {bad}")
+        names: set[str] = set()
+        for member in members:
+            if member.filename.endswith("/data.pkl"):
+                with archive.open(member) as file:
+                    names |= get_globals_in_pkl(file)
+        return names
 
 
 def _legacy_globals(path: Path) -> set[str]:
@@ -132,23 +197,29 @@ def _legacy_globals(path: Path) -> set[str]:
 def load(encoder: Any, path: str | Path) -> None:
     """Give `encoder`, an `AudioEncoder`, the tensors of a file in the official or in its own layout.
 
-    Raises ValueError that lists the tensors which are missing, unexpected or of another shape, but for those that the
-    encoder has no use for. Counts of batches (`num_batches_tracked`) may be missing: files from before they existed.
+    Prefixes that all names share, such as `module.` (DataParallel) and `_orig_mod.` (torch.compile), are taken off.
+    Raises ValueError for tensors which are missing, unexpected or of another shape, but for those that the encoder has
+    no use for; as `check`; and as `encoder.official`, for a file of another frontend. Counts of batches
+    (`num_batches_tracked`) may be missing: files from before they existed.
     """
     own = encoder.state_dict()
     tensors = {
-        name: tensor for name, tensor in encoder.official(read(path)).items() if not name.startswith(encoder.dropped)
+        name: tensor for name, tensor in _named(encoder, path, own).items() if not name.startswith(encoder.dropped)
     }
-    wrong = [f"missing {name}" for name in own.keys() - tensors.keys() if not name.endswith(".num_batches_tracked")]
-    wrong += [f"unexpected {name}" for name in tensors.keys() - own.keys()]
-    wrong += [
+    missing = [name for name in own.keys() - tensors.keys() if not name.endswith(".num_batches_tracked")]
+    wrong = [f"missing {listed(missing)}"] if missing else []
+    if unexpected := tensors.keys() - own.keys():
+        wrong.append(f"unexpected {listed(unexpected)}")
+    shapes = [
         f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
         for name in own.keys() & tensors.keys()
         if own[name].shape != tensors[name].shape
     ]
+    if shapes:
+        wrong.append(listed(shapes, "; "))
     if wrong:
-        more = f"; and {len(wrong) - 12} more" if len(wrong) > 12 else ""
-        raise ValueError(f"{path}: not weights of this encoder: {'; '.join(sorted(wrong)[:12])}{more}")
+        raise ValueError(f"{path}: not weights of this encoder: {'; '.join(wrong)}")
+    check(path, tensors, own)
     if any(tensor.is_meta for tensor in own.values()):  # laid out, but without memory of its own
         complete = {name: torch.zeros((), dtype=torch.int64) for name in own} | tensors
         encoder.load_state_dict(
@@ -156,3 +227,38 @@ def load(encoder: Any, path: str | Path) -> None:
         )
     else:
         encoder.load_state_dict(tensors, strict=False)
+
+
+def _named(encoder: Any, path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file under the encoder's names; while none is one, less the first part that all of them share."""
+    tensors = read(path)
+    while True:
+        try:
+            named = encoder.official(tensors)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        prefix = next(iter(tensors)).partition(".")[0] + "."
+        if own.keys() & named.keys() or not all(name.startswith(prefix) for name in tensors):
+            return named
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def check(path: str | Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """ValueError, before `own` tensors take the `tensors` of a file: quantised, complex, NaN or infinite."""
+    kinds, infinite = [], []
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS and (own[name].is_floating_point() or tensor.is_complex()):
+            kinds.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}")
+        elif not tensor.to(own[name].dtype if own[name].is_floating_point() else tensor.dtype).isfinite().all():
+            infinite.append(name)
+    if kinds:
+        raise ValueError(f"{path}: not floating point, as of a quantised network: {listed(kinds)}; save it as float32")
+    if infinite:
+        raise ValueError(f"{path}: not finite, as of a diverged training: {listed(infinite)}; take another checkpoint")
+
+
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+    """The first `LISTED` names in order, and how many more."""
+    ordered = sorted(names)
+    more = f"{separator}and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
+    return separator.join(ordered[:LISTED]) + more

@@ -1,5 +1,7 @@
 """CLAP as published, an external baseline: its embeddings of audio and captions under this project's evaluation."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,34 +13,59 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from atr.encoders import text
 from atr.store import Packed
 
 AUDIO_BATCH, TEXT_BATCH = 32, 128
-CLAP_VERSION = 1  # raised when the same model would give other embeddings
+CLAP_VERSION = 2  # raised when the same model would give other embeddings
 LONGEST = 77  # tokens, as LAION cuts captions
+TAKES = (
+    "a CLAP model (--clap) is the folder, or the name on the Hugging Face Hub, of a ClapModel of transformers, such as "
+    "laion/clap-htsat-unfused"
+)
+
+
+def folder(name: str, fetch: bool = True) -> Path:
+    """Local folder of a CLAP model, as `text.folder`; ValueError for what is no ClapModel of transformers."""
+    path = Path(name).expanduser()
+    if path.is_file() or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
+        raise ValueError(
+            f"{name}: {'a file' if path.is_file() else 'no such file'}, and {TAKES}; convert LAION's files by "
+            "convert_clap_original_pytorch_to_hf.py of transformers' repository, or take them converted from the Hub"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{name}: a folder without config.json; {TAKES}")
+    found = text.folder(name, fetch, "CLAP model")
+    try:
+        config = json.loads((found / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{found / 'config.json'}: not the configuration of a model ({error}); {TAKES}") from None
+    if "training" in config and kind is None:
+        raise ValueError(f"{name}: the folder of a run, which --run takes; {TAKES}")
+    if kind != "clap":
+        raise ValueError(f"{name}: {f'a model of type {kind!r}' if kind else 'no model of transformers'}; {TAKES}")
+    return found
 
 
 class Clap:
     """A ClapModel of transformers (Wu et al. 2023, "Large-Scale Contrastive Language-Audio Pretraining"), in evaluation
     mode and float32, with or without feature fusion.
 
-    folder: the model with its tokenizer and preprocessor_config.json, as `atr.encoders.text.folder` gives it.
+    folder: the model with its tokenizer and preprocessor_config.json, as `folder` gives it. `seconds`: of the longest
+    clip that it hears whole. ValueError, and FileNotFoundError for a missing file, name the folder.
     """
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
-        from transformers.utils import logging
 
         if not (folder / "preprocessor_config.json").is_file():
             raise FileNotFoundError(f"{folder}: no preprocessor_config.json; fetch or save the whole CLAP processor")
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        model: Any = ClapModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
-        if bars:
-            logging.enable_progress_bar()
+        model: Any = text.pretrained(ClapModel, folder)
         self.model, self.device = model.to(device).eval(), device
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        with text.naming(folder):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
         self.fused = self.model.config.audio_config.enable_fusion
         if self.fused != (self.extractor.truncation == "fusion"):
             raise ValueError(
@@ -46,19 +73,20 @@ class Clap:
                 f"{self.extractor.truncation!r} of preprocessor_config.json; both must be of one model"
             )
         self.sample_rate, self.dim = self.extractor.sampling_rate, self.model.config.projection_dim
+        self.seconds = self.extractor.nb_max_samples / self.sample_rate
 
     @torch.no_grad()
     def audio(self, waveforms: Packed, seed: int, quiet: bool = False) -> Tensor:
         """(clips, dim) float32 of length 1, on the CPU.
 
-        waveforms: rows (samples,) int16 at `sample_rate`. Of a clip longer than the model takes, random parts are seen:
-        row i's are drawn from (seed, i) alone.
+        waveforms: rows (samples,) int16 at `sample_rate`. Of a clip longer than `seconds`, random parts are seen, drawn
+        from the seed and the clip's samples alone.
         """
         rows = []
         with tqdm(total=len(waveforms), desc="CLAP audio", unit="clip", disable=quiet) as bar:
             for start in range(0, len(waveforms), AUDIO_BATCH):
                 batch = range(start, min(start + AUDIO_BATCH, len(waveforms)))
-                features = torch.stack([self._features(waveforms[row], seed, row) for row in batch])
+                features = torch.stack([self._features(waveforms[row], seed) for row in batch])
                 longer = torch.tensor([[self._longer(waveforms[row])] for row in batch])
                 output = self.model.audio_model(input_features=features.to(self.device), is_longer=longer)
                 rows.append(functional.normalize(self.model.audio_projection(output.pooler_output)).cpu())
@@ -81,9 +109,9 @@ class Clap:
                 bar.update(len(chosen))
         return result
 
-    def _features(self, waveform: np.ndarray, seed: int, row: int) -> Tensor:
+    def _features(self, waveform: np.ndarray, seed: int) -> Tensor:
         """Log-mel (1 or 4, frames, bands) of one clip, as the extractor gives it."""
-        with _drawing_from(seed, row):
+        with _drawing_from(seed, waveform):
             wave = waveform.astype(np.float32) / 32767
             output = self.extractor(wave, sampling_rate=self.sample_rate, return_tensors="pt")
         return output["input_features"][0]
@@ -99,10 +127,10 @@ class Clap:
 
 
 @contextmanager
-def _drawing_from(seed: int, row: int) -> Iterator[None]:
-    """Numpy's global generator, which the extractor draws from, seeded by (seed, row); put back afterwards."""
-    state = np.random.get_state()
-    np.random.seed(np.random.SeedSequence([seed, row]).generate_state(4))
+def _drawing_from(seed: int, waveform: np.ndarray) -> Iterator[None]:
+    """Numpy's global generator, which the extractor draws from, seeded by seed and samples; put back afterwards."""
+    state, content = np.random.get_state(), hashlib.sha256(waveform.tobytes()).digest()
+    np.random.seed(np.random.SeedSequence([seed, int.from_bytes(content, "little")]).generate_state(4))
     try:
         yield
     finally:

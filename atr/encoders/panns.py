@@ -11,6 +11,12 @@ from atr.encoders.cnn import SpectrogramCNN
 from atr.encoders.frontends import LogMel
 
 FREQUENCIES = ("mean", "mean_max", "max")
+SAMPLE_RATE, WINDOW, BANDS, LOW, HIGH = 32_000, 1024, 64, 50, 14_000
+FRONTEND = (
+    "spectrogram_extractor.stft.conv_real.weight",
+    "spectrogram_extractor.stft.conv_imag.weight",
+    "logmel_extractor.melW",
+)
 
 # Blocks take and return maps (B, channels, frames, bands) with a mask (B, 1, frames, 1) of each clip's frames, or None
 # where nothing is padded. Maps are zero behind a clip's end, which is what a convolution sees behind a clip alone.
@@ -103,6 +109,20 @@ class ResNet(nn.ModuleDict):
         return F.dropout(x, self.dropout, self.training), mask
 
 
+def logmel() -> LogMel:
+    return LogMel(SAMPLE_RATE, WINDOW, hop=320, bands=BANDS, low=LOW, high=HIGH)
+
+
+def frontend_tensors() -> dict[str, Tensor]:
+    """The frontend as official files hold it: windowed Fourier transform (513, 1, 1024) twice, mel bands (513, 64)."""
+    mel = logmel().mel
+    place = torch.arange(WINDOW)
+    angle = 2 * math.pi / WINDOW * (place[: WINDOW // 2 + 1, None] * place % WINDOW)
+    window = mel.spectrogram.window
+    parts = (angle.cos() * window)[:, None], (-angle.sin() * window)[:, None], mel.mel_scale.fb
+    return dict(zip(FRONTEND, parts, strict=True))
+
+
 class Panns(SpectrogramCNN):
     """Log-mel at 32 kHz → batch-norm over bands → blocks → mean over bands: frames (B, T, dim).
 
@@ -114,20 +134,38 @@ class Panns(SpectrogramCNN):
                et al. 2022, section 2.1), "max" (Tourbabin and Ben-Hur)
     """
 
-    sample_rate = 32_000
+    sample_rate = SAMPLE_RATE
     cached = False
     dropped = ("fc", "spectrogram_extractor", "logmel_extractor")
 
     def __init__(self, blocks: Mapping[str, ConvBlock | ResNet], dim: int, augment: str | None, frequency: str) -> None:
         if frequency not in FREQUENCIES:
             raise ValueError(f"frequency: unknown {frequency!r}; known: {', '.join(FREQUENCIES)}")
-        logmel = LogMel(self.sample_rate, window=1024, hop=320, bands=64, low=50, high=14_000)
-        super().__init__(logmel, nn.BatchNorm1d(64), augment, stripe=64)
+        super().__init__(logmel(), nn.BatchNorm1d(BANDS), augment, stripe=64)
         self.dim, self.head_hidden, self.frequency = dim, 2 if dim == 2048 else 1, frequency
         self.shrinks = math.prod(block.shrinks for block in blocks.values())
         self.blocks = tuple(blocks)  # their names: official files hold them side by side with bn0
         for name, block in blocks.items():
             self.add_module(name, block)
+
+    @staticmethod
+    def official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Official names are ours. ValueError where the file holds another frontend than `logmel`: the networks for 8,
+        16 and 32 kHz have the same names and shapes.
+        """
+        for name, ours in frontend_tensors().items() if tensors.keys() & set(FRONTEND) else ():
+            theirs = tensors.get(name, ours).to(torch.complex64).abs()  # of any type; squared, the sign does not count
+            if theirs.shape == ours.shape and bool(((theirs - ours.abs()).abs() < 0.01 * ours.abs().max()).all()):
+                continue
+            window = 2 * (len(theirs) - 1) if theirs.ndim else 0
+            what = f"not of {BANDS} bands from {LOW} to {HIGH:,} Hz in windows of {WINDOW} samples"
+            if window != WINDOW:
+                what = f"of windows of {window} samples, which PANNs has for {window * SAMPLE_RATE // WINDOW:,} Hz"
+            raise ValueError(
+                f"trained on another frontend: {name} {tuple(theirs.shape)} is {what}; take the file for "
+                f"{SAMPLE_RATE:,} Hz and {BANDS} bands, which this encoder hears"
+            )
+        return tensors
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `SpectrogramCNN`; a clip too short for one frame of the last map is heard with zeros behind it."""

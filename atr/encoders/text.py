@@ -3,15 +3,18 @@
 import importlib.util
 import os
 import string
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from atr.encoders import checkpoints
 from atr.store import Packed, cached, content_key, file_hash, home, open_packed, pack, threads
 
 MINILM = "minilm"
@@ -37,9 +40,9 @@ def normalise(caption: str, style: str | None) -> str:
     raise ValueError(f"unknown caption style {style!r}; known: 'mei2022', 'tymofieiev2025', None")
 
 
-def folder(name: str, fetch: bool = True) -> Path:
+def folder(name: str, fetch: bool = True, role: str = "text encoder") -> Path:
     """Local folder of a transformers model: a path, here or below `ATR_HOME/checkpoints`, "minilm", or a Hub name
-    (fetched if it is not in the Hub cache, unless `fetch` is False).
+    (fetched if it is not in the Hub cache, unless `fetch` is False). role: what errors call it.
 
     Raises FileNotFoundError that says how to obtain it.
     """
@@ -66,7 +69,7 @@ def folder(name: str, fetch: bool = True) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not fetch))
     except Exception as error:
         raise FileNotFoundError(
-            f"text encoder {name!r}: neither a folder here nor to be had from the Hugging Face Hub "
+            f"{role} {name!r}: neither a folder here nor to be had from the Hugging Face Hub "
             f"({type(error).__name__}); download the model elsewhere and put its files into {by_hand}"
         ) from error
 
@@ -77,6 +80,56 @@ def fingerprint(path: Path) -> str:
     if not any(file.suffix == ".safetensors" for file in files):
         raise FileNotFoundError(f"{path}: no .safetensors weights; save the model with save_pretrained")
     return content_key(TEXT_VERSION, [(file.name, file_hash(file)) for file in files])
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What transformers raises for a folder's files as a ValueError of one line that names the folder; no bars."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # files that are no model end in any error
+        raise ValueError(f"{path}: cannot be loaded ({checkpoints.reason(error)}); save or fetch it again") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def pretrained(kind: Any, path: Path, unused: str | tuple[str, ...] = (), **options: Any) -> Any:
+    """The model of a folder as the class `kind` of transformers, in float32. transformers itself draws at random what
+    the files lack; here that is an error, but for tensors whose names begin with `unused`.
+
+    ValueError that names the folder: damaged, quantised or non-finite weights, missing tensors.
+    """
+    with naming(path):
+        model, report = kind.from_pretrained(
+            path, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+        kinds = [name for file in sorted(path.glob("*.safetensors")) for name in _integers(file)]
+    missing = [name for name in report["missing_keys"] if not name.startswith(unused)]
+    if missing:
+        raise ValueError(
+            f"{path}: no weights of a {kind.__name__}: missing {checkpoints.listed(missing)}; save or fetch it again"
+        )
+    if kinds:
+        raise ValueError(f"{path}: quantised: {checkpoints.listed(kinds)}; take or save it in float32")
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(unused)}
+    checkpoints.check(path, own, own)
+    return model
+
+
+def _integers(file: Path) -> list[str]:
+    """Weights and biases of a file that are not kept in floating point, which transformers would take as they are."""
+    with safe_open(file, "pt") as tensors:
+        return [
+            f"{name} is {kind}"
+            for name in tensors.keys()
+            if ("weight" in name or "bias" in name) and "index" not in name
+            if (kind := tensors.get_slice(name).get_dtype()) not in ("F16", "BF16", "F32", "F64")
+        ]
 
 
 class TextEncoder(nn.Module):
@@ -92,21 +145,20 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         from transformers import AutoConfig, AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
         if pooling not in ("mean", "first"):
             raise ValueError(f"text_pooling: unknown {pooling!r}; known: 'mean', 'first'")
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        architecture = AutoConfig.from_pretrained(path, local_files_only=True)
+        with naming(path):
+            architecture = AutoConfig.from_pretrained(path, local_files_only=True)
+        if hasattr(architecture, "text_config"):
+            raise ValueError(f"{path}: a model of type {architecture.model_type!r}, which is more than a text encoder")
         for field in ("hidden_dropout_prob", "attention_probs_dropout_prob") if dropout is not None else ():
             if not hasattr(architecture, field):
                 raise ValueError(f"text_dropout: {architecture.model_type} names its dropout otherwise; set it to None")
             setattr(architecture, field, dropout)
-        self.model = AutoModel.from_pretrained(path, config=architecture, local_files_only=True, dtype=torch.float32)
-        if bars:
-            logging.enable_progress_bar()
-        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        self.model = pretrained(AutoModel, path, unused="pooler.", config=architecture)
+        with naming(path):
+            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         self.padding = self.tokenizer.pad_token_id or 0
         self.model.pooler = None
         self.pooling, self.layers, self.dim = pooling, layers, self.model.config.hidden_size
