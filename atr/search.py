@@ -67,8 +67,8 @@ class Index:
     folder: searched with all below it; hidden files and folders are left out, a folder that links lead to is entered
     once. embedder: any but a text-aware one. segment: seconds, by default 10, or what the embedder hears if that is
     less; a rest below one second belongs to the segment before, or, where the embedder cannot hear that whole, to one
-    more of them that ends with the file; a file below one second is heard with silence behind it, silent segments are
-    left out. model: what says to others how to make the embedder again, kept in `index.json`.
+    more that ends with the file; a file below one second is heard with silence behind it, silent segments are left out.
+    model: what says to others how to make the embedder again, kept in `index.json`.
 
     It lies in `<home>/indexes/<key>/`, where the key is made of the folder, the embedder's fingerprint and the segment.
     What is searched are the shards that `index.json` names, which an update replaces in one step when it is done: a

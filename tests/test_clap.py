@@ -2,6 +2,7 @@ import made_models
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import ClapModel, ClapProcessor
 
 from atr.encoders import clap, text
@@ -53,7 +54,7 @@ def test_audio_is_the_models_own_answer_to_each_clip(folder, model, clips):
     embeddings = model.audio(clips, seed=3, quiet=True)
     assert embeddings.shape == (5, 12) and embeddings.dtype == torch.float32 and not embeddings.requires_grad
     for row, embedding in enumerate(embeddings):
-        with clap._drawing_from(3, row):
+        with clap._drawing_from(3, clips[row]):
             expected = processed(folder, clips[row])
         torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=1e-4)
 
@@ -91,11 +92,31 @@ def test_only_clips_longer_than_the_model_takes_depend_on_the_seed(model, clips)
     assert changed.tolist() == [False, False, not model.fused, True, True]
 
 
-def test_rows_of_the_same_clip_are_cropped_apart(model):
-    clip = packed(3.0)
-    twice = Packed(np.tile(clip.data, 2), np.array([0, 3 * RATE, 6 * RATE]))
-    first, second = model.audio(twice, seed=0, quiet=True)
-    assert (first - second).abs().max() > 1e-5
+def test_a_clip_has_one_embedding_in_whatever_row_batch_and_company(model, clips, monkeypatch):
+    longest = clips[len(clips) - 1]
+    alone = model.audio(Packed(longest, np.array([0, len(longest)])), seed=0, quiet=True)[0]
+    both = np.concatenate([longest, clips.data[: 3 * RATE], longest])
+    rows = Packed(both, np.cumsum([0, len(longest), 3 * RATE, len(longest)]))
+    for size in (clap.AUDIO_BATCH, 2):
+        monkeypatch.setattr(clap, "AUDIO_BATCH", size)
+        first, other, last = model.audio(rows, seed=0, quiet=True)
+        torch.testing.assert_close(torch.stack([first, last]), torch.stack([alone] * 2), atol=1e-6, rtol=0)
+        assert (first - other).abs().max() > 1e-4
+
+
+def test_the_parts_heard_of_a_clip_are_drawn_from_its_samples_and_the_seed():
+    def drawn(seed, samples):
+        with clap._drawing_from(seed, samples):
+            return np.random.random()
+
+    clip = np.arange(100, dtype=np.int16)
+    other = np.where(clip == 99, 98, clip).astype(np.int16)
+    assert drawn(0, clip) == drawn(0, clip.copy())
+    assert len({drawn(0, clip), drawn(1, clip), drawn(0, other)}) == 3
+
+
+def test_the_longest_clip_that_is_heard_whole_is_the_extractors(model):
+    assert model.seconds == 1.0
 
 
 def test_the_global_generator_neither_counts_nor_moves(model, clips):
@@ -108,7 +129,7 @@ def test_the_global_generator_neither_counts_nor_moves(model, clips):
 
 def test_the_global_generator_is_put_back_after_an_error(model):
     np.random.seed(5)
-    with pytest.raises(RuntimeError, match="stop"), clap._drawing_from(0, 0):
+    with pytest.raises(RuntimeError, match="stop"), clap._drawing_from(0, np.zeros(3, np.int16)):
         np.random.random()
         raise RuntimeError("stop")
     assert np.random.random() == np.random.RandomState(5).random()
@@ -120,6 +141,74 @@ def test_a_long_caption_is_cut_as_laion_cuts_it(model):
     cut = model.tokenizer.decode(tokens, skip_special_tokens=True)
     long, short = model.text(["rain falls " * 200, cut], quiet=True)
     torch.testing.assert_close(long, short)
+
+
+def copied(folder, target, *left_out):
+    target.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in left_out:
+            (target / path.name).symlink_to(path)
+    return target
+
+
+TAKES = r"a CLAP model \(--clap\) is the folder, or the name on the Hugging Face Hub, of a ClapModel of transformers"
+
+
+def test_what_is_no_clap_model_is_an_error_that_says_what_one_is(folder, tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "laion.pt")
+    convert = f"{TAKES}, such as laion/clap-htsat-unfused; convert LAION's files by convert_clap_original_pytorch_to_hf"
+    with pytest.raises(ValueError, match=f"laion.pt: a file, and {convert}"):
+        clap.folder(str(tmp_path / "laion.pt"))
+    with pytest.raises(ValueError, match=f"none.pt: no such file, and {convert}"):
+        clap.folder(str(tmp_path / "none.pt"))
+    with pytest.raises(ValueError, match=f"{tmp_path}: a folder without config.json; {TAKES}"):
+        clap.folder(str(tmp_path))
+    with pytest.raises(ValueError, match=f"bert: a model of type 'bert'; {TAKES}"):
+        clap.folder(str(made_models.bert(tmp_path / "bert")))
+    with pytest.raises(
+        FileNotFoundError, match="CLAP model 'no/such': neither a folder here nor to be had from the Hu"
+    ):
+        clap.folder("no/such")
+    for content, message in {
+        '{"training": "frozen"}': "a run, which --run takes",
+        "[": "not the configuration",
+    }.items():
+        other = tmp_path / str(len(content))
+        other.mkdir()
+        (other / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=f"{message}.*; {TAKES}"):
+            clap.folder(str(other))
+    assert clap.folder(str(folder)) == folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("text_projection.linear1.weight"), "missing text_projection.linear1.weight; save or fetch it"),
+        (
+            lambda t: t["audio_projection.linear1.weight"].fill_(torch.nan),
+            "not finite.*audio_projection.linear1.weight",
+        ),
+        (
+            lambda t: t.update({"text_projection.linear1.weight": torch.ones(12, 16, dtype=torch.int8)}),
+            "quantised: text_projection.linear1.weight is I8",
+        ),
+    ],
+)
+def test_weights_that_are_missing_quantised_or_not_finite_are_an_error(folder, tmp_path, change, message):
+    other = copied(folder, tmp_path / "clap", "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"clap: .*{message}"):
+        Clap(other)
+
+
+def test_damaged_weights_are_an_error_that_names_the_folder(folder, tmp_path):
+    other = copied(folder, tmp_path / "clap", "model.safetensors")
+    (other / "model.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(ValueError, match=r"clap: cannot be loaded \(.+\); save or fetch it again"):
+        Clap(other)
 
 
 def test_a_folder_without_the_extractor_is_an_error(folder, tmp_path):

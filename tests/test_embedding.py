@@ -5,7 +5,9 @@ import torch
 from made_models import clap
 
 from atr import Embedder, RunConfig, audio, features, fit
+from atr.encoders.clap import Clap
 from atr.records import Run
+from atr.search import Index
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 KINDS = {
@@ -90,6 +92,45 @@ def test_clap_embeds_as_its_baseline_does(corpus, tmp_path):
     expected, words = features.external(
         embedder.config, part, folder, features.normalised(embedder.config, part), "cpu", True
     )
+    assert embedder.seconds == 1.0
     torch.testing.assert_close(sounds, expected[:3], atol=1e-5, rtol=0)
     torch.testing.assert_close(embedder.sentences(captions), words, atol=1e-5, rtol=0)
     torch.testing.assert_close(embedder.similarity(words, sounds), words @ expected[:3].T, atol=1e-5, rtol=0)
+
+
+def test_clap_reads_what_was_typed(corpus, tmp_path):
+    folder, typed = clap(tmp_path / "clap"), ["A dog BARKS, rain falls!", "a dog barks rain falls"]
+    embedder = Embedder.clap(folder, device="cpu")
+    expected = Clap(folder).text(typed)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+    torch.testing.assert_close(embedder.sentences(typed), expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"sentence ' \?!': no words"):
+        embedder.sentences([" ?!"])
+    setting = RunConfig(training="external", audio_encoder="clap", text_encoder=str(folder), epochs=0)
+    assert setting.caption_style is not None  # the papers', for encoders trained here
+    captions = corpus.split("test").captions["caption"].tolist()
+    run = fit(setting, corpus, runs=tmp_path / "runs", device="cpu")
+    torch.testing.assert_close(run.embeddings["text"], Clap(folder).text(captions, quiet=True), atol=1e-6, rtol=0)
+    torch.testing.assert_close(Embedder(run, corpus, device="cpu").sentences(typed), expected, atol=1e-6, rtol=0)
+
+
+def test_an_index_by_clap_is_the_same_updated_or_made_anew(tmp_path, monkeypatch):
+    embedder, rng = Embedder.clap(clap(tmp_path / "clap"), device="cpu"), np.random.default_rng(0)
+    for name, seconds in {"a": 1.7, "b": 2.3, "c": 0.4}.items():
+        (tmp_path / "sounds").mkdir(exist_ok=True)
+        sound = rng.uniform(-0.5, 0.5, round(seconds * 44_100))
+        soundfile.write(tmp_path / "sounds" / f"{name}.wav", sound, 44_100)
+    later = tmp_path / "sounds" / "a.wav"
+    kept = later.read_bytes()
+    later.unlink()
+    found = []
+    for home in ("updated", "anew"):
+        monkeypatch.setenv("ATR_HOME", str(tmp_path / home))
+        if home == "updated":
+            Index(tmp_path / "sounds", embedder).update(quiet=True)
+            later.write_bytes(kept)
+        index = Index(tmp_path / "sounds", embedder)
+        assert index.update(quiet=True).segments == 2 + 3 + 1
+        found.append(index.search("Rain, falling.").sort_values("path", ignore_index=True))
+    assert found[0]["path"].tolist() == found[1]["path"].tolist() and len(found[0]) == 3
+    np.testing.assert_allclose(found[0][["score", "start", "end"]], found[1][["score", "start", "end"]], atol=1e-6)

@@ -929,4 +929,13 @@ class TestWhichIndex:
         embedder = Tones()
         embedder.seconds = 5.0
         with pytest.raises(ValueError, match="segment: 10 s, but tones hears only 5 s"):
-            Index(folder, embedder)
+            Index(folder, embedder, segment=10)
+        assert (Index(folder, embedder).segment, Index(folder, Tones()).segment) == (5, 10)
+
+    def test_a_rest_that_the_embedder_cannot_hear_with_the_segment_before_has_one_that_ends_with_the_file(self, folder):
+        write(folder / "long.wav", 0, 1, seconds=5.4)
+        embedder = Tones()
+        embedder.seconds = 5.0
+        pieces = list(Index(folder, embedder)._pieces(folder / "long.wav"))
+        assert [(start, end) for start, end, _ in pieces] == [(0, 5), (5, 10), (pytest.approx(5.8), 10.8)]
+        assert {len(waveform) for *_, waveform in pieces} == {5 * RATE}
