@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atr import encoders
 from atr.config import RunConfig
 from atr.distributed import ALONE, Group
+from atr.encoders import checkpoints
 from atr.encoders.text import TextEncoder
 from atr.features import AUDIO_BATCH, Inputs, Prepared, encode
 from atr.records import Run
@@ -160,10 +160,11 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    kept = load_file(run.path / "checkpoint.safetensors")
-    own = network.kept()
+    path = run.path / "checkpoint.safetensors"
+    kept, own = checkpoints.read(path), network.kept()
     if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in own.items()}:
         raise ValueError(f"{run.path}: its checkpoint holds other tensors than the config builds; train anew")
+    checkpoints.check(path, kept, own)
     network.load_state_dict(kept, strict=False)
     return network
 
