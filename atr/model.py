@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atr import encoders
 from atr.config import RunConfig
 from atr.distributed import ALONE, Group
+from atr.encoders import checkpoints
 from atr.encoders.text import TextEncoder
 from atr.features import AUDIO_BATCH, Inputs, Prepared, encode
 from atr.records import RecordError, Run
@@ -159,16 +160,12 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    kept, own = run.checkpoint, network.kept()
-    if {n: (t.shape, t.dtype) for n, t in kept.items()} != {n: (t.shape, t.dtype) for n, t in own.items()}:
-        problem = "the checkpoint holds other tensors than the config builds"
-    elif not all(tensor.isfinite().all() for tensor in kept.values()):
-        problem = "the checkpoint holds numbers that are not finite"
-    else:
-        problem = ""
-    if problem:
-        path = run.path / "checkpoint.safetensors"
-        raise RecordError(f"{path}: {problem}; train anew, with the run's folder moved away")
+    path, kept, own = run.path / "checkpoint.safetensors", run.checkpoint, network.kept()
+    if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise RecordError(
+            f"{path}: holds other tensors than the config builds; train anew, with the run's folder moved away"
+        )
+    checkpoints.check(path, kept, own)
     network.load_state_dict(kept, strict=False)
     return network
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden_weights import GOLDEN, fill, keys, waveform
+from golden_weights import GOLDEN, fill, keys, transform, waveform
 from torch import nn
 
 from atr import encoders
@@ -85,6 +85,55 @@ def test_mei_2022s_cnn14_pools_the_last_map_of_the_official_one(released):
     theirs, mask = mei2022.feature_map(features)
     torch.testing.assert_close(theirs, nn.functional.avg_pool2d(released.feature_map(features)[0], 2))
     assert mei2022.shrinks == 64 and theirs.shape == (2, 2048, 301 // 64, 1) and mask.shape == (2, 301 // 64)
+
+
+# --- files for another frontend
+
+
+@pytest.fixture(scope="module")
+def cnn6():
+    """Tensors of CNN6's official file."""
+    return fill(keys("panns_cnn6"))
+
+
+def frontend(name):
+    return name.startswith(("spectrogram_extractor", "logmel_extractor"))
+
+
+FOREIGN = {
+    "16 kHz": ({"window": 512, "rate": 16_000, "high": 8000}, r"\(257, 1, 512\) is of windows of 512 .* for 16,000 Hz"),
+    "8 kHz": ({"window": 256, "rate": 8000, "high": 4000}, r"\(129, 1, 256\) is of windows of 256 .* for 8,000 Hz"),
+    "other bands": ({"low": 0, "high": 16_000}, r"melW \(513, 64\) is not of 64 bands from 50 to 14,000 Hz"),
+    "more bands": ({"bands": 128}, r"melW \(513, 128\) is not of 64 bands from 50 to 14,000 Hz"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_for_another_frontend_is_refused(tmp_path, cnn6, kind):
+    settings, message = FOREIGN[kind]
+    torch.save({"model": cnn6 | transform(**settings)}, tmp_path / "foreign.pth")
+    with pytest.raises(
+        ValueError, match=f"foreign.pth: trained on another frontend: .*{message}.*; take the file for 32,"
+    ):
+        encoders.build("cnn6", tmp_path / "foreign.pth")
+
+
+@pytest.mark.parametrize("part", ["conv_real.weight", "melW"])
+def test_each_part_of_a_foreign_frontend_alone_is_enough(tmp_path, cnn6, part):
+    foreign = transform(window=512, rate=16_000, high=8000)
+    kept = {name: tensor for name, tensor in cnn6.items() if not frontend(name)}
+    torch.save(kept | {name: foreign[name] for name in foreign if name.endswith(part)}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=f"foreign.pth: .*{part} .*windows of 512 samples.*16,000 Hz"):
+        encoders.build("cnn6", tmp_path / "foreign.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_file_wrapped_halved_or_without_its_frontend_is_loaded(tmp_path, cnn6, kind):
+    torch.save({f"module.{name}": tensor.to(kind) for name, tensor in cnn6.items()}, tmp_path / "wrapped.pth")
+    torch.save({name: tensor.to(kind) for name, tensor in cnn6.items() if not frontend(name)}, tmp_path / "bare.pth")
+    for name in ("wrapped.pth", "bare.pth"):
+        encoder = encoders.build("cnn6", tmp_path / name)
+        assert torch.equal(encoder.conv_block1.conv1.weight, cnn6["conv_block1.conv1.weight"].to(kind).float())
 
 
 # --- shapes
