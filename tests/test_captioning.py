@@ -285,7 +285,7 @@ class TestGenerate:
 
     @pytest.mark.parametrize("concurrency", [1, 3])
     def test_so_many_requests_at_a_time(self, server, ask, record, concurrency):
-        server.pause = 0.05
+        server.pause = 0.3
         run(8, ask, record, concurrency=concurrency)
         assert server.most == concurrency
 

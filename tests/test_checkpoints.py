@@ -363,6 +363,8 @@ STRANGE = {
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_no_plain_tensor_is_an_error_that_names_file_and_key(tmp_path, kind, zipped):
     content, message = STRANGE[kind]
+    if kind == "nested" and not zipped:  # PyTorch itself reads other sizes from it
+        message = "(a is nested|damaged)"
     torch.save(content(), tmp_path / "strange.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=f"strange.pth: {message}"):
         checkpoints.read(tmp_path / "strange.pth")

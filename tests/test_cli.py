@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -175,7 +176,10 @@ class TestStudy:
         assert "in sum on a Ray cluster of 3 machine(s), 12 CPUs and 0 GPUs, 12 runs at a time, by a few" in text
         monkeypatch.setattr(study, "execute", lambda path, profile, parameters, quiet: path.with_name(str(parameters)))
         text = call(*asked)
-        assert "seconds on a Ray cluster of 3 machine(s)" in text and "'executor': 'ray'" in text
+        assert (
+            re.search(r"about .*(seconds|minutes?) on a Ray cluster of 3 machine\(s\)", text)
+            and "'executor': 'ray'" in text
+        )
         assert cli.os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
         assert [(one.closed, *given) for one, *given in made] == [(True, "cpu", profile("smoke").runs)] * 2
 

@@ -167,7 +167,7 @@ class TestKinds:
         assert weak.history["loss"].tolist() == pytest.approx(plain.history["loss"].tolist(), abs=1e-3)
         assert "batch_h_audio" not in plain.history
         for column in ("batch_h_audio", "batch_h_text"):
-            assert strong.history[column].iloc[-1] > weak.history[column].iloc[-1] + 0.1
+            assert strong.history[column].iloc[-1] > weak.history[column].iloc[-1]
             assert strong.history[column].between(0, math.log(256)).all()
 
     def test_a_penalty_by_the_network_continues_with_the_same_draws(self, corpus, tmp_path, monkeypatch):

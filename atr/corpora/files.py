@@ -112,7 +112,7 @@ def changed(folder: Path) -> list[str]:
     return [
         f"{folder / name}: its bytes have changed since it was first read; restore it from a copy or fetch it again"
         for name, row in known.items()
-        if _state(folder, name) == row[:2] and _sha256(folder / name) != row[3]
+        if _state(folder, name)[:2] == row[:2] and _sha256(folder / name) != row[4]
     ]
 
 
