@@ -163,7 +163,8 @@ def load(network: DualEncoder, run: Run) -> DualEncoder:
     path, kept, own = run.path / "checkpoint.safetensors", run.checkpoint, network.kept()
     if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in own.items()}:
         raise RecordError(
-            f"{path}: the checkpoint holds other tensors than the config builds; train anew, with the run's folder moved away"
+            f"{path}: the checkpoint holds other tensors than the config builds; train anew, "
+            "with the run's folder moved away"
         )
     checkpoints.check(path, kept, own)
     network.load_state_dict(kept, strict=False)
