@@ -1,217 +1,308 @@
-"""What an audio file's container promises and libsndfile does not hold it to: bytes of sound, pages, MPEG frames."""
+"""What an audio file states of its length, checked against what the file holds.
 
+libsndfile trusts the wrong one of the two: of most containers it takes the file's size, so that a file cut short reads
+as a whole one, and of an MP3 the size over that of its first frame, or what a header says of the first of two joined
+files.
+"""
+
+import io
+import os
 import re
 import struct
-from io import BytesIO
-from os import PathLike
-from typing import BinaryIO
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import soundfile
 
-RIFF = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}
-KILOBITS = {  # (MPEG-1, layer)
-    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+from atr import mpeg
+
+CONVERT = "convert it to WAV, FLAC, OGG or MP3, or fetch it again"
+FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"}  # others do not tell what they lack
+# By a file's first bytes: where its chunks begin, a chunk's id and size, the id of the one that holds the sound, the
+# size that this has without any, and what its size is rounded up to.
+CHUNKS = {
+    b"RIFF": (12, "<4sI", b"data", 0, 2),
+    b"RIFX": (12, ">4sI", b"data", 0, 2),
+    b"RF64": (12, "<4sI", b"data", 0, 2),
+    b"FORM": (12, ">4sI", b"SSND", 8, 2),
+    b"caff": (8, ">4sq", b"data", 4, 1),
+    b"riff": (40, "<16sq", bytes.fromhex("64617461f3acd3118cd100c04f8edb8a"), 24, 8),  # W64
 }
+STREAMINFO = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+MPEG_SUFFIXES = {".mp1", ".mp2", ".mp3", ".mpa", ".mpga"}
 
-MARK = re.compile(rb"\xff[\xe0-\xff]|ID3")
-TAG = re.compile(rb"^.{4,40}?(Xing|Info)(.{4})(.{4})|^.{36}(VBRI).{10}(.{4})", re.DOTALL)
+
+class AudioError(ValueError):
+    """An audio file that cannot be used: which one (`where`), why (`problem`), and what to do about it (`mend`)."""
+
+    def __init__(self, where: str | os.PathLike[str], problem: str, mend: str) -> None:
+        self.where, self.problem, self.mend = str(where), problem, mend
+        super().__init__(f"{self.where}: {problem}; {mend}")
+
+    def __reduce__(self) -> tuple:  # an exception with three arguments does not unpickle by itself
+        return type(self), (self.where, self.problem, self.mend)
 
 
-def promise(path: str | PathLike[str]) -> tuple[int, int, int, str] | None:
-    """Where a file's sound begins, its bytes stated and present, and the stated size's place and struct format.
+class Stream(NamedTuple):
+    """What libsndfile decodes at a time: a file, or a part of it. exact: it holds `frames` to the last sample."""
 
-    As "place:format". None: a container that states no size, or none that is known here.
+    source: str | io.IOBase
+    frames: int
+    rate: int
+    exact: bool = True
+    seekable: bool = True
+
+    def open(self) -> soundfile.SoundFile:
+        if not isinstance(self.source, str):
+            self.source.seek(0)
+        file = soundfile.SoundFile(self.source)
+        if not self.seekable:  # soundfile would seek after each read, which FLAC of unknown length does not bear
+            file.seekable = lambda: False
+        return file
+
+
+def streams(path: str | os.PathLike[str]) -> list[Stream]:
+    """The streams of a file, one after another: one but for files that were joined. All have the same sample rate.
+
+    AudioError: it is missing, unreadable, empty, or shorter than it states.
     """
+    if not Path(path).is_file():
+        raise AudioError(path, "no such file", "restore it or remove it from the corpus")
+    if not Path(path).stat().st_size:
+        raise AudioError(path, "0 bytes", "delete it or fetch it again")
+    try:
+        found = _streams(path)
+    except UnicodeEncodeError:
+        raise AudioError(path, "a name that is not UTF-8", "rename it") from None
+    except RuntimeError as error:
+        raise AudioError(path, f"unreadable ({getattr(error, 'error_string', error)})", CONVERT) from None
+    if not sum(stream.frames for stream in found):
+        raise AudioError(path, "0 samples", "delete it or fetch it again")
+    rates = list(dict.fromkeys(stream.rate for stream in found))
+    if len(rates) > 1:
+        problem = f"joined of parts at {' and '.join(map(str, rates))} Hz"
+        raise AudioError(path, problem, "split it, or convert it to one rate")
+    return found
+
+
+def short(path: str | os.PathLike[str], present: float, stated: float) -> AudioError:
+    """The error for a file that holds `present` of `stated` seconds."""
+    return AudioError(
+        path, f"cut short: {present:.2f} s of the {stated:.2f} s that its header states", "fetch it again"
+    )
+
+
+def _streams(path: str | os.PathLike[str]) -> list[Stream]:
     with open(path, "rb") as file:
-        whole = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(64)
-        magic, wide = head[:4], None
-        if magic in (b".snd", b"dns.") and len(head) >= 12:
-            order = "><"[magic == b"dns."]
-            begin, stated = struct.unpack_from(order + "II", head, 4)
-            return begin, stated, whole - begin, f"8:{order}I"
-        if magic == b"2BIT" and len(head) >= 30:
-            bits, stereo, frames = (
-                struct.unpack_from(">h", head, 14)[0],
-                head[12:14] != b"\0\0",
-                struct.unpack_from(">I", head, 26)[0],
-            )
-            return 128, frames * (bits // 8) * (1 + stereo), whole - 128, "26:>I"
-        if magic == b"NIST":
-            file.seek(0)
-            text = file.read(1024)
-            found = [re.search(rb"%s -i (\d+)" % key, text) for key in (b"sample_count", b"channel_count")]
-            width = re.search(rb"sample_n_bytes -i (\d+)", text)
-            if not all(found) or not width or not text[8:16].strip().isdigit():
-                return None
-            count, channels = (int(one[1]) for one in found if one)
-            begin = int(text[8:16])
-            return (begin, count * channels * int(width[1]), whole - begin, "0:>I") if count else None
-        if magic in RIFF and head[8:12] == b"WAVE":
-            place, form, ident, pad, inside = 12, RIFF[magic] + "I", b"data", 2, 0
-        elif magic == b"FORM":
-            place, form, ident, pad, inside = 12, ">I", b"BODY" if head[8:12] in (b"8SVX", b"16SV") else b"SSND", 2, 0
-        elif magic == b"caff":
-            place, form, ident, pad, inside = 8, ">Q", b"data", 1, 0
-        elif magic == b"riff" and head[24:28] == b"wave":
-            place, form, ident, pad, inside = 40, "<Q", b"data", 8, 24
-        else:
-            return None
-        size, name = struct.calcsize(form), 16 if inside else 4
-        while True:
-            file.seek(place)
-            chunk = file.read(name + size)
-            if len(chunk) < name + size:
-                return None
-            (stated,) = struct.unpack_from(form, chunk, name)
-            begin = place + name + size
-            if chunk[:4] == b"ds64":
-                wide = begin + 8, *struct.unpack("<Q", file.read(16)[8:])
-            if chunk[:4] == ident:
-                present = whole - begin
-                where = f"{place + name}:{form}"
-                if wide is not None and stated == 0xFFFFFFFF:
-                    stated, where = wide[1], f"{wide[0]}:<Q"
-                if stated == inside and _chunks(file, begin, whole, form):
-                    present = 0  # what follows are more chunks: there is no sound
-                return begin, stated - inside, present, where
-            place = begin + stated - inside
-            place += -place % pad
+        begin = file.read(8)
+    magic = begin[:4]
+    if magic == b"OggS":
+        return _ogg(path, Path(path).read_bytes())
+    chunked = magic in CHUNKS or magic in (b".snd", b"dns.")
+    named = Path(path).suffix.lower() in MPEG_SUFFIXES
+    if not chunked and magic != b"fLaC" and (named or mpeg.MARK.match(begin)):
+        if found := _mpeg(path, Path(path).read_bytes()):
+            return found
+    sound = _sound(path, magic) if chunked else None
+    source: str | io.IOBase = str(path)
+    if sound and sound.unknown:
+        source = _Mended(path, sound)
+    elif sound and sound.stated < sound.present and magic in (b"riff", b".snd", b"dns."):
+        source = io.BytesIO(Path(path).read_bytes()[: sound.origin + sound.stated])  # else what follows is heard too
+    lacks = sound is not None and sound.present < sound.stated and not sound.unknown
+    try:
+        info = soundfile.info(source)
+    except RuntimeError:
+        if not lacks:
+            raise
+        assert sound is not None
+        problem = f"cut short: {sound.present} of the {sound.stated} bytes of sound that its header states"
+        raise AudioError(path, problem, "fetch it again") from None
+    if info.format not in FORMATS:
+        raise AudioError(path, f"of the format {info.format}, which does not show whether a file is whole", CONVERT)
+    if info.format == "FLAC":
+        return _flac(path, info)
+    if sound and lacks:
+        seconds = info.frames / info.samplerate
+        raise short(path, seconds, seconds * (sound.stated - sound.empty) / max(1, sound.present - sound.empty))
+    if sound and info.subtype.startswith("MPEG"):
+        with open(path, "rb") as file:
+            file.seek(sound.origin)
+            if found := _mpeg(path, file.read(sound.present if sound.unknown else sound.stated)):
+                return found
+    return [Stream(source, info.frames, info.samplerate)]
 
 
-def _chunks(file: BinaryIO, place: int, whole: int, form: str) -> bool:
-    """Whether a RIFF's or AIFF's chunks, from `place` on, end where the file does."""
-    while form[1:] == "I" and place + 8 <= whole:
-        file.seek(place)
-        name, size = struct.unpack(form[0] + "4sI", file.read(8))
-        if not re.fullmatch(rb"[A-Za-z][A-Za-z0-9_ ]{2}[A-Za-z0-9 ]", name):
-            return False
-        place += 8 + size + size % 2
-    return place in (whole, whole + 1)
-
-
-def unknown(stated: int, form: str) -> bool:
-    """Whether a stated size is what a writer of streams leaves that cannot seek back: 0, or just below a power of 2."""
-    top = 1 << (31 if form[-1] == "I" else 63)
-    return stated == 0 or any(0 <= limit - stated <= 8192 for limit in (top, 2 * top))
-
-
-def ogg(path: str | PathLike[str]) -> tuple[list[BytesIO], bool]:
-    """The streams of an Ogg file that follow each other, and whether the last is whole: none if there is only one."""
-    with open(path, "rb") as file:
-        whole, place, ends, begins, last, open_streams = file.seek(0, 2), 0, True, [0], True, set[bytes]()
-        while place + 27 <= whole:
-            file.seek(place)
-            page = file.read(27)
-            if page[:4] != b"OggS":
-                break  # garbage behind the sound
-            size = 27 + page[26] + sum(file.read(page[26]))
-            if page[5] & 2:
-                if not open_streams and place:
-                    begins.append(place)
-                open_streams.add(page[14:18])
-            if page[5] & 4:
-                open_streams.discard(page[14:18])
-            place += size
-            last = place <= whole
-        ends = last and not open_streams
-        if len(begins) == 1:
-            return [], ends
-        parts = []
-        for begin, end in zip(begins, [*begins[1:], whole], strict=True):
-            file.seek(begin)
-            parts.append(BytesIO(file.read(end - begin)))
-        return parts, ends
-
-
-def _frame(content: bytes, place: int) -> tuple[int, int, int, bytes] | None:
-    """Size in bytes, samples, rate in Hz and what all frames of a stream share, of the MPEG frame at `place`."""
-    if place + 4 > len(content) or content[place] != 0xFF or content[place + 1] & 0xE0 != 0xE0:
-        return None
-    second, third = content[place + 1], content[place + 2]
-    version, layer, index, rate = second >> 3 & 3, 4 - (second >> 1 & 3), third >> 4, third >> 2 & 3
-    if version == 1 or layer == 4 or index in (0, 15) or rate == 3:
-        return None
-    one = version == 3
-    hertz = (44100, 48000, 32000)[rate] // {3: 1, 2: 2, 0: 4}[version]
-    bits = KILOBITS[one, layer][index] * 1000
-    samples = 384 if layer == 1 else 1152 if layer == 2 or one else 576
-    padding = third >> 1 & 1
-    size = (12 * bits // hertz + padding) * 4 if layer == 1 else samples // 8 * bits // hertz + padding
-    return size, samples, hertz, bytes([second & 0xFE, third & 0x0C])
-
-
-def mpeg(path: str | PathLike[str]) -> tuple[list[BytesIO], int, int, int]:
-    """An MPEG file's streams, clean and with a true Info header each, none if it is no such file.
-
-    Also samples that are there, samples that are missing, and the sample rate in Hz.
+class _Sound(NamedTuple):
+    """The sound in a file: where its size stands and how it is written, from where it counts, the bytes that it states
+    and those that are there, and its size without sound. unknown: its writer did not come to state it.
     """
+
+    place: int
+    code: str
+    origin: int
+    stated: int
+    present: int
+    empty: int
+    unknown: bool
+
+
+def _sound(path: str | os.PathLike[str], magic: bytes) -> _Sound | None:
+    size = os.path.getsize(path)
     with open(path, "rb") as file:
-        begin = file.read(10)
-        if begin[:3] != b"ID3" and not _frame(begin, 0):
-            return [], 0, 0, 0
-        content = begin + file.read()
-    place, kind, rest, rate, samples = 0, None, 0, 0, 0
-    runs: list[tuple[int | None, bytes, list[bytes]]] = []  # frames stated, Info frame, frames
-    while place + 4 <= len(content):
-        if content[place : place + 3] == b"ID3":
-            a, b, c, d = content[place + 6 : place + 10].ljust(4, b"\0")
-            place += 10 + (a << 21 | b << 14 | c << 7 | d) + 10 * bool(content[place + 5] & 16)
-            if content[place : place + 4] in (b"fLaC", b"RIFF", b"FORM"):
-                return [], 0, 0, 0
-            continue
-        if content[place : place + 3] == b"TAG" and len(content) - place == 128:
-            break
-        facts = _frame(content, place)
-        after = place + facts[0] if facts else place
-        sure = facts and (kind is None or facts[3] == kind)
-        if sure and facts and after > len(content):
-            rest = facts[1]
-            break
-        follows = content[after : after + 3] in (b"ID3", b"TAG", b"APE") or after >= len(content) - 3
-        if not sure or not facts or not (follows or _frame(content, after) or (runs and facts[3] == kind)):
-            mark = MARK.search(content, place + 1)
-            if not mark:
-                break
-            place = mark.start()
-            continue
-        kind, rate, samples = facts[3], facts[2], facts[1]
-        frame = content[place:after]
-        found = TAG.search(frame[:60])
-        if found and (found[4] or found[2][3] & 1):
-            runs.append((int.from_bytes(found[5] or found[3]), b"" if found[4] else frame, []))
-        else:
-            if not runs or runs[-1][0] is not None and len(runs[-1][2]) >= runs[-1][0] > 0:
-                runs.append((None, b"", []))
-            runs[-1][2].append(frame)
-        place = after
-    missing = sum(max(0, (stated or 0) - len(frames)) for stated, _, frames in runs) * samples
-    parts = []
-    for stated, info, frames in runs:
-        if frames:
-            content = b"".join(frames)
-            right = stated and info or soundfile.info(BytesIO(content)).frames == len(frames) * samples
-            parts.append(BytesIO((info if right else _info(frames)) + content))
-    return parts, sum(len(frames) for *_, frames in runs) * samples, missing or rest, rate
+        if magic in (b".snd", b"dns."):
+            code = ">I" if magic == b".snd" else "<I"
+            begin, stated = struct.unpack(code[0] + "4x2I", file.read(12).ljust(12, b"\0"))
+            return _judged(8, code, begin, stated, size - begin, 0, stated == 0)
+        name, empty = CHUNKS[magic][2:4]
+        chunks = _chunks(file, magic)
+        for chunk, place, code, origin, stated, _ in chunks:
+            if chunk == name:
+                ends = list(chunks)
+                left_open = stated <= empty and (ends[-1][-1] if ends else origin + stated) != size
+                return _judged(place, code, origin, stated, size - origin, empty, left_open)
+    return None
 
 
-def _info(frames: list[bytes]) -> bytes:
-    """A silent frame that states how many follow; nothing for layers I and II, whose decoder reads none."""
-    first = frames[0]
-    if first[1] >> 1 & 3 != 1:
-        return b""
-    one, mono = first[1] >> 3 & 3 == 3, first[3] >> 6 == 3
-    side = (17 if mono else 32) if one else (9 if mono else 17)
-    for index in range(1, 15):
-        header = bytes([0xFF, first[1] | 1, index << 4 | first[2] & 0x0C, first[3]])
-        facts = _frame(header, 0)
-        if facts and facts[0] >= 4 + side + 16:
-            tag = b"Xing" + struct.pack(">III", 3, len(frames), facts[0] + sum(map(len, frames)))
-            return (header + bytes(side) + tag).ljust(facts[0], b"\0")
-    return b""
+def _judged(place: int, code: str, origin: int, stated: int, present: int, empty: int, left_open: bool) -> _Sound:
+    # What programs write before they know: 0, the highest number, or one below 2 GiB (sox: 0x7f000000, 0x7ffff000).
+    guess = code[1] == "I" and (0x7F000000 <= stated <= 0x80000000 or stated >= 0xFFFFF000)
+    unknown = present > empty and (left_open or stated < 0 or guess and stated > present)
+    return _Sound(place, code, origin, stated, present, empty, unknown)
+
+
+def _chunks(file: io.BufferedReader, magic: bytes) -> Iterator[tuple[bytes, int, str, int, int, int]]:
+    """Each chunk's id, the place of its size and how it is written, from where it counts, the size, and its end."""
+    at, layout, _, counted, multiple = CHUNKS[magic]
+    head, long = struct.calcsize(layout), (0, 0)
+    while 0 <= at < os.fstat(file.fileno()).st_size:
+        file.seek(at)
+        content = file.read(head)
+        if len(content) < head:
+            return
+        chunk, size = struct.unpack(layout, content)
+        if not chunk[:4].isascii() or not chunk[:4].decode().isprintable():
+            return
+        place, code = at + len(chunk), layout[0] + layout[-1]
+        if chunk == b"ds64":  # RF64's own sizes: of the file, then of the sound
+            place64 = at + head + 8
+            file.seek(place64)
+            long = place64, *struct.unpack("<q", file.read(8).ljust(8, b"\0"))
+        if magic == b"RF64" and chunk == b"data" and long[0]:
+            (place, size), code = long, "<q"
+        origin = at if counted == 24 else at + head  # W64 counts the head too
+        before, at = at, origin + size + -size % multiple
+        yield chunk, place, code, origin, size, at
+        if at < before + head:  # a size that cannot be
+            return
+
+
+class _Mended(io.FileIO):
+    """A file whose header states as much sound as is there."""
+
+    def __init__(self, path: str | os.PathLike[str], sound: _Sound) -> None:
+        super().__init__(path)
+        highest = 0xFFFFFFFF if sound.code[1] == "I" else sound.present
+        self._size, self._place = struct.pack(sound.code, min(sound.present, highest)), sound.place
+
+    def readinto(self, buffer: Any) -> int:
+        at, count = self.tell(), super().readinto(buffer) or 0
+        for place, byte in enumerate(self._size, self._place - at):
+            if 0 <= place < count:
+                buffer[place : place + 1] = bytes([byte])
+        return count
+
+
+def _flac(path: str | os.PathLike[str], info: soundfile._SoundFileInfo) -> list[Stream]:
+    begins, before, at = [], b"", 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            begins += [at - len(before) + match.start() for match in STREAMINFO.finditer(before + block)]
+            before, at = block[-7:], at + len(block)
+    if len(begins) < 2:
+        parts: list[str | io.IOBase] = [str(path)]
+    else:
+        data, ends = Path(path).read_bytes(), [*begins[1:], None]
+        parts = [io.BytesIO(data[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+    return [_counted(part) for part in parts]
+
+
+def _counted(source: str | io.IOBase) -> Stream:
+    """A FLAC stream; decoded to its end where it does not state how long it is."""
+    info = soundfile.info(source)
+    stream = Stream(source, info.frames, info.samplerate)
+    if info.frames < 1 << 62:
+        return stream
+    stream = stream._replace(seekable=False)
+    with stream.open() as file:
+        frames = 0
+        while count := len(file.read(1 << 18, dtype="float32")):
+            frames += count
+    return stream._replace(frames=frames)
+
+
+def _ogg(path: str | os.PathLike[str], data: bytes) -> list[Stream]:
+    """The links of an Ogg file. Each begins with its streams' first pages, and each stream ends with a last page."""
+    at, begins = 0, list[int]()
+    following, opened, ended = dict[int, int](), set[int](), set[int]()
+    while (at := data.find(b"OggS", at)) >= 0:
+        if len(data) < at + 27 or len(data) < (
+            end := at + 27 + data[at + 26] + sum(data[at + 27 : at + 27 + data[at + 26]])
+        ):
+            raise AudioError(path, "cut short: its last page is incomplete", "fetch it again")
+        kind, (serial, number) = data[at + 5], struct.unpack_from("<2I", data, at + 14)
+        if kind & 2:
+            if not begins or opened <= ended:
+                begins.append(at)
+            opened.add(serial)
+            ended.discard(serial)
+        elif number != following.get(serial, number):
+            raise AudioError(path, f"page {following[serial]} is missing", "fetch it again")
+        following[serial] = number + 1
+        if kind & 4:
+            ended.add(serial)
+        at = end
+    if opened - ended:
+        raise AudioError(path, "cut short: its last page is missing", "fetch it again")
+    whole = len(begins) < 2
+    parts = [str(path)] if whole else [io.BytesIO(data[a:b]) for a, b in zip(begins, [*begins[1:], None], strict=True)]
+    facts = [(part, soundfile.info(part)) for part in parts]
+    return [Stream(part, info.frames, info.samplerate, exact=False) for part, info in facts]
+
+
+class _Frames(io.BytesIO):
+    """MPEG frames, said to take 4 GiB: libsndfile stops at the length that it guesses by the size."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return super().seek(offset + (whence == 2) * (1 << 32), whence)
+
+    def readinto(self, buffer: Any) -> int:
+        if self.tell() > len(self.getbuffer()):  # it looks for a tag in the last bytes
+            buffer[:] = bytes(len(buffer))
+            return len(buffer)
+        return super().readinto(buffer)
+
+
+def _mpeg(path: str | os.PathLike[str], data: bytes) -> list[Stream]:
+    """The streams of MPEG frames: each begins where another header frame, or frames of another format, are met.
+
+    libsndfile gets frames alone, so that it neither guesses a length nor complains of what lies between.
+    """
+    parts, found = mpeg.pieces(data), []
+    for piece in parts.pieces:
+        samples, rate = piece.form.samples, piece.form.rate
+        whole = piece.size > 0 and len(piece.header) + len(parts.frames(piece)) >= piece.size
+        if piece.count + whole < piece.stated:  # some count the header's frame too
+            raise short(path, piece.count * samples / rate, piece.stated * samples / rate)
+        if parts.cut and piece is parts.pieces[-1]:
+            problem = f"cut short: its last frame, after {piece.count * samples / rate:.2f} s, is incomplete"
+            raise AudioError(path, problem, "fetch it again")
+        if not piece.count:
+            continue
+        if not piece.header or piece.stated != piece.count:  # a header with another number would mislead
+            found.append(Stream(_Frames(parts.frames(piece)), piece.count * samples, rate, exact=False))
+            continue
+        source = io.BytesIO(parts.stream(piece))
+        found.append(Stream(source, soundfile.info(source).frames, rate, exact=False))
+    return found
