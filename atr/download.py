@@ -1,5 +1,6 @@
 """Fetch published files: resumed after an interruption, verified, unpacked without trusting the archive."""
 
+import errno
 import gzip
 import hashlib
 import lzma
@@ -9,9 +10,11 @@ import shutil
 import stat
 import struct
 import tarfile
+import threading
 import time
 import zipfile
 import zlib
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -33,6 +36,7 @@ TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
 CHUNK = 1 << 18
 SLOWEST = 1 << 10  # bytes a second, over SPAN
 SPAN = 60.0  # seconds
+SPARE = 1 << 28  # bytes of the disk that a file of unknown size leaves free
 
 
 class DownloadError(ValueError):
@@ -182,7 +186,7 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
     headers = {"Accept-Encoding": "identity"}
     if have and validator:  # without one nothing says that the rest belongs to the same file
         headers |= {"Range": f"bytes={have}-", "If-Range": validator}
-    with session.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+    with _answer(session, file.url, headers) as response:
         span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
         if response.status_code in BUSY:
             raise requests.HTTPError(f"HTTP {response.status_code}")
@@ -198,6 +202,11 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
             have, total = 0, int(length) if length.isdecimal() else None
         else:
             raise DownloadError(f"{file.name}: HTTP {response.status_code} for {file.url}; {_by_hand(file, part)}")
+        if "text/html" in response.headers.get("Content-Type", "") and not file.name.endswith(".html"):
+            raise DownloadError(
+                f"{file.name}: {file.url} answers with a web page, such as a login, and not with the file; "
+                f"{_by_hand(file, part)}"
+            )
         if file.size is not None and total not in (None, file.size):
             raise DownloadError(
                 f"{file.name}: {file.url} offers {total:,} bytes instead of the published {file.size:,}; "
@@ -211,11 +220,14 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
         bar.n = bar.initial = have
         with open(part, "ab") as output:
             try:
-                begun, limit, came = time.monotonic(), total or file.size, 0
+                total = file.size if total is None else total
+                begun, limit, came = time.monotonic(), total, 0
                 start = have
                 while chunk := response.raw.read1(CHUNK, decode_content=False):
                     output.write(chunk)
                     came += len(chunk)
+                    if limit is None:  # a body that may have no end
+                        _check_room(part.parent, SPARE, file.name)
                     if limit is not None and have + came > limit:
                         output.truncate(have)
                         raise DownloadError(
@@ -233,6 +245,23 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
                 output.flush()
                 os.fsync(output.fileno())
     return total is None or _size(part) >= total
+
+
+def _answer(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+    """The answer as soon as its headers are whole: requests limits each read of them, and not their sum."""
+    answer: Future[requests.Response] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(session.get(url, headers=headers, stream=True, timeout=TIMEOUT))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(2 * sum(TIMEOUT))
+    except TimeoutError:
+        raise requests.Timeout(f"no whole answer within {2 * sum(TIMEOUT)} s") from None
 
 
 def _size(path: Path) -> int:
@@ -291,7 +320,7 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
                     "and capital letters, which this disk does not tell apart; nothing was unpacked"
                 )
             os.rename(temporary, folder)
-        except _DAMAGED as error:
+        except (*_DAMAGED, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
             raise DownloadError(
                 f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it again; "
                 "nothing was unpacked"
@@ -328,8 +357,19 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
 
 
 def _unpack_zip(archive: Path, into: Path, quiet: bool) -> int:
-    with zipfile.ZipFile(archive) as source:
+    try:
+        source = zipfile.ZipFile(archive)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which a place before the file's beginning makes
+            raise
+        raise zipfile.BadZipFile("its list of members is damaged") from error
+    with source, open(archive, "rb") as file:
         members = source.infolist()
+        file.seek(max(0, archive.stat().st_size - (1 << 16) - 22))
+        end = file.read()
+        (listed,) = struct.unpack_from("<H", end, end.rfind(b"PK\5\6") + 10)
+        if listed not in (0xFFFF, len(members)):  # zipfile reads what it finds, be it fewer
+            raise zipfile.BadZipFile(f"{len(members):,} members found of {listed:,}")
         for member in members:
             mode = member.external_attr >> 16
             _check_member(archive, member.filename, stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR))
@@ -366,6 +406,8 @@ def _unpack_tar(archive: Path, into: Path, quiet: bool) -> int:
 def _unpack_7z(archive: Path, into: Path, quiet: bool) -> int:
     with py7zr.SevenZipFile(archive) as source:
         members = source.list()
+        if len({member.filename for member in members}) < len(members):  # py7zr would rename one
+            raise py7zr.exceptions.Bad7zFile("two members share a name")
         for member in members:
             _check_member(archive, member.filename, member.is_file or member.is_directory)
         total = sum(member.uncompressed for member in members)

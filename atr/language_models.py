@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 SHOWN = 200  # characters of a server's message that an error repeats
 MOST = 1 << 22  # bytes of an answer
@@ -20,6 +21,7 @@ REFUSAL = "refusal"  # and where it declined in the field that the format has fo
 _CREDENTIALS = re.compile(
     r"(?<=://)[^/\s?#]*@"
     r"|(?<=[?&])([\w-]*(?:key|token|secret|sig|signature|password|credential|auth)=)[^&#\s'\"]+"
+    r"|(\b(?:hf_|sk-|gh[pousr]_)(?=[\w-]*\d)|--[\w-]*(?:key|token|secret|password)[= ]|(?-i:\b[A-Z_]*(?:KEY|TOKEN)=))[^\s'\"]{4,}"
     r"|\b(authorization['\"]?[:=]\s*['\"]?(?:bearer|basic)?\s*|bearer\s+(?=\S{8}))[^\s'\"]+",
     re.IGNORECASE,
 )
@@ -27,7 +29,7 @@ _CREDENTIALS = re.compile(
 
 def without_credentials(text: str) -> str:
     """A text without the users, passwords, keys and tokens in its addresses and Authorization headers."""
-    return _CREDENTIALS.sub(lambda match: f"{known}…" if (known := match[1] or match[2]) else "", text)
+    return _CREDENTIALS.sub(lambda match: f"{known}…" if (known := match[1] or match[2] or match[3]) else "", text)
 
 
 class CaptioningError(ValueError):
@@ -107,10 +109,13 @@ class Endpoint:
         import openai
 
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint {url!r}: give an address such as http://localhost:11434/v1")
+            raise ValueError(f"endpoint {url.rpartition('@')[2]!r}: give an address such as http://localhost:11434/v1")
         address, self.model, self.timeout, self.retries = url.rstrip("/"), model, timeout, retries
         self.url = without_credentials(address)
         self._key = key or os.environ.get("ATR_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        parts = urlsplit(address)
+        known = [self._key, unquote(parts.password or ""), *(value for _, value in parse_qsl(parts.query))]
+        self._secrets = [secret for secret in known if secret not in ("", "none")]
         self._client = openai.OpenAI(
             base_url=address,
             api_key=self._key,
@@ -160,7 +165,8 @@ class Endpoint:
 
     def _error(self, problem: str, mend: str, kind: type[CaptioningError] = CaptioningError) -> CaptioningError:
         shown = " ".join(without_credentials(problem).split())
-        shown = shown.replace(self._key, "…") if self._key != "none" else shown
+        for secret in self._secrets:
+            shown = shown.replace(secret, "…")
         return kind(f"{self.url}: {shown[:SHOWN]}{'…' * (len(shown) > SHOWN)}; {mend}")
 
 
@@ -170,29 +176,49 @@ def _reply(body: str) -> Reply | None:
         completion = json.loads(body)
         choice = completion["choices"][0]
         message, finish, usage = choice["message"], choice.get("finish_reason"), completion.get("usage")
-        text, refusal = _text(message.get("content")), message.get("refusal")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        content = message.get("content")
+        text, refusal = _text(content, "text", "output_text"), message.get("refusal") or _text(content, "refusal")
+        thought = [message.get(name) for name in ("reasoning", "reasoning_content", "thinking")]
+        thought.append(_text(content, "thinking", "reasoning"))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return None
+    if not isinstance(content, str | list | None):
         return None
     counts = usage if isinstance(usage, dict) else {}
     counted = {name: number for name, number in counts.items() if isinstance(number, int)}
     if not text.strip() and isinstance(refusal, str) and refusal:
         text, finish = refusal, REFUSAL
-    elif not spoken(text) and (text.strip() or message.get("reasoning") or message.get("reasoning_content")):
+    elif not spoken(text) and (text.strip() or any(thought)):
         finish = ONLY_REASONING
     return Reply(text, finish if isinstance(finish, str) else None, counted)
 
 
-def _text(content: Any) -> str:
-    """The text of a message's content: a string, or a list of parts of which those of kind "text" count."""
+def _text(content: Any, *kinds: str) -> str:
+    """The text of a message's content: a string, or a list of parts of which those of these kinds count."""
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+        parts = [{"text": part} if isinstance(part, str) else part for part in content]
+        named = [part for part in parts if isinstance(part, dict) and part.get("type", "text") in kinds]
+        held = [next((part[kind] for kind in ("text", *kinds) if kind in part), "") for part in named]
+        content = "".join(one if isinstance(one, str) else _text(one, "text") for one in held)
+    # JSON can hold half of a surrogate pair, which no file can.
+    return content.encode(errors="replace").decode() if isinstance(content, str) else ""
+
+
+_TAG = re.compile(r"(</?(?:think|thinking|thought|reasoning)>|\[/?THINK\])", re.IGNORECASE)
 
 
 def spoken(text: str) -> str:
-    """An answer without what the model thought aloud, between <think> and </think>; either may be missing."""
-    return text.rpartition("</think>")[2].partition("<think>")[0].strip()
+    """An answer without what the model thought aloud, between <think> and </think> or the like; either may be missing."""
+    kept: list[str] = []
+    thinking = False
+    for place, piece in enumerate(_TAG.split(text)):  # texts, and the tags between them
+        if place % 2:
+            if piece[1] == "/" and not thinking:
+                kept.clear()
+            thinking = piece[1] != "/"
+        elif not thinking:
+            kept.append(piece)
+    return "".join(kept).strip()
 
 
 class Local:

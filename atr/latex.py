@@ -3,6 +3,7 @@
 import re
 import shutil
 import textwrap
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,23 @@ WIDTH = 15  # of a line of a heading
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX prints it, but for SIGNS."""
-    return text.translate(MARKS)
+    """Text as LaTeX prints it, but for SIGNS; characters that its fonts lack as their number, such as U+65E5."""
+    text = unicodedata.normalize("NFC", text)
+    return "".join(letter if _printable(letter) else f"U+{ord(letter):04X}" for letter in text).translate(MARKS)
+
+
+def _printable(letter: str) -> bool:
+    """By T1 fonts: Latin letters, and marks such as dashes and quotes."""
+    known = letter.isprintable() and ord(letter) < 0x180 or letter in "\n–—‘’‚“”„†‡•…‰€™"
+    return known or ord(letter) in SIGNS
+
+
+def _cell(value: object) -> object:
+    """Of a table: on one line; what begins with "[" or "*" would be an option of the line's end before it."""
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.split())
+    return f"{{}}{escape(text)}" if text.startswith(("[", "*")) else escape(text)
 
 
 def checked(name: str) -> str:
@@ -46,15 +62,15 @@ def checked(name: str) -> str:
 
 def table(frame: pd.DataFrame, caption: str, name: str) -> str:
     """A table with rules of booktabs, its caption above it, labelled `tab:<name>`; long headings take several lines."""
-    styled = frame.rename(columns=_heading).style.hide(axis="index")
+    styled = frame.rename(columns=_heading).map(_cell).style.hide(axis="index")
     caption = " ".join(caption.split())
-    styled = styled.format(escape="latex", precision=2, na_rep="")
+    styled = styled.format(precision=2, na_rep="")
     return styled.to_latex(caption=escape(caption), label=f"tab:{checked(name)}", hrules=True).translate(SIGNS)
 
 
 def _heading(name: object) -> str:
     lines = [escape(line) for line in textwrap.wrap(str(name), WIDTH, break_long_words=False, break_on_hyphens=False)]
-    return r"\shortstack[l]{" + r" \\ ".join(lines) + "}" if len(lines) > 1 else escape(str(name))
+    return r"\shortstack[l]{" + r" \\ ".join(lines) + "}" if len(lines) > 1 else str(_cell(str(name)))
 
 
 def prose(markdown: str) -> str:

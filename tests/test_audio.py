@@ -158,10 +158,8 @@ def test_the_seconds_that_are_there_and_those_that_should_be_are_named(tmp_path)
         read_bytes(tmp_path, content[:44])
 
 
-@pytest.mark.parametrize("kind", [*STATED, "FLAC", "OGG VORBIS", "OGG OPUS", "MP3"])
-def test_what_follows_a_whole_file_is_not_heard(tmp_path, kind):
-    if kind == "AIFF GSM610":
-        pytest.skip("libsndfile hears the last block otherwise")
+@pytest.mark.parametrize("kind", sorted({*STATED, "FLAC", "OGG VORBIS", "OGG OPUS", "MP3"} - {"AIFF GSM610"}))
+def test_what_follows_a_whole_file_is_not_heard(tmp_path, kind):  # libsndfile decodes GSM610 block by block
     content = encoded(kind)
     np.testing.assert_array_equal(read_bytes(tmp_path, content + b"rubbish " * 50), read_bytes(tmp_path, content))
 
