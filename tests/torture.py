@@ -65,10 +65,12 @@ tqdm.monitor_interval = 0  # its thread would be lost in a fork
 TASKS = {"fit": fit, "index": index, "cache": cache}
 
 
-def prepare(home: Path) -> None:
-    """A home of its own for a trial, with all that is made once for every trial."""
+def prepare(home: Path, warm: bool) -> None:
+    """A home of its own for a trial; warm: with the corpora and weights that the undamaged run has made."""
     os.environ |= {"ATR_HOME": str(home / "data"), "ATR_RESULTS": str(home / "results")}
     (home / "sounds").mkdir(parents=True)
+    if warm:
+        shutil.copytree(MADE.parents[1] / "data", home / "data")
     for number in range(6):
         wave = 0.1 * np.random.default_rng(number).standard_normal(32000 * (2 + 7 * number))
         soundfile.write(home / "sounds" / f"{number}.wav", wave.clip(-1, 1), 32000)
@@ -100,25 +102,25 @@ def child(work, home: Path, ends_at: float | None = None, limit: int | None = No
     return status, said.read_text() if said.exists() else ""
 
 
-def at_home(task: str, folder: Path) -> Path:
+def at_home(task: str, folder: Path, warm: bool = True) -> Path:
     home = Path(tempfile.mkdtemp(dir=folder, prefix=f"{task}-"))
-    prepare(home)
+    prepare(home, warm)
     return home
 
 
-def reference(task: str, folder: Path) -> tuple[str, float]:
+def reference(task: str, folder: Path, warm: bool) -> tuple[str, float]:
     """What an undisturbed process gives, and its seconds."""
-    home, started = at_home(task, folder), time.monotonic()
+    home, started = at_home(task, folder, warm), time.monotonic()
     status, text = child(TASKS[task], home)
     if status:
         sys.exit(f"{task}, undisturbed: {text}")
     return text, time.monotonic() - started
 
 
-def killed(task: str, folder: Path, draw: random.Random, right: str, seconds: float, figures: Counter) -> None:
-    """Kill a task until it has ended once by itself: then it has to give what it gives undisturbed."""
-    home, kills = at_home(task, folder), 0
-    for _ in range(draw.randint(1, 6)):
+def killed(home: Path, task: str, draw: random.Random, right: str, seconds: float, figures: Counter) -> None:
+    """Kill a task several times, then let it end by itself: it has to give what it gives undisturbed."""
+    kills = 0
+    for _ in range(draw.randint(3, 9)):
         status, _ = child(TASKS[task], home, ends_at=draw.uniform(0, 1.1 * seconds))
         kills += os.WIFSIGNALED(status)
     status, text = child(TASKS[task], home)
@@ -130,9 +132,8 @@ def killed(task: str, folder: Path, draw: random.Random, right: str, seconds: fl
     figures[f"{task}: temporary files that stay"] += len(left)
 
 
-def filled(task: str, folder: Path, draw: random.Random, right: str, seconds: float, figures: Counter) -> None:
+def filled(home: Path, task: str, draw: random.Random, right: str, seconds: float, figures: Counter) -> None:
     """Let no file grow beyond a size: an error has to name a path and what to do; afterwards all is well."""
-    home = at_home(task, folder)
     status, text = child(TASKS[task], home, limit=int(2 ** draw.uniform(0, 21)))
     figures[f"{task}: full disks"] += 1
     first = text.split("Traceback")[0]
@@ -174,7 +175,8 @@ def damaged_run(folder: Path, seed: int) -> Counter:
     draw, figures, whole = random.Random(seed), Counter(), atr.Run(MADE)
     right = [use() for use in uses(whole)]
     for _ in range(10):
-        run = atr.Run(Path(shutil.copytree(whole.path, folder / f"damaged-{draw.getrandbits(64):016x}")))
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+        run = atr.Run(Path(shutil.copytree(whole.path, folder / "damaged")))
         path = run.path / draw.choice(sorted(one.name for one in run.path.iterdir() if one.is_file()))
         if draw.random() < 0.5:
             draw.choice([flip, cut])(path, draw)
@@ -243,11 +245,13 @@ def main() -> int:
     ends, rounds = time.monotonic() + 60 * given.minutes, 0
     with tempfile.TemporaryDirectory(prefix="atr-torture-") as name:
         folder = Path(name)
-        MADE = Path(child(make, at_home("made", folder))[1])
-        right = {task: reference(task, folder) for task in TASKS}
+        MADE = Path(child(make, at_home("made", folder, warm=False))[1])
+        right = {(task, warm): reference(task, folder, warm) for task in TASKS for warm in (False, True)}
         while time.monotonic() < ends:
-            task = draw.choice(list(TASKS))
-            draw.choice([killed, filled])(task, folder, draw, *right[task], figures)
+            task, warm = draw.choice(list(TASKS)), draw.random() < 0.8
+            trial = draw.choice([killed, killed, filled])
+            trial(home := at_home(task, folder, warm), task, draw, *right[task, warm], figures)
+            shutil.rmtree(home)
             for trial in (damaged_run, damaged_sounds):
                 seed = draw.getrandbits(32)
                 status, text = child(lambda _, trial=trial, seed=seed: json.dumps(trial(folder, seed)), folder)
@@ -257,7 +261,8 @@ def main() -> int:
             task = draw.choice(["index", "cache"])
             home = at_home(task, folder)
             child(TASKS[task], home)
-            damaged_entry(home, draw, task, right[task][0], figures)
+            damaged_entry(home, draw, task, right[task, True][0], figures)
+            shutil.rmtree(home)
             rounds += 1
             print(f"\r{rounds} rounds", end="", file=sys.stderr, flush=True)
     bad = {what: number for what, number in figures.items() if number and any(word in what for word in BAD)}
