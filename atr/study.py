@@ -219,7 +219,8 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
                 kernel_manager_class=type("Kernel", (OwnKernel,), {"environment": own}),
                 progress_bar=not quiet and sys.stderr.isatty(),
                 cwd=str(path.parent),
-                extra_arguments=["--log-level=ERROR"],  # its warnings: about the transport between two local processes
+                # it logs the interrupt that its own shutdown sends; what a cell raises comes back as its output
+                extra_arguments=["--log-level=CRITICAL"],
             )
     except papermill.exceptions.PapermillExecutionError as error:
         raise StudyError(f"{path.name}: {error.ename}: {error.evalue}\nexecuted so far: {partial}") from error
