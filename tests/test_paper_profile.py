@@ -116,7 +116,7 @@ assert after.isfinite().all() and not torch.equal(before, after)
 
 
 def test_roberta_large_takes_a_step(tmp_path):
-    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 512}
     made_models.roberta(tmp_path, **sizes)
     command = [sys.executable, "-c", LARGE, str(tmp_path)]  # a process of its own, which gives its memory back
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
