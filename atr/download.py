@@ -36,7 +36,7 @@ TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
 CHUNK = 1 << 18
 SLOWEST = 1 << 10  # bytes a second, over SPAN
 SPAN = 60.0  # seconds
-SPARE = 1 << 28  # bytes of the disk that a file of unknown size leaves free
+SPARE = 1 << 26  # bytes of the disk that a file of unknown size leaves free
 
 
 class DownloadError(ValueError):
@@ -87,8 +87,12 @@ def fetch(file: File, folder: Path, quiet: bool = False) -> Path:
 
 
 def verify(path: Path, file: File, quiet: bool = False) -> None:
-    """Raise DownloadError unless the file at `path` has the size and the checksum of `file`."""
+    """Raise DownloadError unless the file at `path` has the size and the checksum of `file`; of none, a web page."""
     size = path.stat().st_size
+    with open(path, "rb") as source:
+        beginning = source.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if _unknown(file) and beginning.startswith((b"<!doctype html", b"<html")):
+        raise DownloadError(f"{path}: a web page, such as a login, and not the file; {_mend(file, path)}")
     if file.size is not None and size != file.size:
         raise DownloadError(f"{path}: {size:,} bytes instead of the published {file.size:,}; {_mend(file, path)}")
     if file.checksum is None:
@@ -101,6 +105,11 @@ def verify(path: Path, file: File, quiet: bool = False) -> None:
             bar.update(len(chunk))
     if digest.hexdigest() != expected:
         raise DownloadError(f"{path}: {algorithm} {digest.hexdigest()}, not {expected}; {_mend(file, path)}")
+
+
+def _unknown(file: File) -> bool:
+    """Whether nothing is published that would tell the file from a web page."""
+    return file.size is None and file.checksum is None
 
 
 def _mend(file: File, path: Path) -> str:
@@ -202,7 +211,8 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
             have, total = 0, int(length) if length.isdecimal() else None
         else:
             raise DownloadError(f"{file.name}: HTTP {response.status_code} for {file.url}; {_by_hand(file, part)}")
-        if "text/html" in response.headers.get("Content-Type", "") and not file.name.endswith(".html"):
+        kind = response.headers.get("Content-Type", "").lower()
+        if _unknown(file) and ("text/html" in kind or "application/xhtml" in kind):
             raise DownloadError(
                 f"{file.name}: {file.url} answers with a web page, such as a login, and not with the file; "
                 f"{_by_hand(file, part)}"
@@ -212,7 +222,8 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
                 f"{file.name}: {file.url} offers {total:,} bytes instead of the published {file.size:,}; "
                 f"try again later, or {_by_hand(file, part)}"
             )
-        _check_room(part.parent, (total or file.size or 0) - _size(part), file.name)
+        total = file.size if total is None else total
+        _check_room(part.parent, (total or 0) - _size(part), file.name)
         if not have:
             part.write_bytes(b"")  # before the validator: bytes of an earlier file never meet a later one's
             _validator_file(part).write_text(_validator(response))
@@ -220,18 +231,16 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
         bar.n = bar.initial = have
         with open(part, "ab") as output:
             try:
-                total = file.size if total is None else total
-                begun, limit, came = time.monotonic(), total, 0
-                start = have
+                begun, start, came = time.monotonic(), have, 0
                 while chunk := response.raw.read1(CHUNK, decode_content=False):
                     output.write(chunk)
                     came += len(chunk)
-                    if limit is None:  # a body that may have no end
+                    if total is None:  # a body that may have no end
                         _check_room(part.parent, SPARE, file.name)
-                    if limit is not None and have + came > limit:
+                    elif have + came > total:
                         output.truncate(have)
                         raise DownloadError(
-                            f"{file.name}: {file.url} sends more than {limit:,} bytes; {_by_hand(file, part)}"
+                            f"{file.name}: {file.url} sends more than {total:,} bytes; {_by_hand(file, part)}"
                         )
                     if time.monotonic() - begun > SPAN:
                         if have + came - start < SLOWEST * SPAN:

@@ -241,6 +241,32 @@ def test_another_size_than_the_published_is_an_error_before_anything_is_written(
     assert (tmp_path / "clips.bin.part").read_bytes() == CONTENT[:10]
 
 
+PAGE = b"\n<!DOCTYPE html><title>Log in</title>"
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "Text/HTML", "application/xhtml+xml", None])
+def test_a_web_page_is_not_taken_for_a_file_of_which_nothing_is_known(site, file, tmp_path, kind):
+    site.content, site.headers = PAGE, {"Content-Type": kind}
+    with pytest.raises(DownloadError, match=r"clips.bin.*: .*a web page, such as a login.* fetch .*by hand"):
+        download.fetch(without_facts(file), tmp_path)
+    assert not (tmp_path / "clips.bin").exists() and len(site.asked) == 1
+    (tmp_path / "clips.bin").write_bytes(PAGE)
+    with pytest.raises(DownloadError, match=r"clips.bin: a web page, such as a login, and not the file"):
+        download.fetch(without_facts(file), tmp_path)
+
+
+@pytest.mark.parametrize("facts", [{"size": 100_000}, {"checksum": checksum("md5")}])
+def test_the_right_bytes_pass_whatever_the_server_calls_them(site, file, tmp_path, facts):
+    site.headers = {"Content-Type": "text/html"}
+    assert download.fetch(File(file.name, file.url, **facts), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_web_page_in_place_of_a_file_with_a_checksum_fails_it(site, file, tmp_path):
+    site.content, site.headers = PAGE, {"Content-Type": "text/html"}
+    with pytest.raises(DownloadError, match=r"clips.bin.part: sha256 .*, not "):
+        download.fetch(File(file.name, file.url, None, file.checksum), tmp_path)
+
+
 def test_only_https_is_spoken_beyond_this_machine(site, server, file, tmp_path):
     with pytest.raises(DownloadError, match=r"clips.bin: http://example.org/clips.bin is not https"):
         download.fetch(File("clips.bin", "http://example.org/clips.bin"), tmp_path)
@@ -511,13 +537,17 @@ def test_two_members_of_one_name_are_refused(tmp_path, suffix):
 class Odd(BaseHTTPRequestHandler):
     """Sends without saying how much: b"x" at a time, `pause` seconds apart."""
 
-    pause = 0.0
+    pause, bytes = 0.0, 2000
+    head = False  # also of its headers
 
     def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
         with suppress(OSError):
-            for _ in range(2000):
+            for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200 if self.head else b"":
+                self.wfile.write(byte.to_bytes())
+                time.sleep(self.pause)
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(self.bytes):
                 self.wfile.write(b"x")
                 time.sleep(self.pause)
 
@@ -534,3 +564,43 @@ def test_a_server_that_sends_too_much_or_too_slowly_is_given_up(tmp_path, monkey
         with pytest.raises(DownloadError, match=f"a.bin: .*{message}"):
             download.fetch(file, tmp_path, quiet=True)
     assert visible(tmp_path) == ["a.bin.part"]
+
+
+def test_headers_that_come_byte_by_byte_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(Odd, "head", True)
+    monkeypatch.setattr(Odd, "pause", 0.05)
+    monkeypatch.setattr(download, "TIMEOUT", (0.1, 0.1))
+    monkeypatch.setattr(download, "PAUSES", (0,))
+    begun = time.monotonic()
+    with serving(Odd) as running:
+        file = File("a.bin", f"http://127.0.0.1:{running.server_port}/a.bin", 100)
+        with pytest.raises(DownloadError, match=r"a.bin: cannot be fetched .*no whole answer within 0.4 s"):
+            download.fetch(file, tmp_path, quiet=True)
+    assert time.monotonic() - begun < 3 and visible(tmp_path) == []
+
+
+def test_a_body_of_unknown_size_stops_before_the_disk_is_full(tmp_path, monkeypatch):
+    part, room = tmp_path / "a.bin.part", download.SPARE + 1000
+
+    def usage(folder):
+        return namedtuple("usage", "free")(room - (part.stat().st_size if part.exists() else 0))
+
+    monkeypatch.setattr(Odd, "bytes", 1 << 20)
+    monkeypatch.setattr(download, "CHUNK", 100)
+    monkeypatch.setattr(download.shutil, "disk_usage", usage)
+    with serving(Odd) as running:
+        with pytest.raises(DownloadError, match=r"a.bin: .* GiB free, and .* are needed; free some, or set ATR_HOME"):
+            download.fetch(File("a.bin", f"http://127.0.0.1:{running.server_port}/a.bin"), tmp_path, quiet=True)
+    assert 1000 < part.stat().st_size < 100_000
+
+
+def test_a_body_that_ends_before_the_published_size_is_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(Odd, "bytes", 50)
+    monkeypatch.setattr(download, "PAUSES", (0, 0))
+    with serving(Odd) as running:
+        file = File("a.bin", f"http://127.0.0.1:{running.server_port}/a.bin", 100, checksum("md5", b"x" * 100))
+        with pytest.raises(DownloadError, match="ended early.*try again, what has arrived is kept") as caught:
+            download.fetch(file, tmp_path, quiet=True)
+        assert "delete" not in str(caught.value)
+        monkeypatch.setattr(Odd, "bytes", 100)
+        assert download.fetch(file, tmp_path, quiet=True).read_bytes() == b"x" * 100
