@@ -1,6 +1,5 @@
 """Fetch published files: resumed after an interruption, verified, unpacked without trusting the archive."""
 
-import errno
 import gzip
 import hashlib
 import lzma
@@ -321,7 +320,13 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
         temporary = beside(folder)
         try:
             temporary.mkdir()
-            files = unpack(archive, temporary, quiet)
+            try:
+                files = unpack(archive, temporary, quiet)
+            except _DAMAGED as error:
+                raise DownloadError(
+                    f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it "
+                    "again; nothing was unpacked"
+                ) from error
             there = sum(path.is_file() for path in temporary.rglob("*"))
             if there != files:
                 raise DownloadError(
@@ -329,11 +334,6 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
                     "and capital letters, which this disk does not tell apart; nothing was unpacked"
                 )
             os.rename(temporary, folder)
-        except (*_DAMAGED, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise DownloadError(
-                f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it again; "
-                "nothing was unpacked"
-            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -352,36 +352,36 @@ _DAMAGED = (
     IndexError,
     OverflowError,
     RuntimeError,  # zipfile: encrypted, or packed in a way it does not know
+    UnicodeDecodeError,  # a name
+    FileExistsError,  # a name that is a file's and a folder's
+    IsADirectoryError,
+    NotADirectoryError,
 )
 
 
 def _check_member(archive: Path, name: str, plain: bool) -> None:
     """`plain`: the member is a file or a folder. Windows' rules for names contain the others': both slashes, drives."""
     path = PureWindowsPath(name)
-    if not plain or path.anchor or ".." in path.parts:
+    if not plain or path.anchor or ".." in path.parts or not name or "\0" in name:
         raise DownloadError(
-            f"{archive}: member {name!r} is a link or leads out of the folder: this is not an archive to trust; "
-            "nothing was unpacked"
+            f"{archive}: member {name!r} is a link or leads out of the folder, or is no name: this is "
+            "not an archive to trust; nothing was unpacked"
         )
 
 
 def _unpack_zip(archive: Path, into: Path, quiet: bool) -> int:
-    try:
-        source = zipfile.ZipFile(archive)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # which a place before the file's beginning makes
-            raise
-        raise zipfile.BadZipFile("its list of members is damaged") from error
-    with source, open(archive, "rb") as file:
+    with zipfile.ZipFile(archive) as source, open(archive, "rb") as file:
         members = source.infolist()
-        file.seek(max(0, archive.stat().st_size - (1 << 16) - 22))
-        end = file.read()
-        (listed,) = struct.unpack_from("<H", end, end.rfind(b"PK\5\6") + 10)
-        if listed not in (0xFFFF, len(members)):  # zipfile reads what it finds, be it fewer
+        listed = zipfile._EndRecData(file)[4]  # type: ignore[attr-defined]  # zipfile reads what it finds, be it fewer
+        if (listed - len(members)) % (1 << 16):  # some programs count no further
             raise zipfile.BadZipFile(f"{len(members):,} members found of {listed:,}")
+        if not all(0 <= member.header_offset < archive.stat().st_size for member in members):
+            raise zipfile.BadZipFile("its list of members points outside the file")
         for member in members:
             mode = member.external_attr >> 16
             _check_member(archive, member.filename, stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR))
+            if member.is_dir() and member.file_size:
+                raise zipfile.BadZipFile(f"folder {member.filename!r} holds data")
         total = sum(member.file_size for member in members)
         _check_room(into, total, archive.name)
         with _bar(f"{archive.name}: unpacking", total, quiet) as bar:
@@ -399,6 +399,8 @@ def _unpack_tar(archive: Path, into: Path, quiet: bool) -> int:
             for member in source:
                 _check_member(archive, member.name, member.isfile() or member.isdir())
                 _check_room(into, member.size, archive.name)
+                if member.isdir() and (into / member.name).is_file():  # tarfile would leave the folder out
+                    raise tarfile.ReadError(f"member {member.name!r} is a file and a folder")
                 source.extract(member, into, filter="data")
                 bar.update(member.size)
                 files += member.isfile()

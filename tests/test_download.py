@@ -534,6 +534,107 @@ def test_two_members_of_one_name_are_refused(tmp_path, suffix):
     assert visible(tmp_path) == [archive.name]
 
 
+def refused(archive, message):
+    """Whether an archive is refused by name and leaves nothing."""
+    with pytest.raises(DownloadError, match=f"{archive.name}: .*{message}.*; nothing was unpacked"):
+        download.extract(archive, archive.parent / "clips", quiet=True)
+    return visible(archive.parent) == [archive.name]
+
+
+END = {"members": 10, "size of the list": 12, "place of the list": 16}  # bytes of a zip's end
+
+
+@pytest.mark.parametrize(
+    "field, change", [("members", 1), ("size of the list", -75), ("size of the list", 99_999), ("place of the list", 9)]
+)
+def test_a_zip_whose_list_of_members_is_damaged_is_an_error(tmp_path, field, change):
+    archive = tmp_path / "clips.zip"
+    MAKE[".zip"](archive, {"a": b"a", "b" * 29: b"b"})  # the last entry of the list has 75 bytes
+    content = bytearray(archive.read_bytes())
+    place, length = len(content) - 22 + END[field], 2 if field == "members" else 4
+    number = int.from_bytes(content[place : place + length], "little") + change
+    content[place : place + length] = number.to_bytes(length, "little")
+    archive.write_bytes(content)
+    assert refused(archive, "damaged")
+
+
+def test_a_zip_whose_names_are_no_utf_8_is_an_error(tmp_path):
+    archive = tmp_path / "clips.zip"
+    make_zip(archive, {"Dög.wav": b"a"})
+    archive.write_bytes(archive.read_bytes().replace("ö".encode(), b"o\xf6"))
+    assert refused(archive, "damaged")
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("comment", [b"", b"PK\5 of the year", b"x" * 65535])
+@pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n"])
+def test_zips_of_every_layout_are_read(tmp_path, monkeypatch, zip64, comment, before):
+    if zip64:
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        for name, content in MEMBERS.items():
+            archive.writestr(name, content)
+        archive.comment = comment
+    (tmp_path / "clips.zip").write_bytes(before + (tmp_path / "clips.zip").read_bytes())
+    assert tree(download.extract(tmp_path / "clips.zip", tmp_path / "clips", quiet=True)) == MEMBERS
+
+
+def test_a_zip_that_counts_its_members_modulo_65536_is_read(tmp_path, monkeypatch):
+    make_zip(tmp_path / "clips.zip", MEMBERS)
+    counted = zipfile._EndRecData
+    monkeypatch.setattr(zipfile, "_EndRecData", lambda file: (end := counted(file)) and [*end[:4], 3 + 65536, *end[5:]])
+    assert tree(download.extract(tmp_path / "clips.zip", tmp_path / "clips", quiet=True)) == MEMBERS
+
+
+def test_a_folder_of_a_zip_that_holds_data_is_an_error(tmp_path):
+    make_zip(tmp_path / "clips.zip", {"rain/": b"rain"})
+    assert refused(tmp_path / "clips.zip", "folder 'rain/' holds data")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".7z"])
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_file_without_a_name_is_refused(tmp_path, suffix, name):
+    MAKE[suffix](tmp_path / f"clips{suffix}", {"good": b"good", name: b"x"})
+    assert refused(tmp_path / f"clips{suffix}", "")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".7z"])
+@pytest.mark.parametrize("names", ["a a/b", "a/b a"])
+def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path, suffix, names):
+    MAKE[suffix](tmp_path / f"clips{suffix}", dict.fromkeys(names.split(), b"x"))
+    assert refused(tmp_path / f"clips{suffix}", "damaged")
+
+
+@pytest.mark.parametrize("kinds", [(tarfile.REGTYPE, tarfile.DIRTYPE), (tarfile.DIRTYPE, tarfile.REGTYPE)])
+def test_an_empty_folder_and_a_file_of_one_name_are_refused(tmp_path, kinds):
+    with tarfile.open(tmp_path / "clips.tar", "w") as archive:
+        for kind in kinds:
+            info = tarfile.TarInfo("rain")
+            info.type = kind
+            archive.addfile(info)
+    assert refused(tmp_path / "clips.tar", "damaged")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_a_tar_member_without_a_name_or_with_a_zero_in_it_is_refused(tmp_path, kind):
+    info = tarfile.TarInfo("")
+    info.type = kind
+    with tarfile.open(tmp_path / "clips.tar", "w") as archive:
+        archive.addfile(info)
+    assert refused(tmp_path / "clips.tar", "member '' is a link or leads out of the folder, or is no name")
+    info.name, info.pax_headers = "x", {"path": "a\0b"}
+    with tarfile.open(tmp_path / "clips.tar", "w") as archive:
+        archive.addfile(info)
+    assert refused(tmp_path / "clips.tar", "or is no name")
+
+
+def test_a_7z_with_one_name_twice_is_refused(tmp_path):
+    with py7zr.SevenZipFile(tmp_path / "clips.7z", "w") as archive:
+        for content in (b"one", b"two"):
+            archive.writef(io.BytesIO(content), "rain")
+    assert refused(tmp_path / "clips.7z", "two members share a name")
+
+
 class Odd(BaseHTTPRequestHandler):
     """Sends without saying how much: b"x" at a time, `pause` seconds apart."""
 
