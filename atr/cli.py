@@ -113,7 +113,8 @@ def study(
                 groups, words = cluster.call(planning.summary, table, corpora, where, cluster.slots(), str(cluster))
             else:
                 groups, words = planning.summary(table, corpora, where, many.default_workers(where))
-            console.print(f"What they need\n{groups.to_string(index=False)}\n{words}", soft_wrap=True, highlight=False)
+            lines = ["What they need", *groups.to_string(index=False).split("\n"), *words.split("\n")]
+            console.print(*lines, sep="\n", soft_wrap=True, highlight=False)
             return
         assert not chosen.needs_clips or chosen.root is not None  # or they say what is missing
         assert not chosen.needs_captions or chosen.captions is not None
@@ -176,7 +177,7 @@ def check(
     if len(problems):
         for where, problem, mend in problems.itertuples(index=False):
             console.print(f"{where}: {problem}; {mend}", soft_wrap=True, markup=False, highlight=False)
-        console.print(f"[red]{len(problems)} problems[/red]")
+        console.print(f"[red]{len(problems)} problems[/red]", markup=True)
         raise typer.Exit(1)
     assert loaded is not None
     counts = loaded.clips["split"].value_counts(sort=False).to_dict()
@@ -218,13 +219,13 @@ def data(
             found = sets.verify(quiet)
             for problem in found:
                 console.print(problem, soft_wrap=True, markup=False, highlight=False)
-            console.print(f"[red]{len(found)} damaged[/red]" if found else "nothing is damaged")
+            console.print(f"[red]{len(found)} damaged[/red]" if found else "nothing is damaged", markup=True)
             raise typer.Exit(1 if found else 0)
         if name in checkpoints.REGISTRY and source is None:
             entry = checkpoints.REGISTRY[name]
             size = "unknown" if entry.file.size is None else sets.human(entry.file.size)
-            said = f"{name}: {entry.file.name}\ndownload: {size}\nlicence: {entry.licence}\nsource: {entry.source}"
-            console.print(said, soft_wrap=True, markup=False, highlight=False)
+            said = [f"download: {size}", f"licence: {entry.licence}", f"source: {entry.source}"]
+            console.print(f"{name}: {entry.file.name}", *said, sep="\n", soft_wrap=True, highlight=False)
             agreed(sets.checkpoint_state(entry.file))
             console.print(f"→ {checkpoints.fetch(name, quiet)}", soft_wrap=True, markup=False, highlight=False)
             return
@@ -235,10 +236,10 @@ def data(
         if source is not None:
             counts = sets.adopt(name, source, quiet)
         else:
-            console.print(sets.announcement(name), soft_wrap=True, markup=False, highlight=False)
+            console.print(*sets.announcement(name).split("\n"), sep="\n", soft_wrap=True, highlight=False)
             agreed(sets.state(name))
             left, counts = sets.obtain(name, workers, again, quiet)
-        console.print(left, soft_wrap=True, markup=False, highlight=False, end="\n" if left else "")
+        console.print(*left.split("\n"), sep="\n", soft_wrap=True, highlight=False, end="\n" if left else "")
         if counts is None:
             return
         console.print(f"{name}: {sets.folder(name)}", soft_wrap=True, markup=False, highlight=False)
@@ -248,7 +249,7 @@ def data(
     for problem in counts.problems[:50]:
         console.print(problem, soft_wrap=True, markup=False, highlight=False)
     if counts.problems:
-        console.print(f"[red]{len(counts.problems)} problems[/red]")
+        console.print(f"[red]{len(counts.problems)} problems[/red]", markup=True)
         raise typer.Exit(1)
 
 

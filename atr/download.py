@@ -1,6 +1,5 @@
 """Fetch published files: resumed after an interruption, verified, unpacked without trusting the archive."""
 
-import errno
 import gzip
 import hashlib
 import lzma
@@ -36,7 +35,7 @@ TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
 CHUNK = 1 << 18
 SLOWEST = 1 << 10  # bytes a second, over SPAN
 SPAN = 60.0  # seconds
-SPARE = 1 << 28  # bytes of the disk that a file of unknown size leaves free
+SPARE = 1 << 26  # bytes of the disk that a file of unknown size leaves free
 
 
 class DownloadError(ValueError):
@@ -87,8 +86,12 @@ def fetch(file: File, folder: Path, quiet: bool = False) -> Path:
 
 
 def verify(path: Path, file: File, quiet: bool = False) -> None:
-    """Raise DownloadError unless the file at `path` has the size and the checksum of `file`."""
+    """Raise DownloadError unless the file at `path` has the size and the checksum of `file`; of none, a web page."""
     size = path.stat().st_size
+    with open(path, "rb") as source:
+        beginning = source.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if _unknown(file) and beginning.startswith((b"<!doctype html", b"<html")):
+        raise DownloadError(f"{path}: a web page, such as a login, and not the file; {_mend(file, path)}")
     if file.size is not None and size != file.size:
         raise DownloadError(f"{path}: {size:,} bytes instead of the published {file.size:,}; {_mend(file, path)}")
     if file.checksum is None:
@@ -101,6 +104,11 @@ def verify(path: Path, file: File, quiet: bool = False) -> None:
             bar.update(len(chunk))
     if digest.hexdigest() != expected:
         raise DownloadError(f"{path}: {algorithm} {digest.hexdigest()}, not {expected}; {_mend(file, path)}")
+
+
+def _unknown(file: File) -> bool:
+    """Whether nothing is published that would tell the file from a web page."""
+    return file.size is None and file.checksum is None
 
 
 def _mend(file: File, path: Path) -> str:
@@ -202,7 +210,8 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
             have, total = 0, int(length) if length.isdecimal() else None
         else:
             raise DownloadError(f"{file.name}: HTTP {response.status_code} for {file.url}; {_by_hand(file, part)}")
-        if "text/html" in response.headers.get("Content-Type", "") and not file.name.endswith(".html"):
+        kind = response.headers.get("Content-Type", "").lower()
+        if _unknown(file) and ("text/html" in kind or "application/xhtml" in kind):
             raise DownloadError(
                 f"{file.name}: {file.url} answers with a web page, such as a login, and not with the file; "
                 f"{_by_hand(file, part)}"
@@ -212,7 +221,8 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
                 f"{file.name}: {file.url} offers {total:,} bytes instead of the published {file.size:,}; "
                 f"try again later, or {_by_hand(file, part)}"
             )
-        _check_room(part.parent, (total or file.size or 0) - _size(part), file.name)
+        total = file.size if total is None else total
+        _check_room(part.parent, (total or 0) - _size(part), file.name)
         if not have:
             part.write_bytes(b"")  # before the validator: bytes of an earlier file never meet a later one's
             _validator_file(part).write_text(_validator(response))
@@ -220,18 +230,16 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
         bar.n = bar.initial = have
         with open(part, "ab") as output:
             try:
-                total = file.size if total is None else total
-                begun, limit, came = time.monotonic(), total, 0
-                start = have
+                begun, start, came = time.monotonic(), have, 0
                 while chunk := response.raw.read1(CHUNK, decode_content=False):
                     output.write(chunk)
                     came += len(chunk)
-                    if limit is None:  # a body that may have no end
+                    if total is None:  # a body that may have no end
                         _check_room(part.parent, SPARE, file.name)
-                    if limit is not None and have + came > limit:
+                    elif have + came > total:
                         output.truncate(have)
                         raise DownloadError(
-                            f"{file.name}: {file.url} sends more than {limit:,} bytes; {_by_hand(file, part)}"
+                            f"{file.name}: {file.url} sends more than {total:,} bytes; {_by_hand(file, part)}"
                         )
                     if time.monotonic() - begun > SPAN:
                         if have + came - start < SLOWEST * SPAN:
@@ -312,7 +320,13 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
         temporary = beside(folder)
         try:
             temporary.mkdir()
-            files = unpack(archive, temporary, quiet)
+            try:
+                files = unpack(archive, temporary, quiet)
+            except _DAMAGED as error:
+                raise DownloadError(
+                    f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it "
+                    "again; nothing was unpacked"
+                ) from error
             there = sum(path.is_file() for path in temporary.rglob("*"))
             if there != files:
                 raise DownloadError(
@@ -320,11 +334,6 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
                     "and capital letters, which this disk does not tell apart; nothing was unpacked"
                 )
             os.rename(temporary, folder)
-        except (*_DAMAGED, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise DownloadError(
-                f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it again; "
-                "nothing was unpacked"
-            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -343,36 +352,36 @@ _DAMAGED = (
     IndexError,
     OverflowError,
     RuntimeError,  # zipfile: encrypted, or packed in a way it does not know
+    UnicodeDecodeError,  # a name
+    FileExistsError,  # a name that is a file's and a folder's
+    IsADirectoryError,
+    NotADirectoryError,
 )
 
 
 def _check_member(archive: Path, name: str, plain: bool) -> None:
     """`plain`: the member is a file or a folder. Windows' rules for names contain the others': both slashes, drives."""
     path = PureWindowsPath(name)
-    if not plain or path.anchor or ".." in path.parts:
+    if not plain or path.anchor or ".." in path.parts or not name or "\0" in name:
         raise DownloadError(
-            f"{archive}: member {name!r} is a link or leads out of the folder: this is not an archive to trust; "
-            "nothing was unpacked"
+            f"{archive}: member {name!r} is a link or leads out of the folder, or is no name: this is "
+            "not an archive to trust; nothing was unpacked"
         )
 
 
 def _unpack_zip(archive: Path, into: Path, quiet: bool) -> int:
-    try:
-        source = zipfile.ZipFile(archive)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # which a place before the file's beginning makes
-            raise
-        raise zipfile.BadZipFile("its list of members is damaged") from error
-    with source, open(archive, "rb") as file:
+    with zipfile.ZipFile(archive) as source, open(archive, "rb") as file:
         members = source.infolist()
-        file.seek(max(0, archive.stat().st_size - (1 << 16) - 22))
-        end = file.read()
-        (listed,) = struct.unpack_from("<H", end, end.rfind(b"PK\5\6") + 10)
-        if listed not in (0xFFFF, len(members)):  # zipfile reads what it finds, be it fewer
+        listed = zipfile._EndRecData(file)[4]  # type: ignore[attr-defined]  # zipfile reads what it finds, be it fewer
+        if (listed - len(members)) % (1 << 16):  # some programs count no further
             raise zipfile.BadZipFile(f"{len(members):,} members found of {listed:,}")
+        if not all(0 <= member.header_offset < archive.stat().st_size for member in members):
+            raise zipfile.BadZipFile("its list of members points outside the file")
         for member in members:
             mode = member.external_attr >> 16
             _check_member(archive, member.filename, stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR))
+            if member.is_dir() and member.file_size:
+                raise zipfile.BadZipFile(f"folder {member.filename!r} holds data")
         total = sum(member.file_size for member in members)
         _check_room(into, total, archive.name)
         with _bar(f"{archive.name}: unpacking", total, quiet) as bar:
@@ -390,6 +399,8 @@ def _unpack_tar(archive: Path, into: Path, quiet: bool) -> int:
             for member in source:
                 _check_member(archive, member.name, member.isfile() or member.isdir())
                 _check_room(into, member.size, archive.name)
+                if member.isdir() and (into / member.name).is_file():  # tarfile would leave the folder out
+                    raise tarfile.ReadError(f"member {member.name!r} is a file and a folder")
                 source.extract(member, into, filter="data")
                 bar.update(member.size)
                 files += member.isfile()

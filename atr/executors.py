@@ -260,7 +260,7 @@ class Ray:
                 if problem:
                     problems.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {problem}")
         if problems:
-            raise ValueError("executor 'ray': " + "\n".join(problems))
+            raise ValueError("executor 'ray': " + "; ".join(problems))
 
 
 def _there(shared: tuple, function: Callable, *arguments: Any) -> Any:

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 SHOWN = 200  # characters of a server's message that an error repeats
 MOST = 1 << 22  # bytes of an answer
+THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # kinds of parts of an answer that are none of it
 ONLY_REASONING = "reasoning"  # finish reason recorded where the model thought aloud and did not answer
 REFUSAL = "refusal"  # and where it declined in the field that the format has for it
 
@@ -21,15 +22,18 @@ REFUSAL = "refusal"  # and where it declined in the field that the format has fo
 _CREDENTIALS = re.compile(
     r"(?<=://)[^/\s?#]*@"
     r"|(?<=[?&])([\w-]*(?:key|token|secret|sig|signature|password|credential|auth)=)[^&#\s'\"]+"
-    r"|(\b(?:hf_|sk-|gh[pousr]_)(?=[\w-]*\d)|--[\w-]*(?:key|token|secret|password)[= ]|(?-i:\b[A-Z_]*(?:KEY|TOKEN)=))[^\s'\"]{4,}"
-    r"|\b(authorization['\"]?[:=]\s*['\"]?(?:bearer|basic)?\s*|bearer\s+(?=\S{8}))[^\s'\"]+",
+    r"|(\b(?:hf_|sk-|gh[pousr]_)(?=[\w-]*(?:\d|(?-i:[a-z][A-Z]))))[\w-]{4,}"
+    r"|(--[\w-]*(?:key|token|secret|password)[= ]|(?-i:\b[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD)=))"
+    r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"]+)"
+    r"|(\b(?:x-[\w-]*(?:key|token|secret)|api[-_]?key)['\"]?\s*[:=]\s*['\"]?)[^\s'\"]+"
+    r"|\b(authorization['\"]?[:=]\s*['\"]?(?:(?:bearer|basic|token|apikey)\s+)?|bearer\s+(?=\S{8}))[^\s'\"]+",
     re.IGNORECASE,
 )
 
 
 def without_credentials(text: str) -> str:
-    """A text without the users, passwords, keys and tokens in its addresses and Authorization headers."""
-    return _CREDENTIALS.sub(lambda match: f"{known}…" if (known := match[1] or match[2] or match[3]) else "", text)
+    """A text without the users, passwords, keys and tokens in its addresses, headers, options and variables."""
+    return _CREDENTIALS.sub(lambda match: f"{match[match.lastindex]}…" if match.lastindex else "", text)
 
 
 class CaptioningError(ValueError):
@@ -64,9 +68,16 @@ def _client(seconds: float) -> Any:
         def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
             end = time.monotonic() + seconds
             # A connection of its own, which can be closed under a server that sends a byte now and then.
-            with httpx.Client(timeout=seconds, follow_redirects=True) as once, _after(seconds, once.close):
+            with httpx.Client(timeout=seconds) as once, _after(seconds, once.close):
                 try:
-                    response = once.send(request, stream=True, **options)
+                    for _ in range(once.max_redirects):
+                        response = once.send(request, stream=True, **options)
+                        if response.next_request is None:
+                            break
+                        response.close()  # httpx would read the whole body, however long
+                        request = response.next_request
+                    else:
+                        raise CaptioningError("one redirect after another")
                     body = bytearray()
                     for chunk in response.iter_bytes(1 << 16):
                         body += chunk
@@ -109,13 +120,15 @@ class Endpoint:
         import openai
 
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint {url.rpartition('@')[2]!r}: give an address such as http://localhost:11434/v1")
+            shown = without_credentials(url.rpartition("@")[2])
+            raise ValueError(f"endpoint {shown!r}: give an address such as http://localhost:11434/v1")
         address, self.model, self.timeout, self.retries = url.rstrip("/"), model, timeout, retries
         self.url = without_credentials(address)
         self._key = key or os.environ.get("ATR_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
         parts = urlsplit(address)
-        known = [self._key, unquote(parts.password or ""), *(value for _, value in parse_qsl(parts.query))]
-        self._secrets = [secret for secret in known if secret not in ("", "none")]
+        own = {self._key, parts.password or "", unquote(parts.password or "")} - {"", "none"}
+        other = {parts.username or "", *(value for _, value in parse_qsl(parts.query))}
+        self._secrets = sorted(own | {value for value in other if len(value) >= 6}, key=len, reverse=True)
         self._client = openai.OpenAI(
             base_url=address,
             api_key=self._key,
@@ -178,37 +191,45 @@ def _reply(body: str) -> Reply | None:
         message, finish, usage = choice["message"], choice.get("finish_reason"), completion.get("usage")
         content = message.get("content")
         text, refusal = _text(content, "text", "output_text"), message.get("refusal") or _text(content, "refusal")
-        thought = [message.get(name) for name in ("reasoning", "reasoning_content", "thinking")]
-        thought.append(_text(content, "thinking", "reasoning"))
+        thought = [message.get(name) for name in ("reasoning", "reasoning_content", "reasoning_details", "thinking")]
+        if isinstance(content, list):
+            thought += [part.get("type") in THOUGHTS for part in content if isinstance(part, dict)]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return None
-    if not isinstance(content, str | list | None):
         return None
     counts = usage if isinstance(usage, dict) else {}
     counted = {name: number for name, number in counts.items() if isinstance(number, int)}
     if not text.strip() and isinstance(refusal, str) and refusal:
-        text, finish = refusal, REFUSAL
+        text, finish = whole(refusal), REFUSAL
     elif not spoken(text) and (text.strip() or any(thought)):
         finish = ONLY_REASONING
     return Reply(text, finish if isinstance(finish, str) else None, counted)
 
 
 def _text(content: Any, *kinds: str) -> str:
-    """The text of a message's content: a string, or a list of parts of which those of these kinds count."""
+    """The text of a message's content: a string, nothing, or a list of parts of which those of these kinds count.
+
+    Raises TypeError for another content, and AttributeError for a part that is neither a string nor an object.
+    """
     if isinstance(content, list):
         parts = [{"text": part} if isinstance(part, str) else part for part in content]
-        named = [part for part in parts if isinstance(part, dict) and part.get("type", "text") in kinds]
-        held = [next((part[kind] for kind in ("text", *kinds) if kind in part), "") for part in named]
-        content = "".join(one if isinstance(one, str) else _text(one, "text") for one in held)
-    # JSON can hold half of a surrogate pair, which no file can.
-    return content.encode(errors="replace").decode() if isinstance(content, str) else ""
+        named = [part for part in parts if part.get("type", "text") in kinds]
+        held = [next((part[kind] for kind in ("text", *kinds) if kind in part), None) for part in named]
+        return "".join(_text(one) for one in held)
+    if not isinstance(content, str | None):
+        raise TypeError(f"content is {type(content).__name__}")
+    return whole(content or "")
+
+
+def whole(text: str) -> str:
+    """A text whose halves of surrogate pairs, which JSON can hold and no file can, are joined or else U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 _TAG = re.compile(r"(</?(?:think|thinking|thought|reasoning)>|\[/?THINK\])", re.IGNORECASE)
 
 
 def spoken(text: str) -> str:
-    """An answer without what the model thought aloud, between <think> and </think> or the like; either may be missing."""
+    """An answer without what the model thought aloud, between <think> and </think> or the like: one may be missing."""
     kept: list[str] = []
     thinking = False
     for place, piece in enumerate(_TAG.split(text)):  # texts, and the tags between them

@@ -35,22 +35,23 @@ WIDTH = 15  # of a line of a heading
 
 def escape(text: str) -> str:
     """Text as LaTeX prints it, but for SIGNS; characters that its fonts lack as their number, such as U+65E5."""
-    text = unicodedata.normalize("NFC", text)
-    return "".join(letter if _printable(letter) else f"U+{ord(letter):04X}" for letter in text).translate(MARKS)
+    return "".join(map(_printable, unicodedata.normalize("NFC", text))).translate(MARKS)
 
 
-def _printable(letter: str) -> bool:
-    """By T1 fonts: Latin letters, and marks such as dashes and quotes."""
-    known = letter.isprintable() and ord(letter) < 0x180 or letter in "\n–—‘’‚“”„†‡•…‰€™"
-    return known or ord(letter) in SIGNS
+def _printable(letter: str) -> str:
+    """What fonts in T1 have of a character: Latin letters, and marks such as dashes and quotes."""
+    if letter.isspace():
+        return "\n" if letter == "\n" else " "
+    latin = letter.isprintable() and ord(letter) < 0x180 and letter not in "ĦħĸĿŀŉŦŧſ"
+    return letter if latin or letter in "–—‘’‚“”„†‡•…‰€™" or ord(letter) in SIGNS else f"U+{ord(letter):04X}"
 
 
 def _cell(value: object) -> object:
     """Of a table: on one line; what begins with "[" or "*" would be an option of the line's end before it."""
     if not isinstance(value, str):
         return value
-    text = " ".join(value.split())
-    return f"{{}}{escape(text)}" if text.startswith(("[", "*")) else escape(text)
+    text = escape(" ".join(value.split()))
+    return f"{{}}{text}" if text.startswith(("[", "*")) else text
 
 
 def checked(name: str) -> str:
@@ -69,8 +70,9 @@ def table(frame: pd.DataFrame, caption: str, name: str) -> str:
 
 
 def _heading(name: object) -> str:
-    lines = [escape(line) for line in textwrap.wrap(str(name), WIDTH, break_long_words=False, break_on_hyphens=False)]
-    return r"\shortstack[l]{" + r" \\ ".join(lines) + "}" if len(lines) > 1 else str(_cell(str(name)))
+    lines = textwrap.wrap(str(name), WIDTH, break_long_words=False, break_on_hyphens=False) or [""]
+    cells = [str(_cell(line)) for line in lines]
+    return r"\shortstack[l]{" + r" \\ ".join(cells) + "}" if len(cells) > 1 else cells[0]
 
 
 def prose(markdown: str) -> str:

@@ -1,4 +1,5 @@
 import gzip
+import inspect
 import json
 import os
 import re
@@ -197,7 +198,13 @@ class TestEndpoint:
         assert second - first >= 1 and 0.3 < third - second
 
     @pytest.mark.parametrize(
-        "damage", ["cut", '{"choices": [{"mess', (200, {"Content-Type": "text/html"}, "<html>hm</html>")]
+        "damage",
+        ["cut", '{"choices": [{"mess', (200, {"Content-Type": "text/html"}, "<html>hm</html>"), "[" * 100_000]
+        + [
+            json.dumps({"choices": [{"message": {"content": content}}]})
+            for content in (7, True, {}, [7], [[]], [{"type": "text", "text": {"value": "a"}}])
+        ],
+        ids=lambda damage: str(damage)[:60],
     )
     def test_a_damaged_answer_is_asked_for_again(self, server, damage):
         server.plan = [damage]
@@ -615,6 +622,14 @@ class TestAudit:
         ("http://h/v1?api_key=abc&x=1&token=t", "http://h/v1?api_key=…&x=1&token=…"),
         ("{'Authorization': 'Bearer sk-12345678'}", "{'Authorization': 'Bearer …'}"),
         ("Bearer sk-12345678 is unknown", "Bearer … is unknown"),
+        ("atr x --api-key abc --name n", "atr x --api-key … --name n"),
+        ("atr x --hf-token='a b' --seed 1", "atr x --hf-token=… --seed 1"),
+        ("HF_TOKEN=abc OPENAI_API_KEY=s atr x", "HF_TOKEN=… OPENAI_API_KEY=… atr x"),
+        ("x-api-key: abc, 'api-key': 'abc'", "x-api-key: … 'api-key': '…'"),
+        ("{'x-auth-token': 'abc'}", "{'x-auth-token': '…'}"),
+        ("Authorization: Token abc", "Authorization: Token …"),
+        ("key hf_aBcDeFgHiJkL and sk-proj-12345678, ghp_a1b2c3", "key hf_… and sk-…, ghp_…"),
+        ("task-12345 of hf_clips.wav with --keywords a.csv", "task-12345 of hf_clips.wav with --keywords a.csv"),
         ("a@b.c, http://h/a@b, the bearer of news, monkey=3", "a@b.c, http://h/a@b, the bearer of news, monkey=3"),
     ],
 )
@@ -625,6 +640,26 @@ def test_credentials_are_left_out(text, left):
 def test_the_recorded_command_holds_no_credentials(monkeypatch):
     monkeypatch.setenv("ATR_COMMAND", "atr x --endpoint http://me:pass@host/v1")
     assert records.provenance([])["command"] == "atr x --endpoint http://host/v1"
+    monkeypatch.setenv("ATR_COMMAND", "HF_TOKEN=abc atr x --api-key abc --local hf_abcdefgh1")
+    assert records.provenance([])["command"] == "HF_TOKEN=… atr x --api-key … --local hf_…"
+
+
+@pytest.mark.parametrize("login", ["me:p%40ss@", "", "secretuser:pw@"])
+def test_what_a_server_says_back_of_the_credentials_is_left_out(server, login):
+    said = "version 1: no access for p@ss, p%40ss, pw, secretuser, geheim, key"
+    server.plan = [(401, {}, said)]
+    address = server.url.replace("//", f"//{login}") + "?v=1&sesame=geheim"
+    with pytest.raises(CaptioningError, match=r"HTTP 401: version 1: no access for ") as caught:
+        Endpoint(address, "m", key="key", retries=0)(messages(["a"]))
+    left = {"me:p%40ss@": "…, …, pw, secretuser, …, …", "": "p@ss, p%40ss, pw, secretuser, …, …"}
+    assert left.get(login, "p@ss, p%40ss, …, …, …, …") in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["me:pass@host/v1", "host/v1?api_key=pass", "ftp://me:pass@host"])
+def test_an_address_without_its_scheme_is_named_without_its_password(address):
+    with pytest.raises(ValueError, match="endpoint 'host.*': give an address such as") as caught:
+        Endpoint(address, "m")
+    assert "pass" not in str(caught.value)
 
 
 def reply(message, finish="stop"):
@@ -647,17 +682,59 @@ class TestWhatIsTheAnswer:
             ({"content": [], "reasoning": "hm"}, "", "reasoning"),
             ({"content": "<think>hm"}, "<think>hm", "reasoning"),
             ({"content": None, "refusal": "I will not."}, "I will not.", "refusal"),
+            ({"content": [{"type": "refusal", "refusal": "I will not."}]}, "I will not.", "refusal"),
+            ({"content": ["a ", {"text": "b"}, {"type": "output_text", "text": "c"}]}, "a bc", "stop"),
+            ({"content": [{"type": "text", "text": None}, {"type": "text", "text": "a"}]}, "a", "stop"),
+            ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}, "a", "stop"),
+            ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]}, "", "reasoning"),
+            ({"content": [{"type": "reasoning", "summary": []}]}, "", "reasoning"),
+            ({"content": None, "thinking": "hm"}, "", "reasoning"),
+            ({"content": "<thinking>hm"}, "<thinking>hm", "reasoning"),
+            ({"content": "[THINK]hm[/THINK]"}, "[THINK]hm[/THINK]", "reasoning"),
+            ({"content": "a \ud800 b \ud83d\ude00"}, "a \ufffd b \U0001f600", "stop"),
+            ({"content": None, "refusal": "no\udfff"}, "no\ufffd", "refusal"),
         ],
     )
     def test_it_is_taken_from_its_place(self, server, ask, message, text, finish):
         server.plan = [reply(message)]
         assert ask(messages(["a"]))[:2] == (text, finish)
 
+    @pytest.mark.parametrize(
+        "text, said",
+        [
+            ("<think>a</think> b", "b"),
+            ("a</think>b", "b"),
+            ("b <think>a", "b"),
+            ("b <think>a</think>", "b"),
+            ("<thinking>a</thinking>b", "b"),
+            ("[THINK]a[/THINK]b", "b"),
+            ("b[THINK]a", "b"),
+            ("<think>a<think>c</think>d</think>b", "b"),
+            ("<reasoning>a</reasoning>b", "b"),
+            ("<THINK>a</THINK>b", "b"),
+            ("<thin>a", "<thin>a"),
+        ],
+    )
+    def test_what_a_model_thought_aloud_is_not_its_answer(self, text, said):
+        assert language_models.spoken(text) == said
+
+    def test_captions_have_no_half_of_a_surrogate_pair(self, server, ask, record):
+        captions = ["\ud800 " + GOOD[0], *GOOD[1:4], "fresh \U0001f600 wording"]
+        server.answer = lambda clip: completion(json.dumps(captions))  # escapes within the answer's text
+        run(1, ask, record)
+        found = read(record).answers[0].captions
+        assert found == ["\ufffd " + GOOD[0], *GOOD[1:4], "fresh \U0001f600 wording"]
+
+    def test_deep_nesting_is_no_caption(self):
+        assert captioning.parse("[" * 50_000) == captioning.parse("[" * 50_000 + "]" * 50_000) == []
+
     def test_reasoning_alone_is_said_spends_no_attempt_and_is_asked_for_again_later(self, server, ask, record):
         server.answer = lambda clip: reply({"content": None, "reasoning": "hm"}, "length")
         report = run(3, ask, record, attempts=1)
-        said = "missing, only reasoning (switch the model's thinking off, or allow more tokens): 3 "
+        mend = "switch the model's thinking off, or raise the limit of tokens at its server"
+        said = f"missing, only reasoning ({mend}, or longest of atr.captioning.Local): 3 "
         assert report.asked == 3 and said in str(report)
+        assert "longest" in inspect.signature(captioning.Local).parameters
         server.answer = lambda clip: completion(json.dumps(GOOD))
         assert run(3, ask, record, attempts=1).valid == 3
 
@@ -714,6 +791,34 @@ def test_an_answer_has_a_size_limit_also_packed(server, monkeypatch, packed):
     with pytest.raises(CaptioningError, match="an answer of more than 1,000 bytes; "):
         Endpoint(server.url, "m", retries=2)(messages(["a"]))
     assert len(server.asked) == 1
+
+
+class Endless(Handler):
+    status = 200
+
+    def do_POST(self):
+        self.send_response(self.status)
+        if self.status == 307 and self.path.endswith("completions"):
+            self.send_header("Location", "/there")
+        elif self.status == 308:
+            self.send_header("Location", self.path)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x" * 1000)
+
+
+@pytest.mark.parametrize(
+    "status, message",
+    [(status, "an answer of more than 5,000 bytes") for status in (200, 307, 400, 401, 404, 429, 500)]
+    + [(308, "one redirect after another")],
+)
+def test_an_endless_answer_of_any_status_is_given_up(monkeypatch, status, message):
+    monkeypatch.setattr(language_models, "MOST", 5000)
+    monkeypatch.setattr(Endless, "status", status)
+    with serving(Endless) as running:
+        with pytest.raises(CaptioningError, match=message):
+            Endpoint(f"http://127.0.0.1:{running.server_port}/v1", "m", timeout=5, retries=0)(messages(["a"]))
 
 
 def test_no_error_of_an_endpoint_holds_its_password():

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 import atr
 from atr import cli, commands, executors, profile, records, store, study, trainer
+from atr.corpora import CorpusError
 
 runner = CliRunner()
 
@@ -464,3 +466,57 @@ def test_texts_of_others_are_only_printed(capsys, monkeypatch):
     assert PRINTED in shown and r"[b]n\x1b" in shown and r"[i]t\x1b" in shown and "\x1b" not in shown
     commands.console.print("Héllo 👩\u200d🔬\u00a0→\tx\ny", soft_wrap=True)
     assert "Héllo 👩\u200d🔬\u00a0→" in capsys.readouterr().out
+    commands.console.print("[red]a\nb", "c", sep="\n")
+    assert capsys.readouterr().out == "[red]a\\nb\nc\n"
+
+
+FORGED = "a\nforged\r\x1b[2K[bold]b"
+SPELT = r"a\nforged\r\x1b[2K[bold]b"
+
+
+class TestNames:
+    """Of files and folders, with a line end, a control character and markup in them: they make no line of their own."""
+
+    def said(self, *words, status):
+        shown = call(*words, status=status)
+        assert SPELT in shown and "\x1b" not in shown and "\r" not in shown
+        assert not any(line.lstrip().startswith("forged") for line in shown.splitlines())
+        return shown
+
+    @pytest.mark.parametrize(
+        "words", ["index", "search rain", "data clotho --from", "report --results", "check csv --root"]
+    )
+    def test_of_a_folder_that_is_not_there(self, results, tmp_path, words):
+        self.said(*words.split(), tmp_path / FORGED, status=1)
+
+    def test_of_a_file_with_problems(self, tmp_path):
+        folder = folder_of_sounds(tmp_path, f'"{FORGED}.wav",train,a sound\n')
+        self.said("check", "csv", "--root", folder, status=1)
+
+    def test_of_what_is_written(self, results, tmp_path, monkeypatch):
+        smoke = profile("smoke")
+        made_run(smoke.runs, "aa0", smoke.config("soundscapes", "frozen", "nt_xent", 0), [1, 2], [1, 2])
+        self.said("runs", "export", tmp_path / f"{FORGED}.csv", "--profile", "smoke", status=0)
+        folder_of_sounds(tmp_path)
+        clean = tmp_path / f"{FORGED}.csv"
+        self.said("check", "csv", "--root", tmp_path, "--write-clean", clean, status=0)
+        monkeypatch.setattr("atr.bench.run", lambda *arguments: {"rows": []})
+        monkeypatch.setattr("atr.bench.goals.table", lambda *arguments: pd.DataFrame({"factor": [1.0]}))
+        self.said("bench", "--out", tmp_path / f"{FORGED}.json", status=0)
+
+    def test_in_a_warning(self, monkeypatch):
+        def warned(*arguments):
+            shown.append(warnings.formatwarning(FORGED, UserWarning, "x.py", 1, ""))
+            return pd.DataFrame({"a": [1]})
+
+        shown = []
+        monkeypatch.setattr("atr.data.status", warned)
+        call("data")
+        assert SPELT in shown[0] and warnings.formatwarning(FORGED, UserWarning, "x.py", 1, "").count("\n") > 1
+
+    def test_in_an_error_of_several_lines(self, capsys):
+        commands.fail(RuntimeError("failed:\n[bold]x"))
+        assert capsys.readouterr().err == "error: failed:\n[bold]x\n"
+        problems = pd.DataFrame({"where": [FORGED], "problem": ["gone"], "mend": ["fetch it"]})
+        commands.fail(CorpusError("csv", problems))
+        assert capsys.readouterr().err == f"error: corpus 'csv' has 1 problem(s):\n  {SPELT}: gone; fetch it\n"

@@ -241,6 +241,32 @@ def test_another_size_than_the_published_is_an_error_before_anything_is_written(
     assert (tmp_path / "clips.bin.part").read_bytes() == CONTENT[:10]
 
 
+PAGE = b"\n<!DOCTYPE html><title>Log in</title>"
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "Text/HTML", "application/xhtml+xml", None])
+def test_a_web_page_is_not_taken_for_a_file_of_which_nothing_is_known(site, file, tmp_path, kind):
+    site.content, site.headers = PAGE, {"Content-Type": kind}
+    with pytest.raises(DownloadError, match=r"clips.bin.*: .*a web page, such as a login.* fetch .*by hand"):
+        download.fetch(without_facts(file), tmp_path)
+    assert not (tmp_path / "clips.bin").exists() and len(site.asked) == 1
+    (tmp_path / "clips.bin").write_bytes(PAGE)
+    with pytest.raises(DownloadError, match=r"clips.bin: a web page, such as a login, and not the file"):
+        download.fetch(without_facts(file), tmp_path)
+
+
+@pytest.mark.parametrize("facts", [{"size": 100_000}, {"checksum": checksum("md5")}])
+def test_the_right_bytes_pass_whatever_the_server_calls_them(site, file, tmp_path, facts):
+    site.headers = {"Content-Type": "text/html"}
+    assert download.fetch(File(file.name, file.url, **facts), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_web_page_in_place_of_a_file_with_a_checksum_fails_it(site, file, tmp_path):
+    site.content, site.headers = PAGE, {"Content-Type": "text/html"}
+    with pytest.raises(DownloadError, match=r"clips.bin.part: sha256 .*, not "):
+        download.fetch(File(file.name, file.url, None, file.checksum), tmp_path)
+
+
 def test_only_https_is_spoken_beyond_this_machine(site, server, file, tmp_path):
     with pytest.raises(DownloadError, match=r"clips.bin: http://example.org/clips.bin is not https"):
         download.fetch(File("clips.bin", "http://example.org/clips.bin"), tmp_path)
@@ -508,16 +534,121 @@ def test_two_members_of_one_name_are_refused(tmp_path, suffix):
     assert visible(tmp_path) == [archive.name]
 
 
+def refused(archive, message):
+    """Whether an archive is refused by name and leaves nothing."""
+    with pytest.raises(DownloadError, match=f"{archive.name}: .*{message}.*; nothing was unpacked"):
+        download.extract(archive, archive.parent / "clips", quiet=True)
+    return visible(archive.parent) == [archive.name]
+
+
+END = {"members": 10, "size of the list": 12, "place of the list": 16}  # bytes of a zip's end
+
+
+@pytest.mark.parametrize(
+    "field, change", [("members", 1), ("size of the list", -75), ("size of the list", 99_999), ("place of the list", 9)]
+)
+def test_a_zip_whose_list_of_members_is_damaged_is_an_error(tmp_path, field, change):
+    archive = tmp_path / "clips.zip"
+    MAKE[".zip"](archive, {"a": b"a", "b" * 29: b"b"})  # the last entry of the list has 75 bytes
+    content = bytearray(archive.read_bytes())
+    place, length = len(content) - 22 + END[field], 2 if field == "members" else 4
+    number = int.from_bytes(content[place : place + length], "little") + change
+    content[place : place + length] = number.to_bytes(length, "little")
+    archive.write_bytes(content)
+    assert refused(archive, "damaged")
+
+
+def test_a_zip_whose_names_are_no_utf_8_is_an_error(tmp_path):
+    archive = tmp_path / "clips.zip"
+    make_zip(archive, {"Dög.wav": b"a"})
+    archive.write_bytes(archive.read_bytes().replace("ö".encode(), b"o\xf6"))
+    assert refused(archive, "damaged")
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("comment", [b"", b"PK\5 of the year", b"x" * 65535])
+@pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n"])
+def test_zips_of_every_layout_are_read(tmp_path, monkeypatch, zip64, comment, before):
+    if zip64:
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        for name, content in MEMBERS.items():
+            archive.writestr(name, content)
+        archive.comment = comment
+    (tmp_path / "clips.zip").write_bytes(before + (tmp_path / "clips.zip").read_bytes())
+    assert tree(download.extract(tmp_path / "clips.zip", tmp_path / "clips", quiet=True)) == MEMBERS
+
+
+def test_a_zip_that_counts_its_members_modulo_65536_is_read(tmp_path, monkeypatch):
+    make_zip(tmp_path / "clips.zip", MEMBERS)
+    counted = zipfile._EndRecData
+    monkeypatch.setattr(zipfile, "_EndRecData", lambda file: (end := counted(file)) and [*end[:4], 3 + 65536, *end[5:]])
+    assert tree(download.extract(tmp_path / "clips.zip", tmp_path / "clips", quiet=True)) == MEMBERS
+
+
+def test_a_folder_of_a_zip_that_holds_data_is_an_error(tmp_path):
+    make_zip(tmp_path / "clips.zip", {"rain/": b"rain"})
+    assert refused(tmp_path / "clips.zip", "folder 'rain/' holds data")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".7z"])
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_file_without_a_name_is_refused(tmp_path, suffix, name):
+    MAKE[suffix](tmp_path / f"clips{suffix}", {"good": b"good", name: b"x"})
+    assert refused(tmp_path / f"clips{suffix}", "")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".7z"])
+@pytest.mark.parametrize("names", ["a a/b", "a/b a"])
+def test_a_name_that_is_a_file_and_a_folder_is_refused(tmp_path, suffix, names):
+    MAKE[suffix](tmp_path / f"clips{suffix}", dict.fromkeys(names.split(), b"x"))
+    assert refused(tmp_path / f"clips{suffix}", "damaged")
+
+
+@pytest.mark.parametrize("kinds", [(tarfile.REGTYPE, tarfile.DIRTYPE), (tarfile.DIRTYPE, tarfile.REGTYPE)])
+def test_an_empty_folder_and_a_file_of_one_name_are_refused(tmp_path, kinds):
+    with tarfile.open(tmp_path / "clips.tar", "w") as archive:
+        for kind in kinds:
+            info = tarfile.TarInfo("rain")
+            info.type = kind
+            archive.addfile(info)
+    assert refused(tmp_path / "clips.tar", "damaged")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_a_tar_member_without_a_name_or_with_a_zero_in_it_is_refused(tmp_path, kind):
+    info = tarfile.TarInfo("")
+    info.type = kind
+    with tarfile.open(tmp_path / "clips.tar", "w") as archive:
+        archive.addfile(info)
+    assert refused(tmp_path / "clips.tar", "member '' is a link or leads out of the folder, or is no name")
+    info.name, info.pax_headers = "x", {"path": "a\0b"}
+    with tarfile.open(tmp_path / "clips.tar", "w") as archive:
+        archive.addfile(info)
+    assert refused(tmp_path / "clips.tar", "or is no name")
+
+
+def test_a_7z_with_one_name_twice_is_refused(tmp_path):
+    with py7zr.SevenZipFile(tmp_path / "clips.7z", "w") as archive:
+        for content in (b"one", b"two"):
+            archive.writef(io.BytesIO(content), "rain")
+    assert refused(tmp_path / "clips.7z", "two members share a name")
+
+
 class Odd(BaseHTTPRequestHandler):
     """Sends without saying how much: b"x" at a time, `pause` seconds apart."""
 
-    pause = 0.0
+    pause, bytes = 0.0, 2000
+    head = False  # also of its headers
 
     def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
         with suppress(OSError):
-            for _ in range(2000):
+            for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200 if self.head else b"":
+                self.wfile.write(byte.to_bytes())
+                time.sleep(self.pause)
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(self.bytes):
                 self.wfile.write(b"x")
                 time.sleep(self.pause)
 
@@ -534,3 +665,43 @@ def test_a_server_that_sends_too_much_or_too_slowly_is_given_up(tmp_path, monkey
         with pytest.raises(DownloadError, match=f"a.bin: .*{message}"):
             download.fetch(file, tmp_path, quiet=True)
     assert visible(tmp_path) == ["a.bin.part"]
+
+
+def test_headers_that_come_byte_by_byte_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(Odd, "head", True)
+    monkeypatch.setattr(Odd, "pause", 0.05)
+    monkeypatch.setattr(download, "TIMEOUT", (0.1, 0.1))
+    monkeypatch.setattr(download, "PAUSES", (0,))
+    begun = time.monotonic()
+    with serving(Odd) as running:
+        file = File("a.bin", f"http://127.0.0.1:{running.server_port}/a.bin", 100)
+        with pytest.raises(DownloadError, match=r"a.bin: cannot be fetched .*no whole answer within 0.4 s"):
+            download.fetch(file, tmp_path, quiet=True)
+    assert time.monotonic() - begun < 3 and visible(tmp_path) == []
+
+
+def test_a_body_of_unknown_size_stops_before_the_disk_is_full(tmp_path, monkeypatch):
+    part, room = tmp_path / "a.bin.part", download.SPARE + 1000
+
+    def usage(folder):
+        return namedtuple("usage", "free")(room - (part.stat().st_size if part.exists() else 0))
+
+    monkeypatch.setattr(Odd, "bytes", 1 << 20)
+    monkeypatch.setattr(download, "CHUNK", 100)
+    monkeypatch.setattr(download.shutil, "disk_usage", usage)
+    with serving(Odd) as running:
+        with pytest.raises(DownloadError, match=r"a.bin: .* GiB free, and .* are needed; free some, or set ATR_HOME"):
+            download.fetch(File("a.bin", f"http://127.0.0.1:{running.server_port}/a.bin"), tmp_path, quiet=True)
+    assert 1000 < part.stat().st_size < 100_000
+
+
+def test_a_body_that_ends_before_the_published_size_is_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(Odd, "bytes", 50)
+    monkeypatch.setattr(download, "PAUSES", (0, 0))
+    with serving(Odd) as running:
+        file = File("a.bin", f"http://127.0.0.1:{running.server_port}/a.bin", 100, checksum("md5", b"x" * 100))
+        with pytest.raises(DownloadError, match="ended early.*try again, what has arrived is kept") as caught:
+            download.fetch(file, tmp_path, quiet=True)
+        assert "delete" not in str(caught.value)
+        monkeypatch.setattr(Odd, "bytes", 100)
+        assert download.fetch(file, tmp_path, quiet=True).read_bytes() == b"x" * 100

@@ -488,6 +488,36 @@ class TestLatex:
         text = latex.table(pd.DataFrame({"T→A R@1 AudioCaps, published": [1.5], "short": [2]}), "Both.", "both")
         assert r"\shortstack[l]{T$\rightarrow$A R@1 \\ AudioCaps, \\ published} & short \\" in text
 
+    def test_a_cell_and_a_heading_stay_on_one_line(self):
+        text = latex.table(pd.DataFrame({"a\nb": ["c\r\n\u2028d\te"]}), "One\n\ntwo.", "lines")
+        assert "\na b \\\\\n" in text and "\nc d e \\\\\n" in text and r"\caption{One two.}" in text
+
+    @pytest.mark.parametrize("mark", ["[1mm] x", "* x", " [x"])
+    def test_what_begins_as_an_option_of_a_line_s_end_is_none(self, mark):
+        heading = f"a long heading {mark.strip().replace(' ', '')} follows"
+        text = latex.table(pd.DataFrame({mark: [mark, mark], heading: ["a", "b"]}), "Marks.", "marks")
+        assert text.count(f"{{}}{mark.strip()} & ") == 3 and not re.search(r"(\\\\|rule)\s*[\[*]", text)
+
+    def test_a_note_that_begins_with_a_bracket_is_no_label(self, results, tmp_path, monkeypatch):
+        monkeypatch.setattr(report.Report, "notes", ["[x] is missing"])
+        latex.write(report.gather("smoke"), tmp_path)
+        assert r"\item {}[x] is missing" in (tmp_path / "report.tex").read_text()
+
+    @pytest.mark.parametrize(
+        "text, printed",
+        [
+            ("a\x1b[31m\x00b", "aU+001B[31mU+0000b"),
+            ("a\u202eb\u2066c\u200bd", "aU+202EbU+2066cU+200Bd"),
+            ("日本 ж μ ħ 🔊", "U+65E5U+672C U+0436 U+03BC U+0127 U+1F50A"),
+            ("Łódź, Čech’s œuvre – “naïve” 5 µs…", "Łódź, Čech’s œuvre – “naïve” 5 µs…"),
+            ("e\u0301 q\u0301\u00a0x\u2028y", "é qU+0301 x y"),
+            ("\ud800", "U+D800"),
+        ],
+    )
+    def test_what_the_fonts_lack_is_a_number(self, text, printed):
+        assert latex.escape(text) == printed
+        assert latex.prose(f"{text}\n") == f"{printed}\n"
+
     def test_a_table_longer_than_a_page_is_pointed_at(self, results):
         run = records.Run(next((results / "runs").iterdir()))
         tables.save(pd.DataFrame({"row": range(60)}), results, "01_each_b", "Long.", [run])

@@ -65,7 +65,7 @@ def caption(
         )
     except (ValueError, OSError) as error:
         raise fail(error) from error
-    console.print(str(report), soft_wrap=True, markup=False, highlight=False)
+    console.print(*str(report).split("\n"), sep="\n", soft_wrap=True, highlight=False)
     if report.missing:
         raise typer.Exit(1)
     console.print(

@@ -23,8 +23,8 @@ def report(
     """
     from atr import report as reports
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+    def say(*lines: str) -> None:
+        console.print(*lines, sep="\n", soft_wrap=True, highlight=False)
 
     try:
         gathered = reports.gather(profile, results)
@@ -35,4 +35,4 @@ def report(
         page, archive = reports.write(gathered)
     except (ValueError, OSError) as error:
         raise fail(error) from error
-    say(f"{gathered.counts}\n→ {page} ({page.stat().st_size / 1e6:.1f} MB)\n→ {archive}")
+    say(str(gathered.counts), f"→ {page} ({page.stat().st_size / 1e6:.1f} MB)", f"→ {archive}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atr.commands import ProfileOption, SafeConsole, console, fail, printed
+from atr.commands import ProfileOption, SafeConsole, console, fail, harmless, printed
 
 app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
 
@@ -73,9 +73,7 @@ def _name_damaged(found: list) -> bool:
     """A line for each damaged run on the error stream; whether there are any."""
     problems = [problem for run in found if (problem := _problem(run))]
     for problem in problems:
-        SafeConsole(stderr=True, emoji=False).print(
-            f"damaged: {problem}", soft_wrap=True, markup=False, highlight=False
-        )
+        SafeConsole(stderr=True).print(f"damaged: {problem}", soft_wrap=True, highlight=False)
     return bool(problems)
 
 
@@ -89,12 +87,12 @@ def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], pro
     console.print(str(run.path), soft_wrap=True, markup=False, highlight=False)
     for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
         if os.path.lexists(run.path / name):
-            console.print(f"[bold]{name}[/bold]")
+            console.print(f"[bold]{name}[/bold]", markup=True)
             try:
                 text = (run.path / name).read_text(encoding="utf-8", errors="replace")
             except OSError as error:
                 text = str(error)
-            console.print(text, markup=False, soft_wrap=True)
+            console.print(*text.split("\n"), sep="\n", soft_wrap=True)
     if _name_damaged([run]):
         raise typer.Exit(1)
 
@@ -152,7 +150,7 @@ def runs_verify(
     if unknown := sum(run.finished and not (run.path / "sums.json").is_file() for run in found):
         console.print(f"{unknown} by an older version, which wrote no hashes")
     if damaged:
-        console.print(f"[red]{len(damaged)} damaged[/red] of {len(found)} runs")
+        console.print(f"[red]{len(damaged)} damaged[/red] of {len(found)} runs", markup=True)
         if repair:
             console.print(f"train them anew: atr study --profile {profile}", soft_wrap=True)
         raise typer.Exit(1)
@@ -180,7 +178,7 @@ def runs_remove(
             return
     except ValueError as error:
         raise fail(error) from error
-    if not yes and not typer.confirm(f"Remove {', '.join(run.address for run in chosen)}?"):
+    if not yes and not typer.confirm(f"Remove {harmless(', '.join(run.address for run in chosen))}?"):
         raise typer.Exit(1)
     kept = 0
     for run in chosen:

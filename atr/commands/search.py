@@ -305,5 +305,5 @@ def _plain(name: object) -> str:
 
 
 def _say(text: str, error: bool = False) -> None:
-    where = SafeConsole(stderr=True, emoji=False) if error else console
+    where = SafeConsole(stderr=True) if error else console
     where.print(text, soft_wrap=True, markup=False, highlight=False)

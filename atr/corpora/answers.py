@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from atr.language_models import spoken
+from atr.language_models import spoken, whole
 
 CAPTIONS = 5
 MOST_WORDS = 20
@@ -147,7 +147,7 @@ def parse(text: str) -> list[str]:
     text = _FENCE.sub("", spoken(text))
     found = [captions for value in _json_values(text) if (captions := _texts(value))]
     if found:
-        return [_bare(caption) for caption in max(reversed(found), key=len)]
+        return [_bare(whole(caption)) for caption in max(reversed(found), key=len)]
     if text.lstrip().startswith(("[", "{")):
         return []  # JSON cut short: its lines are no captions
     lines = [line for line in text.split("\n") if line.strip()]

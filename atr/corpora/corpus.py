@@ -38,6 +38,7 @@ class CorpusError(ValueError):
     def __init__(self, name: str, problems: pd.DataFrame) -> None:
         self.name, self.problems = name, problems
         lines = [f"  {row.where}: {row.problem}; {row.mend}" for row in problems.head(SHOWN).itertuples()]
+        lines = [line.replace("\n", "\\n") for line in lines]
         if len(problems) > SHOWN:
             lines.append(f"  and {len(problems) - SHOWN} more")
         super().__init__("\n".join([f"corpus {name!r} has {len(problems)} problem(s):", *lines]))

@@ -70,7 +70,8 @@ class Answer:
         if self.finish == REFUSED:
             return [f"{REFUSED}: {self.text}"]
         if self.unspoken:
-            return ["only reasoning (switch the model's thinking off, or allow more tokens): no answer"]
+            mend = "switch the model's thinking off, or raise the limit of tokens at its server"
+            return [f"only reasoning ({mend}, or longest of atr.captioning.Local): no answer"]
         if self.finish == REFUSAL:
             return [f"{REFUSAL}: {self.text}"]
         if self.finish in CUT_OFF:
