@@ -44,8 +44,14 @@ def join(members: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def embeddings(runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
     """`join` over the test embeddings of finished runs: text (captions, sum of D), audio (clips, sum of D).
 
-    ValueError: no run, or runs with different test clips, by name and order, or different relevance.
+    ValueError: no run, a text-aware one, or runs with different test clips, by name and order, or different relevance.
     """
+    for run in runs:
+        if "audio" not in run.embeddings:
+            raise ValueError(
+                f"run {run.address} pools each sound anew for each sentence, so that there is nothing to "
+                "join; leave it out"
+            )
     for run in runs[1:]:
         if _test_clips(run) != _test_clips(runs[0]):
             what = "test clips"

@@ -457,6 +457,8 @@ def _writing(path: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise OSError(f"{path}: another process is writing this index; wait for it, or stop it") from None
+    except store.WriteError:
+        raise
     except (OSError, SafetensorError) as error:
         mend = "make room or make it writable, or set ATR_HOME to another folder"
         raise OSError(f"{path}: cannot be written ({error}); {mend}") from error

@@ -176,6 +176,10 @@ class TestMessages:
         table.write_text("name,keywords\n")
         with pytest.raises(ValueError, match="no column file_name; it has name, keywords"):
             keywords_of(table, ["a"])
+        for damaged in ("", 'file_name,keywords\na,"b', "file_name,keywords\na,b,c\nd,e,f,g\n"):
+            table.write_text(damaged)
+            with pytest.raises(ValueError, match="metadata.csv: no table in CSV .*; fetch it again"):
+                keywords_of(table, ["a"])
 
 
 class TestEndpoint:

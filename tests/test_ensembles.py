@@ -131,6 +131,15 @@ def test_runs_of_different_test_sets_are_refused_by_name(tmp_path):
         join([(torch.ones(2, 5), torch.ones(3, 5)), (torch.ones(2, 5), torch.ones(4, 5))])
 
 
+def test_a_text_aware_run_has_nothing_to_join(tmp_path):
+    run = member(tmp_path, 0)
+    tensors = dict(run.embeddings)
+    tensors["similarity"] = tensors["text"] @ tensors.pop("audio").T
+    save_file(tensors, run.path / "embeddings.safetensors")
+    with pytest.raises(ValueError, match=f"run {run.address} pools each sound anew .*; leave it out"):
+        ensemble([member(tmp_path, 1), Run(run.path)])
+
+
 def test_runs_without_test_clips_are_tested_and_joined_on_those_held_out(tmp_path):
     held = {"name": "soundscapes", "train": 20, "validation": 6, "test": 0, "duration": 4.0, "hold_out": 8}
     config = RunConfig(corpus=held, epochs=1, batch_size=9, embedding_dim=16)

@@ -693,8 +693,9 @@ class TestGenerations:
                 raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", fsync)
-        with pytest.raises(OSError, match="indexes.*cannot be written .*No space left on device.*make room"):
+        with pytest.raises(OSError, match="indexes.*: cannot be written: No space left on device.*free some") as caught:
             updated(folder)
+        assert caught.value.errno == 28
         assert answers(folder) == before
         monkeypatch.undo()
         monkeypatch.setenv("ATR_HOME", str(folder.parent / "home"))

@@ -250,6 +250,7 @@ class TestIndex:
                 ("--device", "tpu", "device: unknown 'tpu'; known: "),
                 ("--run", "", "--run or --clap: empty"),
                 ("--clap", "", "--run or --clap: empty"),
+                ("--clap", __file__, "a file, and a CLAP model"),
             )
         ]
         + [(["index", "empty"], "no sounds here")]

@@ -143,6 +143,7 @@ def default_config() -> "RunConfig":
 
 def _check(run: str | None, profile: str, clap: str | None, device: str) -> None:
     """ValueError: options that name no model, or that are unknown."""
+    from atr.encoders import clap as models
     from atr.profiles import profile as profile_of
     from atr.training import resolve_device
 
@@ -152,6 +153,8 @@ def _check(run: str | None, profile: str, clap: str | None, device: str) -> None
         raise ValueError("--run or --clap: empty; name a model, or leave it out")
     profile_of(profile)
     resolve_device(device)
+    if clap and Path(clap).expanduser().is_file():
+        models.folder(clap)  # which says what such a file is
 
 
 def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: bool) -> dict[str, Any]:
