@@ -17,7 +17,7 @@ PY = .venv/bin/python
 HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/.venv/home/jupyter" \
 	JUPYTER_DATA_DIR="$(CURDIR)/.venv/home/jupyter" MPLCONFIGDIR="$(CURDIR)/.venv/home/matplotlib"
 
-MINUTES_smoke = 4 minutes
+MINUTES_smoke = 4 to 7 minutes
 MINUTES_demo = an hour to two
 MINUTES_esc10 = an hour to two
 MINUTES_captions = 6 minutes
