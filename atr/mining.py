@@ -109,6 +109,16 @@ def false_negatives(captions: Tensor, batches: Sequence[np.ndarray], threshold: 
     return np.array(counts, dtype=np.int64)
 
 
+def same_kind(kinds: np.ndarray, batches: Sequence[np.ndarray]) -> float:
+    """Share of a batch's distinct pairs that are of one kind, in percent over all batches; NaN if no pair is known.
+
+    kinds: (N,) numbers of the pairs' kinds, as `pandas.factorize` gives them; a pair without one (-1) does not count.
+    """
+    sizes = [np.unique(kinds[batch][kinds[batch] >= 0], return_counts=True)[1] for batch in batches]
+    same, known = (sum(int((n * (n - 1)).sum()) for n in counts) for counts in (sizes, [n.sum() for n in sizes]))
+    return 100 * same / known if known else float("nan")
+
+
 class _Pool(NamedTuple):
     """Unused pairs in random order, their clips and, as columns (D, n) for fast products, their embeddings."""
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atr.mining import HOW, ancillary, false_negatives, mine, report
+from atr.mining import HOW, ancillary, false_negatives, mine, report, same_kind
 from atr.sampling import epoch_batches
 
 quickly = settings(deadline=None, derandomize=True, max_examples=60)
@@ -252,6 +252,13 @@ def test_false_negatives_are_pairs_of_a_batch_with_captions_as_near_as_the_thres
     for threshold, count in [(0.9999, 1), (0.79, 3), (0.59, 4)]:
         assert false_negatives(captions, together, threshold).tolist() == [count]
     assert false_negatives(captions, apart, 0.79).tolist() == [0, 1]
+
+
+def test_pairs_of_the_same_kind_are_counted_among_those_of_known_kind():
+    kinds = np.array([0, 0, 1, -1, -1, 1])
+    # 0-0 of 0-0, 0-1, 0-1; none of no pair; 1-1 of 1-1
+    assert same_kind(kinds, [np.arange(4), np.array([3, 4]), np.array([2, 4, 5])]) == 50.0
+    assert np.isnan(same_kind(kinds, [np.array([0, 3]), np.array([3, 4])]))
 
 
 def test_hard_mining_seeks_false_negatives_and_easy_mining_shuns_them():
