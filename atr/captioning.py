@@ -56,19 +56,9 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
     Clotho's metadata tables are such. A file is joined to its clip by name, with the suffix or without, and a split in
     front of the clip's does not count. UTF-8 or Latin-1. Raises ValueError for another table, or if it has no clip.
     """
-
-    def read(encoding: str) -> pd.DataFrame:
-        return pd.read_csv(table, dtype="str", keep_default_na=False, encoding=encoding)
-
-    try:
-        try:
-            sheet = read("utf-8-sig")
-        except UnicodeDecodeError:
-            sheet = read("latin-1")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, MemoryError) as error:
-        raise ValueError(f"{table}: no table in CSV ({str(error).strip()}); fetch it again") from None
+    sheet = files.frame(table, latin=True)
     if missing := {"file_name", "keywords"} - set(sheet.columns):
-        raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; it has {', '.join(sheet.columns)}")
+        raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; it has {files.shown(list(sheet))}")
     known = {}
     for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):
         known[Path(name).stem] = known[name] = [word.strip() for word in text.split(";") if word.strip()]

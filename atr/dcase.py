@@ -35,6 +35,7 @@ from atr import audio as audio_files
 from atr import embedding, features, metrics, model, store, training
 from atr.corpora.corpus import CLIP_COLUMNS, DENSE, Corpus, alike, no_events
 from atr.corpora.csvfolder import FolderReader
+from atr.corpora.files import LONGEST_LINE, frame, shown
 from atr.metrics import Matrix, Relevance
 from atr.records import Run
 
@@ -91,10 +92,10 @@ def read(path: StrPath, queries: Sequence[str] | None = None, names: Sequence[st
     queries, names: where given, what the captions must be, in order, and what the file names must be among.
     ValueError: another form, an empty or repeated file name in a row, other queries, an unknown file name.
     """
-    table = _table(path)
+    table = frame(Path(path), LONGEST_LINE)
     expected = ["caption", *(f"file_name_{place}" for place in range(1, table.shape[1]))]
     if list(table.columns) != expected or len(expected) < 2:
-        raise ValueError(f"{path}: the header is {', '.join(table.columns)}; it must be caption, file_name_1, …")
+        raise ValueError(f"{path}: the header is {shown(list(table))}; it must be caption, file_name_1, …")
     captions = table["caption"].tolist()
     if queries is not None and captions != list(queries):
         if len(captions) != len(queries):
@@ -171,10 +172,10 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
 
     ValueError: other columns, a broken list, a query or a file that is unknown.
     """
-    table = _table(path)
+    table = frame(Path(path), LONGEST_LINE)
     text = "query" if "query" in table else "caption"
     if text not in table or not {"file_name", "audio_filenames"} & set(table):
-        listed = ", ".join(table.columns)
+        listed = shown(list(table))
         raise ValueError(f"{path}: the header is {listed}; it needs query or caption, and file_name or audio_filenames")
     if "audio_filenames" in table:
         try:
@@ -325,17 +326,3 @@ def _write(path: StrPath, header: list[str], rows: Iterable[list[str]]) -> None:
             writer.writerows(rows)
 
     store.write_atomic(Path(path), fill)
-
-
-def _table(path: StrPath) -> pd.DataFrame:
-    """A CSV file's cells as text, as they stand."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *rows = (cells for cells in csv.reader(file, strict=True) if cells)
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path}: no table in CSV and UTF-8 ({error}); save it as one") from None
-    for row, cells in enumerate(rows, start=1):
-        if len(cells) != len(header):
-            problem = f"{len(cells)} fields where the header has {len(header)}"
-            raise ValueError(f"{path}, row {row}: {problem}; put quotes around a text that contains commas")
-    return pd.DataFrame(rows, columns=header, dtype="str")

@@ -174,12 +174,22 @@ class TestMessages:
         with pytest.raises(ValueError, match="metadata.csv: has none of the 1 clips among its files"):
             keywords_of(table, ["gone"])
         table.write_text("name,keywords\n")
-        with pytest.raises(ValueError, match="no column file_name; it has name, keywords"):
+        with pytest.raises(ValueError, match="no column file_name; it has 'name', 'keywords'"):
             keywords_of(table, ["a"])
-        for damaged in ("", 'file_name,keywords\na,"b', "file_name,keywords\na,b,c\nd,e,f,g\n"):
-            table.write_text(damaged)
-            with pytest.raises(ValueError, match="metadata.csv: no table in CSV .*; fetch it again"):
+        good = "file_name,keywords\n"
+        for damaged, problem in [
+            (b"", r": no table in CSV \(is empty\)"),
+            (good.encode() + b'a,"b', ", line 2: no table in CSV .*unexpected end"),
+            (good.encode() + b"a,b,c\n", ", row 1: 3 fields where the header has 2"),
+            (good.encode() + b"a,\0\n", ", line 2: no table in CSV .*0x00"),
+            (good.encode("utf-16"), ", line 1: no table in CSV .*0x00, as in UTF-16"),
+            (b"file_name,keywords,keywords\na,b,c\n", r": no table in CSV \(column 'keywords' is there twice\)"),
+            (",".join(map(str, range(20_000))).encode(), ": no table in CSV .20,000 columns, more than 1,000.;"),
+        ]:
+            table.write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"metadata.csv{problem}") as caught:
                 keywords_of(table, ["a"])
+            assert len(str(caught.value)) < 300 + len(str(table))
 
 
 class TestEndpoint:

@@ -184,6 +184,15 @@ def test_clips_that_are_not_as_long_as_clotho_says_are_named(home, tmp_path):
     ]
 
 
+def test_a_damaged_table_of_lengths_is_named(home, root):
+    path = root / "clotho_metadata_development.csv"
+    path.write_text("file_name,start_end_samples\na,b,c\n")
+    with pytest.raises(
+        ValueError, match="clotho_metadata_development.csv, row 1: 3 fields where the header has 2; put"
+    ):
+        load_corpus("clotho", root)
+
+
 def test_a_file_that_changes_after_the_check_is_refused(home, root):
     corpus = load_corpus("clotho", root)
     path = root / "evaluation" / "Bus(Drive_Reverse)_1-2.wav"

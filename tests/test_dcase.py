@@ -192,9 +192,14 @@ def test_map_at_16_of_many_to_many_relevance_by_hand():
 def test_bad_submissions_are_named_with_the_mend(tmp_path):
     path, header = tmp_path / "out.csv", ["caption", "file_name_1", "file_name_2"]
     for rows, message in [
-        ([["caption", "name_1"], ["q", "a"]], "the header is caption, name_1; it must be caption, file_name_1, …"),
-        ([["caption"], ["q"]], "the header is caption; it must be"),
-        ([[*header[:2], "file_name_1"], ["q", "a", "b"]], "the header is"),
+        ([["caption", "name_1"], ["q", "a"]], "the header is 'caption', 'name_1'; it must be caption, file_name_1, …"),
+        ([["caption"], ["q"]], "the header is 'caption'; it must be"),
+        (
+            [[*header[:2], "file_name_1"], ["q", "a", "b"]],
+            r"no table in CSV \(column 'file_name_1' is there twice\)",
+        ),
+        ([["a" * 9] + [f"c{n}" for n in range(20_000)]], "'c10' and 19989 more; it must be"),
+        ([header, ["q", "a", "\0"]], "line 2: no table in CSV .*0x00"),
         ([header, ["q", "a", "b"]], "1 rows for 2 queries; give each query its row"),
         ([header, ["r", "a", "b"], ["q", "a", "b"]], "row 1: 'r' where the query is 'q'; keep the order"),
         ([header, ["q", "a", "b"], ["r", "b", "b"]], "row 2: file name 'b' is there twice; name each file once"),
@@ -202,13 +207,13 @@ def test_bad_submissions_are_named_with_the_mend(tmp_path):
         ([header, ["q", "a", "b"], ["r", "b"]], "row 2: 2 fields where the header has 3; put quotes around"),
         ([header, ["q", "a", "x"], ["r", "b", "a"]], "row 1: unknown file name 'x'; use the names of the files"),
         ([header, ["q", "a", "b"], ["r", "b", "a", "c"]], "row 2: 4 fields where the header has 3; put quotes"),
-        ([], "no table in CSV and UTF-8 .*; save it as one"),
+        ([], r"no table in CSV \(is empty\); save the table again as CSV"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:
             read(table(path, *rows), ["q", "r"], ["a", "b"])
         assert str(caught.value).startswith(str(path))
     path.write_bytes(b"caption,file_name_1\nK\xe4uzchen,a\n")
-    with pytest.raises(ValueError, match="no table in CSV and UTF-8"):
+    with pytest.raises(ValueError, match=r"csv, line 2: no table in CSV \(byte 21 of the file, 0xe4, is no UTF-8"):
         read(path)
 
 
@@ -252,8 +257,8 @@ def test_relevance_written_as_pairs_comes_back(tmp_path):
 
 def test_bad_relevance_is_named_with_the_mend(tmp_path):
     for rows, message in [
-        ([["query", "file"], ["q", "a"]], "the header is query, file; it needs query or caption, and file_name or"),
-        ([["text", "file_name"], ["q", "a"]], "the header is text, file_name; it needs query"),
+        ([["query", "file"], ["q", "a"]], "the header is 'query', 'file'; it needs query or caption, and file"),
+        ([["text", "file_name"], ["q", "a"]], "the header is 'text', 'file_name'; it needs query"),
         ([["query", "file_name"], ["q", "a"], ["x", "a"]], "1 unknown in query, such as 'x'; see the queries given"),
         ([["query", "file_name"], ["q", "x"], ["q", "y"]], "2 unknown in file_name, such as 'x'; see the names"),
         ([["query", "audio_filenames"], ["q", "['a', "]], r"no lists like \['a.wav', 'b.wav'\]"),

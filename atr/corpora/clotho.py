@@ -82,10 +82,7 @@ def _excerpts(captions: Path) -> dict[str, tuple[float, float]]:
     path = captions.with_name(captions.name.replace("_captions_", "_metadata_"))
     if path == captions or not path.is_file():
         return {}
-    try:
-        table = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8-sig")
-    except UnicodeDecodeError:  # as some of the published ones
-        table = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="latin-1")
+    table = files.frame(path, latin=True)  # as some of the published ones are
     if not {"file_name", "start_end_samples"} <= set(table):
         return {}
     numbers = table["start_end_samples"].str.extract(r"^\[(\d+), (\d+)\]$").astype("float64")

@@ -258,16 +258,18 @@ class Table(NamedTuple):
     lines: list[int]
 
 
-def read_csv(path: Path, name: str) -> Table | Problem:
-    """A comma-separated file in UTF-8, without blank rows, or why it is none; `name` is what a problem calls it."""
+def read_csv(path: Path, name: str, most: int = MOST_COLUMNS, encoding: str = "utf-8-sig") -> Table | Problem:
+    """A comma-separated file in UTF-8, of at most so many columns, without blank rows, or why it is none; `name` is
+    what a problem calls it.
+    """
     table, start = Table([], [], []), 1
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding=encoding) as file:
             reader = csv.reader(_lines(file), strict=True)
             for cells in reader:
                 if any(map(str.strip, cells)):
-                    if not table.header and len(cells) > MOST_COLUMNS:
-                        problem = f"{len(cells):,} columns, more than {MOST_COLUMNS:,}"
+                    if not table.header and len(cells) > most:
+                        problem = f"{len(cells):,} columns, more than {most:,}"
                         return Problem(name, problem, "name a table with a row a file, or keep its columns of captions")
                     if table.header:
                         table.rows.append(cells)
@@ -313,6 +315,30 @@ def _offset(path: Path, error: UnicodeDecodeError) -> int:
                 return done - waiting + again.start
             done += len(block)
     return done - len(decoder.getstate()[0])
+
+
+def frame(path: Path, most: int = MOST_COLUMNS, latin: bool = False) -> pd.DataFrame:
+    """A CSV file's cells as text; ValueError, with the place and the mend, for what is none. latin: what is no UTF-8 is
+    read as Latin-1.
+    """
+    encoding = "utf-8-sig"
+    if latin:
+        try:
+            with open(path, encoding=encoding) as file:
+                while file.read(1 << 20):
+                    pass
+        except UnicodeDecodeError:
+            encoding = "latin-1"
+    table = read_csv(path, str(path), most, encoding)
+    if isinstance(table, Table):
+        uneven = [row for row, cells in enumerate(table.rows) if len(cells) != len(table.header)]
+        if table.header and not uneven:
+            return pd.DataFrame(table.rows, columns=table.header, dtype="str")
+        if uneven:
+            problem = f"{len(table.rows[uneven[0]])} fields where the header has {len(table.header)}"
+            raise ValueError(f"{path}, row {uneven[0] + 1}: {problem}; put quotes around a text that contains commas")
+        table = Problem(str(path), "is empty", "save the table again as CSV in UTF-8")
+    raise ValueError(f"{table.where}: no table in CSV ({table.problem}); {table.mend}")
 
 
 def shown(header: list[str]) -> str:
