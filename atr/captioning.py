@@ -58,7 +58,9 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
     """
     sheet = files.frame(table, latin=True)
     if missing := {"file_name", "keywords"} - set(sheet.columns):
-        raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; it has {files.shown(list(sheet))}")
+        raise ValueError(
+            f"{table}: no column {', '.join(sorted(missing))}; it has {files.shown(sheet.columns.tolist())}"
+        )
     known = {}
     for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):
         known[Path(name).stem] = known[name] = [word.strip() for word in text.split(";") if word.strip()]

@@ -95,7 +95,7 @@ def read(path: StrPath, queries: Sequence[str] | None = None, names: Sequence[st
     table = frame(Path(path), LONGEST_LINE)
     expected = ["caption", *(f"file_name_{place}" for place in range(1, table.shape[1]))]
     if list(table.columns) != expected or len(expected) < 2:
-        raise ValueError(f"{path}: the header is {shown(list(table))}; it must be caption, file_name_1, …")
+        raise ValueError(f"{path}: the header is {shown(table.columns.tolist())}; it must be caption, file_name_1, …")
     captions = table["caption"].tolist()
     if queries is not None and captions != list(queries):
         if len(captions) != len(queries):
@@ -175,7 +175,7 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
     table = frame(Path(path), LONGEST_LINE)
     text = "query" if "query" in table else "caption"
     if text not in table or not {"file_name", "audio_filenames"} & set(table):
-        listed = shown(list(table))
+        listed = shown(table.columns.tolist())
         raise ValueError(f"{path}: the header is {listed}; it needs query or caption, and file_name or audio_filenames")
     if "audio_filenames" in table:
         try:

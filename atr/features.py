@@ -167,6 +167,8 @@ def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool 
         audio_weights = pretraining.path(corpus, config.audio_encoder)
         if fetch:
             audio_weights = pretraining.weights(corpus, config.audio_encoder, quiet=quiet)
+        elif problem := store.damage(audio_weights.parent):  # a damaged file would give the run another address
+            raise FileNotFoundError(f"{audio_weights}: not there, or damaged ({problem}); it is made anew with the run")
     if audio_weights is None and config.training == "frozen":
         raise ValueError("training 'frozen' needs audio_weights; a random encoder that stays random learns nothing")
     audio = store.file_hash(audio_weights) if audio_weights else "random"  # FileNotFoundError where it is missing

@@ -161,12 +161,21 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
     path, kept, own = run.path / "checkpoint.safetensors", run.checkpoint, network.kept()
-    if {name: tensor.shape for name, tensor in kept.items()} != {name: tensor.shape for name, tensor in own.items()}:
+    mend = "train anew, with the run's folder moved away"
+    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (kept, own)]
+    if shapes[0] != shapes[1]:
+        told = [
+            f"{name} ({' instead of '.join(str(shape[name]) if name in shape else 'none' for shape in shapes)})"
+            for name in {**shapes[0], **shapes[1]}
+            if shapes[0].get(name) != shapes[1].get(name)
+        ]
         raise RecordError(
-            f"{path}: the checkpoint holds other tensors than the config builds; train anew, "
-            "with the run's folder moved away"
+            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.listed(told)}; {mend}"
         )
-    checkpoints.check(path, kept, own)
+    try:
+        checkpoints.check(path, kept, own, mend)
+    except ValueError as error:
+        raise RecordError(str(error)) from None
     network.load_state_dict(kept, strict=False)
     return network
 

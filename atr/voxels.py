@@ -222,8 +222,8 @@ def voxel_network_history(seed: int = 0, recipe: VoxelRecipe | None = None, quie
 
 
 def trained(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = False, train: bool = True) -> Path:
-    """Folder of the network's weights.safetensors and history.csv; FileNotFoundError where it is missing and `train`
-    is not set.
+    """Folder of the network's weights.safetensors and history.csv; FileNotFoundError where it is missing or damaged and
+    `train` is not set.
     """
     recipe = recipe or VoxelRecipe()
 
@@ -233,7 +233,7 @@ def trained(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = Fals
         history.to_csv(folder / "history.csv", index=False)
 
     key = store.content_key(VOXEL_NETWORK_VERSION, seed, asdict(recipe))
-    if not train and not (store.home() / "cache" / "voxel_network" / key).exists():
+    if not train and store.damage(store.home() / "cache" / "voxel_network" / key):
         raise FileNotFoundError("the voxel network is not trained yet; atr.voxels.voxel_network() trains it")
     return store.cached("voxel_network", key, build)
 

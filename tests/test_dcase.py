@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 from test_readme import blocks
 
-from atr import RunConfig, audio, fit, metrics
+from atr import Embedder, RunConfig, audio, fit, metrics
 from atr.corpora.corpus import Corpus
 from atr.dcase import embed, export, read, relevance, same_events, score, write, write_scores
 from atr.records import Run
@@ -351,8 +351,20 @@ def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):
     kept.pop("audio_head.0.weight")
     save_file(kept, other.path / "checkpoint.safetensors")
     (other.path / "environment.json").write_text(json.dumps(run.environment))
-    with pytest.raises(ValueError, match="checkpoint holds other tensors than the config builds; train anew"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint.safetensors: .* other tensors than the config builds: "
+        r"audio_head.0.weight \(none instead of \[.*\]\); train anew, with the run's folder moved away",
+    ):
         embed(other, files, captions)
+    kept = load_file(run.path / "checkpoint.safetensors")
+    kept["audio_head.0.weight"][0, 0] = torch.nan
+    save_file(kept, other.path / "checkpoint.safetensors")
+    for attempt in (lambda: embed(other, files, captions), lambda: Embedder(other)):
+        with pytest.raises(
+            ValueError, match="checkpoint.safetensors: not finite, .*: audio_head.0.weight; train anew, "
+        ):
+            attempt()
 
 
 def test_an_evaluation_set_is_handed_out_and_its_submission_scored_as_the_run_is(corpus, run, tmp_path):

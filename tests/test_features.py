@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import atr
 from atr import encoders, features, metrics, store
 from atr.config import RunConfig
-from atr.encoders import text
+from atr.encoders import pretraining, text
 from atr.encoders.clap import Clap
 from atr.encoders.text import TextEncoder
 from atr.features import log_mels, pooled, prepare
@@ -223,6 +223,21 @@ def test_without_fetching_missing_weights_are_an_error_and_nothing_is_made(confi
         with pytest.raises(FileNotFoundError):
             features.weights(config.replace(audio_encoder=name), corpus, fetch=False)
     assert not any(tmp_path.iterdir())
+
+
+def test_without_fetching_damaged_weights_count_as_missing(config, corpus, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATR_HOME", str(tmp_path))
+    setting = config.replace(audio_encoder="compact", audio_weights="pretrained")
+    made = pretraining.weights(corpus, "compact", epochs=1, quiet=True)
+    monkeypatch.setenv("ATR_PRETRAINING_EPOCHS", "1")
+    whole = features.weights(setting, corpus).fingerprints
+    assert features.weights(setting, corpus, fetch=False).fingerprints == whole
+    content = made.read_bytes()
+    made.write_bytes(content[:-4] + bytes(4 * [65]))
+    with pytest.raises(FileNotFoundError, match="weights.safetensors: not there, or damaged .the bytes of .* changed"):
+        features.weights(setting, corpus, fetch=False)
+    with pytest.warns(UserWarning, match="made anew"):
+        assert features.weights(setting, corpus).fingerprints == whole
 
 
 # --- encoders that read waveforms, and the external baseline

@@ -186,6 +186,10 @@ class TestKinds:
             training.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
         first = training.locate(config(penalty=penalty), corpus, tmp_path)
         assert training.locate(config(penalty=penalty), corpus, tmp_path, fetch=False).address == first.address
+        made = voxels.trained(recipe=voxels.settings(penalty).recipe, train=False) / "weights.safetensors"
+        made.write_bytes(made.read_bytes()[:-1])
+        with pytest.raises(FileNotFoundError, match="voxel network is not trained"):
+            training.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
         monkeypatch.setattr(voxels.PenaltySettings, "fingerprint", lambda *_: {"voxels": "another network"})
         assert training.locate(config(penalty=penalty), corpus, tmp_path).address != first.address
 

@@ -239,7 +239,9 @@ def _named(encoder: Any, path: str | Path, own: Mapping[str, Tensor]) -> dict[st
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def check(path: str | Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def check(
+    path: str | Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], mend: str = "take another checkpoint"
+) -> None:
     """ValueError, before `own` tensors take the `tensors` of a file: quantised, complex, NaN or infinite."""
     kinds, infinite = [], []
     for name, tensor in tensors.items():
@@ -250,7 +252,7 @@ def check(path: str | Path, tensors: Mapping[str, Tensor], own: Mapping[str, Ten
     if kinds:
         raise ValueError(f"{path}: not floating point, as of a quantised network: {listed(kinds)}; save it as float32")
     if infinite:
-        raise ValueError(f"{path}: not finite, as of a diverged training: {listed(infinite)}; take another checkpoint")
+        raise ValueError(f"{path}: not finite, as of a diverged training: {listed(infinite)}; {mend}")
 
 
 def listed(names: Iterable[str], separator: str = ", ") -> str:
