@@ -353,6 +353,15 @@ class TestRuns:
         assert "removed 1" in call("runs", "remove", "aa", "--profile", "smoke", input="y\n")
         assert not stored[0].path.exists() and stored[1].finished
 
+    def test_remove_names_the_runs_that_need_the_one_removed(self, stored):
+        first = stored[0].config
+        stages = {"training": "finetuned", "start": first.identity()}
+        needing = made_run(stored[0].path.parent, "ba" + "0" * 14, first.replace(**stages), [1, 2], [1, 2])
+        asked = call("runs", "remove", "aa", "--profile", "smoke", status=1, input="n\n")
+        assert f"Remove {stored[0].address}? Needed to train {needing.address}." in asked
+        for digits in (["ab"], ["ba"], ["aa", "ba"]):
+            assert "Needed" not in call("runs", "remove", *digits, "--profile", "smoke", status=1, input="n\n")
+
     def test_remove_what_is_stale(self, stored):
         assert "removed 1" in call("runs", "remove", "--stale", "--yes", "--profile", "smoke")
         assert [run.path.exists() for run in stored] == [True, True, True, False]

@@ -251,6 +251,8 @@ class TestIndex:
                 ("--run", "", "--run or --clap: empty"),
                 ("--clap", "", "--run or --clap: empty"),
                 ("--clap", __file__, "a file, and a CLAP model"),
+                ("--clap", "none.pt", "none.pt: no such file, and a CLAP model (--clap) is the folder"),
+                ("--clap", "empty", "empty: a folder without config.json; a CLAP model"),
             )
         ]
         + [(["index", "empty"], "no sounds here")]
@@ -268,6 +270,11 @@ class TestIndex:
         monkeypatch.setattr(commands, "default_config", None)
         outcome = runner.invoke(cli.app, words)
         assert outcome.exit_code in (1, 2) and message in outcome.stderr, outcome.output
+
+    def test_what_clap_takes_is_said_before_what_is_not_indexed(self, folder):
+        for name in ("none.pt", str(folder)):
+            said = call("search", "rain", str(folder), "--clap", name, status=1).stderr
+            assert "a CLAP model (--clap) is the folder" in said and "not indexed" not in said
 
     def test_a_clap_model_below_the_home_is_remembered_by_its_name(self, tmp_path, monkeypatch):
         monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))

@@ -157,6 +157,21 @@ def runs_verify(
     console.print(f"{len(found)} runs, none is damaged")
 
 
+def _needing(chosen: list, every: list) -> list:
+    """Of the other runs those that start from one of the chosen, or are mined by it."""
+
+    def config(run):
+        try:
+            return run.config
+        except (ValueError, OSError):
+            return None  # damaged, or by another version
+
+    gone = [found.identity() for run in chosen if (found := config(run))]
+    paths = {run.path for run in chosen}
+    known = [(run, config(run)) for run in every if run.path not in paths]
+    return [run for run, one in known if one and any(other.identity() in gone for other in one.needs().values())]
+
+
 @app.command("remove")
 def runs_remove(
     addresses: Annotated[list[str] | None, typer.Argument(help="First digits of each.")] = None,
@@ -166,6 +181,7 @@ def runs_remove(
 ) -> None:
     """Remove runs from disk, after asking."""
     from atr import records
+    from atr.encoders.checkpoints import listed
     from atr.profiles import profile as profile_of
 
     try:
@@ -178,8 +194,11 @@ def runs_remove(
             return
     except ValueError as error:
         raise fail(error) from error
-    if not yes and not typer.confirm(f"Remove {harmless(', '.join(run.address for run in chosen))}?"):
-        raise typer.Exit(1)
+    if not yes:
+        needing = listed(run.address for run in _needing(chosen, records.stored(profile_of(profile).runs)))
+        also = f" Needed to train {needing}." if needing else ""
+        if not typer.confirm(f"Remove {harmless(', '.join(run.address for run in chosen))}?{also}"):
+            raise typer.Exit(1)
     kept = 0
     for run in chosen:
         try:

@@ -153,8 +153,8 @@ def _check(run: str | None, profile: str, clap: str | None, device: str) -> None
         raise ValueError("--run or --clap: empty; name a model, or leave it out")
     profile_of(profile)
     resolve_device(device)
-    if clap and Path(clap).expanduser().is_file():
-        models.folder(clap)  # which says what such a file is
+    if clap and (Path(clap).expanduser().exists() or Path(clap).suffix in models.FILES):
+        models.folder(clap)  # which says what it takes
 
 
 def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: bool) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from atr.store import Packed
 
 AUDIO_BATCH, TEXT_BATCH = 32, 128
 CLAP_VERSION = 2  # raised when the same model would give other embeddings
+FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 LONGEST = 77  # tokens, as LAION cuts captions
 TAKES = (
     "a CLAP model (--clap) is the folder, or the name on the Hugging Face Hub, of a ClapModel of transformers, such as "
@@ -28,7 +29,7 @@ TAKES = (
 def folder(name: str, fetch: bool = True) -> Path:
     """Local folder of a CLAP model, as `text.folder`; ValueError for what is no ClapModel of transformers."""
     path = Path(name).expanduser()
-    if path.is_file() or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
+    if path.is_file() or path.suffix in FILES:
         raise ValueError(
             f"{name}: {'a file' if path.is_file() else 'no such file'}, and {TAKES}; convert LAION's files by "
             "convert_clap_original_pytorch_to_hf.py of transformers' repository, or take them converted from the Hub"
