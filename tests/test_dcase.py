@@ -6,6 +6,7 @@ import json
 import shutil
 import tracemalloc
 
+import made_models
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from test_readme import blocks
 from atr import Embedder, RunConfig, audio, fit, metrics
 from atr.corpora.corpus import Corpus
 from atr.dcase import embed, export, read, relevance, same_events, score, write, write_scores
+from atr.encoders.clap import Clap
 from atr.records import Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -330,6 +332,19 @@ def test_the_readmes_submission_is_written_and_can_be_read(run, folder, tmp_path
     alone = embed(run, files, captions[:3])
     write("alone.csv", captions[:3], [path.name for path in files], alone)
     assert found.equals(read("alone.csv"))  # twice the same model is that model
+
+
+def test_a_query_reaches_a_clap_model_as_it_is(run, folder, corpus, tmp_path, monkeypatch):
+    model = made_models.clap(tmp_path / "clap")
+    config = RunConfig(TINY, training="external", audio_encoder="clap", epochs=0, text_encoder=str(model))
+    external = fit(config, corpus, runs=tmp_path / "runs")
+    query, heard = "A Dog barks, then RAIN.", []
+    original = Clap.text
+    monkeypatch.setattr(Clap, "text", lambda self, *given: heard.extend(given[0]) or original(self, *given))
+    text, _ = embed(external, folder[0][:1], [query], corpus)
+    assert heard == [query]
+    assert torch.equal(text, original(Clap(model), [query]))
+    assert not torch.equal(text, original(Clap(model), [query.lower().replace(",", "")]))
 
 
 def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):

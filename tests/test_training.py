@@ -171,6 +171,24 @@ class TestKinds:
         for column in rewarded:
             assert strong.history[column].between(0, math.log(256)).all()
 
+    def test_the_logged_entropy_is_that_of_the_batch(self, corpus, tmp_path):
+        setting = config(penalty={"alpha": 1.0, "estimator": "logistic"}, epochs=1, learning_rates={"heads": 0.0})
+        seen = []
+
+        def h(self, embeddings, chosen):
+            points = embeddings.shape[-1] ** 0.5 * torch.nn.functional.normalize(embeddings, dim=-1)[..., chosen]
+            counts = self.estimator.logits(points).softmax(-1).sum(-2)
+            shares = counts / counts.sum(-1, keepdim=True)
+            seen.append(-(shares * shares.log()).sum(-1))
+            return seen[-1]
+
+        made = fit(setting, corpus, runs=tmp_path / "package")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(voxels.UniformityPenalty, "forward", h)
+            fit(setting, corpus, runs=tmp_path / "direct")
+        expected = torch.stack(seen).mean(0).tolist()
+        assert made.history[["batch_h_audio", "batch_h_text"]].iloc[0].tolist() == pytest.approx(expected, rel=1e-5)
+
     def test_a_penalty_by_the_network_continues_with_the_same_draws(self, corpus, tmp_path, monkeypatch):
         kind = config(penalty={"alpha": 1.0, "network": {"hidden": [8], "examples": 500, "epochs": 1}}, epochs=3)
         complete = fit(kind, corpus, runs=tmp_path / "whole")

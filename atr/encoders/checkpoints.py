@@ -153,6 +153,8 @@ def _read_torch(path: Path) -> Any:
         names = _zip_globals(path) if zipped else _legacy_globals(path)
         if names & {"builtins.bytearray", "__builtin__.bytearray"}:  # torch.load makes it, of any size
             raise ValueError("it makes a bytearray")
+        if not zipped and "torch._utils._rebuild_nested_tensor" in names:  # its sizes would be read from stray memory
+            raise ValueError("a nested tensor; save it as plain tensors")
         with torch.serialization.safe_globals([(_Inert, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # bytes that are not a checkpoint end in any error
