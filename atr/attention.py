@@ -15,7 +15,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import text
 from atr.encoders.compact import Compact
 from atr.encoders.vit import SECONDS, SegmentEncoder
-from atr.figures import PAGE, style
+from atr.figures import PAGE, legible, style
 from atr.records import Run
 from atr.store import Packed
 
@@ -131,7 +131,9 @@ def picture(heard: Heard, clips: list[str]) -> Figure:
         valid = heard.mask[row].numpy()
         for number, name in enumerate(names):
             color = f"C{number}"
-            axes[1, column].plot(heard.times[valid], weights[number][valid], color=color, marker=".", label=name)
+            axes[1, column].plot(
+                heard.times[valid], weights[number][valid], color=color, marker=".", label=legible(name)
+            )
             for onset, offset in events.loc[events["event"] == name, ["onset", "offset"]].to_numpy():
                 axes[1, column].hlines(-0.03 * (number + 1), onset, offset, color=color, lw=3)
         axes[1, column].set(xlabel="time (s)", xlim=(0, duration))

@@ -20,15 +20,22 @@ from atr.statistics import nested_bootstrap
 from atr.tables import HEADINGS, scores
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, full page width
+STYLE = Path(__file__).with_name("atr.mplstyle")
+GLYPH = r"Glyph (\d+) .* missing from font"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def style() -> None:
     """The style of all figures. Text stands as it is, since captions and names may hold a $; what the font lacks is an
-    empty box.
+    empty box, of which `save` warns.
     """
-    plt.style.use(Path(__file__).with_name("atr.mplstyle"))
-    warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+    plt.style.use(STYLE)
+    warnings.filterwarnings("ignore", GLYPH, UserWarning)
+
+
+def legible(label: object) -> str:
+    """A label that a legend shows also where it begins with "_", which matplotlib leaves out."""
+    return f"\u200b{label}" if str(label).startswith("_") else str(label)
 
 
 class _Powers(LogFormatterSciNotation):
@@ -78,7 +85,7 @@ def curves(
                 values = np.stack([history[column] for history in histories])
                 epochs = histories[0]["epoch"]
                 mark = "." if len(epochs) < 12 else ""
-                axis.plot(epochs, values.mean(0), label=name, marker=mark, color=colors[name])
+                axis.plot(epochs, values.mean(0), label=legible(name), marker=mark, color=colors[name])
                 axis.fill_between(epochs, values.min(0), values.max(0), color=colors[name], alpha=0.2, lw=0)
             if row == 0:
                 axis.set_title(title)
@@ -160,7 +167,13 @@ def lines(
             group = group.sort_values(x)
             shift = 1 + 0.03 * (number - 1.5)  # bars that would hide each other
             axis.errorbar(
-                group[x] * shift, group[column], group[f"{column}_std"], label=str(label), marker="o", ms=3, capsize=2
+                group[x] * shift,
+                group[column],
+                group[f"{column}_std"],
+                label=legible(label),
+                marker="o",
+                ms=3,
+                capsize=2,
             )
         axis.set_xscale("log", base=2)
         ticks = sorted(part[x].unique())
@@ -182,7 +195,7 @@ def h_by_points(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
     style()
     figure, axis = plt.subplots(figsize=(COLUMN, 2.9))
     for number, (name, group) in enumerate(table.groupby("set", sort=False)):
-        axis.plot(group["points"], group["h"], color=f"C{number}", marker="o", ms=3, label=name)
+        axis.plot(group["points"], group["h"], color=f"C{number}", marker="o", ms=3, label=legible(name))
         values = published.loc[published["set"] == name, "mean"]
         if len(values):
             axis.axhspan(values.min() - 0.005, values.max() + 0.005, color=f"C{number}", alpha=0.35, lw=0)
@@ -214,7 +227,7 @@ def responses(
             means, deviations = (group.groupby(x, sort=False)[column].agg(how) for how in ("mean", "std"))
             places = np.array([at[key] for key in means.index])
             places = places + 0.08 * (number - (table[hue].nunique() - 1) / 2)  # bars that would hide each other
-            axis.errorbar(places, means, deviations.fillna(0), label=str(name), marker="o", ms=3, capsize=2)
+            axis.errorbar(places, means, deviations.fillna(0), label=legible(name), marker="o", ms=3, capsize=2)
         for words, level in levels.get(column, {}).items():
             axis.axhline(level, color="0.5", lw=1, ls=":")
             axis.annotate(
@@ -234,7 +247,7 @@ def batches(reports: Mapping[str, pd.DataFrame]) -> Figure:
     figure, axis = plt.subplots(figsize=(COLUMN, 2.4))
     for name, table in reports.items():
         mark = "." if len(table) < 60 else ""
-        axis.plot(np.arange(1, len(table) + 1), table["mean_cosine"], label=name, marker=mark)
+        axis.plot(np.arange(1, len(table) + 1), table["mean_cosine"], label=legible(name), marker=mark)
     axis.set(xlabel="batch, by order of construction", ylabel="mean cosine\nwithin a batch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=len(reports))
@@ -253,7 +266,7 @@ def learned(groups: Mapping[str, Sequence[Run]]) -> Figure:
     for axis, name in zip(axes[0], names, strict=True):
         for number, (label, histories) in enumerate(tables.items()):
             values = np.stack([history[name] for history in histories])
-            axis.plot(histories[0]["step"], values.mean(0), color=f"C{number}", label=label)
+            axis.plot(histories[0]["step"], values.mean(0), color=f"C{number}", label=legible(label))
             axis.fill_between(histories[0]["step"], values.min(0), values.max(0), color=f"C{number}", alpha=0.2, lw=0)
         axis.set(xlabel="step", ylabel=name.replace("_", " "))
     if any(groups):
@@ -295,7 +308,7 @@ def voxel_network(
     axes[1].plot(errors["distance"], errors["wrong"], marker="o", ms=3)
     axes[1].set(xlabel="distance to the nearest plane", ylabel="wrong voxel (%)", xscale="log")
     for number, (name, table) in enumerate(scales.items()):
-        axes[2].plot(table["scale"], table["right"], color=f"C{number}", label=name)
+        axes[2].plot(table["scale"], table["right"], color=f"C{number}", label=legible(name))
         axes[2].plot(table["scale"], table["certainty"], color=f"C{number}", ls="--")
     for scale, words in ((1, "1"), (usual, "√D")):
         axes[2].axvline(scale, color="0.5", lw=1, ls=":")
@@ -306,18 +319,33 @@ def voxel_network(
 
 
 def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> Figure:
-    """Write `<folder>/figures/<name>` as .png and .pdf, and .json with the runs it came from; returns the figure."""
+    """Write `<folder>/figures/<name>` as .png and .pdf, and .json with the runs it came from; returns the figure. Warns
+    of letters that the font lacks.
+    """
     target, stem = folder / "figures", store.file_name(name)
     provenance = records.provenance(runs)
+    lacking: dict[str, None] = {}
     for ending in ("png", "pdf"):
         metadata: dict[str, Any] = {"Title": name, "Keywords" if ending == "pdf" else "Comment": provenance["note"]}
         if ending == "pdf":
             metadata["CreationDate"] = None  # the same figure gives the same file
 
         def write(path: Path, ending: str = ending, metadata: dict = metadata) -> None:
-            figure.savefig(path, format=ending, metadata=metadata)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.filterwarnings("always", GLYPH, UserWarning)
+                figure.savefig(path, format=ending, metadata=metadata)
+            for one in told:
+                if found := re.match(GLYPH, str(one.message)):
+                    lacking[f"U+{int(found[1]):04X}"] = None
+                else:
+                    warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
         store.write_atomic(target / f"{stem}.{ending}", write)
     records.write_json(target / f"{stem}.json", provenance)
     plt.close(figure)
+    if lacking:
+        mend = f"name one that has them in font.family of atr/{STYLE.name}"
+        warnings.warn(
+            f"{target / stem}.*: empty boxes for what the font lacks: {', '.join(lacking)}; {mend}", stacklevel=2
+        )
     return figure

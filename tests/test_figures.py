@@ -1,5 +1,6 @@
 import json
 import warnings
+from contextlib import nullcontext
 
 import matplotlib
 import numpy as np
@@ -238,7 +239,7 @@ def test_curves_mark_where_a_stage_begins(panels):
 
 @pytest.mark.parametrize("said", ["$\\frac{$ 狗叫 😀", "$a_1^2$, $5 \\b {c} _^%&#~"])
 def test_text_is_drawn_as_it_stands(said, panels, tmp_path):
-    """Mathematics would be narrower than its source, or an error; what the font lacks is no warning."""
+    """Mathematics would be narrower than its source, or an error; what the font lacks is a warning of `save` alone."""
     renamed = {said: {said: panels["soundscapes, frozen"]["NT-Xent"]}}
     table = pd.DataFrame({said: [said], "by": said, "h": [1.0], "difference": 0.0, "low": -1.0, "high": 1.0})
     for figure in (
@@ -253,7 +254,8 @@ def test_text_is_drawn_as_it_stands(said, panels, tmp_path):
     width = label.get_window_extent().width
     label.set_text(said.replace("$", "S"))  # letters about as wide
     assert width == pytest.approx(label.get_window_extent().width, rel=0.1)
-    figures.save(figure, tmp_path, "one")
+    with pytest.warns(UserWarning, match="U\\+72D7, U\\+53EB") if "狗" in said else nullcontext():
+        figures.save(figure, tmp_path, "one")
 
 
 @pytest.mark.parametrize(
@@ -273,3 +275,25 @@ def test_a_name_that_is_no_file_name_still_makes_one_in_its_folder(tmp_path):
         figures.save(figures.plt.figure(), tmp_path, name)
     stems = {path.name.removesuffix(".png") for path in (tmp_path / "figures").glob("*.png")}
     assert stems == {"%2E.%2Fx", "a%2Fb", "a_b"} and [path.name for path in tmp_path.iterdir()] == ["figures"]
+
+
+def test_a_label_that_begins_with_an_underscore_is_in_the_legend(panels, points):
+    named = {title: {f"_{label}": runs for label, runs in lines.items()} for title, lines in panels.items()}
+    reports = {"_hard": pd.DataFrame({"mean_cosine": [0.2, 0.1]})}
+    for figure, label in (
+        (figures.curves(named, {"loss": "loss"}), "_NT-Xent"),
+        (figures.lines(points.assign(loss="_" + points["loss"]), "batch", "loss", "t2a_r10"), "_NT-Xent"),
+        (figures.batches(reports), "_hard"),
+    ):
+        shown = [text.get_text().removeprefix("\u200b") for text in figure.legends[0].get_texts()]
+        assert label in shown
+
+
+def test_letters_that_the_font_lacks_are_named_once(tmp_path):
+    figures.style()
+    figure, axis = figures.plt.subplots()
+    axis.set_title("日本 rain")
+    with pytest.warns(UserWarning) as told:
+        figures.save(figure, tmp_path, "one")
+    (said,) = [str(one.message) for one in told]
+    assert "one.*: empty boxes for what the font lacks: U+65E5, U+672C; name one that has them in font.family" in said
