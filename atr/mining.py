@@ -110,9 +110,9 @@ def false_negatives(captions: Tensor, batches: Sequence[np.ndarray], threshold: 
 
 
 def same_kind(kinds: np.ndarray, batches: Sequence[np.ndarray]) -> float:
-    """Share of a batch's distinct pairs that are of one kind, in percent over all batches; NaN if no pair is known.
+    """Percent of what a batch can pair, over all batches, that is of one kind; NaN if nothing can be paired.
 
-    kinds: (N,) numbers of the pairs' kinds, as `pandas.factorize` gives them; a pair without one (-1) does not count.
+    kinds: (N,) numbers of kinds, as `pandas.factorize` gives them; what has none (-1) is not paired.
     """
     sizes = [np.unique(kinds[batch][kinds[batch] >= 0], return_counts=True)[1] for batch in batches]
     same, known = (sum(int((n * (n - 1)).sum()) for n in counts) for counts in (sizes, [n.sum() for n in sizes]))
