@@ -552,7 +552,7 @@ class TestProblems:
             raise shards.SafetensorError("I/O error: No space left on device (os error 28)")
 
         monkeypatch.setattr(shards, "save_file", full)
-        with pytest.raises(OSError, match="No space left on device .* make room"):
+        with pytest.raises(OSError, match="cannot be written: No space left on device .*; free some space"):
             updated(folder)
         monkeypatch.undo()
 
