@@ -524,6 +524,7 @@ WAYS = {
 
 
 def limited(path, kind, results):
+    torch.set_num_threads(1)  # those of the parent are not there after a fork
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
     results.put(said(path, kind))
 
@@ -545,6 +546,7 @@ def test_a_file_larger_than_allowed_is_said_with_its_path_and_the_mend(tmp_path,
     process = multiprocessing.get_context("fork").Process(target=limited, args=(tmp_path / "file", kind, results))
     process.start()
     process.join(60)
+    assert process.exitcode == 0
     number, text = results.get()
     path = tmp_path / ("cache/kind/key" if kind == "entry" else "file")
     assert number == errno.EFBIG and text.startswith(f"{path}: cannot be written: File too large; raise the limit")
