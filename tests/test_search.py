@@ -619,7 +619,7 @@ class TestGenerations:
 
         def write_on():
             place = 0
-            while not stop.exists():
+            while not stop.exists() and time.monotonic() < end + 90:
                 toggle(folder, place)
                 updated(folder)
                 place = 1 - place
