@@ -110,9 +110,9 @@ class TestParse:
         assert all(isinstance(caption, str) for caption in parse(text))
 
     def test_a_model_that_loops_is_parsed_in_time(self):
-        began = time.perf_counter()
+        began = time.process_time()
         parse("[" * 20_000), parse("['a', " * 2_000), parse("[1" * 5_000)
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 1
 
 
 class TestProblems:
