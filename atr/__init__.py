@@ -6,28 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
-    from atr.corpora import Corpus, load_corpus
-    from atr.embedding import Embedder
-    from atr.profiles import profile
-    from atr.records import Run
+    from atr.corpora import load_corpus
+    from atr.corpora.corpus import Corpus
+    from atr.experiments.grid import load_run, run_all
+    from atr.experiments.profiles import profile
+    from atr.inference.embedder import Embedder
     from atr.register import extend
-    from atr.runs import load_run, run_all
-    from atr.training import fit
+    from atr.training.fit import fit
+    from atr.training.records import Run
 
 __version__ = "0.1.0"
 __all__ = ["Corpus", "Embedder", "Run", "RunConfig", "extend", "fit", "load_corpus", "load_run", "profile", "run_all"]
 
 _HOMES = {
     "Corpus": "atr.corpora",
-    "Embedder": "atr.embedding",
-    "Run": "atr.records",
+    "Embedder": "atr.inference.embedder",
+    "Run": "atr.training.records",
     "RunConfig": "atr.config",
     "extend": "atr.register",
-    "fit": "atr.training",
+    "fit": "atr.training.fit",
     "load_corpus": "atr.corpora",
-    "load_run": "atr.runs",
-    "profile": "atr.profiles",
-    "run_all": "atr.runs",
+    "load_run": "atr.experiments.grid",
+    "profile": "atr.experiments.profiles",
+    "run_all": "atr.experiments.grid",
 }
 _MODULES = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "__main__"]
 

@@ -1,4 +1,4 @@
-from atr.cli import app
+from atr.cli.app import app
 
 if __name__ == "__main__":
     app()

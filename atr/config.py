@@ -48,7 +48,7 @@ class RunConfig:
     for what `atr.fit` says of processes.
 
     corpus          name, or {"name": …, options of its loader}; the folder it lies in is not part of it
-    recipe          "released" or "paper": the variant of the loss (see `atr.losses`)
+    recipe          "released" or "paper": the variant of the loss (see `atr.losses.pair`)
     audio_encoder   name for `atr.encoders.build`
     audio_weights   "pretrained" (published checkpoint; compact encoders: on this corpus's events), None (random), a
                     checkpoint file, or a folder with a file named after the encoder; relative paths also below
@@ -66,19 +66,19 @@ class RunConfig:
                     over bands, as Tourbabin & Ben-Hur have it); the other encoders know "max_mean", their own way.
                     "mean", of any encoder: mean of its frames
     text_aware      {"projection_dim": …, "dropout": …}: frames go through the audio head, and each caption pools them
-                    by attention (`atr.model.TextAwarePooling`); None: `pooling`
+                    by attention (`atr.encoders.pooling.TextAwarePooling`); None: `pooling`
     head            "mlp" (Linear, ReLU, Linear) or "linear"
     padding         "masked": a clip's embedding is its own (but while training, where a batch's zeros enter the
                     statistics of the inner batch-norms); "released": they enter every batch-norm and the pooling, in
                     evaluation too, as in the released code of Mei et al. 2022
     max_seconds     longer clips are cut there; None: never
     loss            {"name": …, parameters}
-    penalty         {"alpha": …, further fields of `atr.voxels.PenaltySettings`}, held without those at their defaults;
-                    None: the loss alone
-    sampler         see `atr.sampling`
+    penalty         {"alpha": …, further fields of `atr.losses.penalty.PenaltySettings`}, held without those at their
+                    defaults; None: the loss alone
+    sampler         see `atr.training.batches`
     drop_last       an epoch's last incomplete batch is left out
-    mining          "easy", "random", "hard": each epoch's pairs in batches by `atr.mining.mine`, which keeps the last
-                    incomplete one; None: as `sampler` draws them
+    mining          "easy", "random", "hard": each epoch's pairs in batches by `atr.training.batches.mine`, which keeps
+                    the last incomplete one; None: as `sampler` draws them
     ancillary       fields of the config of the run, on the same corpus, by whose embeddings batches are mined
     start           fields of the config of the run, with the same networks, whose selected epoch this one starts from
     fixed           "audio" or "text": this encoder stays as it is, in evaluation mode, its output computed once
@@ -91,9 +91,9 @@ class RunConfig:
                     cosine_epochs, None: the last epoch), "constant"
     warmup_epochs   linear rise from 0, by step
     clip_norm       largest gradient norm, None: no clipping
-    chunk           pairs of a batch embedded at a time, for batches too large for the memory (`atr.large_batches`):
-                    loss and gradient are of the whole batch, batch-norm's statistics of each chunk; None, or as many
-                    as a batch has: the whole batch
+    chunk           pairs of a batch embedded at a time, for batches too large for the memory
+                    (`atr.training.gradient_cache`): loss and gradient are of the whole batch, batch-norm's statistics
+                    of each chunk; None, or as many as a batch has: the whole batch
     select_by       validation metric of the best epoch, ties to the later; "last" takes the last epoch
 
     >>> config = RunConfig(training="finetuned", loss={"name": "sigmoid"}, learning_rates={"heads": 2e-3, "loss": 0.1})
@@ -199,17 +199,17 @@ class RunConfig:
         for group, rate in self.learning_rates.items():
             if not _is_number(rate) or not 0 <= rate < float("inf"):
                 raise ConfigError(f"learning_rates: {group}: {rate!r} is not a finite number of 0 or more")
-        from atr.losses import build
+        from atr.losses.pair import build
 
         try:
             build(**self.loss, variant=self.recipe)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"loss: {error}") from error
         if self.penalty is not None:
-            from atr import voxels
+            from atr.losses.penalty import read_settings
 
             try:
-                settings = voxels.settings(self.penalty)
+                settings = read_settings(self.penalty)
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"penalty: {error}") from error
             if self.embedding_dim < settings.dims:
@@ -307,7 +307,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that differ from their defaults: what names a run, so that a new field renames none.
 
-        Whoever changes a default raises `atr.records.RESULT_VERSION`.
+        Whoever changes a default raises `atr.training.origin.RESULT_VERSION`.
         """
         default, own = RunConfig().to_dict(), self.to_dict()
         if self.chunk is not None and self.chunk >= self.batch_size:

@@ -1,4 +1,4 @@
-"""Losses, audio encoders and corpora of one's own, without a change to this package.
+"""Losses, audio encoders and corpora by name: those of this package, and one's own, without a change to it.
 
 A file registers them under names of their own, and `atr.extend` runs it:
 
@@ -14,21 +14,17 @@ its encoder, so a changed file makes new runs; what else the file imports is not
 import hashlib
 import os
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from atr import corpora, encoders, losses
-from atr.config import RunConfig
-
 Made = TypeVar("Made")
 
-_KINDS: dict[str, MutableMapping[str, Any]] = {
-    "loss": losses.LOSSES,
-    "encoder": encoders.AUDIO_ENCODERS,
-    "corpus": corpora.LOADERS,
-}
+LOSSES: dict[str, Any] = {}
+AUDIO_ENCODERS: dict[str, Any] = {}
+LOADERS: dict[str, Any] = {}
+_KINDS: dict[str, dict[str, Any]] = {"loss": LOSSES, "encoder": AUDIO_ENCODERS, "corpus": LOADERS}
 _files: dict[Path, str] = {}  # what `extend` has run, in order, with the hash of its content
 _owners: dict[tuple[str, str], Path] = {}  # (kind, name) → the file that registered it
 _running: Path | None = None
@@ -81,7 +77,6 @@ def _forget(path: Path) -> None:
     for kind, name in [what for what, owner in _owners.items() if owner == path]:
         del _KINDS[kind][name], _owners[kind, name]
     _files.pop(path, None)
-    encoders.facts.cache_clear()
 
 
 def loss(name: str) -> Callable[[Made], Made]:
@@ -100,18 +95,21 @@ def corpus(name: str) -> Callable[[Made], Made]:
 
 
 def _registering(kind: str, name: str) -> Callable[[Made], Made]:
-    path = _running
-    if path is None:
-        raise ValueError(
-            f"{kind} {name!r}: register it in a file of its own and call atr.extend(<file>), so that worker processes "
-            "find it and runs are addressed by its code"
-        )
-    if name in _KINDS[kind]:
-        owner = _owners.get((kind, name), "atr")
-        raise ValueError(f"{path}: {kind} {name!r} is taken, by {owner}; choose another name")
-
     def registered(made: Made) -> Made:
-        _KINDS[kind][name], _owners[kind, name] = made, path
+        own = getattr(made, "__module__", "").startswith("atr.")
+        if _running is None and not own:
+            raise ValueError(
+                f"{kind} {name!r}: register it in a file of its own and call atr.extend(<file>), so that worker "
+                "processes find it and runs are addressed by its code"
+            )
+        if name in _KINDS[kind]:
+            owner = _owners.get((kind, name), "atr")
+            raise ValueError(
+                f"{_running or made.__module__}: {kind} {name!r} is taken, by {owner}; choose another name"
+            )
+        _KINDS[kind][name] = made
+        if _running is not None and not own:
+            _owners[kind, name] = _running
         return made
 
     return registered
@@ -121,12 +119,6 @@ def code(kind: str, name: str) -> str | None:
     """Hash of the file that registered a name; None for what comes with this package."""
     owner = _owners.get((kind, name))
     return None if owner is None else _files[owner]
-
-
-def fingerprints(config: RunConfig) -> dict[str, str]:
-    """Hashes of the code of one's own that a config trains with; empty for most."""
-    used = [("encoder", config.audio_encoder), *(("loss", part.loss["name"]) for part in config.parts())]
-    return {f"{kind} {name}": found for kind, name in used if (found := code(kind, name))}
 
 
 class Extensions:

@@ -23,7 +23,8 @@ import soundfile
 import torch
 
 import atr
-from atr import audio, search
+from atr.corpora import audio
+from atr.inference import search
 
 FORMATS = {
     ".wav": {"subtype": "PCM_16"},

@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads it when it is impor
 
 import pytest  # noqa: E402
 
-from atr.commands import console  # noqa: E402
+from atr.cli.console import console  # noqa: E402
 from atr.corpora import load_corpus  # noqa: E402
 from atr.encoders import text  # noqa: E402
 

@@ -4,8 +4,8 @@ import torch
 from golden_weights import GOLDEN, fill, keys, waveform
 
 from atr import encoders
-from atr.encoders.atst import ATSTFrame
-from atr.encoders.frontends import ATSTMel
+from atr.encoders.audio.atst import ATSTFrame
+from atr.encoders.audio.frontends import ATSTMel
 
 KEYS = keys("atst_frame_base")
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import dataset_layouts
 import pytest
 
-from atr import download, youtube
-from atr.corpora import CorpusError, audiocaps, coverage, load_corpus
+from atr.corpora import audiocaps, load_corpus, youtube
+from atr.corpora.corpus import CorpusError
+from atr.corpora.files import coverage
+from atr.system import download
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from atr import bench, neighbours, planning, study
-from atr.bench import Case, Released, drawn, evaluation, goals, step, text_aware
+from atr.bench import evaluation, figures, goals, harness, step, text_aware
+from atr.bench.harness import Case, Released, timed
 from atr.bench.released import definitions
-from atr.bench.timing import timed
-from atr.cli import app
+from atr.cli.app import app
+from atr.experiments import planning, study
+from atr.inference import neighbours
+from atr.system import hashes, places, units
 
 
 @pytest.fixture
@@ -29,11 +31,11 @@ def here(case):
     return case.row() | getattr(importlib.import_module(f"atr.bench.{module}"), name)(**case.arguments)
 
 
-@pytest.mark.parametrize("part", [part for part in bench.PARTS if part != "frozen"])
+@pytest.mark.parametrize("part", [part for part in harness.PARTS if part != "frozen"])
 def test_every_case_of_a_part_is_measured(part, monkeypatch, store):
     monkeypatch.setattr(neighbours, "LIMIT", neighbours.LIMIT)  # the search lowers it in its own process
     measured = []
-    for case in bench.cases([part], "smoke", "cpu", Released()):
+    for case in harness.cases([part], "smoke", "cpu", Released()):
         if not case.missing:
             row = here(case)
             json.dumps(row)
@@ -45,7 +47,7 @@ def test_every_case_of_a_part_is_measured(part, monkeypatch, store):
 
 def test_a_frozen_study_that_keeps_its_features_learns_what_one_that_does_not_learns(store):
     cases = [
-        case for case in bench.cases(["frozen"], "smoke", "cpu", Released()) if case.arguments["shape"] == "Clotho"
+        case for case in harness.cases(["frozen"], "smoke", "cpu", Released()) if case.arguments["shape"] == "Clotho"
     ]
     rows = [here(case) for case in cases]
     assert [row["how"] for row in rows] == ["atr", "anew in every epoch"]
@@ -56,22 +58,22 @@ def test_a_frozen_study_that_keeps_its_features_learns_what_one_that_does_not_le
 
 def test_a_case_has_a_process_of_its_own_and_is_measured_once(store):
     seen = []
-    first = bench.run(["evaluation"], "smoke", on_row=seen.append)
+    first = harness.run(["evaluation"], "smoke", on_row=seen.append)
     assert seen == first["rows"] and first["scale"] == "smoke" and first["released"] == {}
     ours = [row for row in first["rows"] if row["how"] == "atr"]
     assert len(ours) == 2 and all(0.05 < row["memory_gib"] < 8 and row["load"] >= 0 for row in ours)
     assert {row["missing"] for row in first["rows"] if "missing" in row} == {"needs the released code of Mei 2022"}
-    assert bench.run(["evaluation"], "smoke")["rows"] == first["rows"]  # to the last digit of a second
-    again = bench.run(["evaluation"], "smoke", again=True)["rows"]
+    assert harness.run(["evaluation"], "smoke")["rows"] == first["rows"]  # to the last digit of a second
+    again = harness.run(["evaluation"], "smoke", again=True)["rows"]
     assert [row["seconds"] for row in again if "seconds" in row] != [row["seconds"] for row in ours]
 
 
 def test_what_was_measured_counts_until_the_code_behind_it_changes(monkeypatch):
-    key = bench._code.__wrapped__
+    key = harness._code.__wrapped__
     before = {part: key(part) for part in ("evaluation", "mining", "frozen")}
     assert len(set(before.values())) == 3
-    usual = bench.store.file_hash
-    monkeypatch.setattr(bench.store, "file_hash", lambda file: "new" if file.name == "metrics.py" else usual(file))
+    usual = hashes.file_hash
+    monkeypatch.setattr(hashes, "file_hash", lambda file: "new" if file.name == "retrieval.py" else usual(file))
     changed = {part for part in before if key(part) != before[part]}
     assert changed == {"evaluation", "frozen"}  # mining ranks nothing
 
@@ -79,19 +81,19 @@ def test_what_was_measured_counts_until_the_code_behind_it_changes(monkeypatch):
 def test_a_case_that_fails_says_which_and_why(store):
     case = Case("evaluation", "atr", "evaluation.counted", {"clips": -1, "dim": 2, "device": "cpu"})
     with pytest.raises(RuntimeError, match=r"evaluation, atr \(clips -1, dim 2, device cpu\): RuntimeError: "):
-        bench.measure(case)
+        harness.measure(case)
 
 
 def test_unknown_parts_and_scales_are_refused():
     with pytest.raises(ValueError, match="unknown part 'speed'; known: frozen, evaluation"):
-        bench.cases(["speed"], "smoke", "cpu", Released())
+        harness.cases(["speed"], "smoke", "cpu", Released())
     with pytest.raises(ValueError, match="scale: unknown 'huge'; known: smoke, demo, paper"):
-        bench.cases([], "huge", "cpu", Released())
+        harness.cases([], "huge", "cpu", Released())
 
 
 def test_work_is_timed_by_the_median_of_repeats_and_slow_work_once(monkeypatch):
     times = iter([3.0, 5.0, 1.0, 2.0])  # the first one warms up
-    monkeypatch.setattr("atr.bench.timing._once", lambda work, device: next(times))
+    monkeypatch.setattr("atr.bench.harness._once", lambda work, device: next(times))
     assert timed(lambda: None, repeats=3) == {"seconds": 2.0, "fastest": 1.0, "slowest": 5.0, "repeats": 3}
     times = iter([20.0, 12.0, 13.0, 14.0])  # half a minute is enough
     assert timed(lambda: None, repeats=9) == {"seconds": 13.0, "fastest": 12.0, "slowest": 14.0, "repeats": 3}
@@ -246,8 +248,8 @@ def test_on_a_gpu_the_best_step_is_held_against_the_released_one():
 def test_a_measurement_leaves_the_homes_as_they_were(monkeypatch):
     monkeypatch.setenv("ATR_HOME", "mine")
     monkeypatch.delenv("ATR_RESULTS")
-    with pytest.raises(KeyError), bench.scratch() as folder:
-        assert bench.store.home() == folder / "home" and bench.store.results_home() == folder / "results"
+    with pytest.raises(KeyError), harness.scratch() as folder:
+        assert places.home() == folder / "home" and places.results_home() == folder / "results"
         raise KeyError
     assert os.environ["ATR_HOME"] == "mine" and "ATR_RESULTS" not in os.environ and not folder.exists()
 
@@ -259,8 +261,8 @@ def test_hours_of_the_published_grids_are_summed_on_a_gpu_and_not_guessed_on_a_c
     monkeypatch.setattr(planning, "measure", lambda config, device: measured)
     monkeypatch.setattr(planning.torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(study, "notebooks", lambda: path)
-    assert bench.hours("cpu").empty
-    (line,) = bench.hours("cuda").itertuples()
+    assert harness.hours("cpu").empty
+    (line,) = harness.hours("cuda").itertuples()
     configs = study.plan(path, "paper")["config"]
     seconds = sum(planning.cost(config, measured, planning.size(config, None)).seconds for config in configs)
     assert (line.notebook, line.runs) == ("01_loss_comparison", len(configs))
@@ -273,7 +275,7 @@ def test_growth_is_the_slope_between_the_two_largest_sizes():
         for pairs in (1000, 10, 100)
     ]
     made.append({"part": "evaluation", "how": "atr", "size": {"clips": 10}, "seconds": 1.0})
-    table = drawn.growth(made)
+    table = figures.growth(made)
     assert list(table["part"]) == ["mining"] and table["exponent"].iloc[0] == pytest.approx(2)
     assert (table["from"].iloc[0], table["to"].iloc[0]) == (10, 1000)
 
@@ -296,15 +298,15 @@ def test_the_command_measures_prints_the_goals_and_writes_json(store):
     )
     assert written["command"].startswith("atr ") and len(written["rows"]) == 6
     listed = CliRunner().invoke(app, ["bench", "--list"])
-    assert listed.exit_code == 0 and all(part in listed.output for part in bench.PARTS)
+    assert listed.exit_code == 0 and all(part in listed.output for part in harness.PARTS)
     wrong = CliRunner().invoke(app, ["bench", "speed"])
     assert wrong.exit_code == 1 and "unknown part 'speed'" in wrong.output
 
 
 def test_seconds_are_said_in_fitting_units():
-    assert [goals.seconds(value) for value in (0.0123, 3.456, 7560)] == ["12.3 ms", "3.46 s", "2.1 h"]
+    assert [units.seconds(value) for value in (0.0123, 3.456, 7560)] == ["12.3 ms", "3.46 s", "2.1 h"]
 
 
 def test_no_figure_needs_all_parts():
-    for draw in (drawn.sizes, drawn.steps, drawn.recalls):
+    for draw in (figures.sizes, figures.steps, figures.recalls):
         assert draw([row for row in rows() if "missing" not in row]) is not None

@@ -19,11 +19,14 @@ import torch
 from local_server import serving
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from atr import captioning, language_models, records
-from atr.captioning import CaptioningError, Endpoint, Local, Refused, Reply, audit, generate, keywords_of, messages
 from atr.corpora import load_corpus
-from atr.corpora.synthetic import read
-from atr.language_models import without_credentials
+from atr.corpora.captioning import language_models
+from atr.corpora.captioning.answers import audit, parse
+from atr.corpora.captioning.generate import generate, keywords_of, messages
+from atr.corpora.captioning.language_models import CaptioningError, Endpoint, Local, Refused, Reply
+from atr.corpora.captioning.record import read
+from atr.reports import provenance
+from atr.system.credentials import without_credentials
 
 GOOD = [f"fresh wording {letter} of what is there" for letter in "abcde"]
 CLIPS = [f"clip {letter}" for letter in "abcdefgh"]
@@ -344,7 +347,7 @@ class TestGenerate:
     def test_a_better_reader_makes_old_answers_valid_without_asking(self, record, monkeypatch):
         ask = Says("; ".join(GOOD))
         assert run(1, ask, record, attempts=1).missing == {"count": ["clip a"]}
-        monkeypatch.setattr("atr.corpora.synthetic.parse", lambda text: text.split("; "))
+        monkeypatch.setattr("atr.corpora.captioning.answers.parse", lambda text: text.split("; "))
         assert run(1, ask, record).valid == 1 and ask.asked == 1
 
     def test_another_request_is_asked_anew(self, record):
@@ -420,7 +423,7 @@ class TestGenerate:
         assert run(3, ask, record, attempts=1).valid == 3
 
     def test_a_server_that_refuses_everything_ends_the_run(self, record, monkeypatch):
-        monkeypatch.setattr(captioning, "REFUSALS", 3)
+        monkeypatch.setattr("atr.corpora.captioning.generate.REFUSALS", 3)
         ask = Says(*[Refused("HTTP 400: unknown field")] * 9)
         with pytest.raises(CaptioningError, match="HTTP 400: unknown field. 0 of 8 clips"):
             run(8, ask, record)
@@ -503,7 +506,7 @@ class TestRecord:
 
     def test_a_full_disk_ends_the_run_and_leaves_whole_lines(self, record, monkeypatch):
         run(1, Says(), record)
-        monkeypatch.setattr(captioning.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
+        monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(OSError, match=f"^{record}: cannot be written: No space left .*; free some space"):
             run(3, Says(), record)
         monkeypatch.undo()
@@ -514,7 +517,8 @@ class TestRecord:
         code = f"""
 from pathlib import Path
 import pandas as pd
-from atr.captioning import Endpoint, generate
+from atr.corpora.captioning.generate import generate
+from atr.corpora.captioning.language_models import Endpoint
 table = pd.DataFrame({TABLE.to_dict("list")!r})
 generate(table, Endpoint({server.url!r}, "phi4"), Path({str(record)!r}), concurrency=2)
 """
@@ -653,9 +657,9 @@ def test_credentials_are_left_out(text, left):
 
 def test_the_recorded_command_holds_no_credentials(monkeypatch):
     monkeypatch.setenv("ATR_COMMAND", "atr x --endpoint http://me:pass@host/v1")
-    assert records.provenance([])["command"] == "atr x --endpoint http://host/v1"
+    assert provenance.provenance([])["command"] == "atr x --endpoint http://host/v1"
     monkeypatch.setenv("ATR_COMMAND", "HF_TOKEN=abc atr x --api-key abc --local hf_abcdefgh1")
-    assert records.provenance([])["command"] == "HF_TOKEN=… atr x --api-key … --local hf_…"
+    assert provenance.provenance([])["command"] == "HF_TOKEN=… atr x --api-key … --local hf_…"
 
 
 @pytest.mark.parametrize("login", ["me:p%40ss@", "", "secretuser:pw@"])
@@ -740,15 +744,15 @@ class TestWhatIsTheAnswer:
         assert found == ["\ufffd " + GOOD[0], *GOOD[1:4], "fresh \U0001f600 wording"]
 
     def test_deep_nesting_is_no_caption(self):
-        assert captioning.parse("[" * 50_000) == captioning.parse("[" * 50_000 + "]" * 50_000) == []
+        assert parse("[" * 50_000) == parse("[" * 50_000 + "]" * 50_000) == []
 
     def test_reasoning_alone_is_said_spends_no_attempt_and_is_asked_for_again_later(self, server, ask, record):
         server.answer = lambda clip: reply({"content": None, "reasoning": "hm"}, "length")
         report = run(3, ask, record, attempts=1)
         mend = "switch the model's thinking off, or raise the limit of tokens at its server"
-        said = f"missing, only reasoning ({mend}, or longest of atr.captioning.Local): 3 "
+        said = f"missing, only reasoning ({mend}, or longest of atr.corpora.captioning.language_models.Local): 3 "
         assert report.asked == 3 and said in str(report)
-        assert "longest" in inspect.signature(captioning.Local).parameters
+        assert "longest" in inspect.signature(language_models.Local).parameters
         server.answer = lambda clip: completion(json.dumps(GOOD))
         assert run(3, ask, record, attempts=1).valid == 3
 
@@ -761,14 +765,14 @@ class TestWhatIsTheAnswer:
         ],
     )
     def test_first_answers_that_fail_alike_end_a_run(self, server, ask, record, monkeypatch, message, finish, reason):
-        monkeypatch.setattr(captioning, "ALIKE", 4)
+        monkeypatch.setattr("atr.corpora.captioning.generate.ALIKE", 4)
         server.answer = lambda clip: reply(message, finish)
         with pytest.raises(CaptioningError, match=f"phi4: the first 4 answers fail alike, {reason}.*0 of 8 clips"):
             run(8, ask, record)
         assert len(server.asked) == 4
 
     def test_an_answer_with_captions_keeps_a_run_going(self, server, ask, record, monkeypatch):
-        monkeypatch.setattr(captioning, "ALIKE", 3)
+        monkeypatch.setattr("atr.corpora.captioning.generate.ALIKE", 3)
         server.plan = [completion(json.dumps(GOOD))] + [reply({"content": None, "reasoning": "hm"})] * 5
         assert run(8, ask, record).valid == 3
 

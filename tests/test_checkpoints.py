@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from atr import download
 from atr.encoders import checkpoints
+from atr.system import download
 
 
 class Encoder(nn.Module):

@@ -7,7 +7,7 @@ from transformers import ClapModel, ClapProcessor
 
 from atr.encoders import clap, text
 from atr.encoders.clap import Clap
-from atr.store import Packed
+from atr.system.packed import Packed
 
 RATE = 8000  # of the model made here, which takes 1 s
 SECONDS = {"short": 0.3, "whole": 1.0, "hardly longer": 1.005, "longer": 1.7, "much longer": 3.2}

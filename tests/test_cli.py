@@ -12,8 +12,13 @@ from made_runs import made_run
 from typer.testing import CliRunner
 
 import atr
-from atr import cli, commands, executors, profile, records, store, study, trainer
-from atr.corpora import CorpusError
+from atr import profile
+from atr.cli import app, console
+from atr.corpora.corpus import CorpusError
+from atr.experiments import executors, study
+from atr.system import atomic, store
+from atr.system.places import PROJECT
+from atr.training import records
 
 runner = CliRunner()
 
@@ -31,7 +36,7 @@ def results(tmp_path, monkeypatch):
 
 
 def call(*words, status=0, **options):
-    outcome = runner.invoke(cli.app, [str(word) for word in words], **options)
+    outcome = runner.invoke(app.app, [str(word) for word in words], **options)
     assert outcome.exit_code == status, outcome.output
     return outcome.output
 
@@ -61,7 +66,7 @@ class TestHelp:
         assert done.returncode == 0 and "List, show and remove runs" in done.stdout
 
     def test_help_does_not_wait_for_pytorch(self):
-        code = "import sys, atr.cli; from atr.cli import app; sys.exit('torch' in sys.modules)"
+        code = "import sys, atr.cli.app; from atr.cli.app import app; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -110,14 +115,14 @@ class TestVariables:
         for variable, value in places.items():
             monkeypatch.setenv(variable, value)
         seen = {}
-        monkeypatch.setattr(study, "execute", lambda *_: seen.update(cli.os.environ) or tmp_path / "done")
+        monkeypatch.setattr(study, "execute", lambda *_: seen.update(app.os.environ) or tmp_path / "done")
         assert f"Tables: {tmp_path}/results/smoke/tables" in call("study", "01", "--profile", "smoke")
         assert {name: seen[name] for name in places} == {name: str(tmp_path / value) for name, value in places.items()}
 
 
 class TestPackage:
     def test_names_and_modules_are_loaded_on_use(self):
-        assert atr.tables.__name__ == "atr.tables" and atr.profile is profile and callable(atr.fit)
+        assert atr.reports.tables.__name__ == "atr.reports.tables" and atr.profile is profile and callable(atr.fit)
         assert {"fit", "tables", "run_all"} <= set(dir(atr))
 
     def test_an_unknown_name_is_an_attribute_error(self):
@@ -146,7 +151,7 @@ class TestStudy:
         parameters = {"seeds": [3, 4], "device": "cpu", "executor": "local"}
         assert called == [("01_loss_comparison", "smoke", parameters, True)]
         assert "Profile smoke: 01_loss_comparison; 36 runs, 0 of them finished; about" in text
-        assert "Tables: " in text and cli.os.environ["ATR_COMMAND"] == "atr study 01 --profile smoke"
+        assert "Tables: " in text and app.os.environ["ATR_COMMAND"] == "atr study 01 --profile smoke"
 
     def test_a_cluster_is_asked_how_much_it_has_and_is_the_notebooks_too(self, results, monkeypatch):
         made = []
@@ -182,7 +187,7 @@ class TestStudy:
             re.search(r"about .*(seconds|minutes?) on a Ray cluster of 3 machine\(s\)", text)
             and "'executor': 'ray'" in text
         )
-        assert cli.os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
+        assert app.os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
         assert [(one.closed, *given) for one, *given in made] == [(True, "cpu", profile("smoke").runs)] * 2
 
     @pytest.mark.parametrize(
@@ -302,7 +307,7 @@ class TestTerminals:
             words = [*words, "--profile", "smoke"]
         environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "100"}
         call = [sys.executable, "-m", "atr", *words]
-        done = subprocess.run(call, env=environment, capture_output=True, cwd=store.PROJECT)
+        done = subprocess.run(call, env=environment, capture_output=True, cwd=PROJECT)
         said = (done.stdout + done.stderr).decode("ascii")
         assert done.returncode == (2 if words == ["nothing"] else 0), said
         assert len(said) > 100 and "Traceback" not in said and "UnicodeEncodeError" not in said
@@ -322,7 +327,7 @@ class TestRuns:
             made.append(made_run(smoke.runs, name, config, [1, 2, 30, 1], [1, 2]))
         (made[2].path / "metrics.json").unlink()
         (made[2].path / "error.txt").write_text("TrainingError: [diverged]\n")
-        records.write_json(made[3].path / "config.json", {"result_version": 0, "config": {"gone": 1}})
+        atomic.write_json(made[3].path / "config.json", {"result_version": 0, "config": {"gone": 1}})
         return made
 
     def test_list(self, stored):
@@ -374,7 +379,7 @@ class TestRuns:
         text = call("runs", "verify", "--profile", "smoke")
         assert "2 by an older version, which wrote no hashes" in text and "4 runs, none is damaged" in text
         store.write_sums(stored[0].path, ["config.json"], {"metrics.json": b"{}"})
-        (stored[2].path / "state.pt").write_bytes(b"state" + trainer.SEAL + bytes(32))
+        (stored[2].path / "state.pt").write_bytes(b"state" + records.SEAL + bytes(32))
         text = call("runs", "verify", "--profile", "smoke", status=1)
         size = (stored[0].path / "metrics.json").stat().st_size
         assert f"{stored[0].path}: damaged (metrics.json has {size} bytes instead of 2); --repair sets it aside" in text
@@ -396,8 +401,8 @@ class TestCaption:
     @pytest.fixture
     def asked(self, tmp_path, monkeypatch):
         """Requests to a model that answers well, but for the first request."""
-        from atr import captioning
-        from atr.captioning import Reply
+        from atr.corpora.captioning import generate
+        from atr.corpora.captioning.language_models import Reply
 
         requests = []
 
@@ -410,7 +415,7 @@ class TestCaption:
                 good = "[" + ", ".join(f'"new wording {letter}"' for letter in "vwxyz") + "]"
                 return Reply("no" if len(requests) == 1 else good, "stop", {"total_tokens": 10})
 
-        monkeypatch.setattr(captioning, "Endpoint", Model)
+        monkeypatch.setattr(generate, "Endpoint", Model)
         monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
         return requests
 
@@ -467,15 +472,15 @@ PRINTED = r"a\x1b[31m\x07[red]b[/red] \u202ec\r:dog: http://x.y/v1?api_key=… \
 
 
 def test_texts_of_others_are_only_printed(capsys, monkeypatch):
-    commands.fail(ValueError(FOREIGN))
+    console.fail(ValueError(FOREIGN))
     assert PRINTED in capsys.readouterr().err
-    monkeypatch.setattr(commands.console, "_width", 200)
-    commands.printed(pd.DataFrame({"[b]n\x1b": [FOREIGN]}), title="[i]t\x1b")
+    monkeypatch.setattr(console.console, "_width", 200)
+    console.printed(pd.DataFrame({"[b]n\x1b": [FOREIGN]}), title="[i]t\x1b")
     shown = capsys.readouterr().out
     assert PRINTED in shown and r"[b]n\x1b" in shown and r"[i]t\x1b" in shown and "\x1b" not in shown
-    commands.console.print("Héllo 👩\u200d🔬\u00a0→\tx\ny", soft_wrap=True)
+    console.console.print("Héllo 👩\u200d🔬\u00a0→\tx\ny", soft_wrap=True)
     assert "Héllo 👩\u200d🔬\u00a0→" in capsys.readouterr().out
-    commands.console.print("[red]a\nb", "c", sep="\n")
+    console.console.print("[red]a\nb", "c", sep="\n")
     assert capsys.readouterr().out == "[red]a\\nb\nc\n"
 
 
@@ -509,7 +514,7 @@ class TestNames:
         folder_of_sounds(tmp_path)
         clean = tmp_path / f"{FORGED}.csv"
         self.said("check", "csv", "--root", tmp_path, "--write-clean", clean, status=0)
-        monkeypatch.setattr("atr.bench.run", lambda *arguments: {"rows": []})
+        monkeypatch.setattr("atr.bench.harness.run", lambda *arguments: {"rows": []})
         monkeypatch.setattr("atr.bench.goals.table", lambda *arguments: pd.DataFrame({"factor": [1.0]}))
         self.said("bench", "--out", tmp_path / f"{FORGED}.json", status=0)
 
@@ -519,13 +524,13 @@ class TestNames:
             return pd.DataFrame({"a": [1]})
 
         shown = []
-        monkeypatch.setattr("atr.data.status", warned)
+        monkeypatch.setattr("atr.cli.data.status", warned)
         call("data")
         assert SPELT in shown[0] and warnings.formatwarning(FORGED, UserWarning, "x.py", 1, "").count("\n") > 1
 
     def test_in_an_error_of_several_lines(self, capsys):
-        commands.fail(RuntimeError("failed:\n[bold]x"))
+        console.fail(RuntimeError("failed:\n[bold]x"))
         assert capsys.readouterr().err == "error: failed:\n[bold]x\n"
         problems = pd.DataFrame({"where": [FORGED], "problem": ["gone"], "mend": ["fetch it"]})
-        commands.fail(CorpusError("csv", problems))
+        console.fail(CorpusError("csv", problems))
         assert capsys.readouterr().err == f"error: corpus 'csv' has 1 problem(s):\n  {SPELT}: gone; fetch it\n"

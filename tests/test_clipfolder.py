@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from atr.corpora import clipfolder
 from atr.corpora.corpus import CorpusError
+from atr.corpora.scenes import clipfolder
 
 ESC10 = Path(__file__).parents[2] / "shared" / "data" / "esc10"
 SIZES = {"train": 20, "validation": 8, "test": 12}

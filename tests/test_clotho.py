@@ -10,9 +10,11 @@ import dataset_layouts
 import numpy as np
 import pytest
 
-from atr import store
-from atr.audio import AudioError
-from atr.corpora import CorpusError, clotho, coverage, files, load_corpus
+from atr.corpora import clotho, files, load_corpus
+from atr.corpora.containers import AudioError
+from atr.corpora.corpus import CorpusError
+from atr.corpora.files import coverage
+from atr.system import places
 
 MEI2022 = Path(__file__).parents[2] / "shared" / "data" / "captions"
 SHARED = {"train": "Bus(Drive_Reverse)_1-2", "validation": "Bus(Drive_Reverse)_1-2", "test": "Bus(Drive_Reverse)_1-2"}
@@ -304,7 +306,7 @@ class TestIndex:
         monkeypatch.setattr(files.audio, "duration", interrupted)
         with pytest.raises(KeyboardInterrupt):
             files.index(root, names)
-        kept = next((store.home() / "cache" / "files").glob("*.csv")).read_text()
+        kept = next((places.home() / "cache" / "files").glob("*.csv")).read_text()
         assert names[0] in kept and names[-1] not in kept
 
     def test_a_folder_that_may_not_be_read_is_an_error(self, root, monkeypatch):

@@ -3,10 +3,10 @@ import math
 
 import pytest
 
-from atr import profiles
 from atr.config import CHOICES, ConfigError, RunConfig, from_dict, read
-from atr.profiles import PROFILES, profile
-from atr.sampling import SAMPLERS
+from atr.experiments import profiles
+from atr.experiments.profiles import PROFILES, profile
+from atr.training.batches import SAMPLERS
 
 
 def test_a_config_is_fixed():

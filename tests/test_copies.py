@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from atr import audio
-from atr.corpora import copies
+from atr.corpora import audio, copies
 
 RATE = 44_100
 ESC10 = Path(__file__).parents[2] / "shared" / "data" / "esc10"

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from atr import encoders, store
-from atr.audio import AudioError
-from atr.corpora import LOADERS, Corpus, CorpusError, load_corpus
-from atr.corpora.corpus import alike, no_events
-from atr.encoders import pretraining
+from atr import encoders
+from atr.corpora import LOADERS, load_corpus
+from atr.corpora.containers import AudioError
+from atr.corpora.corpus import Corpus, CorpusError, alike, no_events
+from atr.encoders import inputs, pretraining
 
 RATE = 1000
 
@@ -302,14 +302,14 @@ def test_a_reader_that_gives_integers_as_floats_is_found_by_the_check():
 @pytest.mark.parametrize("waveform", [np.full(100, 9_000, np.int16), np.full(100, 9_000, np.float32)])
 def test_a_waveform_out_of_range_is_not_clipped_in_silence(waveform):
     with pytest.raises(ValueError, match="where 1 is full scale; give floats in the range -1 to 1"):
-        store.quantised(waveform, RATE, RATE)
+        inputs.quantised(waveform, RATE, RATE)
 
 
 @pytest.mark.parametrize("name", encoders.AUDIO_ENCODERS)
 def test_every_encoder_hears_a_clip_of_a_few_samples(name):
     torch.manual_seed(0)
     encoder = encoders.build(name).eval()
-    waveform = store.quantised(np.full(20, 0.1, np.float32), 16_000, encoder.sample_rate)
+    waveform = inputs.quantised(np.full(20, 0.1, np.float32), 16_000, encoder.sample_rate)
     batch = torch.from_numpy(waveform)[None].float() / 32767
     with torch.inference_mode():
         frames, mask = encoder(batch, torch.tensor([len(waveform)]))

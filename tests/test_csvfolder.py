@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import soundfile
 
-from atr import store
-from atr.audio import AudioError
-from atr.corpora import CorpusError, csvfolder, load_corpus
+from atr.corpora import csvfolder, load_corpus
+from atr.corpora.containers import AudioError
+from atr.corpora.corpus import CorpusError
+from atr.encoders import inputs
+from atr.system import atomic
 
 RATE = 8000
 
@@ -276,7 +278,7 @@ def test_a_clean_table_has_the_cells_of_the_rows_that_stay(root):
     cells = [["file_name", "split", "caption"], *rows, ["z.wav", "train", "no file"]]
     quoted = ([f'"{cell}"' for cell in (one.replace('"', '""') for one in row)] for row in cells)
     write(root, "".join(",".join(row) + "\n" for row in quoted))
-    store.write_csv(csvfolder.cleaned(root), root / "clean.csv")
+    atomic.write_csv(csvfolder.cleaned(root), root / "clean.csv")
     assert csvfolder.cleaned(root, table="clean.csv").to_numpy().tolist() == rows
     corpus = load_corpus("csv", root, table="clean.csv")
     assert corpus.captions["caption"].tolist()[: len(ODD)] == [text.strip() for text in ODD]
@@ -335,12 +337,12 @@ def test_a_file_that_changes_after_the_check_is_refused_and_nothing_is_kept_of_i
     before = (root / "b.wav").read_bytes()
     sound(root / "b.wav", hertz=1000.0)
     with pytest.raises(AudioError, match="b.wav: changed since the corpus was loaded; .* run again"):
-        store.waveforms(corpus.split("train"), RATE, quiet=True)
+        inputs.waveforms(corpus.split("train"), RATE, quiet=True)
     problems = corpus.problems(audio=True)
     assert problems["where"].tolist() == [str(root / "b.wav")] and "run again" in problems["mend"][0]
     (root / "b.wav").write_bytes(before)
     expected = csvfolder.FolderReader(root)("b.wav")[0]
-    assert np.abs(store.waveforms(corpus.split("train"), RATE, quiet=True)[1] / 32_767 - expected).max() < 1e-3
+    assert np.abs(inputs.waveforms(corpus.split("train"), RATE, quiet=True)[1] / 32_767 - expected).max() < 1e-3
 
 
 def test_folders_and_links_to_nothing_in_the_place_of_files_are_problems(root):

@@ -13,10 +13,14 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from atr import cli, data, download, search, store, youtube
-from atr.corpora import CorpusError, clipfolder, load_corpus
+from atr.cli import app, data
+from atr.corpora import catalogue, load_corpus, youtube
+from atr.corpora.corpus import CorpusError
+from atr.corpora.scenes import clipfolder
 from atr.encoders import checkpoints
-from atr.profiles import profile
+from atr.experiments.profiles import profile
+from atr.inference import search
+from atr.system import download, store
 
 runner = CliRunner()
 
@@ -30,7 +34,7 @@ def home(tmp_path, monkeypatch, terminal):
 
 
 def call(*words, status=0, **options):
-    outcome = runner.invoke(cli.app, ["data", *map(str, words)], **options)
+    outcome = runner.invoke(app.app, ["data", *map(str, words)], **options)
     assert outcome.exit_code == status, outcome.output
     return outcome.output
 
@@ -56,11 +60,11 @@ def publish(monkeypatch, name, server):
     """Let the data set's files be those that the server has."""
     address, folder, _ = server
     files = []
-    for file in data.DATASETS[name].files:
+    for file in catalogue.DATASETS[name].files:
         content = (folder / file.name).read_bytes()
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
         files.append(download.File(file.name, f"{address}/{file.name}", len(content), f"md5:{md5}"))
-    monkeypatch.setitem(data.DATASETS, name, replace(data.DATASETS[name], files=tuple(files)))
+    monkeypatch.setitem(catalogue.DATASETS, name, replace(catalogue.DATASETS[name], files=tuple(files)))
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def published_clotho(server, tmp_path, monkeypatch):
 
 
 def test_the_published_files_have_names_https_addresses_and_checksums():
-    for name, set_ in data.DATASETS.items():
+    for name, set_ in catalogue.DATASETS.items():
         assert set_.licence and set_.source.startswith("https://") and 0 < set_.download <= set_.disk
         assert len({file.name for file in set_.files}) == len(set_.files), name
         for file in set_.files:
@@ -90,7 +94,7 @@ def test_all_data_sets_and_checkpoints_are_listed_with_size_licence_and_state(co
     (home / "clotho").mkdir(parents=True)
     (home / "clotho" / "clotho_captions_development.csv").write_text("")
     text = call()
-    for name in (*data.DATASETS, *checkpoints.REGISTRY):
+    for name in (*catalogue.DATASETS, *checkpoints.REGISTRY):
         assert sum(f"│ {name} " in line for line in text.splitlines()) == 1, text
     states = data.status().set_index("name")["here"]
     assert states["clotho"] == "partial" and states["audiocaps"] == "absent" and states["cnn14"] == "absent"
@@ -111,7 +115,7 @@ def test_clotho_is_fetched_verified_unpacked_and_counted(home, published_clotho)
         assert [part.strip() for part in next(x for x in text.splitlines() if f" {split} " in x).split("│")[1:-1]] == [
             split, str(here), str(here), str(paper)
         ]  # fmt: skip
-    assert len(load_corpus("clotho")) == 7 and data.state("clotho") == "ready"
+    assert len(load_corpus("clotho")) == 7 and catalogue.state("clotho") == "ready"
     assert not list(home.rglob("*.7z"))
     asked = len(published_clotho[2])
     call("clotho", "--quiet")  # nothing to ask and nothing to fetch
@@ -123,12 +127,14 @@ def test_an_interrupted_fetch_continues_with_what_is_missing(home, published_clo
     content = archive.read_bytes()
     archive.write_bytes(content[:-1] + b"x")
     assert "clotho_audio_validation.7z" in call("clotho", "--yes", "--quiet", status=1)
-    assert data.state("clotho") == "partial"
+    assert catalogue.state("clotho") == "partial"
     archive.write_bytes(content)
     (home / "clotho" / "clotho_audio_validation.7z.part").unlink()
     before = published_clotho[2].count("clotho_audio_evaluation.7z")
     call("clotho", "--yes", "--quiet")
-    assert before == published_clotho[2].count("clotho_audio_evaluation.7z") == 1 and data.state("clotho") == "ready"
+    assert (
+        before == published_clotho[2].count("clotho_audio_evaluation.7z") == 1 and catalogue.state("clotho") == "ready"
+    )
 
 
 def test_a_folder_of_the_archives_is_verified_and_unpacked(home, published_clotho):
@@ -146,7 +152,7 @@ def test_a_folder_is_recorded_and_not_copied(home, tmp_path):
     assert f"clotho: {folder}" in text and "3839" in text
     assert json.loads((home / "clotho" / "location.json").read_text()) == {"folder": str(folder)}
     assert [path.name for path in (home / "clotho").iterdir()] == ["location.json"]
-    assert len(load_corpus("clotho")) == 12 and data.state("clotho") == f"ready, in {folder}"
+    assert len(load_corpus("clotho")) == 12 and catalogue.state("clotho") == f"ready, in {folder}"
     assert "3839" in call("clotho")
 
 
@@ -190,20 +196,20 @@ def test_audiocaps_is_ready_when_all_that_can_be_had_is_here(home, server, monke
     monkeypatch.setattr(youtube, "_fetch_clip", fetched)
     text = call("audiocaps", "--yes", "--quiet")
     assert "1 clips are gone from YouTube" in text and f"1 clips failed, such as {clips[2]} (ERROR: HTTP" in text
-    assert data.state("audiocaps") == "partial" and len(load_corpus("audiocaps")) == 10
+    assert catalogue.state("audiocaps") == "partial" and len(load_corpus("audiocaps")) == 10
     monkeypatch.setattr(youtube, "_fetch_clip", lambda *job: fetched(clips[0], *job[1:]))
     call("audiocaps", "--yes", "--quiet")
-    assert data.state("audiocaps") == "ready" and len(load_corpus("audiocaps")) == 11
+    assert catalogue.state("audiocaps") == "ready" and len(load_corpus("audiocaps")) == 11
 
 
 def test_wavcaps_gives_its_lists_and_the_commands_for_its_audio(home, server, tmp_path, monkeypatch):
-    for file in data.DATASETS["wavcaps"].files:
+    for file in catalogue.DATASETS["wavcaps"].files:
         (server[1] / file.name).write_text('{"data": [{"id": "17", "caption": "A dog", "duration": 0.1}]}')
     publish(monkeypatch, "wavcaps", server)
     text = call("wavcaps", "--yes", "--quiet")
     for words in ("hf download cvssp/WavCaps", "zip -s 0 Zip_files/", f'cd "{home / "wavcaps"}"', "--from <folder>"):
         assert words in text
-    assert data.state("wavcaps") == "partial"
+    assert catalogue.state("wavcaps") == "partial"
     (tmp_path / "sounds").mkdir()
     assert "looked for as_final.json" in call("wavcaps", "--from", tmp_path / "sounds", status=1)
     dataset_layouts.sound(tmp_path / "sounds" / "SoundBible" / "17.flac", 1, seconds=0.1)
@@ -226,7 +232,7 @@ def test_esc50_becomes_a_folder_of_labelled_clips(home, server, tmp_path, monkey
     publish(monkeypatch, "esc50", server)
     text = call("esc50", "--yes", "--quiet")
     assert f"esc50: {home / 'esc50' / 'ESC-50' / 'ESC-50-0123'}" in text and "1200" in text
-    assert len(clipfolder.load(data.folder("esc50"), train=2, validation=1, test=1)) == 4
+    assert len(clipfolder.load(catalogue.folder("esc50"), train=2, validation=1, test=1)) == 4
     next(home.rglob("1-0-A-0.wav")).unlink()
     assert "1-0-A-0.wav: no such file; run: atr data esc50" in call("esc50", status=1)
 
@@ -239,18 +245,18 @@ def test_the_dcase_evaluation_set_is_counted_in_clips_and_queries(home, server, 
     (server[1] / "retrieval_audio_metadata.csv").write_text("file_name\n")
     publish(monkeypatch, "dcase2022", server)
     text = call("dcase2022", "--yes", "--quiet")
-    assert "queries here" in text and "1000" in text and data.state("dcase2022") == "ready"
+    assert "queries here" in text and "1000" in text and catalogue.state("dcase2022") == "ready"
 
 
 def test_generated_captions_are_fetched_and_found_by_their_profile(home, server, monkeypatch):
     columns = ["file_name", *(f"caption_{number}" for number in range(1, 11))]
-    dataset_layouts.table(server[1] / data.PHI4.name, columns, [["a.wav", *"abcdefghij"]])
+    dataset_layouts.table(server[1] / catalogue.PHI4.name, columns, [["a.wav", *"abcdefghij"]])
     setting = profile("captions")
     with pytest.raises(ValueError, match="atr data phi4, or pass the table: make study PROFILE=captions CAPTIONS="):
         setting.captions  # noqa: B018
     publish(monkeypatch, "phi4", server)
     text = call("phi4", "--yes", "--quiet")
-    assert "captions here" in text and "3840" in text and setting.captions == home / "phi4" / data.PHI4.name
+    assert "captions here" in text and "3840" in text and setting.captions == home / "phi4" / catalogue.PHI4.name
     monkeypatch.setenv("ATR_CAPTIONS", str(home / "mine.csv"))
     with pytest.raises(ValueError, match=f"ATR_CAPTIONS: {home / 'mine.csv'}: no such file"):
         setting.captions  # noqa: B018
@@ -276,10 +282,10 @@ def test_an_unknown_name_lists_the_known_ones():
 
 def test_a_damaged_esc50_table_and_a_folder_without_one_are_errors(tmp_path):
     with pytest.raises(CorpusError, match="looked for meta/esc50.csv and audio/"):
-        data.adopt("esc50", tmp_path)
+        catalogue.adopt("esc50", tmp_path)
     dataset_layouts.table(tmp_path / "meta" / "esc50.csv", ["filename"], [["a.wav"]])
     with pytest.raises(CorpusError, match="no column 'fold'"):
-        data.adopt("esc50", tmp_path)
+        catalogue.adopt("esc50", tmp_path)
 
 
 def test_the_miniatures_are_sounds_that_differ_and_hold_what_real_tables_hold(tmp_path):
@@ -296,7 +302,7 @@ def test_a_recorded_folder_that_is_gone_is_said_with_both_ways_out(home, tmp_pat
     folder.rename(tmp_path / "moved")
     text = call("clotho", "--yes", status=1)
     assert f"delete {home / 'clotho' / 'location.json'} and run: atr data clotho" in text
-    assert data.state("clotho").startswith("unusable: clotho: no folder") and "unusable" in call()
+    assert catalogue.state("clotho").startswith("unusable: clotho: no folder") and "unusable" in call()
     call("clotho", "--from", tmp_path / "moved", "--quiet")
     assert len(load_corpus("clotho")) == 12
 

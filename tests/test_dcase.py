@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 from test_readme import blocks
 
-from atr import Embedder, RunConfig, audio, fit, metrics
+from atr import Embedder, RunConfig, fit, metrics
+from atr.corpora import audio, containers
 from atr.corpora.corpus import Corpus
-from atr.dcase import embed, export, read, relevance, same_events, score, write, write_scores
 from atr.encoders.clap import Clap
-from atr.records import Run
+from atr.inference.dcase import embed, export, read, relevance, same_events, score, write, write_scores
+from atr.metrics import retrieval
+from atr.training.records import Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 QUERIES = ["A dog barks", 'rain, and "more" rain', "Ein Käuzchen ruft\nзимой 鳥"]
@@ -98,7 +100,7 @@ def test_the_order_of_the_files_has_no_say(tmp_path, embedded, ties):
 def test_how_many_queries_are_taken_at_a_time_has_no_say(tmp_path, monkeypatch):
     text, sound, queries, names = drawn(dim=2)
     write(tmp_path / "whole.csv", queries, names, (text, sound))
-    monkeypatch.setattr(metrics, "BLOCK", 75)
+    monkeypatch.setattr(retrieval, "BLOCK", 75)
     write(tmp_path / "parts.csv", queries, names, (text, sound))
     assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "parts.csv").read_bytes()
 
@@ -351,7 +353,7 @@ def test_what_cannot_be_embedded_is_named_with_the_mend(run, folder, tmp_path):
     files, captions = folder
     with pytest.raises(ValueError, match="2 files, 1 distinct, and 80 queries; give each file once"):
         embed(run, [files[0], files[0]], captions)
-    with pytest.raises(audio.AudioError, match="none.wav: no such file"):
+    with pytest.raises(containers.AudioError, match="none.wav: no such file"):
         embed(run, [tmp_path / "none.wav"], captions)
     with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
         embed(Run(tmp_path / "nothing"), files, captions)
@@ -479,7 +481,7 @@ def test_sparse_relevance_scores_as_the_dense_does(tmp_path, monkeypatch):
     path = table(tmp_path / "pairs.csv", ["query", "file_name"], *pairs, pairs[0])  # a pair twice counts once
     clips = made([f"{number}" for number in range(30)], [[f"kind {number % 4}"] for number in range(30)])
     dense = relevance(path, queries, names), same_events(clips)
-    monkeypatch.setattr("atr.dcase.DENSE", 1)
+    monkeypatch.setattr("atr.corpora.corpus.DENSE", 1)
     monkeypatch.setattr("atr.corpora.corpus.DENSE", 1)
     for found, whole in zip((relevance(path, queries, names), same_events(clips)), dense, strict=True):
         assert sparse.issparse(found) and found.dtype == bool

@@ -13,13 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import assert_same, config
 
-from atr import distributed, encoders, fit, losses, metrics, model, store, trainer, training, voxels
-from atr.batch_statistics import synchronise
-from atr.distributed import ALONE, Group
-from atr.features import Inputs
-from atr.large_batches import Embedder
-from atr.model import DualEncoder
-from atr.text_aware import TextAwarePooling
+from atr import encoders, fit, losses, metrics
+from atr.encoders.pooling import TextAwarePooling
+from atr.losses import voxels
+from atr.losses.penalty import UniformityPenalty
+from atr.system import devices
+from atr.system.packed import Packed
+from atr.training import distributed, identity, records
+from atr.training.distributed import ALONE, Group, synchronise
+from atr.training.evaluation import embed
+from atr.training.fit import _train
+from atr.training.gradient_cache import Embedder
+from atr.training.identity import Inputs
+from atr.training.model import DualEncoder
 
 PAIRS = 33  # of 12 clips, so that captions of one clip fall to different processes; no two processes have as many
 
@@ -30,7 +36,7 @@ def random(*shape, seed=0):
 
 def packed(lengths, width, seed):
     rows = [random(length, width, seed=seed + length).numpy() for length in lengths]
-    return store.Packed(np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)]))
+    return Packed(np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def inputs(frames=False):
@@ -62,7 +68,7 @@ def step(group, loss="nt_xent", variant="released", pairs=PAIRS, chunk=None, fra
         value = loss_function(audio, text, ids)
         if alpha:
             chosen = torch.arange(3)
-            penalty = voxels.UniformityPenalty(voxels.VoxelLogistic(dims=3), dims=3)
+            penalty = UniformityPenalty(voxels.VoxelLogistic(dims=3), dims=3)
             value = value - alpha * penalty(torch.stack([audio, text]), chosen).sum()
     value.backward()
     group.sum_gradients(dual.parameters())
@@ -75,7 +81,7 @@ def step(group, loss="nt_xent", variant="released", pairs=PAIRS, chunk=None, fra
 def evaluation(group, text_aware):
     """Embeddings of a split in evaluation mode, in batches of eight: of clips three, of captions six."""
     dual = network(True, text_aware)
-    audio, text = model.embed(dual, inputs(True), batch_size=5, group=group)
+    audio, text = embed(dual, inputs(True), batch_size=5, group=group)
     return {"audio": audio, "text": text}
 
 
@@ -101,7 +107,7 @@ STEPS |= {f"evaluation {aware}": partial(evaluation, text_aware=aware) for aware
 
 def save_steps(group, folder):
     for name, made in STEPS.items():
-        with store.threads(1):
+        with devices.threads(1):
             save_file({key: value.contiguous() for key, value in made(group).items()}, folder / f"{name} {group.rank}")
 
 
@@ -116,7 +122,7 @@ def steps(tmp_path_factory):
 class TestSteps:
     @pytest.mark.parametrize("name", STEPS)
     def test_two_processes_come_to_the_loss_and_gradient_of_one(self, name, steps):
-        with store.threads(1):
+        with devices.threads(1):
             expected = STEPS[name](ALONE)
         for rank in range(2):
             found = load_file(steps / f"{name} {rank}")
@@ -203,9 +209,9 @@ class TestRuns:
         kind = config(epochs=3)
         complete = fit(kind, corpus, runs=tmp_path / "whole", processes=2)
         with monkeypatch.context() as patch, pytest.raises(ChildProcessError, match="1 of 2 was killed by signal 9"):
-            patch.setattr(training, "_train", train_and_be_killed)
+            patch.setattr("atr.training.fit.fit._train", train_and_be_killed)
             fit(kind, corpus, runs=tmp_path / "cut", processes=2)
-        run = training.locate(kind, corpus, tmp_path / "cut")
+        run = identity.locate(kind, corpus, tmp_path / "cut")
         assert run.status == "failed" and "killed by signal 9" in (run.path / "error.txt").read_text()
         assert torch.load(run.path / "state.pt", weights_only=True)["epoch"] == 1
         shutil.copytree(tmp_path / "cut", tmp_path / "alone")
@@ -218,19 +224,19 @@ class TestRuns:
         kind = config(learning_rates={"heads": 1e30}, clip_norm=None)
         with pytest.raises(ChildProcessError, match="process . of 2: .*TrainingError: epoch 1: the loss is nan; lower"):
             fit(kind, corpus, runs=tmp_path, processes=2)
-        run = training.locate(kind, corpus, tmp_path)
+        run = identity.locate(kind, corpus, tmp_path)
         assert run.status == "failed" and "in epoch" in (run.path / "error.txt").read_text()
 
 
 def train_and_be_killed(*arguments):
-    write = trainer._write_history
+    write = records._write_history
 
     def deadly(*arguments):
         write(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer._write_history = deadly
-    training._train(*arguments)
+    records._write_history = deadly
+    _train(*arguments)
 
 
 def wait_for(happened, seconds=300):
@@ -290,7 +296,7 @@ class TestEnding:
         assert str(killed).startswith("process 2 of 4 was killed by signal 9")
 
     def test_processes_end_with_the_one_that_started_them(self, tmp_path):
-        process = store.worker_context().Process(target=start_stay, args=(tmp_path,))
+        process = devices.worker_context().Process(target=start_stay, args=(tmp_path,))
         process.start()
         wait_for(lambda: all((tmp_path / name).is_file() and (tmp_path / name).read_text() for name in "01"))
         pids = [int((tmp_path / name).read_text()) for name in "01"]

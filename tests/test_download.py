@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local_server import serving
 
-from atr import download
-from atr.download import DownloadError, File
+from atr.system import download
+from atr.system.download import DownloadError, File
 
 CONTENT = np.random.default_rng(0).bytes(100_000)
 

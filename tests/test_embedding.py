@@ -4,10 +4,12 @@ import soundfile
 import torch
 from made_models import clap
 
-from atr import Embedder, RunConfig, audio, features, fit
+from atr import Embedder, RunConfig, fit
+from atr.corpora import audio, containers
 from atr.encoders.clap import Clap
-from atr.records import Run
-from atr.search import Index
+from atr.inference.search import Index
+from atr.training import preparation
+from atr.training.records import Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 KINDS = {
@@ -76,7 +78,7 @@ def test_nothing_gives_nothing_and_what_cannot_be_embedded_is_named(embedder, ru
         embedder.sentences(["a dog", "  ?"])
     with pytest.raises(ValueError, match=r"a waveform of shape \(2, 100\); give \(samples,\), one channel"):
         embedder.sounds([np.zeros((2, 100), np.float32)])
-    with pytest.raises(audio.AudioError, match="none.wav: no such file"):
+    with pytest.raises(containers.AudioError, match="none.wav: no such file"):
         embedder.sounds([tmp_path / "none.wav"])
     with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
         Embedder(Run(tmp_path / "nothing"))
@@ -89,8 +91,8 @@ def test_clap_embeds_as_its_baseline_does(corpus, tmp_path):
     waveforms = [corpus.read(clip) for clip in part.clips["clip"][:3]]
     sounds = embedder.sounds([audio.resample(wave, rate, embedder.sample_rate) for wave, rate in waveforms])
     captions = part.captions["caption"].tolist()
-    expected, words = features.external(
-        embedder.config, part, folder, features.normalised(embedder.config, part), "cpu", True
+    expected, words = preparation.external(
+        embedder.config, part, folder, preparation.normalised(embedder.config, part), "cpu", True
     )
     assert embedder.seconds == 1.0
     torch.testing.assert_close(sounds, expected[:3], atol=1e-5, rtol=0)

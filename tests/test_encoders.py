@@ -4,7 +4,7 @@ import torchaudio
 from safetensors.torch import save_file
 
 from atr import encoders
-from atr.encoders.frontends import LogMel, SpecAugment
+from atr.encoders.audio.frontends import LogMel, SpecAugment
 
 NAMES = ("compact", "compact_resnet")
 RATE = 16_000

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from atr import RunConfig, dcase, fit, metrics, statistics
-from atr.ensembles import embeddings, ensemble, join
-from atr.metrics import Ranks
-from atr.records import Run
+from atr import RunConfig, fit, metrics
+from atr.inference import dcase
+from atr.inference.ensembles import embeddings, ensemble, join
+from atr.metrics import Ranks, retrieval, statistics
+from atr.training.records import Run
 
 CLIP_OF = np.repeat(np.arange(12), 3)
 
@@ -91,7 +92,7 @@ def test_no_similarity_matrix_is_held_as_a_whole(tmp_path, monkeypatch, submitte
         return sizes.largest
 
     assert largest() >= 36 * 12  # small enough for one block, so the measure sees it
-    monkeypatch.setattr(metrics, "BLOCK", 48)
+    monkeypatch.setattr(retrieval, "BLOCK", 48)
     assert largest() < 36 * 12
 
 

@@ -15,9 +15,12 @@ from filelock import FileLock, SoftFileLock
 from made_runs import made_run
 
 import atr
-from atr import RunConfig, executors, fit, register, run_all, store, training
-from atr.executors import Ray, Task, side_by_side
-from atr.records import Run
+from atr import RunConfig, fit, register, run_all
+from atr.experiments import executors
+from atr.experiments.executors import Ray, Task, side_by_side
+from atr.system import hashes, places
+from atr.training import identity
+from atr.training.records import Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 DIVERGES = {"learning_rates": {"heads": 1e30}, "clip_norm": None}
@@ -151,7 +154,7 @@ def test_a_run_whose_process_is_killed_and_whose_machine_is_gone_is_continued_el
     (tmp_path / "own.py").write_text(TELLING.format(folder=str(tmp_path)))
     atr.extend(tmp_path / "own.py")
     long = config(epochs=60, loss={"name": "telling"})
-    folder = training.locate(long, corpus, tmp_path / "ray").path
+    folder = identity.locate(long, corpus, tmp_path / "ray").path
     # Given a second machine, while the first one is busy
     go_on = tmp_path / "go on"
     second = cluster.add_node(**SMALL)
@@ -249,11 +252,11 @@ class TestOnTheOtherMachine:
     def test_a_process_becomes_like_the_callers(self, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "environ", dict(os.environ))
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(store, "file_hashes", {})
+        monkeypatch.setattr(hashes, "file_hashes", {})
         known = {("file", 1, 2): "hash"}
         shared = (register.Extensions(), {"ATR_HOME": "/elsewhere"}, "/", known, (1, 2))
         assert executors._there(shared, lambda *given: given, 3) == (1, 2, 3)
-        assert os.environ["ATR_HOME"] == "/elsewhere" and store.file_hashes == known and os.getcwd() == "/"
+        assert os.environ["ATR_HOME"] == "/elsewhere" and hashes.file_hashes == known and os.getcwd() == "/"
         shared = (None, {}, str(tmp_path / "nowhere"), {}, ())
         assert executors._there(shared, os.getcwd) == "/"
 
@@ -333,6 +336,6 @@ def test_what_another_machine_has_written_is_waited_for(tmp_path, monkeypatch):
 
 
 def test_the_script_for_slurm_is_sound_and_is_the_one_of_the_page():
-    script = store.PROJECT / "docs" / "slurm_ray.sh"
+    script = places.PROJECT / "docs" / "slurm_ray.sh"
     subprocess.run(["bash", "-n", script], check=True)
-    assert "slurm_ray.sh" in (store.PROJECT / "docs" / "scale.md").read_text()
+    assert "slurm_ray.sh" in (places.PROJECT / "docs" / "scale.md").read_text()

@@ -11,8 +11,10 @@ import pytest
 import torch
 from made_runs import change_embeddings, run_on_three_clips, three_clips
 
-from atr import Embedder, RunConfig, explore, figures, fit, maps, metrics
-from atr.records import Run
+from atr import Embedder, RunConfig, fit, metrics
+from atr.analysis import explore, maps
+from atr.reports import figures
+from atr.training.records import Run
 
 matplotlib.use("agg")
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}

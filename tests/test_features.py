@@ -8,12 +8,15 @@ import torch
 from safetensors.torch import save_file
 
 import atr
-from atr import encoders, features, metrics, store
+from atr import encoders, metrics
 from atr.config import RunConfig
 from atr.encoders import pretraining, text
 from atr.encoders.clap import Clap
+from atr.encoders.inputs import log_mels, waveforms
 from atr.encoders.text import TextEncoder
-from atr.features import log_mels, pooled, prepare
+from atr.system import devices, hashes
+from atr.training import identity
+from atr.training.preparation import pooled, prepare
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def part(corpus):
 
 @pytest.fixture(scope="module")
 def weights(config, corpus):
-    return features.weights(config, corpus, quiet=True).audio_weights
+    return identity.weights(config, corpus, quiet=True).audio_weights
 
 
 class Uneven:
@@ -82,7 +85,7 @@ def test_pooled_features_are_the_encoder_in_evaluation_mode_on_each_clip_alone(r
 def test_features_are_computed_once(part, weights, monkeypatch):
     encoder = encoders.build("compact")
     first = log_mels(part, encoder, quiet=True).data, pooled(RunConfig(), part, weights, quiet=True)
-    monkeypatch.setattr(store, "pack", refuse)
+    monkeypatch.setattr("atr.system.packed.pack", refuse)
     again = log_mels(part, encoder, quiet=True).data, pooled(RunConfig(), part, weights, quiet=True)
     np.testing.assert_array_equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
@@ -97,7 +100,7 @@ def test_other_audio_and_other_weights_never_meet_the_old_features(part, weights
     assert not torch.allclose(first, pooled(RunConfig(), part, other, quiet=True))
     fewer = replace(part, clips=part.clips.iloc[1:].reset_index(drop=True))
     torch.testing.assert_close(pooled(RunConfig(), fewer, weights, quiet=True), first[1:], atol=1e-4, rtol=1e-4)
-    monkeypatch.setattr(store, "pack", refuse)
+    monkeypatch.setattr("atr.system.packed.pack", refuse)
     with pytest.raises(AssertionError, match="computed again"):
         changed = part.clips.assign(digest=["f" + digest for digest in part.clips["digest"]])
         pooled(RunConfig(), replace(part, clips=changed), weights, quiet=True)
@@ -107,7 +110,7 @@ def test_features_do_not_depend_on_the_threads_of_whoever_asks(part, weights, mo
     seen = []
     for number in (1, 2):
         monkeypatch.setenv("ATR_HOME", str(tmp_path / str(number)))
-        with store.threads(number):
+        with devices.threads(number):
             captions = ["a dog barks", "rain falls on a tin roof while the wind blows"] * 70
             encoder = TextEncoder(text.folder("minilm"))
             spoken = text.computed(captions, "any", lambda encoder=encoder: encoder, quiet=True)
@@ -177,7 +180,7 @@ def test_a_frozen_run_does_not_mind_a_text_encoder_with_few_layers(config, corpu
 def test_all_is_read_from_the_store_without_loading_a_text_model_again(config, corpus, monkeypatch):
     prepare(config, corpus, quiet=True)
     monkeypatch.setattr(text, "TextEncoder", refuse)
-    monkeypatch.setattr(store, "pack", refuse)
+    monkeypatch.setattr("atr.system.packed.pack", refuse)
     prepare(config, corpus, quiet=True)
 
 
@@ -185,23 +188,23 @@ def test_all_is_read_from_the_store_without_loading_a_text_model_again(config, c
 
 
 def test_weights_come_from_the_corpus_from_a_file_or_from_nowhere(config, corpus, weights):
-    own = features.weights(config, corpus, quiet=True)
-    file = features.weights(config.replace(audio_weights=str(weights)), corpus, quiet=True)
+    own = identity.weights(config, corpus, quiet=True)
+    file = identity.weights(config.replace(audio_weights=str(weights)), corpus, quiet=True)
     assert own.audio_weights == file.audio_weights == weights and own.fingerprints == file.fingerprints
-    assert own.fingerprints["audio"] == store.file_hash(weights)
+    assert own.fingerprints["audio"] == hashes.file_hash(weights)
     for changes in ({"training": "scratch"}, {"training": "finetuned", "audio_weights": None}):
-        random = features.weights(config.replace(**changes), corpus, quiet=True)
+        random = identity.weights(config.replace(**changes), corpus, quiet=True)
         assert random.audio_weights is None and random.fingerprints["audio"] == "random"
         assert random.fingerprints["text"] == own.fingerprints["text"]
 
 
 def test_wrong_weights_are_errors_that_name_the_field(config, corpus, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"audio_weights: '{tmp_path}/none.safetensors': no such file"):
-        features.weights(config.replace(audio_weights=str(tmp_path / "none.safetensors")), corpus)
+        identity.weights(config.replace(audio_weights=str(tmp_path / "none.safetensors")), corpus)
     with pytest.raises(ValueError, match="training 'frozen' needs audio_weights"):
-        features.weights(config.replace(audio_weights=None), corpus)
+        identity.weights(config.replace(audio_weights=None), corpus)
     with pytest.raises(ValueError, match="audio_encoder: unknown 'cnn99'; known: cnn6, "):
-        features.weights(config.replace(audio_encoder="cnn99"), corpus)
+        identity.weights(config.replace(audio_encoder="cnn99"), corpus)
 
 
 def test_weights_are_found_in_a_folder_by_the_encoders_name_and_below_the_home(
@@ -212,16 +215,16 @@ def test_weights_are_found_in_a_folder_by_the_encoders_name_and_below_the_home(
     shutil.copy(weights, own)
     monkeypatch.setenv("ATR_HOME", str(tmp_path))
     for name in ("mine", "mine/compact.safetensors", str(own.parent)):
-        assert features.weights(config.replace(audio_weights=name), corpus).audio_weights == own
+        assert identity.weights(config.replace(audio_weights=name), corpus).audio_weights == own
     with pytest.raises(FileNotFoundError, match=r"'mine': no such file, nor a folder with a file compact_resnet\.\*"):
-        features.weights(config.replace(audio_weights="mine", audio_encoder="compact_resnet"), corpus)
+        identity.weights(config.replace(audio_weights="mine", audio_encoder="compact_resnet"), corpus)
 
 
 def test_without_fetching_missing_weights_are_an_error_and_nothing_is_made(config, corpus, monkeypatch, tmp_path):
     monkeypatch.setenv("ATR_HOME", str(tmp_path))
     for name in ("compact", "resnet38"):
         with pytest.raises(FileNotFoundError):
-            features.weights(config.replace(audio_encoder=name), corpus, fetch=False)
+            identity.weights(config.replace(audio_encoder=name), corpus, fetch=False)
     assert not any(tmp_path.iterdir())
 
 
@@ -230,14 +233,14 @@ def test_without_fetching_damaged_weights_count_as_missing(config, corpus, monke
     setting = config.replace(audio_encoder="compact", audio_weights="pretrained")
     made = pretraining.weights(corpus, "compact", epochs=1, quiet=True)
     monkeypatch.setenv("ATR_PRETRAINING_EPOCHS", "1")
-    whole = features.weights(setting, corpus).fingerprints
-    assert features.weights(setting, corpus, fetch=False).fingerprints == whole
+    whole = identity.weights(setting, corpus).fingerprints
+    assert identity.weights(setting, corpus, fetch=False).fingerprints == whole
     content = made.read_bytes()
     made.write_bytes(content[:-4] + bytes(4 * [65]))
     with pytest.raises(FileNotFoundError, match="weights.safetensors: not there, or damaged .the bytes of .* changed"):
-        features.weights(setting, corpus, fetch=False)
+        identity.weights(setting, corpus, fetch=False)
     with pytest.warns(UserWarning, match="made anew"):
-        assert features.weights(setting, corpus).fingerprints == whole
+        assert identity.weights(setting, corpus).fingerprints == whole
 
 
 # --- encoders that read waveforms, and the external baseline
@@ -260,7 +263,7 @@ def test_pooled_features_of_a_published_encoder_depend_on_pooling_and_length(con
     for changes in ({"pooling": "frequency_max"}, {"max_seconds": 2.0}):
         assert not torch.allclose(pooled(setting.replace(**changes), part, weights, quiet=True), whole, atol=1e-3)
     encoder = encoders.build("cnn6", weights).eval()
-    waveform = store.waveforms(part, 32_000, quiet=True)[1]
+    waveform = waveforms(part, 32_000, quiet=True)[1]
     with torch.no_grad():
         alone = encoder.pool(*encoder(torch.from_numpy(waveform.copy())[None].float() / 32767))[0]
     torch.testing.assert_close(whole[1], alone, atol=1e-4, rtol=1e-4)
@@ -273,7 +276,7 @@ def test_an_external_model_is_evaluated_as_it_is(corpus, tmp_path):
     )
     run = atr.fit(setting, corpus, runs=tmp_path / "runs", device="cpu")
     model, test = Clap(folder), corpus.split("test")
-    audio = model.audio(store.waveforms(test, model.sample_rate, quiet=True), seed=0, quiet=True)
+    audio = model.audio(waveforms(test, model.sample_rate, quiet=True), seed=0, quiet=True)
     torch.testing.assert_close(run.embeddings["audio"], audio, atol=1e-6, rtol=0)
     text_embeddings = model.text(test.captions["caption"].tolist(), quiet=True)
     torch.testing.assert_close(run.embeddings["text"], text_embeddings, atol=1e-6, rtol=0)

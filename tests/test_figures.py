@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from made_runs import made_run, ranks_with
 
-from atr import RunConfig, figures
+from atr import RunConfig
+from atr.analysis import penalty
+from atr.reports import figures
 
 PNG, PDF = b"\x89PNG\r\n\x1a\n", b"%PDF"
 
@@ -184,7 +186,7 @@ def test_h_by_points_stands_beside_its_ceiling_and_the_published_bands():
         {"points": [16, 64, 16, 64], "set": ["text", "text", "other", "other"], "h": [2.0, 3.0, 1.0, 2.0]}
     )
     published = pd.DataFrame({"set": ["text", "text"], "mean": [3.94, 3.98]})
-    (axis,) = figures.h_by_points(table, published).axes
+    (axis,) = penalty.h_by_points(table, published).axes
     *sets, ceiling = axis.lines
     assert [line.get_ydata().tolist() for line in sets] == [[2, 3], [1, 2]]
     assert ceiling.get_ydata() == pytest.approx(np.log([16, 64]))
@@ -196,7 +198,7 @@ def test_a_voxel_network_is_shown_by_epoch_distance_and_scale():
     history = pd.DataFrame({"epoch": [1, 2], "training_accuracy": [50, 90], "validation_accuracy": [40, 80]})
     errors = pd.DataFrame({"distance": [0.01, 0.1], "wrong": [20.0, 1.0]})
     scales = {"network": pd.DataFrame({"scale": [1.0, 16.0], "right": [30.0, 96.0], "certainty": [10.0, 90.0]})}
-    accuracy, distance, scale = figures.voxel_network(history, errors, scales, usual=16).axes
+    accuracy, distance, scale = penalty.voxel_network(history, errors, scales, usual=16).axes
     assert accuracy.lines[1].get_ydata().tolist() == [40, 80] and accuracy.lines[2].get_ydata()[0] == 97
     assert distance.lines[0].get_ydata().tolist() == [20, 1]
     assert [line.get_ydata().tolist() for line in scale.lines[:2]] == [[30, 96], [10, 90]]

@@ -9,9 +9,11 @@ from test_distributed import STEADY, inputs, network
 from test_training import assert_same, config
 from torch import nn
 
-from atr import RunConfig, fit, large_batches, losses, records, store
+from atr import RunConfig, fit, losses
 from atr.config import ConfigError
-from atr.large_batches import Embedder
+from atr.system import devices
+from atr.training import gradient_cache, records
+from atr.training.gradient_cache import Embedder
 
 PAIRS = 20
 
@@ -33,7 +35,7 @@ def gradients(kind, chunk, dual=None):
     ids = torch.from_numpy(data.clip_of_caption[captions])
     loss_function = losses.build("nt_xent")
     torch.manual_seed(7)
-    with store.threads(1):
+    with devices.threads(1):
         if kind.get("text_aware"):
             loss = loss_function.from_similarity(embedder.similarity(data, captions).T, ids, ids)
         else:
@@ -49,7 +51,7 @@ def once(monkeypatch):
     """Embeds each chunk once and keeps all activations, as plain PyTorch does."""
 
     def use():
-        monkeypatch.setattr(large_batches, "checkpoint", lambda function, *arguments, **_: function(*arguments))
+        monkeypatch.setattr(gradient_cache, "checkpoint", lambda function, *arguments, **_: function(*arguments))
 
     return use
 
@@ -86,7 +88,7 @@ def test_without_dropout_and_batch_norm_the_gradient_is_that_of_the_whole_batch(
 
 
 def test_a_chunk_of_the_whole_batch_is_embedded_once(monkeypatch):
-    monkeypatch.setattr(large_batches, "checkpoint", None)
+    monkeypatch.setattr(gradient_cache, "checkpoint", None)
     whole, chunk = (gradients({}, size) for size in (None, PAIRS))
     assert all(torch.equal(whole[key], chunk[key]) for key in whole)
 

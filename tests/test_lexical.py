@@ -8,8 +8,10 @@ import pytest
 import torch
 from lexicalrichness import LexicalRichness
 
-from atr import captions_figures, figures, lexical, profile
+from atr import profile
+from atr.analysis import lexical, lexical_figures
 from atr.corpora.corpus import CorpusError
+from atr.reports import figures
 
 matplotlib.use("agg")
 
@@ -282,19 +284,19 @@ class TestFigures:
     def test_clouds_of_words_are_the_same_each_time(self, captions, tmp_path):
         counted = lexical.frequent(captions)
         for name in "ab":
-            figures.save(captions_figures.clouds(counted), tmp_path, name)
+            figures.save(lexical_figures.clouds(counted), tmp_path, name)
         first, second = ((tmp_path / "figures" / f"{name}.pdf").read_bytes() for name in "ab")
         assert first.replace(b"(a)", b"(b)") == second
-        assert [axis.get_title() for axis in captions_figures.clouds(counted).axes] == ["human", "phi-4"]
+        assert [axis.get_title() for axis in lexical_figures.clouds(counted).axes] == ["human", "phi-4"]
 
     def test_densities_stand_above_violins_unit_by_unit(self, captions):
         measured = {unit: lexical.richness(captions, unit) for unit in ("caption", "clip")}
-        upper, other, lower, _ = captions_figures.densities(measured).axes
+        upper, other, lower, _ = lexical_figures.densities(measured).axes
         assert (upper.get_title(), other.get_title(), lower.get_xlabel()) == ("caption", "clip", "MTLD (words)")
         assert [label.get_text() for label in lower.get_yticklabels()] == ["human", "phi-4"]
 
     def test_mtld_by_length_with_and_without_a_repetition(self, captions):
-        left, right = captions_figures.by_length(lexical.richness(captions), least=3).axes
+        left, right = lexical_figures.by_length(lexical.richness(captions), least=3).axes
         lines = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
         assert lines == {
             "human, a word repeated": [[10, pytest.approx(28)]],

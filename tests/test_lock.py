@@ -12,9 +12,9 @@ import tomllib
 
 import pytest
 
-from atr import store
+from atr.system import places
 
-ROOT = store.PROJECT
+ROOT = places.PROJECT
 spec = importlib.util.spec_from_file_location("lock", ROOT / "tools" / "lock.py")
 lock = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lock)
@@ -124,7 +124,7 @@ import sys
 for name in {others!r}:
     sys.modules[name] = None  # as if it were not installed
 import numpy as np, soundfile, atr
-from atr import search
+from atr.inference import search
 small = dict(name="soundscapes", train=16, validation=4, test=4, duration=4.0)
 config = atr.RunConfig(corpus=small, epochs=1, batch_size=8, embedding_dim=8)
 run = atr.fit(config, device="cpu", runs=atr.profile("smoke").runs)

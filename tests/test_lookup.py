@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atr import Embedder, lookup, neighbours, shards
-from atr.lookup import Lookup
-from atr.neighbours import Neighbours
+from atr import Embedder
+from atr.inference import lookup, neighbours, shards
+from atr.inference.lookup import Lookup
+from atr.inference.neighbours import Neighbours
 
 needs_faiss = pytest.mark.skipif(sys.platform == "darwin", reason="FAISS is not used on macOS")
 DIM = 8

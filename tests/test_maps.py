@@ -9,8 +9,10 @@ import torch
 from made_runs import made_run
 from safetensors.torch import load_file, save_file
 
-from atr import RunConfig, figures, maps
+from atr import RunConfig
+from atr.analysis import maps
 from atr.corpora.corpus import Corpus, no_events
+from atr.reports import figures
 
 matplotlib.use("agg")
 LONG = "a dog barks while somebody chops wood, and after some time a car passes by on a wet road far away"

@@ -11,7 +11,7 @@ from scipy import sparse
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atr.metrics import Ranks, chance, ranks, retrieval_metrics
-from atr.statistics import clip_scores
+from atr.metrics.statistics import clip_scores
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atr.mining import HOW, ancillary, false_negatives, mine, report, same_kind
-from atr.sampling import epoch_batches
+from atr.training.batches import HOW, ancillary, epoch_batches, false_negatives, mine, report, same_kind
 
 quickly = settings(deadline=None, derandomize=True, max_examples=60)
 

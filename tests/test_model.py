@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atr import features, losses, model, store
+from atr import losses
 from atr.config import RunConfig
+from atr.system import packed
+from atr.training import evaluation, model, preparation
 
 DIM = 8
 TEXT_DIM = 16
@@ -29,7 +31,7 @@ def prepared(corpus):
     def get(setting):
         key = (setting.training, setting.text_layers)
         if key not in made:
-            made[key] = features.prepare(setting, corpus, ("test",), quiet=True)
+            made[key] = preparation.prepare(setting, corpus, ("test",), quiet=True)
         return made[key]
 
     return get
@@ -105,7 +107,7 @@ def test_frozen_and_untrained_fine_tuned_models_agree(build):
         dual, inputs = build(training, **changes)
         dual.audio_head.load_state_dict(frozen.audio_head.state_dict())
         dual.text_head.load_state_dict(frozen.text_head.state_dict())
-        for ours, theirs in zip(model.embed(dual, inputs), model.embed(frozen, cached), strict=True):
+        for ours, theirs in zip(evaluation.embed(dual, inputs), evaluation.embed(frozen, cached), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -116,7 +118,7 @@ def test_scratch_starts_from_a_random_audio_encoder_and_fine_tuning_from_the_pre
 
 
 def test_augmentation_is_as_the_config_says(build):
-    from atr.encoders.frontends import SpecAugment
+    from atr.encoders.audio.frontends import SpecAugment
 
     assert isinstance(build("finetuned")[0].audio_encoder.augment, SpecAugment)
     assert not isinstance(build("finetuned", augment=None)[0].audio_encoder.augment, SpecAugment)
@@ -186,7 +188,7 @@ def test_kept_tensors_restore_a_model(case, prepared):
     other.load_state_dict(kept, strict=False)
     if setting.training == "scratch":
         assert set(kept) == set(other.state_dict())
-    for ours, theirs in zip(model.embed(dual, inputs), model.embed(other, inputs), strict=True):
+    for ours, theirs in zip(evaluation.embed(dual, inputs), evaluation.embed(other, inputs), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -217,7 +219,7 @@ def test_a_loss_without_parameters_has_no_group(build, config):
 def test_embedding_a_split_is_evaluation_in_the_splits_order(case):
     _, dual, inputs = case
     dual.train()
-    audio, text = model.embed(dual, inputs, batch_size=7)
+    audio, text = evaluation.embed(dual, inputs, batch_size=7)
     assert dual.training and not audio.requires_grad and audio.dtype == torch.float32
     assert audio.shape == (len(inputs.audio), DIM) and text.shape == (len(inputs.text), DIM)
     dual.eval()
@@ -232,20 +234,20 @@ def test_embedding_a_split_is_evaluation_in_the_splits_order(case):
 def test_a_split_is_moved_by_the_function_given(build):
     dual, inputs = build("finetuned")
     moved = []
-    model.embed(dual, inputs, lambda tensor: (moved.append(tensor.dtype), tensor)[1])
+    evaluation.embed(dual, inputs, lambda tensor: (moved.append(tensor.dtype), tensor)[1])
     assert moved.count(torch.float32) == 2 and moved.count(torch.int64) == 2  # features and lengths of both sides
 
 
 def test_released_batches_are_those_of_a_loader_of_captions_in_order():
     # Clips 0 to 3 with 2, 1, 3 and 2 captions; three captions a batch: 0 0 1 | 2 2 2 | 3 3
-    batches = model.released_batches(np.array([0, 0, 1, 2, 2, 2, 3, 3]), 3)
+    batches = evaluation.released_batches(np.array([0, 0, 1, 2, 2, 2, 3, 3]), 3)
     assert [(members.tolist(), wanted.tolist()) for members, wanted in batches] == [
         ([0, 1], [0, 1]),
         ([2], [2]),
         ([3], [3]),
     ]
     # Two a batch: clip 2's captions lie in two batches, and the first one counts; a batch that adds none is left out.
-    batches = model.released_batches(np.array([0, 0, 1, 2, 2, 2, 3, 3]), 2)
+    batches = evaluation.released_batches(np.array([0, 0, 1, 2, 2, 2, 3, 3]), 2)
     assert [(members.tolist(), wanted.tolist()) for members, wanted in batches] == [
         ([0], [0]),
         ([1, 2], [1, 2]),
@@ -258,7 +260,7 @@ def test_released_batches_are_those_of_a_loader_of_captions_in_order():
     batch_size=st.integers(1, 9),
 )
 def test_every_clip_is_taken_from_one_released_batch_that_holds_it(counts, batch_size):
-    batches = model.released_batches(np.repeat(np.arange(len(counts)), counts), batch_size)
+    batches = evaluation.released_batches(np.repeat(np.arange(len(counts)), counts), batch_size)
     assert sorted(clip for _, wanted in batches for clip in wanted) == list(range(len(counts)))
     assert all(set(wanted) <= set(members) for members, wanted in batches)
 
@@ -267,12 +269,12 @@ def test_every_clip_is_taken_from_one_released_batch_that_holds_it(counts, batch
 def waveforms(corpus, config):
     """A fine-tuned CNN6 model and inputs whose clips differ in length."""
     setting = config("finetuned", audio_encoder="cnn6", audio_weights=None, augment=None)
-    prepared = features.prepare(setting, corpus, ("test",), quiet=True)
+    prepared = preparation.prepare(setting, corpus, ("test",), quiet=True)
     inputs = prepared.splits["test"]
     assert inputs.audio.data.dtype == np.int16
     lengths = 32_000 + 4_000 * np.arange(len(inputs.audio))
     rows = [inputs.audio[row][:length] for row, length in enumerate(lengths)]
-    ragged = store.Packed(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+    ragged = packed.Packed(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
     prepared.splits["test"] = replace(inputs, audio=ragged)
     return setting, prepared, prepared.splits["test"]
 
@@ -281,7 +283,7 @@ def test_with_masked_padding_a_clips_embedding_is_its_own(waveforms):
     setting, prepared, inputs = waveforms
     torch.manual_seed(0)
     dual = model.build(setting, prepared).eval()
-    together, _ = model.embed(dual, inputs)
+    together, _ = evaluation.embed(dual, inputs)
     with torch.no_grad():
         alone = torch.cat([dual(inputs.audio_batch(np.array([clip])), None)[0] for clip in range(len(together))])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
@@ -291,7 +293,7 @@ def test_with_released_padding_it_depends_on_the_longest_clip_of_its_batch(wavef
     setting, prepared, inputs = waveforms
     torch.manual_seed(0)
     dual = model.build(setting.replace(padding="released"), prepared).eval()
-    embedded, _ = model.embed(dual, inputs, released_batch=10)  # five captions a clip: two clips a batch
+    embedded, _ = evaluation.embed(dual, inputs, released_batch=10)  # five captions a clip: two clips a batch
     with torch.no_grad():
         pairs = [dual(inputs.audio_batch(np.array([clip, clip + 1])), None)[0] for clip in range(0, len(embedded), 2)]
         alone, _ = dual(inputs.audio_batch(np.array([0])), None)
@@ -301,4 +303,4 @@ def test_with_released_padding_it_depends_on_the_longest_clip_of_its_batch(wavef
 
 def test_released_padding_wants_waveforms(corpus, config):
     with pytest.raises(ValueError, match="padding 'released': compact reads cached log-mels, which hold no padding"):
-        features.prepare(config("finetuned", padding="released"), corpus, ("test",), quiet=True)
+        preparation.prepare(config("finetuned", padding="released"), corpus, ("test",), quiet=True)

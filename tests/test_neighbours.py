@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atr import neighbours
-from atr.neighbours import Neighbours
+from atr.inference import neighbours
+from atr.inference.neighbours import Neighbours
 
 needs_faiss = pytest.mark.skipif(sys.platform == "darwin", reason="FAISS is not used on macOS")
 

@@ -10,7 +10,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from atr import store, study
+from atr.experiments import study
+from atr.system import places
 
 TABLES = {
     "00": [],
@@ -142,11 +143,12 @@ def test_the_notebooks_run_and_a_second_time_train_nothing(run_study):
 
 def test_the_template_runs_and_its_loss_is_that_of_the_page_about_extending(environment):
     results = Path(environment["ATR_RESULTS"]) / "smoke"
-    path = store.PROJECT / "notebooks" / "own_experiment.ipynb"
+    path = places.PROJECT / "notebooks" / "own_experiment.ipynb"
     (cell,) = [cell for cell in nbformat.read(path, as_version=4).cells if cell.source.startswith("%%writefile")]
-    page = (store.PROJECT / "docs" / "extending.md").read_text()
+    page = (places.PROJECT / "docs" / "extending.md").read_text()
     assert cell.source.split("\n", 1)[1].strip() in page
-    code = "import sys; from pathlib import Path; from atr import study; study.execute(Path(sys.argv[1]), 'smoke', {})"
+    code = "import pathlib, sys; from atr.experiments.study import execute; "
+    code += "execute(pathlib.Path(*sys.argv[1:]), 'smoke', {})"
     done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(results / "tables" / "own_experiment.csv")

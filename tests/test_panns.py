@@ -7,7 +7,8 @@ from golden_weights import GOLDEN, fill, keys, transform, waveform
 from torch import nn
 
 from atr import encoders
-from atr.encoders.frontends import SpecAugment
+from atr.encoders.audio import panns
+from atr.encoders.audio.frontends import SpecAugment
 
 RATE = 32_000
 NAMES = ("cnn6", "cnn10", "cnn14", "resnet38")
@@ -155,11 +156,11 @@ def test_bands_become_one_by_their_mean_their_maximum_or_both(name, released):
     assert feature_map.shape == (1, 512, 6, 4) and mask.shape == (1, 6)
     mean, highest = feature_map.mean(3).transpose(1, 2), feature_map.amax(3).transpose(1, 2)
     for frequency, expected in {"mean": mean, "max": highest, "mean_max": mean + highest}.items():
-        encoder = encoders.panns.cnn10(frequency=frequency).eval()
+        encoder = panns.cnn10(frequency=frequency).eval()
         encoder.load_state_dict(released.state_dict())
         torch.testing.assert_close(encoder.encode(features)[0], expected)
     with pytest.raises(ValueError, match="frequency: unknown 'min'; known: mean, mean_max, max"):
-        encoders.panns.cnn10(frequency="min")
+        panns.cnn10(frequency="min")
 
 
 # --- clips of unequal length

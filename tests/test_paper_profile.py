@@ -12,7 +12,8 @@ import pytest
 import torch
 from golden_weights import fill, keys
 
-from atr import fit, profile, study
+from atr import fit, profile
+from atr.experiments import study
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from golden_weights import GOLDEN, fill, keys, waveform
 from torch import nn
 
 from atr import encoders
-from atr.encoders.frontends import PaSSTMel
-from atr.encoders.passt import PaSST
+from atr.encoders.audio.frontends import PaSSTMel
+from atr.encoders.audio.passt import PaSST
 
 
 def small(**options):

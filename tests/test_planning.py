@@ -3,9 +3,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from atr import planning, profile, store, study
+from atr import profile
 from atr.config import RunConfig
-from atr.planning import Measured, Size
+from atr.experiments import planning, study
+from atr.experiments.planning import Measured, Size
+from atr.system import hashes, units
 
 DATA = Size({"train": 100, "validation": 10, "test": 20}, {"train": 500, "validation": 50, "test": 100}, 5.0)
 FROZEN = Measured(
@@ -120,10 +122,10 @@ def test_like_runs_are_summed(monkeypatch):
     assert groups["runs"].tolist() == [8, 8, 4, 4] and groups["finished"].tolist() == [2, 2, 1, 1]
     assert groups["batch"].tolist() == [32, 128, 32, 128] and groups["steps"].iloc[0] == 50 * (49274 // 32)
     one = planning.cost(configs[0], FROZEN, planning.size(configs[0], None))
-    assert groups["time"].iloc[0] == planning.duration(6 * one.seconds)
-    assert groups["disk"].iloc[0] == planning.gigabytes(8 * one.disk)
+    assert groups["time"].iloc[0] == units.duration(6 * one.seconds)
+    assert groups["disk"].iloc[0] == units.gigabytes(8 * one.disk)
     packed = 2 * 32_000 * 10.0 * (49274 + 494 + 957)  # 16 bit, 32 kHz, 10 s
-    assert f"and {planning.gigabytes(packed)} of packed audio" in words and "2 runs side by side" in words
+    assert f"and {units.gigabytes(packed)} of packed audio" in words and "2 runs side by side" in words
 
 
 def test_finished_runs_and_external_models_take_nothing(monkeypatch):
@@ -145,7 +147,7 @@ def test_the_corpora_at_hand_count(corpus, monkeypatch):
     monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
     config = profile("smoke").config("soundscapes", "frozen", "nt_xent", 0)
     plan = pd.DataFrame({"notebooks": ["01"], "finished": [False], "config": [config]})
-    groups, _ = planning.summary(plan, {store.content_key(dict(config.corpus)): corpus}, "cpu", 1)
+    groups, _ = planning.summary(plan, {hashes.content_key(dict(config.corpus)): corpus}, "cpu", 1)
     assert groups["steps"].tolist() == [config.epochs * (48 // config.batch_size)]
 
 

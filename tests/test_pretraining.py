@@ -7,10 +7,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from atr import encoders, store
+from atr import encoders
 from atr.corpora import load_corpus
 from atr.corpora.corpus import Corpus, no_events
 from atr.encoders import pretraining
+from atr.system import places, store
+from atr.system.packed import Packed
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def home(monkeypatch, tmp_path):
 def packed(lengths, seed=0):
     """Log-mels of clips of so many frames, 64 bands, in dB."""
     data = np.random.default_rng(seed).normal(-40, 10, (sum(lengths), 64)).astype(np.float32)
-    return store.Packed(data, np.cumsum([0, *lengths]))
+    return Packed(data, np.cumsum([0, *lengths]))
 
 
 def test_labels_are_the_events_of_each_clip(corpus):
@@ -42,7 +44,7 @@ def test_weights_are_made_once_and_load(corpus, monkeypatch):
 
     monkeypatch.setattr(pretraining, "train", fail)
     assert pretraining.weights(corpus, "compact", quiet=True) == first
-    assert first.is_relative_to(store.home())
+    assert first.is_relative_to(places.home())
     encoder, fresh = encoders.build("compact", first), encoders.build("compact")
     assert encoder.bn0.num_batches_tracked == 2 * (48 // 32)  # two epochs of one batch
     assert not torch.allclose(encoder.stem[0].weight, fresh.stem[0].weight)

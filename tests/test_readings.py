@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from atr import readings
-from atr.readings import (
+from atr.analysis import uniformity_readings
+from atr.analysis.uniformity_readings import (
     Reading,
     bands,
     by_points,
@@ -22,8 +22,8 @@ from atr.readings import (
     tree_point_to_point,
     values,
 )
-from atr.uniformity import gaussian_mixture, point_to_point, uniform_set, voxel_entropy
-from atr.voxels import VoxelLogistic
+from atr.losses.voxels import VoxelLogistic
+from atr.metrics.uniformity import gaussian_mixture, point_to_point, uniform_set, voxel_entropy
 
 CROSS = torch.tensor([[1.0, 1.0], [1.0, 2.0], [-3.0, -1.0], [-3.0, -4.0]])
 
@@ -32,7 +32,7 @@ def published(reading, metric, dim=16, sets=3, **changed):
     """A table 3 as if `reading` had made it: one value a set, two decimals."""
     rows = [
         {"set": name, "metric": metric, "mean": round(value, 2)}
-        for name in readings.SETS
+        for name in uniformity_readings.SETS
         for value in values(reading, metric, name, dim, sets, **changed)
     ]
     return pd.DataFrame(rows)
@@ -101,7 +101,7 @@ def test_balanced_components_hold_equally_many_points_and_differ():
 
 def test_h_feels_neither_scale_nor_normalising_and_sigma_feels_normalising_alone():
     wide, plain = Reading(60, low=-3, high=3, std=0.3), Reading(60)
-    for name in readings.SETS:
+    for name in uniformity_readings.SETS:
         for metric in ("h", "sigma"):
             assert values(wide, metric, name, 12) == pytest.approx(values(plain, metric, name, 12), rel=1e-4)
         for normalised in ("whole", "drawn"):
@@ -218,7 +218,7 @@ def test_the_figure_shows_every_reading_and_the_published_bands():
             assert set(found["measure"]) | set(found["width"]) <= shown
         assert {"points", "σ", "h (nats or bits)", "uniform set", "Gaussian mixture"} <= shown
         spans = [axis.patches[0].get_extents().transformed(axis.transData.inverted()) for axis in figure.axes]
-        expected = [bands(metric)[name] for metric in ("sigma", "h") for name in readings.SETS]
+        expected = [bands(metric)[name] for metric in ("sigma", "h") for name in uniformity_readings.SETS]
         assert [(span.y0, span.y1) for span in spans] == [pytest.approx(band) for band in expected]
         drawn = figure.axes[1].containers[0].lines[0]
         first = tables["sigma"].query("measure == 'all dimensions' and width == 'std 0.1 in [-1, 1]'")

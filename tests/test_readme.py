@@ -8,11 +8,11 @@ import numpy as np
 import soundfile
 
 import atr
-from atr import store
+from atr.system import places
 
 
 def blocks():
-    return re.findall(r"```python\n(.*?)```", (store.PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    return re.findall(r"```python\n(.*?)```", (places.PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
 
 
 def test_the_configs_in_stages_and_from_another_corpus_are_sound():
@@ -68,7 +68,7 @@ def test_the_ten_lines_for_own_sounds_run(tmp_path, homes):
 
 
 def test_each_test_that_the_promises_name_is_there():
-    page = (store.PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    tests = "".join(path.read_text(encoding="utf-8") for path in (store.PROJECT / "tests").glob("test_*.py"))
+    page = (places.PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (places.PROJECT / "tests").glob("test_*.py"))
     named = set(re.findall(r"`((?:test_|Test)\w+)`", page))
     assert len(named) > 30 and named <= set(re.findall(r"(?:def|class) (\w+)", tests))

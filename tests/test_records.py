@@ -3,6 +3,7 @@ import operator
 import os
 import re
 import shutil
+import subprocess
 import threading
 import time
 import warnings
@@ -16,9 +17,15 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import atr
-from atr import RunConfig, ensembles, explore, fit, load_corpus, maps, records, store, tables, training
-from atr.cli import app
-from atr.records import RecordError, Run
+from atr import RunConfig, fit, load_corpus
+from atr.analysis import explore
+from atr.cli.app import app
+from atr.experiments import export
+from atr.inference import ensembles
+from atr.reports import provenance, tables, verdicts
+from atr.system import atomic, places
+from atr.training import identity, origin, records
+from atr.training.records import RecordError, Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 WEIGHTS = {"audio": "a", "text": "t"}
@@ -61,12 +68,12 @@ class TestAddress:
 
     def test_the_version_of_the_results_changes_it(self, monkeypatch):
         known = records.address(config(), "corpus", WEIGHTS)
-        monkeypatch.setattr(records, "RESULT_VERSION", records.RESULT_VERSION + 1)
+        monkeypatch.setattr(origin, "RESULT_VERSION", origin.RESULT_VERSION + 1)
         assert records.address(config(), "corpus", WEIGHTS) != known
 
     def test_another_corpus_under_the_same_name_gives_another_run(self, corpus, run):
         larger = load_corpus("soundscapes", **{key: TINY[key] for key in TINY if key != "name"} | {"test": 17})
-        assert training.locate(config(), larger, run.path.parent).address != run.address
+        assert identity.locate(config(), larger, run.path.parent).address != run.address
 
     def test_device_and_threads_do_not_change_it(self, corpus, run):
         again = fit(config(), corpus, runs=run.path.parent, device="auto", threads=2)
@@ -98,7 +105,7 @@ class TestRun:
 
     def test_the_environment_says_where_and_with_what(self, run):
         made = run.environment
-        assert made["device"] == "cpu" and made["seconds"] > 0 and set(made["versions"]) == set(records.RECORDED)
+        assert made["device"] == "cpu" and made["seconds"] > 0 and set(made["versions"]) == set(origin.RECORDED)
         assert set(made["weights"]) == {"audio", "text"} and len(made["weights"]["audio"]) == 64
 
     def test_a_run_that_is_not_finished_says_how_to_continue(self, tmp_path):
@@ -116,15 +123,15 @@ class TestRun:
         ],
     )
     def test_status(self, files, status, tmp_path):
-        records.write_json(
-            tmp_path / "config.json", {"result_version": records.RESULT_VERSION, "config": config().to_dict()}
+        atomic.write_json(
+            tmp_path / "config.json", {"result_version": origin.RESULT_VERSION, "config": config().to_dict()}
         )
         for name in files:
             (tmp_path / name).write_text("{}")
         assert Run(tmp_path).status == status
 
     def test_a_run_of_an_older_version_is_stale_even_if_its_config_is_not_understood_any_more(self, tmp_path):
-        records.write_json(tmp_path / "config.json", {"result_version": 0, "config": {"gone": 1}})
+        atomic.write_json(tmp_path / "config.json", {"result_version": 0, "config": {"gone": 1}})
         (tmp_path / "metrics.json").write_text("{}")
         assert Run(tmp_path).stale and Run(tmp_path).status == "stale"
 
@@ -142,7 +149,7 @@ class TestStore:
         assert records.stored(tmp_path / "none") == []
 
     def test_the_default_folder_lies_in_the_results(self):
-        assert records.default_folder() == store.results_home() / "runs"
+        assert records.default_folder() == places.results_home() / "runs"
         assert records.stored() == records.stored(records.default_folder())
 
     def test_a_removed_run_is_gone(self, tmp_path):
@@ -154,29 +161,29 @@ class TestStore:
 class TestProvenance:
     def test_it_names_each_run_once_with_devices_versions_and_time(self, run, monkeypatch):
         monkeypatch.setenv("ATR_COMMAND", "atr study 01")
-        found = records.provenance([run, run, Run(run.path)])
+        found = provenance.provenance([run, run, Run(run.path)])
         versions = run.environment["versions"]
         assert found["runs"] == [run.address] and found["command"] == "atr study 01"
         assert found["versions"] == {name: [version] for name, version in versions.items()}
         assert found["note"].startswith("1 runs, ") and found["note"].endswith(f"PyTorch {versions['torch']}.")
-        assert found["result_version"] == records.RESULT_VERSION and found["devices"][0].startswith("cpu, ")
+        assert found["result_version"] == origin.RESULT_VERSION and found["devices"][0].startswith("cpu, ")
 
     def test_without_runs_it_names_what_computes_here(self):
-        found, here = records.provenance([]), records.environment("cpu", 1)
+        found, here = provenance.provenance([]), origin.environment("cpu", 1)
         assert found["note"] == f"cpu, {here['platform']}; PyTorch {here['versions']['torch']}." and found["runs"] == []
         assert found["versions"] == {name: [version] for name, version in here["versions"].items()}
         assert found["commits"] == ([here["commit"]] if here["commit"] else [])
 
     def test_outside_of_a_checkout_there_is_no_commit(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(store, "PROJECT", tmp_path)
+        monkeypatch.setattr(places, "PROJECT", tmp_path)
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-        assert records.commit() is None
+        assert origin.commit() is None
 
     def test_in_a_checkout_changed_code_is_marked(self, tmp_path, monkeypatch):
         def git(*words):
-            records.subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+            subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
 
-        monkeypatch.setattr(store, "PROJECT", tmp_path)
+        monkeypatch.setattr(places, "PROJECT", tmp_path)
         for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
             monkeypatch.setenv(name, "someone")
         git("init")
@@ -184,9 +191,9 @@ class TestProvenance:
         (tmp_path / "atr" / "code.py").write_text("1\n")
         git("add", ".")
         git("commit", "-m", "first")
-        clean = records.commit()
+        clean = origin.commit()
         (tmp_path / "atr" / "code.py").write_text("2\n")
-        assert len(clean) == 12 and records.commit() == f"{clean}+"
+        assert len(clean) == 12 and origin.commit() == f"{clean}+"
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +208,7 @@ def several(corpus, run):
 class TestExport:
     @pytest.mark.parametrize("ending", ["csv", "parquet"])
     def test_a_row_a_run_holds_config_metrics_and_environment(self, several, tmp_path, ending):
-        records.export(several, tmp_path / f"runs.{ending}")
+        export.export(several, tmp_path / f"runs.{ending}")
         if ending == "csv":
             table = pd.read_csv(tmp_path / "runs.csv")
         else:
@@ -221,14 +228,14 @@ class TestExport:
 
     def test_another_ending_is_refused_and_nothing_is_written(self, several, tmp_path):
         with pytest.raises(ValueError, match="runs.xlsx: ends neither in .csv nor in .parquet; name the file so"):
-            records.export(several, tmp_path / "runs.xlsx")
+            export.export(several, tmp_path / "runs.xlsx")
         assert not list(tmp_path.iterdir())
 
 
 def test_json_is_replaced_as_a_whole(tmp_path):
-    records.write_json(tmp_path / "a.json", {"number": 1})
+    atomic.write_json(tmp_path / "a.json", {"number": 1})
     with pytest.raises(TypeError):
-        records.write_json(tmp_path / "a.json", {"number": object()})
+        atomic.write_json(tmp_path / "a.json", {"number": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"number": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
@@ -239,11 +246,11 @@ def uses(corpus, other):
     names += " address status finished problem"
     return {name: operator.attrgetter(name) for name in names.split()} | {
         "load_run": lambda run: atr.load_run(run.address[:6], "smoke"),
-        "flat": records.flat,
-        "provenance": lambda run: records.provenance([run]),
+        "flat": export.flat,
+        "provenance": lambda run: provenance.provenance([run]),
         "frame": lambda run: tables.chance(tables.frame([(config(), run)], atr.profile("smoke"))),
-        "scores": lambda run: tables.scores([run]),
-        "tested": lambda run: maps.tested(run, corpus),
+        "scores": lambda run: verdicts.scores([run]),
+        "tested": lambda run: records.tested(run, corpus),
         "embedder": lambda run: atr.Embedder(run, corpus, device="cpu"),
         "ensemble": lambda run: ensembles.ensemble([other, run]),
         "explore": lambda run: explore.tested(run, corpus),
@@ -329,7 +336,7 @@ class TestDamage:
             assert at.status == "damaged" and str(at.path / "learned.csv") in at.problem
 
     def test_a_run_of_a_newer_version_is_neither_finished_nor_removed_as_stale(self, at):
-        damage.changed(at.path / "config.json", lambda found: found.update(result_version=records.RESULT_VERSION + 1))
+        damage.changed(at.path / "config.json", lambda found: found.update(result_version=origin.RESULT_VERSION + 1))
         assert at.status == "newer" and not at.finished and not at.stale
         with pytest.raises(FileNotFoundError, match="made by a newer version of atr; load it with that one"):
             atr.load_run(at.address, "smoke")
@@ -401,7 +408,7 @@ class TestRemoval:
         assert [path.name for path in tmp_path.iterdir()] == [".locks"]
 
     def test_training_waits_for_a_removal_and_starts_from_nothing(self, corpus, tmp_path):
-        run = training.locate(config(), corpus, tmp_path)
+        run = identity.locate(config(), corpus, tmp_path)
         run.path.mkdir()
         (run.path / "left").touch()
         with run.lock("removed"):

@@ -7,11 +7,14 @@ import soundfile
 import torch
 
 import atr
-from atr import encoders, losses, register, runs, store, training
-from atr.embedding import beginning
+from atr import encoders, losses, register
+from atr.experiments import grid
+from atr.inference.embedder import beginning
+from atr.system import places
+from atr.training import identity
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
-PAGE = store.PROJECT / "docs" / "extending.md"
+PAGE = places.PROJECT / "docs" / "extending.md"
 CALL, LOSS, ENCODER, CORPUS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
 NUMBER = """
 from atr import losses, register
@@ -85,7 +88,7 @@ def test_the_pages_encoder_hears_a_clip_alike_in_any_company(tmp_path):
 def test_runs_with_a_loss_and_an_encoder_of_ones_own_train_in_processes_of_their_own(tmp_path):
     atr.extend(file(tmp_path, LOSS, ENCODER))
     settings = config(loss={"name": "soft_margin"}, audio_encoder="gru", augment=None)
-    done = runs.run_all([settings], runs=tmp_path / "runs", workers=1, device="cpu", quiet=True)
+    done = grid.run_all([settings], runs=tmp_path / "runs", workers=1, device="cpu", quiet=True)
     done.raise_failures()
     (run,) = done.runs
     assert set(run.environment["weights"]) >= {"loss soft_margin", "encoder gru"}
@@ -110,7 +113,7 @@ def test_the_pages_corpus_is_loaded_checked_and_trained_on(corpus, tmp_path):
     with pytest.raises(ValueError, match="unknown option.* size; known: table, hold_out"):
         atr.load_corpus("recordings", tmp_path, size=3)
     settings = config(corpus="recordings", batch_size=4)
-    done = runs.run_all([settings], root=tmp_path, runs=tmp_path / "runs", workers=1, device="cpu", quiet=True)
+    done = grid.run_all([settings], root=tmp_path, runs=tmp_path / "runs", workers=1, device="cpu", quiet=True)
     done.raise_failures()
     assert done.runs[0].metrics["t2a_mean_rank"] <= 4
 
@@ -118,15 +121,15 @@ def test_the_pages_corpus_is_loaded_checked_and_trained_on(corpus, tmp_path):
 def test_the_code_is_part_of_the_address_and_the_old_run_is_found_again(corpus, tmp_path):
     def address(factor):
         atr.extend(file(tmp_path, NUMBER.format(factor=factor)))
-        return training.locate(config(loss={"name": "number"}), corpus, tmp_path / "runs").address
+        return identity.locate(config(loss={"name": "number"}), corpus, tmp_path / "runs").address
 
     assert address(1) != address(2) and address(1) == address(1)
     assert losses.build("number", number=3.0).from_similarity(
         torch.ones(2, 2), torch.arange(2), torch.arange(2)
     ) == pytest.approx(3)
-    plain = training.locate(config(), corpus, tmp_path / "runs").address
+    plain = identity.locate(config(), corpus, tmp_path / "runs").address
     register._forget(next(iter(register._files)))
-    assert training.locate(config(), corpus, tmp_path / "runs").address == plain
+    assert identity.locate(config(), corpus, tmp_path / "runs").address == plain
 
 
 def test_a_run_whose_code_has_changed_is_not_used_in_silence(corpus, tmp_path):
@@ -159,7 +162,7 @@ def test_a_name_that_is_taken_is_refused_and_so_is_registering_outside_of_a_file
     with pytest.raises(ValueError, match=f"two.py: loss 'number' is taken, by {re.escape(str(first))}"):
         atr.extend(file(tmp_path, NUMBER.format(factor=1), name="two.py"))
     with pytest.raises(ValueError, match=r"encoder 'x': register it in a file of its own and call atr\.extend"):
-        register.encoder("x")
+        register.encoder("x")(object)
     with pytest.raises(FileNotFoundError, match="none.py: no such file; give a Python file that registers"):
         atr.extend(tmp_path / "none.py")
 
@@ -175,7 +178,7 @@ def test_what_is_sent_to_workers_brings_the_files_along(tmp_path):
 def test_the_command_line_takes_extensions_from_the_environment(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from atr.cli import app
+    from atr.cli.app import app
 
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
     path = file(tmp_path, NUMBER.format(factor=1))

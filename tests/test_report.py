@@ -17,8 +17,12 @@ from made_runs import made_run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
-from atr import figures, freshness, latex, pages, profiles, records, report, store, study, tables, training
-from atr.cli import app
+from atr.cli.app import app
+from atr.experiments import profiles, study
+from atr.reports import figures, latex, output, render, report
+from atr.reports.cells import readable
+from atr.system import places
+from atr.training import identity, origin, records
 
 GRID = """
 import atr
@@ -75,7 +79,7 @@ def project(tmp_path, monkeypatch):
     folder = tmp_path / "project" / "notebooks"
     folder.mkdir(parents=True)
     (folder.parent / "README.md").write_text(README)
-    monkeypatch.setattr(store, "PROJECT", folder.parent)
+    monkeypatch.setattr(places, "PROJECT", folder.parent)
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
     first = notebook(
         "01 First?",
@@ -93,23 +97,23 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def results(project, monkeypatch):
     """Fresh results of notebook 01: two runs, four tables and a figure."""
-    folder = store.results_home() / "smoke"
+    folder = places.results_home() / "smoke"
     path = project / "01_first.ipynb"
     execute(folder, path)
     monkeypatch.setenv("ATR_COMMAND", "atr study 01 --profile smoke")
-    monkeypatch.setenv("ATR_NOTEBOOK", freshness.code(nbformat.read(path, as_version=4)))
+    monkeypatch.setenv("ATR_NOTEBOOK", study.code(nbformat.read(path, as_version=4)))
     runs = []
     for config in study.grid(path, {"profile": "smoke", "seeds": None}):
-        corpus = training.corpus_of(config)
-        place = training.locate(config, corpus, folder / "runs")
+        corpus = identity.corpus_of(config)
+        place = identity.locate(config, corpus, folder / "runs")
         runs.append(made_run(folder / "runs", place.address, config, [1, 2, 3, 4], [1, 2, 3, 4]))
         corpus.clips[["clip", "split"]].to_csv(place.path / "clips.csv", index=False)
     plain = pd.DataFrame({"loss": ["a_1 & <b>", "50 %"], "t2a_r10": [76.84, 9.96], "t2a_r10_std": [1.126, 0.5]})
-    tables.save(plain, folder, "01_all", "All & <i>some</i>, T→A.", runs)
-    tables.save(plain, folder, "01_each_a", "Each.", runs[:1])
-    tables.save(pd.DataFrame({"loss": ["a"], "ours": ["76.8 ± 1.1"]}), folder, "01_published", "Published.", runs)
+    output.save(plain, folder, "01_all", "All & <i>some</i>, T→A.", runs)
+    output.save(plain, folder, "01_each_a", "Each.", runs[:1])
+    output.save(pd.DataFrame({"loss": ["a"], "ours": ["76.8 ± 1.1"]}), folder, "01_published", "Published.", runs)
     judged = {"claim": ["a beats b", "b beats a"], "difference": [1.5, -70.123], "verdict": ["undecided", "holds"]}
-    tables.save(pd.DataFrame(judged), folder, "01_claims", "Claims.", runs)
+    output.save(pd.DataFrame(judged), folder, "01_claims", "Claims.", runs)
     figures.save(plt.figure(figsize=(1, 1)), folder, "01_all", runs)
     return folder
 
@@ -144,7 +148,7 @@ class Reader(HTMLParser):
 
 class TestThePage:
     def test_it_stands_alone_and_can_be_read_by_anyone(self, results):
-        text = pages.page(report.gather("smoke"))
+        text = render.page(report.gather("smoke"))
         page = Reader(text)
         assert page.balanced and page.all("html") == [{"lang": "en"}] and "<title>" in text
         names = {name for name, _ in page.elements}
@@ -161,19 +165,19 @@ class TestThePage:
         assert len(boxes) == len(page.all("table")) and all(one["tabindex"] == "0" for one in boxes)
 
     def test_the_figure_is_in_it_to_the_bit(self, results):
-        [image] = Reader(pages.page(report.gather("smoke"))).all("img")
+        [image] = Reader(render.page(report.gather("smoke"))).all("img")
         held = base64.b64decode(image["src"].partition(",")[2])
         assert held == (results / "figures" / "01_all.png").read_bytes()
 
     def test_a_table_shows_mean_and_deviation_and_its_caption_as_text(self, results):
-        page = Reader(pages.page(report.gather("smoke")))
+        page = Reader(render.page(report.gather("smoke")))
         assert "76.8 ± 1.1" in page.words and "10.0 ± 0.5" in page.words
         assert "T→A R@10" in page.words and "t2a_r10_std" not in page.words
         assert "a_1 & <b>" in page.words and "All & <i>some</i>, T→A." in page.words  # not markup
         assert "Let" in page.words and not page.all("i") and not page.all("b")
 
     def test_the_words_of_the_notebook_and_its_paper_are_around_it(self, results):
-        text = pages.page(report.gather("smoke"))
+        text = render.page(report.gather("smoke"))
         assert "<strong>Is it so?</strong>" in text and "A. First: <em>A First Paper.</em> Somewhere 2001." in text
         assert "What <em>all</em> came to." in text and "Below the same heading." in text
 
@@ -183,11 +187,11 @@ class TestThePage:
         assert first.facts["clips"] == "soundscapes: 8 train, 2 validation, 4 test"
         assert first.facts["devices"] == "cpu, Linux x86_64" and first.facts["commits"] == "0123456789ab"
         assert "torch 1.0" in first.facts["versions"] and first.facts["command"] == "atr study 01 --profile smoke"
-        page = pages.page(report.gather("smoke"))
+        page = render.page(report.gather("smoke"))
         assert all(address in page for address in first.outputs[0].provenance["runs"])
 
     def test_the_same_results_give_the_same_page(self, results):
-        assert pages.page(report.gather("smoke")) == pages.page(report.gather("smoke"))
+        assert render.page(report.gather("smoke")) == render.page(report.gather("smoke"))
 
 
 class TestWhatIsGathered:
@@ -207,10 +211,10 @@ class TestWhatIsGathered:
 
     def test_verdicts_on_something_else_are_pointed_at(self, results):
         table = pd.DataFrame({"measure": ["MTLD"], "verdict": ["contradicted"]})
-        tables.save(table, results, "01_each_b", "Richer?", [records.Run(next((results / "runs").iterdir()))])
+        output.save(table, results, "01_each_b", "Richer?", [records.Run(next((results / "runs").iterdir()))])
         gathered = report.gather("smoke")
         assert [one.name for one in gathered.otherwise] == ["01_each_b"] and len(gathered.judged) == 2
-        assert '<a href="#t01_each_b">Richer?</a>' in pages.page(gathered)
+        assert '<a href="#t01_each_b">Richer?</a>' in render.page(gathered)
 
     def test_papers_in_the_readmes_order_with_their_notebooks(self, results, project):
         nbformat.write(notebook("03 Mine?", "Nothing Cited"), project / "03_mine.ipynb")
@@ -221,7 +225,7 @@ class TestWhatIsGathered:
     def test_a_notebook_that_was_not_run_is_named_with_its_command(self, results):
         gathered = report.gather("smoke")
         assert gathered.notes == ["02_second: not run yet: atr study 02 --profile smoke"] and not gathered.stale
-        assert "Not run yet: <code>atr study 02 --profile smoke</code>" in pages.page(gathered)
+        assert "Not run yet: <code>atr study 02 --profile smoke</code>" in render.page(gathered)
 
     def test_files_of_no_notebook_are_left_out_and_named(self, results):
         shutil.copy(results / "tables" / "01_all.csv", results / "tables" / "77_all.csv")
@@ -274,7 +278,7 @@ def not_written(results, project):
 def older_version(results, project):
     path = results / "tables" / "01_published.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"result_version": 0}))
-    return f"made by result version 0, now {records.RESULT_VERSION}", "table 01_published"
+    return f"made by result version 0, now {origin.RESULT_VERSION}", "table 01_published"
 
 
 def left_over(results, project):
@@ -329,7 +333,7 @@ class TestStaleness:
         gathered = report.gather("smoke")
         assert why in outputs(gathered)[where].stale
         assert any(note.startswith("01_first: stale, run atr study 01 --profile smoke: ") for note in gathered.notes)
-        assert why in " ".join(gathered.notes) and why in " ".join(Reader(pages.page(gathered)).words)
+        assert why in " ".join(gathered.notes) and why in " ".join(Reader(render.page(gathered)).words)
 
     def test_runs_that_a_grid_has_gained_make_all_of_it_stale(self, results, monkeypatch):
         larger = profiles.replace(profiles.PROFILES["smoke"], seeds=(0, 1, 2))
@@ -352,13 +356,13 @@ class TestStaleness:
         gathered = report.gather("smoke")
         assert not gathered.stale and "01_first: not checked: the runs are not here" in gathered.notes
         assert gathered.studies[0].facts["clips"] == "soundscapes: train 8, validation 2, test 4, duration 4.0"
-        assert "Not checked: the runs are not here." in pages.page(gathered)
+        assert "Not checked: the runs are not here." in render.page(gathered)
 
     def test_a_corpus_that_is_not_here_leaves_the_grid_unchecked(self, results, monkeypatch):
         def gone(config, root):
             raise FileNotFoundError("clotho: no such folder\nand more")
 
-        monkeypatch.setattr(training, "corpus_of", gone)
+        monkeypatch.setattr(identity, "corpus_of", gone)
         gathered = report.gather("smoke")
         assert not gathered.stale
         assert gathered.studies[0].unchecked == "what the grid needs is not here (clotho: no such folder)"
@@ -376,8 +380,8 @@ class TestStaleness:
         changed.cells[3].source = "grid = []"
         nbformat.write(changed, path)
         execute(results, path)
-        monkeypatch.setenv("ATR_NOTEBOOK", freshness.code(changed))
-        tables.save(pd.DataFrame({"word": ["rain"]}), results, "02_words", "Words.")
+        monkeypatch.setenv("ATR_NOTEBOOK", study.code(changed))
+        output.save(pd.DataFrame({"word": ["rain"]}), results, "02_words", "Words.")
         gathered = report.gather("smoke")
         assert not gathered.notes and list(gathered.studies[1].facts)[0] == "devices"
 
@@ -408,21 +412,21 @@ class TestWriting:
     def test_the_report_lands_in_its_folder_and_replaces_the_last_one(self, results):
         (results / "report").mkdir()
         (results / "report" / "old").touch()
-        page, archive = report.write(report.gather("smoke"))
+        page, archive = render.write(report.gather("smoke"))
         assert (page, archive) == (results / "report" / "index.html", results / "report" / "report-smoke.zip")
         names = {path.name for path in (results / "report").iterdir()}
         assert names == {"index.html", "latex", "report-smoke.zip"} and not list(results.glob(".report*"))
 
     def test_a_failure_leaves_the_last_report_as_it_was(self, results, monkeypatch):
-        page, _ = report.write(report.gather("smoke"))
+        page, _ = render.write(report.gather("smoke"))
         page.write_text("the last one")
 
         def full(*_):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(latex, "write", full)
+        monkeypatch.setattr(render, "bundle", full)
         with pytest.raises(OSError, match="No space"):
-            report.write(report.gather("smoke"))
+            render.write(report.gather("smoke"))
         assert page.read_text() == "the last one" and not list(results.glob(".report*"))
 
     def test_a_folder_that_cannot_be_written_is_named(self, results, monkeypatch):
@@ -433,7 +437,7 @@ class TestWriting:
 
         monkeypatch.setattr(type(results), "mkdir", refuse)
         with pytest.raises(OSError, match=r"report: cannot be written: Permission denied; make it writable"):
-            report.write(gathered)
+            render.write(gathered)
 
 
 def bundle_is_sound(folder):
@@ -460,7 +464,7 @@ def bundle_is_sound(folder):
 
 class TestLatex:
     def test_the_bundle_holds_what_it_takes_in(self, results):
-        report.write(report.gather("smoke"))
+        render.write(report.gather("smoke"))
         inputs, images = bundle_is_sound(results / "report" / "latex")
         assert inputs == [f"tables/01_{name}.tex" for name in ("published", "all", "claims", "each_a")]
         assert images == ["figures/01_all.pdf"]
@@ -471,7 +475,7 @@ class TestLatex:
         assert {"latex/tables/01_all.csv", "latex/tables/01_all.json", "latex/figures/01_all.json"} <= held
 
     def test_its_tables_read_as_those_of_the_page(self, results):
-        report.write(report.gather("smoke"))
+        render.write(report.gather("smoke"))
         text = (results / "report" / "latex" / "tables" / "01_all.tex").read_text()
         assert r"a\_1 \& <b> & 76.8 $\pm$ 1.1 \\" in text and r"loss & T$\rightarrow$A R@10 \\" in text
         assert r"\label{tab:01_all}" in text and r"All \& <i>some</i>, T$\rightarrow$A. 2 runs" in text
@@ -482,7 +486,7 @@ class TestLatex:
         for path in folder.glob("01_all.*"):
             path.rename(path.with_name("01_all}\\evil{" + path.suffix))
         with pytest.raises(ValueError, match="LaTeX needs a name of A to Z"):
-            report.write(report.gather("smoke"))
+            render.write(report.gather("smoke"))
 
     def test_long_headings_take_several_lines(self):
         text = latex.table(pd.DataFrame({"T→A R@1 AudioCaps, published": [1.5], "short": [2]}), "Both.", "both")
@@ -500,7 +504,7 @@ class TestLatex:
 
     def test_a_note_that_begins_with_a_bracket_is_no_label(self, results, tmp_path, monkeypatch):
         monkeypatch.setattr(report.Report, "notes", ["[x] is missing"])
-        latex.write(report.gather("smoke"), tmp_path)
+        render.bundle(report.gather("smoke"), tmp_path)
         assert r"\item {}[x] is missing" in (tmp_path / "report.tex").read_text()
 
     @pytest.mark.parametrize(
@@ -520,14 +524,14 @@ class TestLatex:
 
     def test_a_table_longer_than_a_page_is_pointed_at(self, results):
         run = records.Run(next((results / "runs").iterdir()))
-        tables.save(pd.DataFrame({"row": range(60)}), results, "01_each_b", "Long.", [run])
-        report.write(report.gather("smoke"))
+        output.save(pd.DataFrame({"row": range(60)}), results, "01_each_b", "Long.", [run])
+        render.write(report.gather("smoke"))
         main = (results / "report" / "latex" / "report.tex").read_text()
         assert r"has 60 rows: \texttt{tables/01\_each\_b.csv}" in main and r"\input{tables/01_each_b" not in main
 
     def test_stale_results_are_marked(self, results):
         why, _ = unfinish(results, None)
-        report.write(report.gather("smoke"))
+        render.write(report.gather("smoke"))
         main = (results / "report" / "latex" / "report.tex").read_text()
         assert main.count(rf"\textbf{{Stale: {why}; run \texttt{{atr study 01 --profile smoke}}}}") == 4
 
@@ -539,7 +543,7 @@ class TestLatex:
 
 class TestReadable:
     def read(self, **columns):
-        return pages.readable(pd.DataFrame(columns, dtype="str")).to_dict("list")
+        return readable(pd.DataFrame(columns, dtype="str")).to_dict("list")
 
     def test_numbers_of_a_column_have_the_same_digits_and_small_ones_two_that_count(self):
         assert self.read(x=["67.84000001", "-3.373333", "0.0648123", ""]) == {"x": ["67.8", "-3.4", "0.065", ""]}
@@ -606,8 +610,8 @@ class TestThisProject:
 
     @pytest.mark.parametrize("name", ["demo", "captions"])
     def test_the_committed_results_make_a_sound_report(self, name, tmp_path):
-        gathered = report.gather(name, store.PROJECT / "results" / "reference" / name)
-        page = Reader(pages.page(gathered))
+        gathered = report.gather(name, places.PROJECT / "results" / "reference" / name)
+        page = Reader(render.page(gathered))
         assert page.balanced and len(page.all("img")) == sum(one.kind == "figure" for one in gathered.outputs) > 3
-        latex.write(gathered, tmp_path)
+        render.bundle(gathered, tmp_path)
         bundle_is_sound(tmp_path)

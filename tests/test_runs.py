@@ -12,9 +12,14 @@ import torch
 from processes import alive, wait_until
 
 import atr
-from atr import RunConfig, fit, register, run_all, store, training
+from atr import RunConfig, fit, register, run_all
 from atr.corpora import load_corpus
-from atr.runs import Runs, cost, default_workers, describe, pairs, preparation, speed, training_clips
+from atr.encoders import pretraining
+from atr.experiments.executors import default_workers
+from atr.experiments.grid import Runs, describe
+from atr.experiments.planning import pairs, preparation, seconds, speed, training_clips
+from atr.system import places
+from atr.training import identity
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 DIVERGES = {"learning_rates": {"heads": 1e30}, "clip_norm": None}
@@ -50,7 +55,7 @@ def test_equal_configs_run_once_and_finished_ones_not_at_all(tmp_path, corpus, m
     assert (first.path / "metrics.json").stat().st_mtime_ns == made
     assert len([path for path in tmp_path.iterdir() if (path / "config.json").is_file()]) == 2
 
-    monkeypatch.setattr("atr.runs.store.worker_context", lambda: None)  # nothing may be started now
+    monkeypatch.setattr("atr.experiments.grid.store.worker_context", lambda: None)  # nothing may be started now
     again = run_all(configs, runs=tmp_path, quiet=True)
     assert [run.address for run in again.runs] == [run.address for run in outcome.runs]
 
@@ -87,7 +92,7 @@ def test_a_config_that_cannot_start_does_not_stop_the_others(changes, reason, tm
 
 def test_a_worker_that_is_killed_is_reported_and_continued_the_next_time(tmp_path, corpus):
     long, short = config(epochs=60), config(epochs=1)
-    folder = training.locate(long, corpus, tmp_path / "cut").path
+    folder = identity.locate(long, corpus, tmp_path / "cut").path
     killed = []
 
     def kill():
@@ -118,7 +123,7 @@ def test_a_worker_that_is_killed_is_reported_and_continued_the_next_time(tmp_pat
 def test_a_failure_is_told_whatever_becomes_of_its_error_file(left, tmp_path, corpus):
     # Given an error.txt of before that cannot be replaced, or was left as a full disk leaves it
     fails = config(**DIVERGES)
-    folder = training.locate(fails, corpus, tmp_path).path
+    folder = identity.locate(fails, corpus, tmp_path).path
     folder.mkdir()
     if left == "folder":
         (folder / "error.txt").mkdir()
@@ -131,7 +136,7 @@ def test_a_failure_is_told_whatever_becomes_of_its_error_file(left, tmp_path, co
 
 RAISES = """
 from pathlib import Path
-from atr import losses, records, register
+from atr import losses, register
 
 def full(self, *_, **__):
     raise OSError(28, "No space left on device")
@@ -184,8 +189,8 @@ def test_workers_end_with_a_caller_that_is_killed(tmp_path, corpus):
         f"    config = atr.RunConfig(**{long.to_dict()!r})\n"
         f"    atr.run_all([config], runs=Path({str(tmp_path)!r}), workers=1, device='cpu', quiet=True)\n"
     )
-    folder = training.locate(long, corpus, tmp_path).path
-    environment = os.environ | {"PYTHONPATH": str(store.PROJECT)}
+    folder = identity.locate(long, corpus, tmp_path).path
+    environment = os.environ | {"PYTHONPATH": str(places.PROJECT)}
     process = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: (folder / "history.csv").is_file())
@@ -226,7 +231,7 @@ def test_the_corpus_of_a_folder_is_found_by_its_root(tmp_path, corpus):
         split = "train" if number < 8 else "validation" if number < 10 else "test"
         lines.append(f'{clip}.wav,{split},"{corpus.captions.loc[corpus.captions["clip"] == clip, "caption"].iloc[0]}"')
     (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
-    weights = str(training.features.pretraining.weights(corpus, "compact", quiet=True))
+    weights = str(pretraining.weights(corpus, "compact", quiet=True))
     # When a run of it stands beside one that needs no folder
     own = config(corpus="csv", audio_weights=weights, batch_size=4, epochs=1)
     outcome = run_all([own, config(epochs=1)], root=tmp_path, runs=tmp_path / "runs", workers=1, quiet=True)
@@ -234,7 +239,7 @@ def test_the_corpus_of_a_folder_is_found_by_its_root(tmp_path, corpus):
     outcome.raise_failures()
     loaded = load_corpus("csv", tmp_path)
     assert outcome.runs[0].embeddings["audio"].shape == (2, 16)
-    assert training.locate(own, loaded, tmp_path / "runs").address == outcome.runs[0].address
+    assert identity.locate(own, loaded, tmp_path / "runs").address == outcome.runs[0].address
 
 
 class TestEstimates:
@@ -251,8 +256,8 @@ class TestEstimates:
         assert pairs(config(corpus="csv", epochs=1)) == 1200
 
     def test_cost_grows_with_epochs_and_falls_with_the_batch_size(self):
-        assert cost(config(epochs=0)) < cost(config(epochs=5)) < cost(config(epochs=5, batch_size=4))
-        assert cost(config(training="finetuned")) > cost(config())
+        assert seconds(config(epochs=0)) < seconds(config(epochs=5)) < seconds(config(epochs=5, batch_size=4))
+        assert seconds(config(training="finetuned")) > seconds(config())
 
     def test_preparation_grows_with_the_corpus_and_shrinks_with_cores(self):
         small, large = {"train": 100}, {"train": 1000}

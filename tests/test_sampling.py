@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from atr.sampling import SAMPLERS, epoch_batches
+from atr.training.batches import SAMPLERS, epoch_batches
 
 # clips 0 to 9 with three captions each, not in order
 CLIP_OF_CAPTION = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 3))

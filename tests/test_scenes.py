@@ -8,7 +8,26 @@ import pytest
 
 from atr.corpora import scenes
 from atr.corpora.corpus import CorpusError
-from atr.corpora.scenes import RATE, Kind, Part, Scene, Words, caption, captions, distinct, draw, mix
+from atr.corpora.scenes.scene import (
+    BACKGROUND_LEVEL,
+    LOUD,
+    LOUDLY,
+    MANY,
+    RATE,
+    RELATIONS,
+    SOFT,
+    SOFTLY,
+    SYNTHETIC,
+    Kind,
+    Part,
+    Scene,
+    Words,
+    caption,
+    captions,
+    distinct,
+    draw,
+    mix,
+)
 
 KINDS = {
     "hum": Kind(True, (1.5, 60.0), loops=True),
@@ -56,14 +75,14 @@ def test_relations_are_true_of_the_times():
         if scene.relation.endswith("over"):
             assert rest[-1] == (0.0, 10.0)
             assert all(part.level > scene.parts[-1].level + 3 for part in scene.parts[:-1])
-    assert seen == {relation for relations in scenes.RELATIONS.values() for relation in relations}
+    assert seen == {relation for relations in RELATIONS.values() for relation in relations}
 
 
 def test_remarkable_loudness_and_pitch_are_true_of_levels_and_factors():
     parts = [part for scene in drawn() for part in scene.parts]
     levels = {word: [part.level for part in parts if part.loudness == word] for word in ("soft", "loud")}
     plain = [part.level for scene in drawn() for part in scene.parts if not part.loudness and len(part.spans[0])]
-    plain = [level for level in plain if level > scenes.BACKGROUND_LEVEL[1]]
+    plain = [level for level in plain if level > BACKGROUND_LEVEL[1]]
     assert max(levels["soft"]) < min(plain) and max(plain) < min(levels["loud"])
     factors = {word: [part.pitch for part in parts if part.register == word] for word in ("low", "", "high")}
     assert max(factors["low"]) < min(factors[""]) and max(factors[""]) < min(factors["high"])
@@ -79,24 +98,24 @@ def test_events_at_the_same_time_are_described_in_one_way():
 def test_captions_state_nothing_that_the_scene_does_not():
     rng = random.Random(0)
     stated = {1: "once", 2: "twice", 3: "three times"}
-    times = {count: (word,) for count, word in stated.items()} | {scenes.MANY: ("many times",)}
+    times = {count: (word,) for count, word in stated.items()} | {MANY: ("many times",)}
     for scene in drawn():
         parts = {part.event: part for part in scene.parts}
         for _ in range(5):
-            text = caption(rng, scene, WORDS, scenes.SYNTHETIC, times)
+            text = caption(rng, scene, WORDS, SYNTHETIC, times)
             words = text.replace(",", "").split()
             assert set(words) & set(parts)
             assert not any(word == name for word in words for name in set(KINDS) - set(parts))
             for word in ("low", "high"):
                 assert word not in words or any(part.register == word for part in parts.values())
             for loudness, forms in {
-                "soft": scenes.SOFT + scenes.SOFTLY,
-                "loud": scenes.LOUD + scenes.LOUDLY,
+                "soft": SOFT + SOFTLY,
+                "loud": LOUD + LOUDLY,
             }.items():
                 assert not set(forms) & set(words) or any(part.loudness == loudness for part in parts.values())
             for count, phrase in times.items():
                 if phrase[0] in text:
-                    assert any(min(part.count, scenes.MANY) == count for part in parts.values())
+                    assert any(min(part.count, MANY) == count for part in parts.values())
 
 
 def test_order_words_match_the_order_of_events():
@@ -105,7 +124,7 @@ def test_order_words_match_the_order_of_events():
     words = {name: Words((f"{name}|ing|s",)) for name in ("alpha", "beta", "gamma")}
     for scene in (Scene("then", (a, b)), Scene("then then", (a, b, c)), Scene("then over", (a, b, c))):
         for seed in range(300):
-            text = caption(random.Random(seed), scene, words, scenes.SYNTHETIC)
+            text = caption(random.Random(seed), scene, words, SYNTHETIC)
             mentioned = [word for word in text.replace(",", "").split() if word in ("alpha", "beta")]
             if any(
                 f" {word} " in f" {text.lower()} " for word in ("then", "followed", "before", "later", "afterwards")
@@ -121,9 +140,9 @@ def test_order_words_match_the_order_of_events():
 
 def test_five_captions_differ_and_keep_to_the_length():
     for index, scene in enumerate(drawn(100)):
-        five = captions(random.Random(index), scene, WORDS, scenes.SYNTHETIC)
+        five = captions(random.Random(index), scene, WORDS, SYNTHETIC)
         assert len({text.lower().rstrip(".") for text in five}) == 5
-        assert all(scenes.WORDS[0] <= len(text.split()) <= scenes.WORDS[1] for text in five)
+        assert all(scenes.scene.WORDS[0] <= len(text.split()) <= scenes.scene.WORDS[1] for text in five)
 
 
 def test_articles_fit_the_word_that_follows():
@@ -131,7 +150,7 @@ def test_articles_fit_the_word_that_follows():
     texts = {}
     for register in ("", "low", "high"):
         scene = Scene("alone", (Part("engine", ((0.0, 1.0),), register=register),))
-        texts[register] = {caption(random.Random(seed), scene, words, scenes.SYNTHETIC) for seed in range(50)}
+        texts[register] = {caption(random.Random(seed), scene, words, SYNTHETIC) for seed in range(50)}
     assert any("an engine" in text for text in texts[""]) and not any("a engine" in text for text in texts[""])
     assert any("an odd engine" in text for text in texts["low"])
     assert any("a high engine" in text for text in texts["high"])
@@ -163,6 +182,5 @@ def test_mix_keeps_levels_and_stays_below_full_scale():
 
 def test_loudness_does_not_depend_on_pauses():
     burst = np.ones(RATE // 2, np.float32)
-    assert scenes.loudness(np.concatenate([burst, np.zeros(RATE, np.float32)])) == pytest.approx(
-        scenes.loudness(burst), rel=0.01
-    )
+    paused = np.concatenate([burst, np.zeros(RATE, np.float32)])
+    assert scenes.scene.loudness(paused) == pytest.approx(scenes.scene.loudness(burst), rel=0.01)

@@ -19,10 +19,14 @@ from hypothesis import strategies as st
 from made_models import clap
 from safetensors.torch import load_file, save_file
 
-from atr import Embedder, RunConfig, audio, checksums, fit, lookup, neighbours, search, shards, sounds
-from atr.lookup import Lookup
-from atr.records import Run
-from atr.search import Index
+from atr import Embedder, RunConfig, fit
+from atr.corpora import audio
+from atr.inference import lookup, neighbours, search, shards
+from atr.inference.folder import READ, UNREAD, check, scan, walk
+from atr.inference.lookup import Lookup
+from atr.inference.search import Index
+from atr.system import hashes
+from atr.training.records import Run
 
 RATE = 100
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -301,7 +305,7 @@ class TestScan:
         (folder / "notes.txt").write_text("x")
         (folder / "folder.wav").mkdir()
         write(folder / "folder.wav" / "deep" / "er" / "C.WAV", 0)
-        paths = sounds.scan(folder, True)[0]["path"].tolist()
+        paths = scan(folder, True)[0]["path"].tolist()
         assert paths == ["a/0.wav", "a/2.wav", "a/4.wav", "b/1.wav", "b/3.wav", "b/5.wav", "folder.wav/deep/er/C.WAV"]
 
     def test_links_are_followed_once_and_loops_end(self, folder, tmp_path):
@@ -313,7 +317,7 @@ class TestScan:
         (folder / "out2").symlink_to(elsewhere)
         (folder / "link.wav").symlink_to(elsewhere / "z.wav")
         (folder / "gone.wav").symlink_to(elsewhere / "none.wav")
-        paths = sounds.scan(folder, True)[0]["path"].tolist()
+        paths = scan(folder, True)[0]["path"].tolist()
         assert paths == ["a/0.wav", "a/2.wav", "a/4.wav", "b/1.wav", "b/3.wav", "b/5.wav", "link.wav", "out/z.wav"]
 
     def test_a_folder_is_listed_as_it_is_read_however_many_files_it_has(self, folder, monkeypatch):
@@ -332,15 +336,15 @@ class TestScan:
                 return super().__next__()
 
         listed = os.scandir
-        monkeypatch.setattr(sounds.os, "scandir", lambda path: Endless(listed(path)))
-        assert len(list(islice(sounds.walk(folder / "a"), 1000))) == 1000
+        monkeypatch.setattr(os, "scandir", lambda path: Endless(listed(path)))
+        assert len(list(islice(walk(folder / "a"), 1000))) == 1000
         seen = len(read)
-        sounds.check(folder / "a")
+        check(folder / "a")
         assert len(read) < seen + 10 and read[-1] == "closed"
 
     def test_formats_of_libsndfile_count_as_sounds(self):
-        assert {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".opus"} <= sounds.READ
-        assert not sounds.READ & {".mat4", ".raw", ".txt"} and not sounds.READ & sounds.UNREAD
+        assert {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".opus"} <= READ
+        assert not READ & {".mat4", ".raw", ".txt"} and not READ & UNREAD
 
     def test_what_is_no_folder_of_sounds_is_named(self, folder, tmp_path):
         with pytest.raises(FileNotFoundError, match="none: no such folder"):
@@ -460,7 +464,7 @@ class TestUpdate:
                 raise PermissionError(13, "Permission denied")
             return listed(path)
 
-        monkeypatch.setattr(sounds.os, "scandir", scandir)
+        monkeypatch.setattr(os, "scandir", scandir)
         index, report = updated(folder)
         assert report.gone == 0 and found(index, "1", 1) == ["1.wav"]
         assert report.problems.to_numpy().tolist() == [["b", "Permission denied; make it readable"]]
@@ -528,8 +532,6 @@ class TestProblems:
         monkeypatch.undo()
 
     def test_one_that_vanishes_while_the_folder_is_read_is_a_problem_until_the_next_time(self, folder, monkeypatch):
-        scan = sounds.scan
-
         def vanishing(*given):
             result = scan(*given)
             (folder / "a" / "0.wav").unlink()
@@ -833,8 +835,8 @@ class TestDamage:
         assert search.verify(healthy.path) == [] == search.verify(folder / "none")
 
     def test_large_files_are_sampled_by_a_search_and_read_whole_by_verify_and_update(self, folder, monkeypatch):
-        monkeypatch.setattr(checksums, "BLOCK", 8)
-        monkeypatch.setattr(checksums, "SAMPLE", 2)
+        monkeypatch.setattr(hashes, "BLOCK", 8)
+        monkeypatch.setattr(hashes, "SAMPLE", 2)
         monkeypatch.setattr(neighbours, "LIMIT", 3)
         index, _ = updated(folder)
         before = answers(folder)
@@ -842,7 +844,7 @@ class TestDamage:
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
-        monkeypatch.setattr(checksums.random, "sample", lambda places, number: list(places)[:number])
+        monkeypatch.setattr(hashes.random, "sample", lambda places, number: list(places)[:number])
         answers(folder)
         (problem,) = search.verify(index.path)
         assert f"{file}: damaged (other bytes than were written, from byte {len(content) - 8:,} on)" in problem

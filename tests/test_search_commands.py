@@ -9,9 +9,14 @@ import soundfile
 from made_models import clap
 from typer.testing import CliRunner
 
-from atr import RunConfig, cli, neighbours, records, search, store, study
-from atr.commands import search as commands
-from atr.profiles import profile
+from atr import RunConfig
+from atr.cli import app
+from atr.cli import search as commands
+from atr.experiments import study
+from atr.experiments.profiles import profile
+from atr.inference import neighbours, search
+from atr.system import atomic, hashes, units
+from atr.training import records
 
 runner = CliRunner()
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -52,12 +57,12 @@ def by(index, clap):
 def described(file, **changes):
     """What an index.json says, written anew with changes."""
     content = {name: value for name, value in json.loads(file.read_text()).items() if name != "checksum"} | changes
-    records.write_json(file, content | {"checksum": store.content_key(content)})
+    atomic.write_json(file, content | {"checksum": hashes.content_key(content)})
     return content
 
 
 def call(*words, status=0):
-    outcome = runner.invoke(cli.app, [str(word) for word in words])
+    outcome = runner.invoke(app.app, [str(word) for word in words])
     assert outcome.exit_code == status, outcome.output
     return outcome
 
@@ -268,7 +273,7 @@ class TestIndex:
         monkeypatch.setattr(commands, "_default", None)
         monkeypatch.setattr(commands, "_embedder", None)
         monkeypatch.setattr(commands, "default_config", None)
-        outcome = runner.invoke(cli.app, words)
+        outcome = runner.invoke(app.app, words)
         assert outcome.exit_code in (1, 2) and message in outcome.stderr, outcome.output
 
     def test_what_clap_takes_is_said_before_what_is_not_indexed(self, folder):
@@ -353,7 +358,7 @@ class TestPlay:
 
 @pytest.mark.parametrize("seconds, words", [(0, "0:00"), (65.9, "1:05"), (3723, "1:02:03")])
 def test_times_are_written_as_players_do(seconds, words):
-    assert search.clock(seconds) == words
+    assert units.clock(seconds) == words
 
 
 def test_names_are_shown_without_what_a_terminal_would_obey():

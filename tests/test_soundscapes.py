@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.signal import stft
 
-from atr.corpora import soundscapes
 from atr.corpora.corpus import CorpusError
-from atr.corpora.synthesis import RATE, SYNTHESISERS
+from atr.corpora.scenes import soundscapes
+from atr.corpora.scenes.synthesis import SYNTHESISERS
+from atr.corpora.scenes.waveforms import RATE
 
 SIZES = {"train": 30, "validation": 10, "test": 20}
 

@@ -8,7 +8,8 @@ import soundfile
 from made_runs import three_clips
 from matplotlib import image
 
-from atr import figures, spectrograms
+from atr.analysis import spectrograms
+from atr.reports import figures
 
 matplotlib.use("agg")
 

@@ -9,9 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from atr import RunConfig, fit, mining, runs, trainer, training
+from atr import RunConfig, fit
 from atr.config import ConfigError
-from atr.sampling import epoch_batches
+from atr.experiments import grid, planning
+from atr.system import devices
+from atr.training import evaluation, identity, model, preparation, records
+from atr.training import fit as fitting
+from atr.training.batches import HOW, ancillary, epoch_batches
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 BASE = {"corpus": TINY, "epochs": 1, "batch_size": 20, "embedding_dim": 16}
@@ -94,7 +98,7 @@ class TestStages:
         kind = config(training="finetuned", text_dropout=0.2, fixed="text", epochs=2)
         untrained = config(training="finetuned", text_dropout=0.2, epochs=0)
         asked = fit(kind.replace(start=untrained.identity()), corpus, runs=tmp_path)
-        monkeypatch.setattr(training.model, "fix", None)  # nothing to compute
+        monkeypatch.setattr(evaluation, "fix", None)  # nothing to compute
         stored = fit(kind, corpus, runs=tmp_path)
         assert stored.history["loss"].tolist() == pytest.approx(asked.history["loss"].tolist(), abs=1e-4)
         assert torch.allclose(stored.embeddings["audio"], asked.embeddings["audio"], atol=1e-3)
@@ -122,7 +126,7 @@ class TestStages:
     def test_killed_after_an_epoch_of_any_stage_it_continues_bit_by_bit(
         self, corpus, folder, tmp_path, curriculum, epochs
     ):
-        context = training.store.worker_context()
+        context = devices.worker_context()
         process = context.Process(target=_die_after, args=(corpus, tmp_path, epochs))
         process.start()
         process.join()
@@ -133,7 +137,7 @@ class TestStages:
 
 
 def _die_after(corpus, folder, epochs):
-    write = trainer._write_history
+    write = records._write_history
 
     def history(path, state):
         write(path, state)
@@ -141,38 +145,38 @@ def _die_after(corpus, folder, epochs):
         if "stage" in rows[-1] and len(rows) == epochs:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer._write_history = history
+    records._write_history = history
     fit(CURRICULUM, corpus, runs=folder)
 
 
 class TestNeeds:
     def test_the_run_that_is_mined_by_is_made_and_names_the_address(self, corpus, folder, curriculum):
-        baseline = training.locate(BASELINE, corpus, folder)
+        baseline = identity.locate(BASELINE, corpus, folder)
         assert baseline.finished
         other = BASELINE.replace(seed=1)
-        elsewhere = training.locate(CURRICULUM.replace(ancillary=other.identity()), corpus, folder)
+        elsewhere = identity.locate(CURRICULUM.replace(ancillary=other.identity()), corpus, folder)
         assert elsewhere.address != curriculum.address
         in_full = CURRICULUM.replace(ancillary=BASELINE.to_dict())
-        assert training.locate(in_full, corpus, folder).address == curriculum.address
+        assert identity.locate(in_full, corpus, folder).address == curriculum.address
 
     def test_ancillary_embeddings_are_those_of_the_selected_epoch(self, corpus, folder, curriculum):
-        baseline = training.locate(BASELINE, corpus, folder)
-        pairs = training.ancillary(baseline, corpus)
+        baseline = identity.locate(BASELINE, corpus, folder)
+        pairs = fitting.ancillary(baseline, corpus)
         assert pairs.shape == (48 * 5, 16)
         assert torch.allclose(pairs.norm(dim=1), torch.ones(240), atol=1e-5)
         # The first pair, by hand from the checkpoint.
-        prepared = training.features.prepare(BASELINE, corpus, ("train",), quiet=True)
-        network = training.model.load(training.model.build(BASELINE, prepared), baseline).eval()
+        prepared = preparation.prepare(BASELINE, corpus, ("train",), quiet=True)
+        network = model.load(model.build(BASELINE, prepared), baseline).eval()
         split = prepared.splits["train"]
         with torch.no_grad():
             audio, text = network(split.audio_batch(np.array([0])), split.text_batch(np.array([0])))
-        assert torch.allclose(pairs[0], mining.ancillary(audio, text)[0], atol=1e-5)
+        assert torch.allclose(pairs[0], ancillary(audio, text)[0], atol=1e-5)
 
     def test_a_run_can_start_from_one_on_another_corpus(self, corpus, tmp_path):
         source = config(training="finetuned", corpus=TINY | {"seed": 7})
         kind = config(training="finetuned", start=source.identity(), learning_rates={"heads": 0.0}, fixed="audio")
         run = fit(kind, corpus, runs=tmp_path)
-        made = training.locate(source, training.corpus_of(source), tmp_path)
+        made = identity.locate(source, identity.corpus_of(source), tmp_path)
         assert made.finished and changed(run, made) == set()
 
     def test_other_networks_cannot_be_started_from(self, corpus, tmp_path):
@@ -186,7 +190,7 @@ class TestNeeds:
         by = {"ancillary": baseline.identity(), "mining": "hard"}
         mined = [config(seed=3, batch_size=size, **by) for size in (8, 16)]
         order = []
-        outcome = runs.run_all(
+        outcome = grid.run_all(
             [*mined, baseline], runs=tmp_path, workers=2, quiet=True, on_run=lambda config, run: order.append(config)
         )
         outcome.raise_failures()
@@ -222,14 +226,14 @@ class TestConfig:
 
     def test_the_epochs_of_all_stages_are_visited(self):
         assert [part.epochs for part in CURRICULUM.parts()] == [1, 1, 2]
-        assert runs.pairs(CURRICULUM) == 4 * 48
+        assert planning.pairs(CURRICULUM) == 4 * 48
         assert CURRICULUM.parts()[1].ancillary is None and CURRICULUM.parts()[2].mining == "hard"
 
 
 class TestBatches:
     CLIPS = np.repeat(np.arange(40), 5)
 
-    @pytest.mark.parametrize("how", mining.HOW)
+    @pytest.mark.parametrize("how", HOW)
     @pytest.mark.parametrize(("sampler", "visits"), [("caption_per_clip", 40), ("all_captions", 200)])
     def test_every_pair_of_the_epoch_once_and_no_clip_twice_in_a_batch(self, how, sampler, visits):
         rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
@@ -255,9 +259,9 @@ class TestBatches:
 
 
 def test_a_run_is_described_by_its_stages_mining_and_source():
-    words = runs.describe(CURRICULUM)
+    words = grid.describe(CURRICULUM)
     assert "nt_xent finetuned in 3 stages D16 B20" in words
     mined = config(mining="hard", ancillary=BASELINE.identity(), start=config(corpus="clotho").identity())
-    assert " hard batches " in runs.describe(mined) and runs.describe(mined).endswith("on soundscapes from clotho")
+    assert " hard batches " in grid.describe(mined) and grid.describe(mined).endswith("on soundscapes from clotho")
     unspoken = RunConfig(corpus="clotho", start=RunConfig(seed=1).identity())
-    assert runs.describe(unspoken).endswith("on clotho from soundscapes")
+    assert grid.describe(unspoken).endswith("on clotho from soundscapes")

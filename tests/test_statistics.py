@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from atr import statistics
-from atr.metrics import Ranks, ranks, retrieval_metrics
-from atr.statistics import Comparison, clip_scores, holm, judge, mean_std, nested_bootstrap, paired_test
+from atr.metrics import Ranks, ranks, retrieval_metrics, statistics
+from atr.metrics.statistics import Comparison, clip_scores, holm, judge, mean_std, nested_bootstrap, paired_test
 
 
 def simulated(rng, seeds=8, clips=60, mean=0.0):
@@ -68,7 +67,7 @@ def test_seeds_are_resampled_too():
 
 
 def test_blocks_do_not_bound_the_number_of_clips(monkeypatch):
-    monkeypatch.setattr("atr.statistics.BLOCK", 100)
+    monkeypatch.setattr("atr.metrics.statistics.BLOCK", 100)
     values = np.random.default_rng(0).standard_normal((3, 30))
     assert nested_bootstrap(values, draws=500).low == pytest.approx(values.mean() - 0.35, abs=0.15)
 

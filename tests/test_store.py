@@ -25,9 +25,11 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from atr import store
-from atr.audio import AudioError
+from atr.corpora.containers import AudioError
 from atr.corpora.corpus import Corpus, no_events
+from atr.encoders import inputs
+from atr.system import atomic, devices, hashes, places, store
+from atr.system.packed import open_packed, pack, save_array
 
 RATE = 8000
 
@@ -49,38 +51,38 @@ def entries(home):
 def test_folders_come_from_the_environment_else_from_the_checkout(monkeypatch, tmp_path):
     monkeypatch.setenv("ATR_HOME", "~/there")
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
-    assert store.home() == Path.home() / "there" and store.results_home() == tmp_path
+    assert places.home() == Path.home() / "there" and places.results_home() == tmp_path
     monkeypatch.delenv("ATR_HOME")
     monkeypatch.delenv("ATR_RESULTS")
-    assert store.home() == store.PROJECT / "data" and store.results_home() == store.PROJECT / "results"
+    assert places.home() == places.PROJECT / "data" and places.results_home() == places.PROJECT / "results"
 
 
 def test_an_installed_package_keeps_its_files_out_of_the_package(monkeypatch, tmp_path):
     monkeypatch.delenv("ATR_HOME")
     monkeypatch.delenv("ATR_RESULTS")
-    monkeypatch.setattr(store, "PROJECT", tmp_path / "site-packages")
+    monkeypatch.setattr(places, "PROJECT", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
-    assert store.home() == Path.home() / ".cache" / "atr" and store.results_home() == tmp_path / "results"
+    assert places.home() == Path.home() / ".cache" / "atr" and places.results_home() == tmp_path / "results"
 
 
 # --- keys
 
 
 def test_a_key_is_a_function_of_content_and_of_order():
-    assert store.content_key({"a": 1, "b": [2]}, "x") == store.content_key({"b": [2], "a": 1}, "x")
-    keys = [store.content_key(*parts) for parts in [(1, 2), (2, 1), ([1, 2],), ("1", 2), (1,), ("12",)]]
+    assert hashes.content_key({"a": 1, "b": [2]}, "x") == hashes.content_key({"b": [2], "a": 1}, "x")
+    keys = [hashes.content_key(*parts) for parts in [(1, 2), (2, 1), ([1, 2],), ("1", 2), (1,), ("12",)]]
     assert len(set(keys)) == len(keys) and all(len(key) == 24 for key in keys)
 
 
 def test_a_key_of_something_without_a_fixed_text_is_an_error():
     with pytest.raises(TypeError):
-        store.content_key(np.arange(10_000))
+        hashes.content_key(np.arange(10_000))
 
 
 def test_a_file_hash_is_that_of_its_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert (
-        store.file_hash(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        hashes.file_hash(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )  # FIPS 180-2, appendix B.1
 
 
@@ -89,7 +91,7 @@ def test_a_file_hash_is_that_of_its_bytes(tmp_path):
 
 def test_a_written_file_has_its_content_and_the_usual_permissions(tmp_path):
     path = tmp_path / "new" / "file"
-    store.write_atomic(path, lambda temporary: temporary.write_text("new"))
+    atomic.write_atomic(path, lambda temporary: temporary.write_text("new"))
     (tmp_path / "plain").write_text("")
     assert path.read_text() == "new"
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
@@ -105,7 +107,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_else(tmp_path,
         raise error
 
     with pytest.raises(type(error)):
-        store.write_atomic(path, write)
+        atomic.write_atomic(path, write)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -206,8 +208,8 @@ ROWS = [np.arange(6, dtype=np.int16).reshape(3, 2), np.full((1, 2), -9, np.int16
 
 
 def test_packed_rows_come_back_as_they_were(tmp_path):
-    store.pack(tmp_path, iter(ROWS))
-    packed = store.open_packed(tmp_path)
+    pack(tmp_path, iter(ROWS))
+    packed = open_packed(tmp_path)
     assert len(packed) == 3 and packed.lengths.tolist() == [3, 1, 4] and packed.data.dtype == np.int16
     for number, row in enumerate(ROWS):
         np.testing.assert_array_equal(packed[number], row)
@@ -215,21 +217,21 @@ def test_packed_rows_come_back_as_they_were(tmp_path):
 
 def test_a_row_that_is_not_contiguous_is_packed_in_its_own_order(tmp_path):
     row = np.arange(12.0).reshape(3, 4)
-    store.pack(tmp_path, [row.T])
-    np.testing.assert_array_equal(store.open_packed(tmp_path)[0], row.T)
+    pack(tmp_path, [row.T])
+    np.testing.assert_array_equal(open_packed(tmp_path)[0], row.T)
 
 
 def test_a_batch_is_padded_with_zeros_to_its_longest_row_in_the_order_asked_for(tmp_path):
-    store.pack(tmp_path, ROWS)
-    batch, lengths = store.open_packed(tmp_path).batch(np.array([1, 0]))
+    pack(tmp_path, ROWS)
+    batch, lengths = open_packed(tmp_path).batch(np.array([1, 0]))
     expected = [[[-9, -9], [0, 0], [0, 0]], [[0, 1], [2, 3], [4, 5]]]
     assert batch.tolist() == expected and batch.dtype == torch.int16
     assert lengths.tolist() == [1, 3] and lengths.dtype == torch.int64
 
 
 def test_a_batch_is_a_copy(tmp_path):
-    store.pack(tmp_path, ROWS)
-    packed = store.open_packed(tmp_path)
+    pack(tmp_path, ROWS)
+    packed = open_packed(tmp_path)
     packed.batch(np.array([0]))[0].fill_(5)
     np.testing.assert_array_equal(packed[0], ROWS[0])
 
@@ -237,25 +239,25 @@ def test_a_batch_is_a_copy(tmp_path):
 @pytest.mark.parametrize("other", [np.ones((2, 3), np.int16), np.ones((2, 2), np.int32), np.ones(2, np.int16)])
 def test_rows_of_another_shape_or_type_are_an_error(tmp_path, other):
     with pytest.raises(ValueError, match="rows differ: "):
-        store.pack(tmp_path, [ROWS[0], other])
+        pack(tmp_path, [ROWS[0], other])
 
 
 def test_no_rows_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to pack"):
-        store.pack(tmp_path, [])
+        pack(tmp_path, [])
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 @pytest.mark.parametrize("name", ["raw", "offsets.npy", "layout.json"])
 def test_a_damaged_entry_is_reported_with_its_folder_and_the_mend(tmp_path, name, damage):
-    store.pack(tmp_path, ROWS)
+    pack(tmp_path, ROWS)
     path = tmp_path / name
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-2])
     else:
         path.unlink()
     with pytest.raises(ValueError, match=f"^{tmp_path}: files missing or cut short .*; delete it and run again"):
-        store.open_packed(tmp_path)
+        open_packed(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -263,7 +265,7 @@ def test_a_damaged_entry_is_reported_with_its_folder_and_the_mend(tmp_path, name
 def test_a_disk_that_is_full_stops_packing(tmp_path, samples):
     (tmp_path / "raw").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        store.pack(tmp_path, [np.ones(samples, np.int16)])
+        pack(tmp_path, [np.ones(samples, np.int16)])
 
 
 # --- waveforms
@@ -292,7 +294,7 @@ def tones(names, read=None, digests=None):
 
 def test_waveforms_are_the_clips_in_order_clipped_to_16_bit_and_resampled(home):
     corpus = tones(["3", "1", "2"])
-    same, half = (store.waveforms(corpus, rate, quiet=True) for rate in (RATE, RATE // 2))
+    same, half = (inputs.waveforms(corpus, rate, quiet=True) for rate in (RATE, RATE // 2))
     assert same.lengths.tolist() == [2400, 800, 1600] and half.lengths.tolist() == [1200, 400, 800]
     expected = np.clip(np.sin(np.arange(800) / 3) * 1.5, -1, 1) * 32767
     assert same.data.dtype == np.int16 and np.abs(same[1] - expected).max() <= 0.6
@@ -303,15 +305,15 @@ def test_waveforms_are_the_clips_in_order_clipped_to_16_bit_and_resampled(home):
 
 def test_waveforms_are_decoded_once(home):
     read = Tone()
-    first = store.waveforms(tones(["1", "2"], read), RATE, quiet=True)
-    again = store.waveforms(tones(["1", "2"], read), RATE, quiet=True)
+    first = inputs.waveforms(tones(["1", "2"], read), RATE, quiet=True)
+    again = inputs.waveforms(tones(["1", "2"], read), RATE, quiet=True)
     assert read.reads == 2
     np.testing.assert_array_equal(first.data, again.data)
 
 
 def test_a_changed_corpus_or_sample_rate_never_meets_the_old_waveforms(home):
     read = Tone()
-    store.waveforms(tones(["1", "2"], read), RATE, quiet=True)
+    inputs.waveforms(tones(["1", "2"], read), RATE, quiet=True)
     for corpus, rate in [
         (tones(["2", "1"], read), RATE),
         (tones(["1", "2"], read, ["00", "ff"]), RATE),
@@ -319,21 +321,21 @@ def test_a_changed_corpus_or_sample_rate_never_meets_the_old_waveforms(home):
         (tones(["1", "2"], read), RATE // 2),
     ]:
         before = read.reads
-        packed = store.waveforms(corpus, rate, quiet=True)
+        packed = inputs.waveforms(corpus, rate, quiet=True)
         assert read.reads == before + len(corpus) == before + len(packed)
 
 
 def test_captions_and_the_corpus_name_do_not_decode_anew(home):
     read = Tone()
     corpus = tones(["1", "2"], read)
-    store.waveforms(corpus, RATE, quiet=True)
-    store.waveforms(replace(corpus, name="other", captions=corpus.captions.assign(caption="a hum")), RATE, quiet=True)
+    inputs.waveforms(corpus, RATE, quiet=True)
+    inputs.waveforms(replace(corpus, name="other", captions=corpus.captions.assign(caption="a hum")), RATE, quiet=True)
     assert read.reads == 2
 
 
 def test_a_clip_that_cannot_be_read_stops_the_packing_and_leaves_nothing(home):
     with pytest.raises(AudioError, match="broken.wav: 0 samples; delete it"):
-        store.waveforms(tones(["1", "broken"]), RATE, quiet=True)
+        inputs.waveforms(tones(["1", "broken"]), RATE, quiet=True)
     assert entries(home) == []
 
 
@@ -348,30 +350,29 @@ def test_many_clips_are_decoded_on_several_threads_to_the_same_waveforms(home, m
             return super().__call__(clip)
 
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    together = store.waveforms(tones(names, Together()), RATE, quiet=True)
+    together = inputs.waveforms(tones(names, Together()), RATE, quiet=True)
     assert together.lengths.tolist() == [800 * (1 + number % 3) for number in range(200)]
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setenv("ATR_HOME", str(home / "alone"))
-    alone = store.waveforms(tones(names), RATE, quiet=True)
+    alone = inputs.waveforms(tones(names), RATE, quiet=True)
     np.testing.assert_array_equal(together.data, alone.data)
 
 
 def test_decoding_does_not_run_ahead_of_writing(home, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     read, leads = Tone(), []
-    plain = store.pack
 
-    def pack(folder, rows):
+    def slow(folder, rows):
         def slowly():
             for number, row in enumerate(rows):
                 time.sleep(0.005)
                 leads.append(read.reads - number)
                 yield row
 
-        plain(folder, slowly())
+        pack(folder, slowly())
 
-    monkeypatch.setattr(store, "pack", pack)
-    store.waveforms(tones([f"1-{number}" for number in range(60)], read), RATE, quiet=True)
+    monkeypatch.setattr("atr.system.packed.pack", slow)
+    inputs.waveforms(tones([f"1-{number}" for number in range(60)], read), RATE, quiet=True)
     assert len(leads) == 60 and max(leads) <= 4 * 2
 
 
@@ -379,14 +380,14 @@ def test_clips_behind_one_that_cannot_be_read_are_left_alone(home):
     read = Tone()
     names = ["broken", *(f"1-{number}" for number in range(1000))]
     with pytest.raises(AudioError, match="broken.wav"):
-        store.waveforms(tones(names, read), RATE, quiet=True)
+        inputs.waveforms(tones(names, read), RATE, quiet=True)
     assert read.reads <= 4 * (os.cpu_count() or 1)
 
 
 def test_seconds_keeps_the_beginning_of_each_clip(home):
     names, shorter = ["3", "1", "5"], ["2", "1", "2"]
-    cut = store.waveforms(tones(names), RATE // 2, quiet=True, seconds=0.2)
-    expected = store.waveforms(tones(shorter), RATE // 2, quiet=True)
+    cut = inputs.waveforms(tones(names), RATE // 2, quiet=True, seconds=0.2)
+    expected = inputs.waveforms(tones(shorter), RATE // 2, quiet=True)
     assert cut.lengths.tolist() == [800, 400, 800]
     np.testing.assert_array_equal(cut.data, expected.data)
 
@@ -394,7 +395,7 @@ def test_seconds_keeps_the_beginning_of_each_clip(home):
 def test_waveforms_of_other_seconds_are_others_and_equal_seconds_meet(home):
     read = Tone()
     lengths = [
-        store.waveforms(tones(["3"], read), RATE, quiet=True, seconds=seconds).lengths.tolist()
+        inputs.waveforms(tones(["3"], read), RATE, quiet=True, seconds=seconds).lengths.tolist()
         for seconds in (None, 0.1, 1, 1.0)
     ]
     assert lengths == [[2400], [800], [2400], [2400]] and read.reads == 3
@@ -402,15 +403,15 @@ def test_waveforms_of_other_seconds_are_others_and_equal_seconds_meet(home):
 
 def test_all_of_each_clip_is_kept_under_the_address_without_seconds(home):
     corpus = tones(["3"])
-    store.waveforms(corpus, RATE, quiet=True)
-    key = store.content_key(corpus.audio_fingerprint("train"), RATE, store.WAVEFORM_VERSION)
+    inputs.waveforms(corpus, RATE, quiet=True)
+    key = hashes.content_key(corpus.audio_fingerprint("train"), RATE, inputs.WAVEFORM_VERSION)
     assert [folder.name for folder in (home / "cache" / "waveforms").glob("[!.]*")] == [key]
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0])
 def test_no_or_negative_seconds_are_an_error(home, seconds):
     with pytest.raises(ValueError, match="seconds must be positive"):
-        store.waveforms(tones(["3"]), RATE, quiet=True, seconds=seconds)
+        inputs.waveforms(tones(["3"]), RATE, quiet=True, seconds=seconds)
 
 
 # --- threads
@@ -418,7 +419,7 @@ def test_no_or_negative_seconds_are_an_error(home, seconds):
 
 def test_the_number_of_threads_is_put_back_also_after_an_error():
     before = torch.get_num_threads()
-    with pytest.raises(RuntimeError, match="stop"), store.threads(before + 1):
+    with pytest.raises(RuntimeError, match="stop"), devices.threads(before + 1):
         assert torch.get_num_threads() == before + 1
         raise RuntimeError("stop")
     assert torch.get_num_threads() == before
@@ -427,13 +428,13 @@ def test_the_number_of_threads_is_put_back_also_after_an_error():
 def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     path = tmp_path / "weights"
     path.write_bytes(b"first")
-    before = store.file_hash(path)
+    before = hashes.file_hash(path)
     assert before == hashlib.sha256(b"first").hexdigest()
     monkeypatch.setattr(store.hashlib, "file_digest", None)  # a second reading would fail
-    assert store.file_hash(path) == before
+    assert hashes.file_hash(path) == before
     monkeypatch.undo()
     path.write_bytes(b"other content")
-    assert store.file_hash(path) == hashlib.sha256(b"other content").hexdigest()
+    assert hashes.file_hash(path) == hashlib.sha256(b"other content").hexdigest()
 
 
 # --- bit rot
@@ -448,7 +449,7 @@ def flip(path, place=None):
 
 
 def packed_entry():
-    return store.open_packed(store.cached("kind", "key", lambda folder: store.pack(folder, ROWS)))
+    return open_packed(store.cached("kind", "key", lambda folder: pack(folder, ROWS)))
 
 
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-2]), Path.unlink])
@@ -480,7 +481,7 @@ def test_a_copied_entry_is_intact_without_its_times_and_one_without_hashes_is_ta
     with warnings.catch_warnings(action="error"):
         for kind in ("copied", "older"):
             folder = store.cached(kind, "key", lambda folder: pytest.fail("built again"))
-            np.testing.assert_array_equal(store.open_packed(folder)[0], ROWS[0])
+            np.testing.assert_array_equal(open_packed(folder)[0], ROWS[0])
 
 
 def test_a_large_entry_is_sampled_when_it_is_opened_and_read_whole_when_it_is_verified(home, monkeypatch):
@@ -513,7 +514,7 @@ def test_an_entry_is_read_once_in_a_process_while_it_stays_as_it_is(home, monkey
 
 
 WAYS = {
-    "array": lambda path: store.save_array(path, np.zeros(10**6)),
+    "array": lambda path: save_array(path, np.zeros(10**6)),
     "text": lambda path: path.write_text("x" * 10**6),
     "table": lambda path: pd.DataFrame({"x": np.zeros(10**6)}).to_csv(path),
     "safetensors": lambda path: save_file({"x": torch.zeros(10**6)}, path),
@@ -533,9 +534,9 @@ def said(path, kind):
     try:
         if kind == "entry":
             os.environ["ATR_HOME"] = str(path.parent)
-            store.cached("kind", "key", lambda folder: store.pack(folder, [np.zeros(10**6)] * 2))
+            store.cached("kind", "key", lambda folder: pack(folder, [np.zeros(10**6)] * 2))
         else:
-            store.write_atomic(path, WAYS[kind])
+            atomic.write_atomic(path, WAYS[kind])
     except OSError as error:
         return error.errno, str(error)
 
@@ -576,15 +577,15 @@ def test_a_disk_that_is_full_is_said_with_its_path_and_the_mend(small_disk, kind
     assert not [one for one in small_disk.rglob("*") if one.is_file() and one.suffix != ".lock"]
 
 
-@pytest.mark.parametrize("number", sorted(store.MENDS))
+@pytest.mark.parametrize("number", sorted(atomic.MENDS))
 def test_each_reason_has_its_mend_and_stays_the_systems_error(tmp_path, number):
     def write(path):
         raise OSError(number, os.strerror(number), str(path))
 
     with pytest.raises(OSError) as error:
-        store.write_atomic(tmp_path / "file", write)
+        atomic.write_atomic(tmp_path / "file", write)
     assert error.value.errno == number and str(error.value).startswith(f"{tmp_path / 'file'}: cannot be written")
-    assert str(error.value).endswith(store.MENDS[number]) and "[Errno" not in str(error.value)
+    assert str(error.value).endswith(atomic.MENDS[number]) and "[Errno" not in str(error.value)
     again = pickle.loads(pickle.dumps(error.value))
     assert again.errno == number and str(again) == str(error.value)
 
@@ -607,7 +608,7 @@ def test_what_cannot_be_read_or_computed_is_not_taken_for_it(home, tmp_path):
 
 
 def write_and_wait(path):
-    store.write_atomic(path, lambda temporary: (temporary.write_text("half"), time.sleep(60)))
+    atomic.write_atomic(path, lambda temporary: (temporary.write_text("half"), time.sleep(60)))
 
 
 def test_the_next_file_written_to_a_folder_removes_what_killed_processes_left_there_and_nothing_else(tmp_path):
@@ -623,7 +624,7 @@ def test_the_next_file_written_to_a_folder_removes_what_killed_processes_left_th
     for path in (young, old, foreign):
         path.touch()
     os.utime(old, (0, 0))
-    store.write_atomic(tmp_path / "file", lambda path: path.write_text("x"))
+    atomic.write_atomic(tmp_path / "file", lambda path: path.write_text("x"))
     left = {path.name.split(".")[1] for path in tmp_path.iterdir() if path.name.startswith(".")}
     assert left == {"b", "c", "hidden"}
     writers[1].kill()
@@ -631,13 +632,13 @@ def test_the_next_file_written_to_a_folder_removes_what_killed_processes_left_th
 
 def test_the_permissions_of_others_files_are_left_alone_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("umask changed"))
-    store.write_atomic(tmp_path / "file", lambda temporary: temporary.write_text("x"))
+    atomic.write_atomic(tmp_path / "file", lambda temporary: temporary.write_text("x"))
 
 
 def test_a_written_file_heeds_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        store.write_atomic(tmp_path / "file", lambda temporary: temporary.write_text("x"))
+        atomic.write_atomic(tmp_path / "file", lambda temporary: temporary.write_text("x"))
         assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
     finally:
         os.umask(before)
@@ -651,27 +652,27 @@ def replace_and_die(target):
         os._exit(9)
 
     os.rename = once
-    store.replace_folder(target, lambda folder: (folder / "new").touch())
+    atomic.replace_folder(target, lambda folder: (folder / "new").touch())
 
 
 def test_a_kill_between_the_old_folder_and_the_new_one_loses_neither(tmp_path):
     target = tmp_path / "report"
-    store.replace_folder(target, lambda folder: (folder / "old").touch())
+    atomic.replace_folder(target, lambda folder: (folder / "old").touch())
     process = multiprocessing.get_context("fork").Process(target=replace_and_die, args=(target,))
     process.start()
     process.join()
     assert process.exitcode == 9
     with pytest.raises(KeyError):
-        store.replace_folder(target, lambda folder: {}["fails"])
+        atomic.replace_folder(target, lambda folder: {}["fails"])
     assert (target / "old").exists()
-    store.replace_folder(target, lambda folder: (folder / "new").touch())
+    atomic.replace_folder(target, lambda folder: (folder / "new").touch())
     assert [path.name for path in target.iterdir()] == ["new"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "report"]
 
 
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one_there(tmp_path, monkeypatch):
     target, rename = tmp_path / "report", os.rename
-    store.replace_folder(target, lambda folder: (folder / "old").touch())
+    atomic.replace_folder(target, lambda folder: (folder / "old").touch())
 
     def refuse(source, to):
         if to == target and source.name.endswith(".tmp"):
@@ -680,20 +681,20 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one_there(tmp_path, 
 
     monkeypatch.setattr(os, "rename", refuse)
     with pytest.raises(OSError, match=rf"^{target}: cannot be written: Permission denied; make it writable"):
-        store.replace_folder(target, lambda folder: (folder / "new").touch())
+        atomic.replace_folder(target, lambda folder: (folder / "new").touch())
     assert [path.name for path in target.iterdir()] == ["old"]
 
 
 # --- places that the environment names
 
 
-@pytest.mark.parametrize("variable, get", [("ATR_HOME", store.home), ("ATR_RESULTS", store.results_home)])
+@pytest.mark.parametrize("variable, get", [("ATR_HOME", places.home), ("ATR_RESULTS", places.results_home)])
 def test_a_relative_place_is_the_same_one_for_processes_in_other_folders(tmp_path, monkeypatch, variable, get):
     monkeypatch.chdir(tmp_path)
-    for name in store.PLACES:
+    for name in places.PLACES:
         monkeypatch.setenv(name, "mine")
     assert get() == tmp_path / "mine"
-    assert {os.environ[name] for name in store.PLACES} == {str(tmp_path / "mine")}
+    assert {os.environ[name] for name in places.PLACES} == {str(tmp_path / "mine")}
     monkeypatch.chdir("/")
     assert get() == tmp_path / "mine"
 
@@ -703,19 +704,19 @@ def test_a_place_where_a_file_lies_is_refused(tmp_path, monkeypatch, below):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ATR_HOME", f"{tmp_path}/file{below}")
     with pytest.raises(ValueError, match=f"ATR_HOME: {tmp_path}/file{below}: {tmp_path}/file is not a folder; name a"):
-        store.home()
+        places.home()
 
 
 def test_a_place_of_an_unknown_user_is_refused(monkeypatch):
     monkeypatch.setenv("ATR_RESULTS", "~nobody-of-that-name/results")
     with pytest.raises(ValueError, match="ATR_RESULTS: ~nobody-of-that-name/results: no such user's folder"):
-        store.results_home()
+        places.results_home()
 
 
 def test_a_table_reads_back_cell_for_cell(tmp_path):
     cells = ["a\rb", "NA", "null", "", " blanks ", 'a "quote", a comma', "two\r\nlines", "é"]
     table = pd.DataFrame({"name": cells, "other\r": cells[::-1], "number": range(8)})
-    store.write_csv(table, tmp_path / "table.csv")
+    atomic.write_csv(table, tmp_path / "table.csv")
     again = pd.read_csv(tmp_path / "table.csv", dtype={"name": "str", "other\r": "str"}, keep_default_na=False)
     assert again.to_dict("list") == table.to_dict("list")
     with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
@@ -723,4 +724,4 @@ def test_a_table_reads_back_cell_for_cell(tmp_path):
 
 
 def test_a_table_without_odd_cells_has_no_quotes():
-    assert store.as_csv(pd.DataFrame({"name": ["a", "b, c"], "number": [1, 2]})) == 'name,number\na,1\n"b, c",2\n'
+    assert atomic.as_csv(pd.DataFrame({"name": ["a", "b, c"], "number": [1, 2]})) == 'name,number\na,1\n"b, c",2\n'

@@ -11,9 +11,13 @@ from made_runs import made_run
 from processes import alive, wait_until
 from typer.testing import CliRunner
 
-from atr import cli, freshness, planning, profile, store, study, training
-from atr.profiles import PROFILES as EVERY
-from atr.study import StudyError
+from atr import profile
+from atr.cli import app
+from atr.experiments import executors, planning, study
+from atr.experiments.profiles import PROFILES as EVERY
+from atr.experiments.study import StudyError
+from atr.system import places, units
+from atr.training import identity
 
 PROFILES = [name for name, one in EVERY.items() if not one.notebooks]  # that serve all notebooks
 
@@ -99,7 +103,7 @@ class TestGrids:
     def test_the_paper_grid_of_losses_is_the_published_one(self):
         configs = [config for config in grid("01", "paper") if config.epochs == 50 and config.recipe == "released"]
         assert len(configs) == 2 * 2 * 4 * 2 * 3
-        published = pd.read_csv(store.PROJECT / "data" / "reference" / "mei2022_table1.csv")
+        published = pd.read_csv(places.PROJECT / "data" / "reference" / "mei2022_table1.csv")
         ours = {
             (c.corpus["name"], c.training == "finetuned", c.loss["name"], c.rate("heads"), c.batch_size)
             for c in configs
@@ -111,7 +115,7 @@ class TestGrids:
 
     def test_the_texts_recipe_runs_each_published_cell_at_its_published_rate(self):
         configs = [config for config in grid("01", "paper", [0]) if config.recipe == "paper"]
-        published = pd.read_csv(store.PROJECT / "data" / "reference" / "mei2022_table1.csv")
+        published = pd.read_csv(places.PROJECT / "data" / "reference" / "mei2022_table1.csv")
         ours = [
             (c.corpus["name"], c.training == "finetuned", c.loss["name"], c.rate("heads"), c.batch_size)
             for c in configs
@@ -152,7 +156,7 @@ class TestGrids:
         }
         columns = ["dataset", "fine_tuned", "learning_rate", "batch_size", "embedding_dim"]
         for number in (1, 2):
-            published = pd.read_csv(store.PROJECT / "data" / "reference" / f"tourbabin2023_table{number}.csv")
+            published = pd.read_csv(places.PROJECT / "data" / "reference" / f"tourbabin2023_table{number}.csv")
             assert set(published[columns].itertuples(index=False, name=None)) <= ours
         assert all(c.pooling == "frequency_max" for c in grid("03", "paper") if c.recipe == "paper")
 
@@ -229,7 +233,7 @@ class TestGrids:
         assert distinct(needed) <= distinct(configs)
 
     def test_the_paper_grid_of_stages_is_the_published_one(self):
-        published = pd.read_csv(store.PROJECT / "data" / "reference" / "chao2022_table3.csv")
+        published = pd.read_csv(places.PROJECT / "data" / "reference" / "chao2022_table3.csv")
         ours = {c.batch_size for c in grid("05", "paper") if c.stages}
         assert ours == set(published["batch_size"]) and {c.corpus["name"] for c in grid("05", "paper")} == {"audiocaps"}
 
@@ -325,7 +329,7 @@ class TestGrids:
 def finish(config, results):
     """A finished run of `config` where the study looks for it."""
     folder = results / "smoke" / "runs"
-    run = training.locate(config, training.corpus_of(config), folder)
+    run = identity.locate(config, identity.corpus_of(config), folder)
     made_run(folder, run.address, config, [1, 2], [1, 2])
 
 
@@ -343,7 +347,7 @@ class TestPlan:
         assert not table["finished"].any() and (table["seconds"] > 0).all()
 
     def test_what_is_finished_is_marked_and_costs_nothing_more(self, results, monkeypatch):
-        monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
+        monkeypatch.setattr(planning, "speed", lambda: 1.0)
         before = study.plan(FIRST[:1], "smoke")
         for config in before["config"]:
             finish(config, results)
@@ -352,12 +356,12 @@ class TestPlan:
         assert study.estimate(after, 2) == 0 < study.estimate(before, 2) < study.estimate(before, 1)
 
     def test_a_corpus_that_runs_have_used_needs_no_preparation(self, results, monkeypatch):
-        monkeypatch.setattr(study.runs, "speed", lambda: 1.0)
+        monkeypatch.setattr(planning, "speed", lambda: 1.0)
         table = study.plan(FIRST[:1], "smoke")
         fresh = study.estimate(table, 1)
         finish(table["config"][0], results)
         begun = study.estimate(study.plan(FIRST[:1], "smoke"), 1)
-        saved = table["seconds"][0] + study.runs.preparation(table["config"][0].corpus, 1)
+        saved = table["seconds"][0] + planning.preparation(table["config"][0].corpus, 1)
         assert fresh - begun == pytest.approx(saved)
 
     def test_a_run_of_other_data_is_not_finished_and_planning_trains_nothing(self, results, monkeypatch):
@@ -375,7 +379,7 @@ class TestPlan:
         [(3, "10 seconds"), (44, "40 seconds"), (89, "90 seconds"), (700, "12 minutes"), (12600, "3.5 hours")],
     )
     def test_durations_in_words(self, seconds, words):
-        assert planning.duration(seconds) == words
+        assert units.duration(seconds) == words
 
 
 class TestExecute:
@@ -417,7 +421,7 @@ class TestExecute:
     def test_notebooks_side_by_side_share_the_cores(self, tmp_path, results, monkeypatch):
         for library in study.THREADED:
             monkeypatch.delenv(f"{library}_NUM_THREADS", raising=False)
-        monkeypatch.setattr(study.runs, "default_workers", lambda device: 6)
+        monkeypatch.setattr(executors, "default_workers", lambda device: 6)
         found = "import os\nprint('threads', os.environ['OMP_NUM_THREADS'], os.environ['NUMBA_NUM_THREADS'])"
         paths = [self.notebook(tmp_path, found, name=name) for name in ("91_test", "92_test")]
         study.execute_all(paths, "smoke", {"x": 1}, jobs=2)
@@ -441,12 +445,12 @@ class TestExecute:
         # When it is run, then neither is used
         path = self.notebook(tmp_path, "import os, sys, atr\nprint(sys.executable, atr.__file__)")
         done = study.execute(path, "smoke", {"x": 1}, quiet=True)
-        assert f"{sys.executable} {store.PROJECT / 'atr' / '__init__.py'}" in done.read_text()
+        assert f"{sys.executable} {places.PROJECT / 'atr' / '__init__.py'}" in done.read_text()
 
     def test_a_notebook_knows_its_code(self, tmp_path, results):
         path = self.notebook(tmp_path, "import os\nprint('code', os.environ['ATR_NOTEBOOK'])")
         done = study.execute(path, "smoke", {"x": 1}, quiet=True)
-        codes = {freshness.code(nbformat.read(one, as_version=4)) for one in (path, done)}
+        codes = {study.code(nbformat.read(one, as_version=4)) for one in (path, done)}
         assert len(codes) == 1 and f"code {codes.pop()}" in done.read_text()
 
     @pytest.mark.parametrize("jobs", [1, 2])
@@ -457,10 +461,10 @@ class TestExecute:
         paths = [str(self.notebook(tmp_path, cell, name=f"9{number}_test")) for number in range(jobs)]
         script = tmp_path / "script.py"
         script.write_text(
-            "from pathlib import Path\nfrom atr import study\nif __name__ == '__main__':\n"
+            "from pathlib import Path\nfrom atr.experiments import study\nif __name__ == '__main__':\n"
             f"    study.execute_all(list(map(Path, {paths})), 'smoke', {{}}, {jobs}, True)\n"
         )
-        environment = os.environ | {"PYTHONPATH": str(store.PROJECT)}
+        environment = os.environ | {"PYTHONPATH": str(places.PROJECT)}
         process = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
         try:
             wait_until(lambda: len(list(told.iterdir())) == jobs)
@@ -537,6 +541,6 @@ class TestChecks:
         monkeypatch.setenv("ATR_CLIPS", "")
         monkeypatch.setattr(study, "execute_all", lambda *_: pytest.fail("a notebook started"))
         terminal(250)
-        outcome = CliRunner().invoke(cli.app, ["study", "01", "--profile", "esc10", "--clips", str(tmp_path)])
+        outcome = CliRunner().invoke(app.app, ["study", "01", "--profile", "esc10", "--clips", str(tmp_path)])
         assert outcome.exit_code == 1 and "1-лай.wav: unreadable" in outcome.output
         assert "Traceback" not in outcome.output

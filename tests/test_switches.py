@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import atr
-from atr import encoders, model, switches
-from atr.switches import CPU, GPU, Switches
+from atr import encoders
+from atr.system import devices
+from atr.system.devices import CPU, GPU, Switches
+from atr.training import model
 
 
 def network():
@@ -15,16 +17,16 @@ def network():
 
 def test_a_cpu_has_none_but_the_fused_optimiser_and_a_gpu_what_is_its_own(monkeypatch):
     monkeypatch.delenv("ATR_SWITCHES", raising=False)
-    assert switches.chosen("cpu") == CPU == Switches(tf32=False, channels_last=False, fused=True, compiled=False)
-    assert switches.chosen("cuda") == GPU == Switches(tf32=True, channels_last=True, fused=True, compiled=False)
+    assert devices.chosen("cpu") == CPU == Switches(tf32=False, channels_last=False, fused=True, compiled=False)
+    assert devices.chosen("cuda") == GPU == Switches(tf32=True, channels_last=True, fused=True, compiled=False)
 
 
 def test_the_environment_switches_on_and_off(monkeypatch):
     monkeypatch.setenv("ATR_SWITCHES", "compiled, no-tf32")
-    assert switches.chosen("cuda") == Switches(tf32=False, channels_last=True, fused=True, compiled=True)
+    assert devices.chosen("cuda") == Switches(tf32=False, channels_last=True, fused=True, compiled=True)
     monkeypatch.setenv("ATR_SWITCHES", "fast")
     with pytest.raises(ValueError, match="ATR_SWITCHES: unknown 'fast'; known: tf32, channels_last, fused, compiled"):
-        switches.chosen("cpu")
+        devices.chosen("cpu")
 
 
 def test_channels_last_lays_out_weights_and_leaves_names_and_embeddings_as_they_are():
@@ -66,7 +68,7 @@ def test_a_run_says_what_was_switched_on_and_its_address_does_not(monkeypatch, t
 
 
 def test_gradients_that_are_short_enough_are_left_alone_and_others_are_cut_as_pytorch_cuts_them():
-    from atr.trainer import _clip
+    from atr.training.trainer import _clip
 
     for largest in (0.5, 5.0, 50.0):
         ours, theirs = (torch.nn.Parameter(torch.zeros(100)) for _ in range(2))

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atr import store
-from atr.corpora import load_corpus, soundscapes, synthetic
-from atr.corpora.answers import CAPTIONS, MOST_WORDS, findings, names, parse, plain, problems
-from atr.corpora.paraphrase import PREFIXES, SUFFIXES, paraphrase
-from atr.corpora.synthetic import Answer, read, with_synthetic
+from atr.corpora import load_corpus
+from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS, findings, names, parse, plain, problems
+from atr.corpora.captioning.paraphrase import PREFIXES, SUFFIXES, paraphrase
+from atr.corpora.captioning.record import Answer, path, read, with_synthetic
+from atr.corpora.scenes import soundscapes
+from atr.system import places
 
 OWN = ["A dog barks while rain falls.", "a dog barking in the rain", "Rain, and a dog.", "Rain and barks", "Wet dog"]
 NEW = [
@@ -50,7 +51,7 @@ def answer(clip, captions=NEW, given=OWN, **changes):
 
 
 def recorded(name, answers):
-    record = synthetic.path(name)
+    record = path(name)
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_bytes(b"".join(one.line() for one in answers))
     return record
@@ -306,7 +307,7 @@ class TestRecord:
     @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "paraphrase", "a b"])
     def test_a_name_that_is_none_is_refused(self, name):
         with pytest.raises(ValueError, match="give a name of letters"):
-            synthetic.path(name)
+            path(name)
 
 
 class TestCorpus:
@@ -366,7 +367,7 @@ class TestCorpus:
             ValueError, match=f"{where}: no such record of captions; make it: atr caption <corpus> --name"
         ):
             corpus(synthetic="phi4")
-        assert synthetic.path("phi4").parent == store.home() / "captions"
+        assert path("phi4").parent == places.home() / "captions"
 
     @pytest.mark.parametrize(
         "options, message",

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from made_runs import made_run, ranks_with
 
-from atr import RunConfig, profile, tables
+from atr import RunConfig, profile
+from atr.reports import names, output, tables, verdicts
+from atr.reports.reference import as_printed, beside, differences, published
 
 CLIPS = 60
 
@@ -92,7 +94,7 @@ def test_a_run_below_half_of_the_best_of_its_group_did_not_converge():
         loss=["a", "a", "b", "b", "a", "b"],
         validation_t2a_r10=[40.0, 20.0, 19.9, 1.0, 2.0, 1.5],  # y is a harder corpus: its own best counts
     )
-    failed = tables.not_converged(table, ["corpus"], ["corpus", "loss"])
+    failed = verdicts.not_converged(table, ["corpus"], ["corpus", "loss"])
     assert failed["failed"].to_dict() == {("x", "a"): 0, ("x", "b"): 2, ("y", "a"): 0, ("y", "b"): 0}
     assert failed["runs"].tolist() == [2, 2, 1, 1]
 
@@ -103,14 +105,16 @@ def test_a_run_below_half_of_the_best_of_its_group_did_not_converge():
 )
 def test_sensitivity_holds_if_only_the_suspects_fail(counts, verdict):
     failed = pd.DataFrame({"failed": counts, "runs": 3}, index=pd.Index(["sum", "max", "weighted"], name="loss"))
-    row = tables.sensitivity_claim(failed, ["max", "weighted"])
+    row = verdicts.sensitivity_claim(failed, ["max", "weighted"])
     assert row["verdict"] == verdict
     assert f"({counts[1] + counts[2]} of theirs, {counts[0]} of the others)" in row["claim"]
 
 
 def test_a_clear_difference_holds_or_is_contradicted(tmp_path):
     good, bad = seeds(tmp_path, 0.9, "good"), seeds(tmp_path, 0.2, "bad")
-    judged = tables.claims([{"claim": "good first", "a": good, "b": bad}, {"claim": "bad first", "a": bad, "b": good}])
+    judged = verdicts.claims(
+        [{"claim": "good first", "a": good, "b": bad}, {"claim": "bad first", "a": bad, "b": good}]
+    )
     assert judged["verdict"].tolist() == ["holds", "contradicted"]
     assert judged["difference"].tolist() == pytest.approx([70, -70])
     assert (judged["low"] < judged["difference"]).all() and (judged["difference"] < judged["high"]).all()
@@ -118,14 +122,14 @@ def test_a_clear_difference_holds_or_is_contradicted(tmp_path):
 
 def test_equal_systems_stay_undecided(tmp_path):
     same, other = seeds(tmp_path, 0.5, "same"), seeds(tmp_path, 0.5, "other")
-    assert tables.claims([{"claim": "better", "a": same, "b": other}])["verdict"].tolist() == ["undecided"]
+    assert verdicts.claims([{"claim": "better", "a": same, "b": other}])["verdict"].tolist() == ["undecided"]
 
 
 def test_p_values_are_corrected_over_the_ordered_claims_only(tmp_path):
     good, bad = seeds(tmp_path, 0.9, "good"), seeds(tmp_path, 0.2, "bad")
-    alone = tables.claims([{"claim": "better", "a": good, "b": bad}])
+    alone = verdicts.claims([{"claim": "better", "a": good, "b": bad}])
     rows = [{"claim": "better", "a": good, "b": bad}] * 3 + [{"claim": "alike", "a": good, "b": bad, "within": 3.0}]
-    together = tables.claims(rows)
+    together = verdicts.claims(rows)
     assert together["p (Holm)"][:3].tolist() == pytest.approx([3 * alone["p (Holm)"][0]] * 3)
     assert math.isnan(together["p (Holm)"][3])
 
@@ -134,13 +138,13 @@ def test_p_values_are_corrected_over_the_ordered_claims_only(tmp_path):
 def test_within_holds_if_the_interval_of_the_difference_lies_inside(tmp_path, share, margin, verdict):
     a, b = seeds(tmp_path, 0.5, "a"), seeds(tmp_path, share, "b")
     rows = [{"claim": "alike", "a": a, "b": b, "within": margin}, {"claim": "alike", "a": b, "b": a, "within": margin}]
-    assert tables.claims(rows)["verdict"].tolist() == [verdict, verdict]
+    assert verdicts.claims(rows)["verdict"].tolist() == [verdict, verdict]
 
 
 def test_within_is_undecided_if_the_interval_reaches_over_the_margin(tmp_path):
     a = [made_run(tmp_path, "a", RunConfig(), ranks_with(0.5, 20, 0), ranks_with(0.5, 10, 0))]
     b = [made_run(tmp_path, "b", RunConfig(), ranks_with(0.55, 20, 1), ranks_with(0.5, 10, 1))]
-    judged = tables.claims([{"claim": "alike", "a": a, "b": b, "within": 3.0}])
+    judged = verdicts.claims([{"claim": "alike", "a": a, "b": b, "within": 3.0}])
     assert judged["low"][0] < -3 and judged["high"][0] > 3 and judged["verdict"][0] == "undecided"
 
 
@@ -148,9 +152,9 @@ def test_a_claim_may_ask_for_another_k_and_direction(tmp_path):
     a = [made_run(tmp_path, "a", RunConfig(), [1] * 8, [7] * 8)]
     b = [made_run(tmp_path, "b", RunConfig(), [20] * 8, [7] * 8)]
     row = {"claim": "a first", "a": a, "b": b}
-    assert tables.claims([row])["difference"].tolist() == [100]
-    assert tables.claims([row | {"direction": "a2t"}])["difference"].tolist() == [0]
-    assert tables.claims([row | {"k": 20}])["difference"].tolist() == [0]
+    assert verdicts.claims([row])["difference"].tolist() == [100]
+    assert verdicts.claims([row | {"direction": "a2t"}])["difference"].tolist() == [0]
+    assert verdicts.claims([row | {"k": 20}])["difference"].tolist() == [0]
 
 
 def test_frame_has_a_row_a_run_with_the_words_of_the_tables(tmp_path):
@@ -183,10 +187,10 @@ def test_losses_stand_in_the_order_of_the_papers():
 
 def test_baselines_follow_below_the_results():
     table = results(corpus=["x"] * 2, training=["frozen"] * 2, loss=["NT-Xent"] * 2)
-    for column in tables.RECALLS:
+    for column in names.RECALLS:
         table[column] = [40.0, 42.0]
-    untrained = results(corpus=["x"] * 2, **{column: [1.0, 3.0] for column in tables.RECALLS})
-    chance = {"x": dict.fromkeys(tables.RECALLS, 0.5) | {"t2a_map10": 9.9}}
+    untrained = results(corpus=["x"] * 2, **{column: [1.0, 3.0] for column in names.RECALLS})
+    chance = {"x": dict.fromkeys(names.RECALLS, 0.5) | {"t2a_map10": 9.9}}
     summary = tables.summary(table, ["corpus", "training", "loss"])
     below = tables.with_baselines(summary, untrained, chance)
     assert below.index.tolist() == [("x", "frozen", "NT-Xent"), ("x", "", "untrained"), ("x", "", "chance")]
@@ -196,8 +200,8 @@ def test_baselines_follow_below_the_results():
 
 def test_scores_hold_a_row_a_seed_and_a_column_a_clip(tmp_path):
     run = made_run(tmp_path, "one", RunConfig(), [1, 1, 1, 50], [1, 50])
-    assert tables.scores([run, run]).tolist() == [[100, 50], [100, 50]]
-    assert tables.scores([run], direction="a2t").tolist() == [[100, 0]]
+    assert verdicts.scores([run, run]).tolist() == [[100, 50], [100, 50]]
+    assert verdicts.scores([run], direction="a2t").tolist() == [[100, 0]]
 
 
 # The paper's table 1, AudioCaps, frozen, T→A and A→T; and of table 2, batch size 128.
@@ -205,22 +209,22 @@ FROZEN_SUM = ["17.2 ± 0.5", "47.6 ± 0.2", "64.3 ± 0.1", "19.3 ± 1.5"]
 
 
 def test_a_published_table_is_shown_as_it_was_printed():
-    table = tables.as_printed(tables.published("mei2022_table1"), ["dataset", "training", "loss"])
+    table = as_printed(published("mei2022_table1"), ["dataset", "training", "loss"])
     assert table.loc[("AudioCaps", "frozen", "Triplet-sum")].tolist()[:4] == FROZEN_SUM
-    assert len(table) == 16 and list(table.columns) == [tables.HEADINGS[column] for column in tables.RECALLS]
+    assert len(table) == 16 and list(table.columns) == [names.HEADINGS[column] for column in names.RECALLS]
     assert table.index[:2].tolist() == [("AudioCaps", "frozen", "Triplet-sum"), ("AudioCaps", "frozen", "Triplet-max")]
     assert table.index[4][1] == "finetuned" and table.index[8][0] == "Clotho"
 
 
 def test_the_second_published_table_goes_by_batch_size():
-    table = tables.as_printed(tables.published("mei2022_table2"), ["batch", "loss"])
+    table = as_printed(published("mei2022_table2"), ["batch", "loss"])
     assert table.loc[(32, "Triplet-sum")].tolist()[:4] == FROZEN_SUM
     assert [batch for batch, _ in table.index] == [32] * 4 + [128] * 4
 
 
 def test_an_unknown_published_table_is_refused_with_the_known_ones():
     with pytest.raises(FileNotFoundError, match="mei2022_table9.*known: .*mei2022_table1, mei2022_table2"):
-        tables.published("mei2022_table9")
+        published("mei2022_table9")
 
 
 def test_published_and_own_numbers_stand_side_by_side():
@@ -231,7 +235,7 @@ def test_published_and_own_numbers_stand_side_by_side():
         seed=[0, 1],
         t2a_r1=[10.0, 12.0],
     )
-    side = tables.beside(ours, tables.published("mei2022_table1"), ["training", "loss"], ["t2a_r1"])
+    side = beside(ours, published("mei2022_table1"), ["training", "loss"], ["t2a_r1"])
     row = side.loc[("frozen", "Triplet-sum"), "T→A R@1"]
     assert row["AudioCaps, published"] == "17.2 ± 0.5" and row["soundscapes, ours"] == "11.0 ± 1.4"
     assert list(row.index) == ["AudioCaps, published", "Clotho, published", "soundscapes, ours"]
@@ -241,7 +245,7 @@ def test_published_and_own_numbers_stand_side_by_side():
 
 def test_rows_that_only_our_runs_have_are_not_lost_beside_the_published_ones():
     ours = results(corpus=["soundscapes"] * 2, batch=[16, 32], loss=["NT-Xent"] * 2, seed=[0, 0], t2a_r1=[10.0, 12.0])
-    side = tables.beside(ours, tables.published("mei2022_table2"), ["batch", "loss"], ["t2a_r1"])["T→A R@1"]
+    side = beside(ours, published("mei2022_table2"), ["batch", "loss"], ["t2a_r1"])["T→A R@1"]
     assert side.loc[(16, "NT-Xent")].tolist() == ["—", "10.0"]
     assert side.loc[(32, "NT-Xent"), "soundscapes, ours"] == "12.0"
     assert len(side) == 9
@@ -249,15 +253,15 @@ def test_rows_that_only_our_runs_have_are_not_lost_beside_the_published_ones():
 
 def test_beside_works_by_one_column():
     ours = results(corpus=["x"], loss=["NT-Xent"], t2a_r1=[12.0])
-    reference = tables.published("mei2022_table2").query("batch == 32")
-    side = tables.beside(ours, reference, ["loss"], ["t2a_r1"])
+    reference = published("mei2022_table2").query("batch == 32")
+    side = beside(ours, reference, ["loss"], ["t2a_r1"])
     assert side.loc["NT-Xent", ("T→A R@1", "x, ours")] == "12.0"
 
 
 def test_a_saved_table_can_be_read_again_from_each_form(tmp_path):
     run = made_run(tmp_path / "runs", "0123456789abcdef", RunConfig(), [1, 2], [1, 2])
     table = tables.summary(results(loss=["a", "a", "b"], t2a_r10=[1.0, 2.0, 4.0]), ["loss"], ["t2a_r10"])
-    path = tables.save(table, tmp_path, "01_losses", "Losses.", [run, run])
+    path = output.save(table, tmp_path, "01_losses", "Losses.", [run, run])
 
     assert path == tmp_path / "tables" / "01_losses.csv"
     read = pd.read_csv(path).set_index("loss")
@@ -279,21 +283,21 @@ def test_a_saved_table_can_be_read_again_from_each_form(tmp_path):
 
 
 def test_a_table_of_runs_is_saved_without_the_run_objects(tmp_path):
-    path = tables.save(results(loss=["a"], run=[object()]), tmp_path, "one", "One.")
+    path = output.save(results(loss=["a"], run=[object()]), tmp_path, "one", "One.")
     assert path.read_text() == "loss\na\n"
 
 
 def test_two_levels_of_columns_are_saved_as_one(tmp_path):
     side = pd.DataFrame([["17.2 ± 0.5", "—"]], index=pd.Index(["NT-Xent"], name="loss"))
     side.columns = pd.MultiIndex.from_tuples([("T→A R@1", "AudioCaps, published"), ("T→A R@1", "x, ours")])
-    read = pd.read_csv(tables.save(side, tmp_path, "side", "Side by side."))
+    read = pd.read_csv(output.save(side, tmp_path, "side", "Side by side."))
     assert read.columns.tolist() == ["loss", "T→A R@1 AudioCaps, published", "T→A R@1 x, ours"]
     assert read.iloc[0].tolist() == ["NT-Xent", "17.2 ± 0.5", "—"]
 
 
 def test_latex_escapes_what_would_not_compile(tmp_path):
     table = results(**{"R@1 in % of_all": ["5 % & more_{x}"], "b#c": ["~1^2 \\ $"]})
-    path = tables.save(table, tmp_path, "marks", "Half of R&D, 5 % in a_b, T→A, ± 3, #1 ~x^2 {y} \\z.")
+    path = output.save(table, tmp_path, "marks", "Half of R&D, 5 % in a_b, T→A, ± 3, #1 ~x^2 {y} \\z.")
     latex = path.with_suffix(".tex").read_text()
     assert r"5 \% \& more\_\{x\}" in latex and r"R@1 in \% of\_all & b\#c" in latex
     caption = re.search(r"\\caption\{(.*)\}", latex)[1]
@@ -303,13 +307,13 @@ def test_latex_escapes_what_would_not_compile(tmp_path):
 
 def test_latex_holds_no_sign_that_plain_latex_lacks(tmp_path):
     side = results(**{"T→A R@1": ["17.2 ± 0.5", "—"]})
-    latex = tables.save(side, tmp_path, "signs", "T→A.").with_suffix(".tex").read_text()
+    latex = output.save(side, tmp_path, "signs", "T→A.").with_suffix(".tex").read_text()
     assert latex.isascii() and r"T$\rightarrow$A R@1" in latex and r"17.2 $\pm$ 0.5" in latex
 
 
 def test_saving_again_replaces_the_table_and_leaves_nothing_else(tmp_path):
-    tables.save(results(a=[1]), tmp_path, "one", "One.")
-    tables.save(results(a=[2]), tmp_path, "one", "One.")
+    output.save(results(a=[1]), tmp_path, "one", "One.")
+    output.save(results(a=[2]), tmp_path, "one", "One.")
     assert pd.read_csv(tmp_path / "tables" / "one.csv")["a"].tolist() == [2]
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
         f"one.{e}" for e in "csv json md tex".split()
@@ -378,7 +382,7 @@ def test_differences_from_published_cells_are_matched_by_rows():
             "std": [1.0, 0.1],
         }
     )
-    (row,) = tables.differences(ours, reference, ["corpus", "training", "loss", "rate"]).to_dict("records")
+    (row,) = differences(ours, reference, ["corpus", "training", "loss", "rate"]).to_dict("records")
     assert (row["ours"], row["published"], row["metric"]) == ("8.0 ± 1.0", "7.0 ± 1.0", "T→A R@1")
     # Deviations of 1 with three seeds each: Welch's freedom is 4, t 2.776, the error sqrt(2 / 3).
     assert (row["difference"], row["high"]) == pytest.approx((1.0, 1.0 + 2.776 * math.sqrt(2 / 3)), abs=1e-3)
@@ -393,7 +397,7 @@ def test_claims_on_numbers_are_paired_by_seed(tmp_path):
         {"claim": "close", "a": [1.0, 1.01, 1.02], "b": [1.0, 1.0, 1.03], "within": 0.1},
         {"claim": "one seed", "a": [1.0], "b": [0.0]},
     ]
-    judged = tables.claims(rows)
+    judged = verdicts.claims(rows)
     assert judged["verdict"].tolist() == ["holds", "holds", "holds", "undecided"]
     assert judged["difference"][0] == pytest.approx(1.0) and judged["p (Holm)"].notna().tolist() == [
         True,
@@ -404,9 +408,9 @@ def test_claims_on_numbers_are_paired_by_seed(tmp_path):
 
 
 def test_a_published_table_by_dimension_and_one_by_weight():
-    first = tables.as_printed(tables.published("tourbabin2023_table1"), ["dim"])
+    first = as_printed(published("tourbabin2023_table1"), ["dim"])
     assert first.index.tolist() == [128, 256, 512, 1024, 2048] and first.loc[512, "T→A R@1"] == "17.2"
-    fourth = tables.as_printed(tables.published("tourbabin2023_table4"), ["alpha"])
+    fourth = as_printed(published("tourbabin2023_table4"), ["alpha"])
     assert fourth.index.tolist() == [0, 0.1, 0.33, 1] and list(fourth.columns)[-2:] == ["h, audio", "h, text"]
     assert fourth.loc[0.1].tolist()[-3:] == ["83.6", "3.99", "3.97"]
 
@@ -430,8 +434,8 @@ def test_a_frame_knows_dimension_and_weight_of_the_penalty(tmp_path):
 
 def test_claims_on_scores_are_paired_by_seed_and_clip_as_those_on_runs(tmp_path):
     a, b = seeds(tmp_path, 0.8, "a"), seeds(tmp_path, 0.4, "b")
-    by_runs = tables.claims([{"claim": "x", "a": a, "b": b}])
-    by_scores = tables.claims([{"claim": "x", "a": tables.scores(a), "b": tables.scores(b)}])
+    by_runs = verdicts.claims([{"claim": "x", "a": a, "b": b}])
+    by_scores = verdicts.claims([{"claim": "x", "a": verdicts.scores(a), "b": verdicts.scores(b)}])
     pd.testing.assert_frame_equal(by_runs, by_scores)
 
 
@@ -440,7 +444,7 @@ def test_average_precision_has_an_interval_too(tmp_path):
     table = results(loss=["a"] * 3, run=runs, t2a_map10=[run.metrics["t2a_map10"] for run in runs])
     found = tables.intervals(tables.summary(table, ["loss"], ["t2a_map10"]), table, "t2a_map10")
     # Ranks are 1 or 50: the average precision at 10 is the recall.
-    assert found["t2a_map10"].iloc[0] == pytest.approx(50) == tables.scores(runs, precision=True).mean()
+    assert found["t2a_map10"].iloc[0] == pytest.approx(50) == verdicts.scores(runs, precision=True).mean()
     assert found["t2a_map10_low"].iloc[0] < 50 < found["t2a_map10_high"].iloc[0]
 
 
@@ -452,19 +456,19 @@ def test_a_run_that_two_parts_of_a_grid_ask_for_has_one_row(tmp_path):
 
 def test_differences_need_no_learning_rate():
     ours = results(corpus=["Clotho"], system=["CNN14"], t2a_r1=[7.0])
-    reference = tables.published("mei2022_dcase_table1")
-    (row,) = tables.differences(ours, reference, ["corpus", "system"], ["t2a_r1"], 1).to_dict("records")
+    reference = published("mei2022_dcase_table1")
+    (row,) = differences(ours, reference, ["corpus", "system"], ["t2a_r1"], 1).to_dict("records")
     assert row["published"] == "14.7" and row["difference"] == pytest.approx(7.0 - 14.7) and math.isnan(row["low"])
 
 
 def test_texts_of_others_are_only_printed_by_markdown(tmp_path):
     table = pd.DataFrame({"a|b": ["<b>x</b> | ![i](u)\n\n# y"]})
-    text = tables.save(table, tmp_path, "marks", "*c*").with_suffix(".md").read_text()
+    text = output.save(table, tmp_path, "marks", "*c*").with_suffix(".md").read_text()
     assert text.startswith(r"\*c\*") and r"a\|b" in text and r"\<b\>x\</b\> \| !\[i\](u) # y |" in text
 
 
 @pytest.mark.parametrize("name", ["a}b", "a b", "a%", "ä", "../a", ""])
 def test_a_name_that_latex_would_not_take_is_refused_before_anything_is_written(tmp_path, name):
     with pytest.raises(ValueError, match="LaTeX needs a name of A to Z, digits"):
-        tables.save(pd.DataFrame({"a": [1]}), tmp_path, name, "A.")
+        output.save(pd.DataFrame({"a": [1]}), tmp_path, name, "A.")
     assert not any(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from golden_weights import GOLDEN, fill, keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atr.model import TextAwarePooling
+from atr.encoders.pooling import TextAwarePooling
 
 
 def golden(variant):

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from atr import RunConfig, attention, evaluation, features, fit, losses, metrics, model, profile, trainer, training
+from atr import RunConfig, fit, losses, metrics, profile
+from atr.analysis import attention
 from atr.config import ConfigError
-from atr.schedule import learning_rate
+from atr.training import evaluation, identity, model, preparation, records
+from atr.training.trainer import learning_rate
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 BASE = {"corpus": TINY, "epochs": 2, "batch_size": 20, "embedding_dim": 16, "training": "finetuned"}
@@ -22,7 +24,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def corpus():
-    return training.corpus_of(config())
+    return identity.corpus_of(config())
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +41,14 @@ class TestTextAware:
         assert similarity.abs().max() <= 1 + 1e-5
 
     def test_its_checkpoint_gives_the_same_similarities(self, pooled, corpus):
-        prepared = features.prepare(pooled.config, corpus, ("test",), True)
+        prepared = preparation.prepare(pooled.config, corpus, ("test",), True)
         network = model.load(model.build(pooled.config, prepared), pooled)
         again = evaluation.evaluate(network, network, prepared.splits["test"])
         assert torch.allclose(again.tensors["similarity"], pooled.embeddings["similarity"], atol=1e-5)
 
     def test_pooling_has_a_learning_rate_of_its_own(self, corpus):
         kind = config(text_aware=TEXT_AWARE, learning_rates={"heads": 1e-3, "pooling": 1e-4})
-        network = model.build(kind, features.prepare(kind, corpus, ("test",), True))
+        network = model.build(kind, preparation.prepare(kind, corpus, ("test",), True))
         groups = model.groups(network, losses.build("nt_xent"), kind)
         assert {group["name"]: group["peak"] for group in groups}["pooling"] == 1e-4
         count = sum(p.numel() for group in groups if group["name"] == "pooling" for p in group["params"])
@@ -145,7 +147,7 @@ class TestLearnedLoss:
     def test_a_continued_run_keeps_the_steps_before(self, corpus, tmp_path, monkeypatch):
         kind = config(loss={"name": "sigmoid"}, learning_rates={"heads": 1e-3, "loss": 0.1}, training="frozen")
         whole = fit(kind, corpus, runs=tmp_path / "whole")
-        real, calls = trainer._write_history, []
+        real, calls = records._write_history, []
 
         def stop(folder, history):
             real(folder, history)
@@ -153,7 +155,7 @@ class TestLearnedLoss:
             if len(calls) == 1:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(trainer, "_write_history", stop)
+        monkeypatch.setattr(records, "_write_history", stop)
         with pytest.raises(KeyboardInterrupt):
             fit(kind, corpus, runs=tmp_path / "cut")
         monkeypatch.undo()
@@ -185,10 +187,10 @@ class TestValidationLoss:
     def test_it_is_the_mean_loss_over_batches_of_all_validation_pairs(self, corpus, tmp_path):
         kind = config(training="frozen", epochs=1, learning_rates={"heads": 0.0})
         run = fit(kind, corpus, runs=tmp_path)
-        prepared = features.prepare(kind, corpus, quiet=True)
+        prepared = preparation.prepare(kind, corpus, quiet=True)
         network = model.load(model.build(kind, prepared), run)
         split = prepared.splits["validation"]
-        audio, text = model.embed(network, split)
+        audio, text = evaluation.embed(network, split)
         order = np.random.default_rng([0, 0, 1]).permutation(60)
         values = []
         for start in range(0, 60, 20):
@@ -205,7 +207,7 @@ class TestValidationLoss:
 
 class TestRecipe:
     def test_heads_can_be_linear(self, pooled, corpus):
-        network = model.build(pooled.config, features.prepare(pooled.config, corpus, ("test",), True))
+        network = model.build(pooled.config, preparation.prepare(pooled.config, corpus, ("test",), True))
         assert [type(layer).__name__ for layer in network.audio_head] == ["Linear"]
         assert [type(layer).__name__ for layer in network.text_head] == ["Linear"]
 

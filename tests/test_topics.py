@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from atr import figures, lexical, maps, store, topics
+from atr.analysis import lexical, maps, topics
 from atr.encoders import text
+from atr.reports import figures
+from atr.system import places
 
 matplotlib.use("agg")
 THEMES = {
@@ -74,7 +76,7 @@ class TestFit:
 
     def test_the_same_seed_gives_the_same_topics_when_they_are_computed_again(self, captions, embeddings, found):
         for kind in ("topics", "reduced"):
-            shutil.rmtree(store.home() / "cache" / kind)
+            shutil.rmtree(places.home() / "cache" / kind)
         again = topics.fit(captions, embeddings, seed=0, smallest=30)
         assert (again.labels == found.labels).all() and again.table.equals(found.table)
 
@@ -207,7 +209,7 @@ class TestPictures:
 
     def test_the_plane_is_the_same_each_time(self, embeddings):
         first = topics.plane(embeddings, 1)
-        shutil.rmtree(store.home() / "cache" / "planes")
+        shutil.rmtree(places.home() / "cache" / "planes")
         assert first.shape == (150, 2) and np.array_equal(first, topics.plane(embeddings, 1))
 
     def test_topics_are_numbered_where_they_lie_and_named_beside_it(self, four):

@@ -4,7 +4,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from lightning_fabric.loggers import Logger
 
-from atr import RunConfig, fit, runs, tracking
+from atr import RunConfig, fit
+from atr.experiments import grid
+from atr.training import tracking
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 
@@ -64,7 +66,7 @@ def test_the_environment_chooses_and_what_cannot_track_is_refused_before_any_tra
     assert tracking.chosen() == ["tensorboard", "wandb"] and tracking.chosen([]) == []
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="ATR_TRACK: tensorboard is not installed; .* -m pip install tensorboard"):
-        runs.run_all([config()], runs=tmp_path / "runs", quiet=True)
+        grid.run_all([config()], runs=tmp_path / "runs", quiet=True)
     with pytest.raises(ValueError, match="track: unknown 'mlflow'; known: tensorboard, wandb"):
         fit(config(), runs=tmp_path / "runs", track="mlflow")
     assert not (tmp_path / "runs").exists()

@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atr import RunConfig, encoders, fit, losses, metrics, model, store, trainer, training, voxels
+from atr import RunConfig, encoders, fit, losses, metrics
 from atr.encoders import pretraining
-from atr.records import Run
-from atr.schedule import learning_rate, selection_score
-from atr.trainer import TrainingError
+from atr.losses import voxels
+from atr.losses.penalty import PenaltySettings, UniformityPenalty, read_settings
+from atr.system import atomic, devices
+from atr.training import evaluation, identity, model, preparation, records, trainer
+from atr.training.records import Run, TrainingError
+from atr.training.trainer import learning_rate, selection_score
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 
@@ -52,7 +55,7 @@ class TestRates:
 
     def test_each_group_has_its_own_rate_and_the_missing_ones_that_of_the_heads(self, corpus):
         kind = config(training="finetuned", learning_rates={"heads": 1e-3, "text": 1e-5}, loss={"name": "sigmoid"})
-        network = model.build(kind, training.features.prepare(kind, corpus, quiet=True))
+        network = model.build(kind, preparation.prepare(kind, corpus, quiet=True))
         groups = model.groups(network, losses.build("sigmoid"), kind)
         assert {group["name"]: group["peak"] for group in groups} == {
             "heads": 1e-3,
@@ -94,11 +97,11 @@ class TestSelection:
     def test_metrics_embeddings_and_checkpoint_are_those_of_the_best_epoch(self, corpus, tmp_path):
         kind = config(epochs=6, learning_rates={"heads": 0.02})
         run = fit(kind, corpus, runs=tmp_path)
-        prepared = training.features.prepare(kind, corpus, quiet=True)
+        prepared = preparation.prepare(kind, corpus, quiet=True)
         network = model.build(kind, prepared)
         network.load_state_dict(load_file(run.path / "checkpoint.safetensors"))
-        with store.threads(1):
-            audio, text = model.embed(network, prepared.splits["test"])
+        with devices.threads(1):
+            audio, text = evaluation.embed(network, prepared.splits["test"])
         assert torch.equal(audio, run.embeddings["audio"]) and torch.equal(text, run.embeddings["text"])
         found = metrics.retrieval_metrics((text, audio), run.embeddings["relevance"])
         assert found == run.metrics
@@ -122,7 +125,7 @@ class TestKinds:
         changes = config(training=kind, epochs=1)
         run = fit(changes, corpus, runs=tmp_path)
         torch.manual_seed(0)
-        before = model.build(changes, training.features.prepare(changes, corpus, quiet=True))
+        before = model.build(changes, preparation.prepare(changes, corpus, quiet=True))
         kept = load_file(run.path / "checkpoint.safetensors")
         fixed = dict(before.named_parameters())
         changed = {name.split(".")[0] for name in kept if name in fixed and not torch.equal(kept[name], fixed[name])}
@@ -184,7 +187,7 @@ class TestKinds:
 
         made = fit(setting, corpus, runs=tmp_path / "package")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(voxels.UniformityPenalty, "forward", h)
+            patch.setattr(UniformityPenalty, "forward", h)
             fit(setting, corpus, runs=tmp_path / "direct")
         expected = torch.stack(seen).mean(0).tolist()
         assert made.history[["batch_h_audio", "batch_h_text"]].iloc[0].tolist() == pytest.approx(expected, rel=1e-5)
@@ -201,15 +204,15 @@ class TestKinds:
     def test_the_network_behind_a_penalty_is_part_of_the_address(self, corpus, tmp_path, monkeypatch):
         penalty = {"alpha": 1.0, "network": {"hidden": [4], "examples": 100, "epochs": 1}}
         with pytest.raises(FileNotFoundError, match="voxel network is not trained"):
-            training.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
-        first = training.locate(config(penalty=penalty), corpus, tmp_path)
-        assert training.locate(config(penalty=penalty), corpus, tmp_path, fetch=False).address == first.address
-        made = voxels.trained(recipe=voxels.settings(penalty).recipe, train=False) / "weights.safetensors"
+            identity.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
+        first = identity.locate(config(penalty=penalty), corpus, tmp_path)
+        assert identity.locate(config(penalty=penalty), corpus, tmp_path, fetch=False).address == first.address
+        made = voxels.trained(recipe=read_settings(penalty).recipe, train=False) / "weights.safetensors"
         made.write_bytes(made.read_bytes()[:-1])
         with pytest.raises(FileNotFoundError, match="voxel network is not trained"):
-            training.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
-        monkeypatch.setattr(voxels.PenaltySettings, "fingerprint", lambda *_: {"voxels": "another network"})
-        assert training.locate(config(penalty=penalty), corpus, tmp_path).address != first.address
+            identity.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
+        monkeypatch.setattr(PenaltySettings, "fingerprint", lambda *_: {"voxels": "another network"})
+        assert identity.locate(config(penalty=penalty), corpus, tmp_path).address != first.address
 
     def test_clipping_bounds_the_first_step(self, corpus, tmp_path):
         plain = {"optimizer": "adamw", "learning_rates": {"heads": 1e-3}, "epochs": 2}
@@ -256,13 +259,13 @@ class TestRepeating:
     def test_the_number_of_threads_around_a_run_does_not_matter(self, corpus, tmp_path):
         before = torch.get_num_threads()
         first = fit(config(), corpus, runs=tmp_path / "a")
-        with store.threads(2):
+        with devices.threads(2):
             assert_same(first, fit(config(), corpus, runs=tmp_path / "b"))
         assert torch.get_num_threads() == before
 
     def test_a_finished_run_is_not_trained_again(self, corpus, tmp_path, monkeypatch):
         first = fit(config(), corpus, runs=tmp_path)
-        monkeypatch.setattr(training, "_train", None)
+        monkeypatch.setattr("atr.training.fit.fit._train", None)
         assert fit(config(), corpus, runs=tmp_path).path == first.path
 
     def test_a_finished_run_leaves_no_state_behind(self, corpus, tmp_path):
@@ -297,14 +300,16 @@ def child(kind, corpus, runs, environment, dies_at=None):
 
 def start(kind, corpus, runs, dies_at=None):
     environment = {name: value for name, value in os.environ.items() if name.startswith("ATR_")}
-    process = store.worker_context().Process(target=child, args=(kind, corpus, runs, environment, dies_at), daemon=True)
+    process = devices.worker_context().Process(
+        target=child, args=(kind, corpus, runs, environment, dies_at), daemon=True
+    )
     process.start()
     return process
 
 
 def kill_at(kind, corpus, runs, epoch):
     """Start a process that trains, and kill it once its saved state has seen `epoch`."""
-    folder = training.locate(kind, corpus, runs).path
+    folder = identity.locate(kind, corpus, runs).path
     process = start(kind, corpus, runs)
     end = time.monotonic() + 60
     while time.monotonic() < end and process.is_alive():
@@ -355,7 +360,7 @@ class TestKilled:
         process = start(config(epochs=3), corpus, tmp_path, dies_at)
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        run = training.locate(config(epochs=3), corpus, tmp_path)
+        run = identity.locate(config(epochs=3), corpus, tmp_path)
         assert sorted(path.name for path in run.path.iterdir() if not path.name.startswith(".")) == left
         assert not run.finished and run.status == "unfinished"
         assert_same(whole, fit(config(epochs=3), corpus, runs=tmp_path))
@@ -364,20 +369,20 @@ class TestKilled:
         process = start(config(epochs=3), corpus, tmp_path, 12)
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        assert not training.locate(config(epochs=3), corpus, tmp_path).finished
+        assert not identity.locate(config(epochs=3), corpus, tmp_path).finished
         assert_same(whole, fit(config(epochs=3), corpus, runs=tmp_path))
 
 
 def interrupt_after(monkeypatch, epochs):
     """Let training be interrupted from the keyboard once it has saved so many epochs."""
-    write = trainer._write_history
+    write = records._write_history
 
     def interrupted(folder, state):
         write(folder, state)
         if len(state["history"]) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "_write_history", interrupted)
+    monkeypatch.setattr(records, "_write_history", interrupted)
 
 
 class TestInterrupted:
@@ -385,7 +390,7 @@ class TestInterrupted:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_after(patch, 1)
             fit(config(), corpus, runs=tmp_path)
-        run = training.locate(config(), corpus, tmp_path)
+        run = identity.locate(config(), corpus, tmp_path)
         assert run.status == "unfinished" and pd.read_csv(run.path / "history.csv")["epoch"].tolist() == [1]
         with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
             _ = run.metrics
@@ -397,7 +402,7 @@ class TestInterrupted:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_after(patch, 2)
             fit(kind, corpus, runs=tmp_path / "cut")
-        state = torch.load(training.locate(kind, corpus, tmp_path / "cut").path / "state.pt", weights_only=True)
+        state = torch.load(identity.locate(kind, corpus, tmp_path / "cut").path / "state.pt", weights_only=True)
         initial = losses.build("sigmoid", "released").state_dict()
         learned = dict(losses.build("sigmoid", "released").named_parameters())
         assert learned and all(not torch.equal(state["loss"][name], initial[name]) for name in learned)
@@ -424,7 +429,7 @@ class TestInterrupted:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
             patch.setattr(torch, "save", full)
             fit(config(epochs=3), corpus, runs=tmp_path / "cut")
-        run = training.locate(config(epochs=3), corpus, tmp_path / "cut")
+        run = identity.locate(config(epochs=3), corpus, tmp_path / "cut")
         assert torch.load(run.path / "state.pt", weights_only=True)["epoch"] == 1
         assert not [path for path in run.path.iterdir() if path.name.startswith(".state")]
         assert run.status == "failed" and "No space left" in (run.path / "error.txt").read_text()
@@ -437,14 +442,14 @@ class TestInterrupted:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_after(patch, 2)
             fit(config(epochs=3), corpus, runs=folder)
-        return training.locate(config(epochs=3), corpus, folder).path / "state.pt"
+        return identity.locate(config(epochs=3), corpus, folder).path / "state.pt"
 
     @pytest.mark.parametrize("damage", ["bit", "cut", "text", "nothing"])
     def test_a_damaged_state_is_not_gone_on_from(self, corpus, tmp_path, monkeypatch, whole, damage):
         path = self.cut(corpus, tmp_path, monkeypatch)
         content = bytearray(path.read_bytes())
         if damage == "bit":  # of a weight: the file still reads as a state
-            place = content.find(trainer.load_state(path)["model"]["text_head.0.weight"].numpy().tobytes()[:64])
+            place = content.find(records.load_state(path)["model"]["text_head.0.weight"].numpy().tobytes()[:64])
             content[place + 3] ^= 64
         kept = {"bit": content, "cut": content[:-100], "text": b"not a state", "nothing": b""}[damage]
         path.write_bytes(kept)
@@ -453,9 +458,9 @@ class TestInterrupted:
 
     def test_the_state_of_an_older_version_is_gone_on_from(self, corpus, tmp_path, monkeypatch, whole):
         path = self.cut(corpus, tmp_path, monkeypatch)
-        path.write_bytes(path.read_bytes()[: -len(trainer.SEAL) - 32])
+        path.write_bytes(path.read_bytes()[: -len(records.SEAL) - 32])
         (path.parent / "history.csv").unlink()
-        assert trainer.load_state(path)["epoch"] == 2
+        assert records.load_state(path)["epoch"] == 2
         assert_same(whole, fit(config(epochs=3), corpus, runs=tmp_path))
 
 
@@ -491,7 +496,7 @@ class TestDiverging:
     def failed(self, kind, corpus, tmp_path):
         with pytest.raises(TrainingError) as caught:
             fit(kind, corpus, runs=tmp_path)
-        run = training.locate(kind, corpus, tmp_path)
+        run = identity.locate(kind, corpus, tmp_path)
         assert run.status == "failed" and str(caught.value) in (run.path / "error.txt").read_text()
         return str(caught.value)
 
@@ -525,14 +530,14 @@ class TestDevice:
     def test_a_gpu_that_is_not_there_is_refused(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(ValueError, match="PyTorch sees no GPU; use 'cpu' or 'auto'"):
-            training.resolve_device("cuda")
+            devices.resolve_device("cuda")
         with pytest.raises(ValueError, match="'mps' is not supported: no result was checked.*use 'cpu'"):
-            training.resolve_device("mps")
-        assert training.resolve_device() == "cpu"
+            devices.resolve_device("mps")
+        assert devices.resolve_device() == "cpu"
 
     def test_auto_takes_a_gpu_if_there_is_one(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        assert [training.resolve_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+        assert [devices.resolve_device(name) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
 
 
 def test_two_processes_that_want_the_same_run_train_it_once(corpus, tmp_path):
@@ -541,7 +546,7 @@ def test_two_processes_that_want_the_same_run_train_it_once(corpus, tmp_path):
     first.join()
     second.join()
     assert [first.exitcode, second.exitcode] == [0, 0]
-    run = training.locate(kind, corpus, tmp_path)
+    run = identity.locate(kind, corpus, tmp_path)
     assert run.finished and run.history["epoch"].tolist() == list(range(1, 31))
     shutil.rmtree(run.path)
     assert np.array_equal(fit(kind, corpus, runs=tmp_path).history["epoch"], np.arange(1, 31))
@@ -557,11 +562,11 @@ def test_a_state_is_kept_after_each_epoch_unless_that_takes_more_than_a_tenth_of
 
         return write
 
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     for seconds, expected in ((0.2, 10), (1.0, 2)):
         written.clear()
-        keeper = trainer._Keeper(tmp_path / "state.pt")
-        monkeypatch.setattr(trainer.store, "write_atomic", writing(seconds))
+        keeper = records._Keeper(tmp_path / "state.pt")
+        monkeypatch.setattr(atomic, "write_atomic", writing(seconds))
         for _ in range(10):
             clock[0] += 1.0
             keeper.keep({})

@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atr import uniformity
-from atr.tables import UNIFORMITY
-from atr.uniformity import (
+from atr.metrics import uniformity
+from atr.metrics.uniformity import (
     alignment,
     ceiling,
     draw,
@@ -25,6 +24,7 @@ from atr.uniformity import (
     voxel_entropy,
     voxels,
 )
+from atr.reports.names import UNIFORMITY
 
 
 def points(n=60, dim=12, seed=0, dtype=torch.float64):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from atr.encoders.atst import ATSTFrame
-from atr.encoders.passt import PaSST
+from atr.encoders.audio.atst import ATSTFrame
+from atr.encoders.audio.passt import PaSST
 
 SMALL = {"width": 32, "depth": 2, "heads": 2}
 

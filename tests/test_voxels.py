@@ -6,23 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atr import losses, store
-from atr import voxels as assignments
-from atr.uniformity import ceiling, draw, entropy, uniform_set, voxel_entropy, voxels
-from atr.voxels import (
-    UniformityPenalty,
+from atr import losses
+from atr.analysis.penalty import batch_estimate, by_scale, errors_by_distance, gradient_sizes, voxel_accuracy
+from atr.losses import voxels as assignments
+from atr.losses.penalty import UniformityPenalty
+from atr.losses.voxels import (
     VoxelLogistic,
     VoxelNetwork,
     VoxelRecipe,
-    batch_estimate,
-    by_scale,
-    errors_by_distance,
-    gradient_sizes,
     train_voxel_network,
-    voxel_accuracy,
     voxel_network,
     voxel_network_history,
 )
+from atr.metrics.uniformity import ceiling, draw, entropy, uniform_set, voxel_entropy, voxels
+from atr.system import places
 
 SMALL = VoxelRecipe(hidden=(16,), examples=2_000, epochs=10, batch_size=128)
 
@@ -82,7 +79,7 @@ def test_the_network_is_trained_once_and_kept_with_its_history(monkeypatch):
     assert torch.equal(first(x), second(x)) and not second.training
     assert voxel_network_history(seed=5, recipe=recipe)["epoch"].tolist() == [1, 2]
     folder = assignments.trained(5, recipe, train=False)
-    assert folder.parent == store.home() / "cache" / "voxel_network"
+    assert folder.parent == places.home() / "cache" / "voxel_network"
     assert sorted(file.name for file in folder.iterdir()) == ["history.csv", "sums.json", "weights.safetensors"]
     with pytest.raises(TypeError):  # another seed is not there yet
         voxel_network(seed=6, recipe=recipe, quiet=True)

@@ -3,7 +3,9 @@ import json
 import dataset_layouts
 import pytest
 
-from atr.corpora import CorpusError, coverage, load_corpus, wavcaps
+from atr.corpora import load_corpus, wavcaps
+from atr.corpora.corpus import CorpusError
+from atr.corpora.files import coverage
 
 IDS = {
     "AudioSet_SL": ["Yb0RFKhbpFJA.wav", "Yr1nicOVtvkQ.wav"],

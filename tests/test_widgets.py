@@ -8,8 +8,9 @@ import pytest
 import torch
 from made_runs import change_embeddings, run_on_three_clips, three_clips
 
-from atr import explore, figures, maps, widgets
-from atr.audio import AudioError
+from atr.analysis import explore, maps, widgets
+from atr.corpora.containers import AudioError
+from atr.reports import figures
 
 matplotlib.use("agg")
 

@@ -28,7 +28,9 @@ import soundfile  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import atr  # noqa: E402
-from atr import audio, search, store  # noqa: E402
+from atr.corpora import audio, containers
+from atr.encoders import inputs  # noqa: E402
+from atr.inference import search
 
 CORPUS = {"name": "soundscapes", "train": 24, "validation": 6, "test": 8, "duration": 4.0}
 CONFIG = atr.RunConfig(corpus=CORPUS, epochs=4, batch_size=8, embedding_dim=8)
@@ -51,7 +53,7 @@ def index(home: Path) -> str:
 
 def cache(home: Path) -> str:
     """Waveforms packed in the store."""
-    packed = store.waveforms(atr.load_corpus("soundscapes", **LARGER).split("test"), 16000, quiet=True)
+    packed = inputs.waveforms(atr.load_corpus("soundscapes", **LARGER).split("test"), 16000, quiet=True)
     return hashlib.sha256(np.ascontiguousarray(packed.data)).hexdigest()
 
 
@@ -224,7 +226,7 @@ def damaged_sounds(folder: Path, seed: int) -> Counter:
             audio.read(path)
             figures["sounds: read as whole"] += 1
             print(f"{path}: cut short, and read", file=sys.stderr)
-        except audio.AudioError as error:
+        except containers.AudioError as error:
             figures["sounds: errors without the file"] += str(path) not in str(error)
     return figures
 

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr import metrics
-from atr.bench import Case, Released
+from atr.bench.harness import Case, Released, timed
 from atr.bench.released import definitions
-from atr.bench.timing import timed
+from atr.metrics import retrieval
 
 CAPTIONS = 5  # of a clip
 SIZES = {"smoke": (20, 40), "demo": (105, 331, 1045, 3300, 10_000), "paper": (105, 331, 1045, 3300, 10_000)}
@@ -52,8 +51,8 @@ def _scores(found: dict[str, float]) -> dict[str, float]:
 def counted(clips: int, dim: int, device: str) -> dict[str, Any]:
     text, audio, clip_of = made(clips, dim)
     text, audio = text.to(device), audio.to(device)
-    seconds = timed(lambda: metrics.retrieval_metrics((text, audio), clip_of), device)
-    return seconds | {"scores": _scores(metrics.retrieval_metrics((text, audio), clip_of))}
+    seconds = timed(lambda: retrieval.retrieval_metrics((text, audio), clip_of), device)
+    return seconds | {"scores": _scores(retrieval.retrieval_metrics((text, audio), clip_of))}
 
 
 def looped(clips: int, dim: int) -> dict[str, Any]:

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from atr import encoders
-from atr.bench import Case, Released
-from atr.bench.timing import timed
+from atr.bench.harness import Case, Released, timed
+from atr.encoders import registry
 
 SIZES = {"smoke": (2, 1.0), "demo": (32, 10.0), "paper": (32, 10.0)}
 ENCODERS = ("resnet38", "passt_s", "atst_frame", "compact")
@@ -20,7 +19,7 @@ def cases(scale: str, device: str, released: Released) -> list[Case]:
 
 @torch.inference_mode()
 def made(clips: int, clip_seconds: float, device: str, encoder: str) -> dict[str, Any]:
-    network = encoders.build(encoder).eval().to(device)
+    network = registry.build(encoder).eval().to(device)
     longest = int(clip_seconds * network.sample_rate)
     waveform = 0.1 * torch.randn(clips, longest, device=device)
     lengths = torch.randint(longest * 9 // 10, longest, (clips,), device=device)

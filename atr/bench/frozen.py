@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 import atr
-from atr import encoders, features, losses, metrics, model, store
-from atr.bench import Case, Released, networks, scratch
+from atr.bench import networks
+from atr.bench.harness import Case, Released, scratch
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
-from atr.encoders import text
-from atr.features import Inputs
-from atr.sampling import epoch_batches
+from atr.encoders import inputs, registry, text
+from atr.losses import pair
+from atr.metrics import retrieval
+from atr.training import model, preparation
+from atr.training.batches import epoch_batches
+from atr.training.identity import Inputs
 
 RATE = 44_100  # Hz of the files
 WORDS = 11  # of a caption, as Clotho's have
@@ -95,20 +98,20 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
     with study(shape, clips, epochs, network) as (config, corpus, _):
         started = time.perf_counter()
         assert config.audio_weights is not None
-        audio = encoders.build(config.audio_encoder, config.audio_weights).eval().to(device).requires_grad_(False)
+        audio = registry.build(config.audio_encoder, config.audio_weights).eval().to(device).requires_grad_(False)
         spoken = text.TextEncoder(Path(config.text_encoder), config.text_pooling).eval().to(device)
         spoken.requires_grad_(False)
         splits = {name: _inputs(config, corpus.split(name), spoken) for name in ("train", "validation", "test")}
         torch.manual_seed(config.seed)
         heads = model.DualEncoder(None, None, audio.dim, spoken.dim, config.embedding_dim, audio.head_hidden).to(device)
-        loss_function = losses.build(**config.loss, variant=config.recipe)
+        loss_function = pair.build(**config.loss, variant=config.recipe)
         optimizer = torch.optim.Adam(model.groups(heads, loss_function, config), fused=True)
 
         @torch.no_grad()
         def heard(split: Inputs, clips: np.ndarray) -> Tensor:
             assert not isinstance(split.audio, Tensor)
             waveforms, lengths = split.audio.batch(clips)
-            return audio.pool(*features.encode(audio, waveforms.to(device), lengths.to(device)))
+            return audio.pool(*inputs.encode(audio, waveforms.to(device), lengths.to(device)))
 
         @torch.no_grad()
         def read(split: Inputs, captions: np.ndarray) -> Tensor:
@@ -124,7 +127,7 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
                 batches = np.split(np.arange(count), range(config.batch_size, count, config.batch_size))
                 sides.append(torch.cat([encode(split, batch) for batch in batches]))
             embeddings = heads.embed_text(sides[1]), heads.embed_audio(sides[0])
-            metrics.retrieval_metrics(embeddings, split.relevance)
+            retrieval.retrieval_metrics(embeddings, split.relevance)
 
         ready = time.perf_counter() - started
         clip_of = splits["train"].clip_of_caption
@@ -154,8 +157,8 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
 
 def _inputs(config: RunConfig, corpus: Corpus, spoken: text.TextEncoder) -> Inputs:
     known = text.fingerprint(Path(config.text_encoder))
-    ids = text.tokenized(features.normalised(config, corpus), known, lambda: spoken)
-    waveforms = store.waveforms(corpus, encoders.facts(config.audio_encoder).sample_rate, True)
+    ids = text.tokenized(preparation.normalised(config, corpus), known, lambda: spoken)
+    waveforms = inputs.waveforms(corpus, registry.facts(config.audio_encoder).sample_rate, True)
     place = {clip: row for row, clip in enumerate(corpus.clips["clip"])}
     clip_of = corpus.captions["clip"].map(place).to_numpy(dtype=np.int64)
     return Inputs(waveforms, ids, clip_of, corpus.relevance())

@@ -5,12 +5,14 @@ from typing import Any
 
 import pandas as pd
 
+from atr.system.units import seconds
+
 PEOPLE = "released code"
 
 
 def table(rows: Sequence[dict[str, Any]], device: str) -> pd.DataFrame:
     """A row a goal: work, goal, ours and theirs in words, factor, and whether it is met: "yes", "no", or "not measured"
-    with the reason. rows: as `atr.bench.run` gives them.
+    with the reason. rows: as `atr.bench.harness.run` gives them.
     """
     lines = []
     for shape, least in (("Clotho", 100), ("AudioCaps", 25)):
@@ -131,10 +133,3 @@ def _line(
 def _rate(row: dict[str, Any]) -> float:
     """Clips a second, 0 where not measured."""
     return row.get("served", row.get("clips", 0)) / row["seconds"] if "seconds" in row else 0.0
-
-
-def seconds(value: float) -> str:
-    """ "12 ms", "3.4 s", "2.1 h"."""
-    if value < 1:
-        return f"{1000 * value:.3g} ms"
-    return f"{value:.3g} s" if value < 3600 else f"{value / 3600:.3g} h"

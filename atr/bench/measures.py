@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atr import uniformity
-from atr.bench import Case, Released
-from atr.bench.timing import timed
+from atr.bench.harness import Case, Released, timed
+from atr.metrics import uniformity
 
 MEASURES: dict[str, Callable[[Tensor], Any]] = {
     "h": uniformity.voxel_entropy,

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr import mining
-from atr.bench import Case, Released
-from atr.bench.timing import timed
+from atr.bench.harness import Case, Released, timed
+from atr.training.batches import mine, report
 
 # pairs, D, clusters; the last of `paper` is AudioCaps' training set
 SIZES = {
@@ -48,12 +47,12 @@ def mined(pairs: int, dim: int, clusters: int, how: str, device: str) -> dict[st
     batches: list[np.ndarray] = []
 
     def work() -> None:
-        batches[:] = mining.mine(embeddings, clips, BATCH, how, 0)
+        batches[:] = mine(embeddings, clips, BATCH, how, 0)
 
     found: dict[str, Any] = timed(work, device, repeats=1, least=0.0)
-    report = mining.report(embeddings, batches)
-    quarters = np.array_split(report["mean_cosine"].dropna().to_numpy(), 4)
+    cosines = report(embeddings, batches)
+    quarters = np.array_split(cosines["mean_cosine"].dropna().to_numpy(), 4)
     square = float(embeddings.mean(0).square().sum())
-    found["mean_cosine"] = round(float(np.average(report["mean_cosine"].fillna(0), weights=report["size"])), 4)
+    found["mean_cosine"] = round(float(np.average(cosines["mean_cosine"].fillna(0), weights=cosines["size"])), 4)
     found["by_quarter"] = [round(float(quarter.mean()), 4) for quarter in quarters if len(quarter)]
     return found | {"floor": round((BATCH * square - 1) / (BATCH - 1), 4)}

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from atr import encoders
-from atr.encoders import text
+from atr.encoders import registry, text
 
 # audio encoder, fields of BertConfig (None: bert-base-uncased), D
 SIZES: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -25,7 +24,7 @@ def fields(size: str, folder: Path) -> dict[str, Any]:
     name, _, dim = SIZES[size]
     torch.manual_seed(0)
     weights = folder / f"{name}.safetensors"
-    save_file({key: value.contiguous() for key, value in encoders.build(name).state_dict().items()}, weights)
+    save_file({key: value.contiguous() for key, value in registry.build(name).state_dict().items()}, weights)
     return {
         "audio_encoder": name,
         "audio_weights": str(weights),

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from atr import audio, store
-from atr.bench import Case, Released, scratch
+from atr.bench.harness import Case, Released, scratch
+from atr.corpora import audio
 from atr.corpora.corpus import Corpus, no_events
+from atr.encoders import inputs
 
 FILES = 100  # of noise; more clips share them, so that a large corpus needs no large disk
 RATE, CHANNELS, PACKED_RATE = 44_100, 2, 32_000
@@ -41,5 +42,5 @@ def packed(clips: int, seconds: float) -> dict[str, Any]:
         captions = pd.DataFrame({"clip": names, "caption": "noise"})
         corpus = Corpus("noise", table.assign(digest=names), captions, no_events(), Reader(folder))
         started = time.perf_counter()
-        store.waveforms(corpus, PACKED_RATE, quiet=True)
+        inputs.waveforms(corpus, PACKED_RATE, quiet=True)
         return {"seconds": time.perf_counter() - started}

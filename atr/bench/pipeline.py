@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from atr import store
-from atr.bench import Case, Released
-from atr.bench.timing import timed
+from atr.bench.harness import Case, Released, timed
+from atr.system import packed
 
 RATE = 32_000
 SIZES = {"smoke": ((2,), 4, 1.0), "demo": ((8, 32, 128), 256, 10.0), "paper": ((8, 32, 128), 256, 10.0)}
@@ -27,8 +26,8 @@ def served(batch: int, clips: int, seconds: float, device: str) -> dict[str, Any
         folder = Path(temporary)
         samples = int(seconds * RATE)
         lengths = samples - generator.integers(samples // 10, size=clips)
-        store.pack(folder, (generator.integers(-9999, 9999, length, dtype=np.int16) for length in lengths))
-        rows = store.open_packed(folder)
+        packed.pack(folder, (generator.integers(-9999, 9999, length, dtype=np.int16) for length in lengths))
+        rows = packed.open_packed(folder)
 
         def epoch() -> None:
             order = generator.permutation(clips)

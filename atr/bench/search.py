@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from atr import neighbours
-from atr.bench import Case, Released
-from atr.bench.timing import timed
-from atr.neighbours import Neighbours
+from atr.bench.harness import Case, Released, timed
+from atr.inference import neighbours
+from atr.inference.neighbours import Neighbours
 
 SIZES: dict[str, tuple[tuple[int, ...], int, tuple[int, ...]]] = {
     "smoke": ((2000,), 16, (4,)),

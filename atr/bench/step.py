@@ -12,12 +12,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from atr import losses, planning
-from atr.bench import Case, Released, networks
+from atr.bench import networks
+from atr.bench.harness import Case, Released, timed
 from atr.bench.released import definitions
-from atr.bench.timing import timed
 from atr.config import RunConfig
-from atr.switches import Switches
+from atr.experiments import planning
+from atr.losses import pair
+from atr.system.devices import Switches
 
 SECONDS = 10.0  # of a clip
 # pairs of a batch, seconds of a clip, networks; on a GPU, as the goals are stated, and on a CPU, which takes seconds
@@ -90,7 +91,7 @@ def ours(batch: int, seconds: float, network: str, variant: str, device: str) ->
         model.to(device).train()
         model = switches.apply(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=switches.fused)
-        loss_function = losses.build("nt_xent")
+        loss_function = pair.build("nt_xent")
         heard, read = sound(batch, seconds, device), words(batch, device)
         ids = torch.arange(batch, device=device)
 

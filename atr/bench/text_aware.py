@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atr.bench import Case, Released
+from atr.bench.harness import Case, Released, timed
 from atr.bench.released import definitions
-from atr.bench.timing import timed
-from atr.model import TextAwarePooling
+from atr.encoders.pooling import TextAwarePooling
 
 # Clotho's test split with ATST's frames (Tymofieiev 2025); ours at each number of clips, the loops at the second.
 SIZES: dict[str, dict[str, Any]] = {

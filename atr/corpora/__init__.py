@@ -1,22 +1,14 @@
 """Data sets by name."""
 
 import inspect
-from collections.abc import Callable
 from os import PathLike
 
-from atr.corpora import audiocaps, clipfolder, clotho, csvfolder, soundscapes, wavcaps
+from atr.corpora import audiocaps, clotho, csvfolder, wavcaps  # noqa: F401  # which register theirs
+from atr.corpora.captioning.record import USES, with_synthetic
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Reader
 from atr.corpora.files import PUBLISHED, coverage
-from atr.corpora.synthetic import USES, with_synthetic
-
-LOADERS: dict[str, Callable[..., Corpus]] = {
-    "soundscapes": soundscapes.load,
-    "clipfolder": clipfolder.load,
-    "csv": csvfolder.load,
-    "clotho": clotho.load,
-    "audiocaps": audiocaps.load,
-    "wavcaps": wavcaps.load,
-}
+from atr.corpora.scenes import clipfolder, soundscapes  # noqa: F401
+from atr.register import LOADERS
 
 
 def in_folder(name: str) -> bool:

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path, PurePosixPath
 
-from atr import store
+from atr import register
 from atr.corpora import files
 from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
+from atr.system.places import home
 
 TABLES = {"train": ("train.csv",), "validation": ("val.csv", "validation.csv"), "test": ("test.csv",)}
 BASES = ("", "dataset", "csv_files", "AudioCaps/csv_files", "csv_files_v1", "AUDIOCAPS/csv_files_v1")
@@ -21,6 +22,7 @@ NAMES = [re.compile(rf"{first}([A-Za-z0-9_-]{{11}}){NUMBER}{NUMBER}") for first 
 SECONDS = 10.0
 
 
+@register.corpus("audiocaps")
 def load(root: str | PathLike[str] | None = None) -> Corpus:
     """AudioCaps from a folder, or from where `atr data audiocaps` put or found it.
 
@@ -56,7 +58,7 @@ def tables(folder: Path) -> dict[str, Path] | None:
 
 def listed(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """Split → clip → its start in the video, in seconds as written (empty where unknown), and its captions."""
-    places = tables(folder) or tables(store.home() / "audiocaps")
+    places = tables(folder) or tables(home() / "audiocaps")
     if places is None:
         raise files.unrecognised("audiocaps", folder, LOOKED_FOR)
     return {split: _read(path) for split, path in places.items()}

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from atr import register
 from atr.corpora import files
 from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
 
@@ -25,6 +26,7 @@ SECONDS = (15.0, 30.0)  # shortest and longest clip
 RATE = 44_100  # of the samples in which the metadata tables give a clip's start and end in its recording
 
 
+@register.corpus("clotho")
 def load(root: str | PathLike[str] | None = None) -> Corpus:
     """Clotho from a folder, or from where `atr data clotho` put or found it.
 

@@ -17,8 +17,8 @@ import numpy as np
 import scipy.fft
 from tqdm.auto import tqdm
 
-from atr import audio, store
-from atr.corpora import files
+from atr.corpora import audio, containers, files
+from atr.system import devices, hashes, store
 
 COPIES_VERSION = 1
 MOST = 30_000  # different files; among more only the same bytes are found, since every pair is compared
@@ -35,7 +35,7 @@ ALIKE = 0.5
 BLOCK = 1_024
 
 
-def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], list[audio.AudioError]]:
+def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], list[containers.AudioError]]:
     """For each file the first of its copies, itself where it is the first; and why files cannot be decoded, if any.
 
     digests: the SHA-256 of each file below the folder, in the order that decides which is first.
@@ -43,7 +43,7 @@ def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], l
     names: dict[str, str] = {}
     for name, digest in digests.items():
         names.setdefault(digest, name)
-    errors: list[audio.AudioError] = []
+    errors: list[containers.AudioError] = []
 
     def build(target: Path) -> None:
         pairs = _pairs(folder, names, errors) if len(names) <= MOST else []
@@ -53,9 +53,9 @@ def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], l
 
     pairs = []
     try:
-        kept = store.cached("copies", store.content_key(COPIES_VERSION, MOST, sorted(names)), build)
+        kept = store.cached("copies", hashes.content_key(COPIES_VERSION, MOST, sorted(names)), build)
         pairs = json.loads((kept / "pairs.json").read_text())
-    except audio.AudioError as error:
+    except containers.AudioError as error:
         errors = errors or [error]
     order = {digest: place for place, digest in enumerate(names)}
     first = list(range(len(names)))
@@ -81,7 +81,7 @@ def said(first: Mapping[str, str]) -> str:
     return many if originals else ""
 
 
-def _pairs(folder: Path, names: Mapping[str, str], errors: list[audio.AudioError]) -> list[tuple[str, str]]:
+def _pairs(folder: Path, names: Mapping[str, str], errors: list[containers.AudioError]) -> list[tuple[str, str]]:
     """Digests of copies that differ in bytes, two at a time, as many as join them all; files that cannot be decoded go
     to `errors`.
     """
@@ -89,7 +89,7 @@ def _pairs(folder: Path, names: Mapping[str, str], errors: list[audio.AudioError
     def energies(digest: str) -> tuple[float, np.ndarray] | None:
         try:
             waveform, rate = files.read(folder / names[digest], digest)
-        except audio.AudioError as error:
+        except containers.AudioError as error:
             errors.append(error)
             return None
         return len(waveform) / rate, _energies(audio.resample(waveform[: SECONDS * rate], rate, RATE))
@@ -99,7 +99,7 @@ def _pairs(folder: Path, names: Mapping[str, str], errors: list[audio.AudioError
         waveform, rate = files.read(folder / names[digests[place]], digests[place])
         return audio.resample(waveform[: SECONDS * rate], rate, RATE)
 
-    found = tqdm(store.ahead(energies, names), "looking for copies", len(names), disable=None, leave=False)
+    found = tqdm(devices.ahead(energies, names), "looking for copies", len(names), disable=None, leave=False)
     described = list(found)
     if errors:
         return []

@@ -15,7 +15,8 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from atr.audio import MAX_PEAK, AudioError
+from atr.corpora.audio import MAX_PEAK
+from atr.corpora.containers import AudioError
 
 SPLITS = ("train", "validation", "test")
 CLIP_COLUMNS = ("clip", "split", "duration", "digest", "description")

@@ -14,8 +14,9 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 import pandas as pd
 
-from atr import audio as audio_files
-from atr.corpora import copies, files
+from atr import register
+from atr.corpora import audio as audio_files
+from atr.corpora import containers, copies, files
 from atr.corpora.corpus import (
     EVENT_COLUMNS,
     EVENT_TOLERANCE,
@@ -48,6 +49,7 @@ class FolderReader:
         return audio_files.read(path) if self.digests is None else files.read(path, self.digests[clip])
 
 
+@register.corpus("csv")
 def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> Corpus:
     """The corpus of `root/table` and the audio files that it names.
 
@@ -271,7 +273,7 @@ def _reject_files(
     facts = {}
     for clip, path in paths.items():
         fact = inspected[path]
-        if isinstance(fact, audio_files.AudioError):
+        if isinstance(fact, containers.AudioError):
             sheet.reject(rows[clip], f"{fact.where}: {fact.problem}", fact.mend, "file_name")
         else:
             facts[clip] = fact

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from atr import audio, store
+from atr.corpora import audio, containers
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Problem, no_events, problem_table
+from atr.system import atomic, hashes, places
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 CAPTION_COLUMN = re.compile(r"caption(_\d+)?")
@@ -46,21 +47,21 @@ def read(path: Path, digest: str) -> tuple[np.ndarray, int]:
     except OSError:
         changed = True
     if changed:
-        raise audio.AudioError(path, "changed since the corpus was loaded", "let it be complete, then run again")
+        raise containers.AudioError(path, "changed since the corpus was loaded", "let it be complete, then run again")
     return waveform, rate
 
 
 def _check_place(path: Path) -> None:
     """AudioError for what lies there and is no file to read; what is missing is left to `audio`."""
     if path.is_dir():
-        raise audio.AudioError(path, "a folder, not a file", "rename it, or name a file")
+        raise containers.AudioError(path, "a folder, not a file", "rename it, or name a file")
     if path.is_file() and not os.access(path, os.R_OK):
-        raise audio.AudioError(path, "no permission to read it", "change its permissions")
+        raise containers.AudioError(path, "no permission to read it", "change its permissions")
 
 
 def index(
     folder: Path, names: Iterable[str], quiet: bool | None = None, decode: bool = False
-) -> dict[str, Fact | audio.AudioError]:
+) -> dict[str, Fact | containers.AudioError]:
     """Length and digest of each file folder/name, or what is wrong with it; in the order of `names`.
 
     Facts are remembered in the cache, by folder, name, size and times of change, so that a second call reads no audio.
@@ -70,7 +71,7 @@ def index(
     known = _remembered(remembered)
     names = list(names)
     states = {name: _state(folder, name) for name in names}
-    found: dict[str, Fact | audio.AudioError] = {
+    found: dict[str, Fact | containers.AudioError] = {
         name: Fact(float(row[3]), row[4])
         for name in names
         if not decode and (row := known.get(name)) and row[:3] == states[name]
@@ -82,15 +83,19 @@ def index(
             _check_place(folder / name)
             seconds, digest = audio.duration(folder / name), _sha256(folder / name)
             if _state(folder, name) != states[name]:
-                raise audio.AudioError(folder / name, "changes while it is read", "let it be complete, then run again")
+                raise containers.AudioError(
+                    folder / name, "changes while it is read", "let it be complete, then run again"
+                )
             if decode:
                 read(folder / name, digest)
             fresh[name] = [*states[name], repr(seconds), digest]
             found[name] = Fact(seconds, digest)
-        except audio.AudioError as error:
+        except containers.AudioError as error:
             found[name] = error
         except OSError as error:
-            found[name] = audio.AudioError(folder / name, f"cannot be read ({error.strerror})", "restore or remove it")
+            found[name] = containers.AudioError(
+                folder / name, f"cannot be read ({error.strerror})", "restore or remove it"
+            )
 
     wanted = [name for name in states if name not in found]
     pool = ThreadPoolExecutor()  # reading and hashing let go of the interpreter's lock
@@ -102,7 +107,7 @@ def index(
         pool.shutdown(cancel_futures=True)
         if fresh:
             rows = [[name, *row] for name, row in (known | fresh).items()]
-            store.write_atomic(remembered, lambda path: _write(path, rows))
+            atomic.write_atomic(remembered, lambda path: _write(path, rows))
     return {name: found[name] for name in names}
 
 
@@ -117,7 +122,7 @@ def changed(folder: Path) -> list[str]:
 
 
 def _memory(folder: Path) -> Path:
-    return store.home() / "cache" / "files" / f"{store.content_key(str(folder.resolve()))}.csv"
+    return places.home() / "cache" / "files" / f"{hashes.content_key(str(folder.resolve()))}.csv"
 
 
 def _state(folder: Path, name: str) -> list[str]:
@@ -224,7 +229,7 @@ def located(name: str, root: str | PathLike[str] | None) -> Path:
 
     Raises FileNotFoundError, with the command that obtains the data set.
     """
-    home = store.home() / name
+    home = places.home() / name
     record = home / "location.json"
     if root is None and record.exists():
         try:
@@ -414,7 +419,7 @@ def published(
     for split, clips in lists.items():
         for clip, captions in clips.items():
             fact = facts.get(chosen.get(clip, ""))
-            if isinstance(fact, audio.AudioError):
+            if isinstance(fact, containers.AudioError):
                 found.append(Problem(fact.where, fact.problem, fact.mend))
             elif clip in unclear:
                 found.append(unclear_problem(f"{folder}, clip {clip!r}", unclear[clip]))

@@ -6,9 +6,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from atr import audio, store
-from atr.corpora import files
+from atr import register
+from atr.corpora import audio, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
+from atr.system import places
 
 LISTS = {
     "AudioSet_SL": "as_final.json",
@@ -24,6 +25,7 @@ LOOKED_FOR = (
 )
 
 
+@register.corpus("wavcaps")
 def load(
     root: str | PathLike[str] | None = None,
     *,
@@ -82,7 +84,7 @@ def _places(folder: Path, name: str) -> list[Path]:
 
 def _read(folder: Path, name: str) -> Any:
     """The content of a list, of the folder or else as `atr data wavcaps` fetched it, with its fields checked."""
-    path = next(iter(_places(folder, name) + _places(store.home() / "wavcaps", name)), None)
+    path = next(iter(_places(folder, name) + _places(places.home() / "wavcaps", name)), None)
     if path is None:
         raise files.unrecognised("wavcaps", folder, f"{name}; {LOOKED_FOR}")
     try:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._weights_only_unpickler import get_globals_in_pkl
 
-from atr import download
-from atr.store import home
+from atr.system import download
+from atr.system.places import home
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def fetch(name: str, quiet: bool = False) -> Path:
     """`home()/checkpoints/<published file name>` of the audio encoder `name`, downloaded if it is not there.
 
     A file put there by hand is verified and used, offline. Raises ValueError for an encoder without a published
-    checkpoint and DownloadError as `atr.download.fetch` does.
+    checkpoint and DownloadError as `atr.system.download.fetch` does.
     """
     if name not in REGISTRY:
         raise ValueError(f"{name}: has no published checkpoint; those with one: {', '.join(REGISTRY)}")

@@ -14,7 +14,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from atr.encoders import text
-from atr.store import Packed
+from atr.system.packed import Packed
 
 AUDIO_BATCH, TEXT_BATCH = 32, 128
 CLAP_VERSION = 2  # raised when the same model would give other embeddings

@@ -1,9 +1,97 @@
 """Means over the frames of clips of unequal length."""
 
-from torch import Tensor
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def mean(frames: Tensor, mask: Tensor) -> Tensor:
     """Mean of the frames that count: (B, T, dim), (B, T) → (B, dim)."""
     keep = mask[:, :, None]
     return (frames * keep).sum(1) / keep.sum(1)
+
+
+# Bytes of attention and pooled frames that scoring without gradients holds at a time: what a CPU's caches nearly hold.
+MEMORY = {"cpu": 2**25, "cuda": 2**28}
+
+
+class TextAwarePooling(nn.Module):
+    """Scaled dot-product attention from a caption to the frames of a sound (Tymofieiev 2025, section 3.6).
+
+    dim, projection_dim: D and D_p of the thesis. One layer norm serves captions, frames and the pooled sound.
+    dropout: of attention weights, in training.
+    variant: "paper", or "released", whose scoring hands on captions of length 1 from the second clip of a pass on, but
+    as they are to the first, which matters only through the layer norm's epsilon.
+
+    A pooled sound belongs to one caption, so every pair has to be scored. Products that no pair enters are made once:
+    with scores q · W_k x, the query is taken through W_k, and what a bias adds to all frames of a clip alike leaves a
+    softmax as it is; values go through W_v and W_0 together. Attention then runs in D instead of D_p dimensions.
+    """
+
+    def __init__(self, dim: int, projection_dim: int, dropout: float = 0.0, variant: str = "paper") -> None:
+        super().__init__()
+        self.w_q, self.w_k, self.w_v = (nn.Linear(dim, projection_dim) for _ in range(3))
+        self.w_0 = nn.Linear(projection_dim, dim)
+        self.layer_norm = nn.LayerNorm(dim)
+        self.dropout, self.variant = nn.Dropout(dropout), variant
+
+    def forward(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
+        """frames (clips, T, D), mask (clips, T) bool, text (texts, D) → pooled (clips, texts, D)."""
+        heard = self.layer_norm(frames)
+        return self._pooled(heard, F.linear(heard, *self._folded()), mask, self._queries(text))
+
+    def attention(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
+        """Weights (clips, texts, T) that each caption gives to the frames of each clip; they sum to 1."""
+        return self._weights(self.layer_norm(frames), mask, self._queries(text))
+
+    def similarity(self, frames: Tensor, mask: Tensor, text: Tensor, memory: int | None = None) -> Tensor:
+        """Cosine of each caption with each clip as that caption pools it: (texts, clips).
+
+        Without gradients, `memory` bytes (None: `MEMORY` of the device) are held at a time, but at least one pair; with
+        them, all there is.
+        ValueError: a clip without a frame.
+        """
+        if not mask.any(1).all():
+            raise ValueError("a clip without a frame cannot be heard: leave it out")
+        memory = MEMORY[frames.device.type] if memory is None else memory
+        size = 4 * (frames.shape[1] + 3 * frames.shape[2])  # bytes of a pair
+        pairs = frames.shape[0] * text.shape[0] if torch.is_grad_enabled() else max(1, memory // size)
+        target = F.normalize(text, dim=1)
+        queries = self._queries(target if self.variant == "released" else text)
+        first = self._queries(text) if self.variant == "released" else queries
+        folded, texts = self._folded(), min(len(text), pairs)
+        result = frames.new_empty(frames.shape[0], text.shape[0])
+        for clips in _blocks(frames.shape[0], max(1, pairs // texts), alone=self.variant == "released"):
+            here = mask[clips]
+            last = int(here.any(0).nonzero().max()) + 1  # frames behind all clips of the block
+            here, heard = here[:, :last], self.layer_norm(frames[clips, :last])
+            values, asked = F.linear(heard, *folded), first if clips.start == 0 else queries
+            for rows in _blocks(len(text), texts):
+                pooled = self._pooled(heard, values, here, asked[rows])
+                length = torch.linalg.vector_norm(pooled, dim=-1).clamp_min(1e-12)
+                result[clips, rows] = torch.einsum("ctd,td->ct", pooled, target[rows]) / length
+        return result.T
+
+    def _queries(self, text: Tensor) -> Tensor:
+        return self.w_q(self.layer_norm(text)) @ self.w_k.weight / self.w_q.out_features**0.5
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of W_v and W_0 as one layer."""
+        return self.w_0.weight @ self.w_v.weight, self.w_0.weight @ self.w_v.bias
+
+    def _weights(self, heard: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
+        scores = queries @ heard.transpose(1, 2)
+        return scores.masked_fill_(~mask[:, None], float("-inf")).softmax(-1)
+
+    def _pooled(self, heard: Tensor, values: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
+        weights = self.dropout(self._weights(heard, mask, queries))
+        return self.layer_norm((weights @ values).add_(self.w_0.bias))
+
+
+def _blocks(count: int, size: int, alone: bool = False) -> Iterator[slice]:
+    """0 to `count` in steps of `size`; with `alone`, the first by itself."""
+    starts = [0, *range(1, count, size)] if alone else list(range(0, count, size))
+    for start, end in zip(starts, [*starts[1:], count], strict=True):
+        yield slice(start, end)

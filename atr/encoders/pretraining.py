@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from atr import encoders, register, store
+from atr import register
 from atr.corpora.corpus import Corpus
-from atr.encoders.compact import ENCODER_VERSION, Compact
+from atr.encoders import registry
+from atr.encoders.audio.compact import ENCODER_VERSION, Compact
+from atr.system import devices, hashes, packed, places, store
 
 PRETRAINING_VERSION = 1
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 25, 32, 2e-3
@@ -54,19 +56,19 @@ def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int 
     recipe = (PRETRAINING_VERSION, epochs, BATCH_SIZE, LEARNING_RATE, seed)
     code = register.code("encoder", name)
     own = [code] if code else []
-    key = store.content_key(name, ENCODER_VERSION, _shapes(name, code), sounds, heard, recipe, *own)
+    key = hashes.content_key(name, ENCODER_VERSION, _shapes(name, code), sounds, heard, recipe, *own)
     return key, epochs
 
 
 def path(corpus: Corpus, name: str) -> Path:
     """Where `weights` keeps its file, made or not."""
-    return store.home() / "cache" / "weights" / location(corpus, name)[0] / "weights.safetensors"
+    return places.home() / "cache" / "weights" / location(corpus, name)[0] / "weights.safetensors"
 
 
 @cache
 def _shapes(name: str, code: str | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
     with torch.random.fork_rng():  # only the shapes are of interest
-        return tuple((key, tuple(tensor.shape)) for key, tensor in encoders.build(name).state_dict().items())
+        return tuple((key, tuple(tensor.shape)) for key, tensor in registry.build(name).state_dict().items())
 
 
 def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0, quiet: bool = False) -> Path:
@@ -80,11 +82,11 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
     events = sorted(part.events["event"].unique())
 
     def build(folder: Path) -> None:
-        from atr.features import log_mels  # `features` needs this module for its "pretrained" weights
+        from atr.encoders.inputs import log_mels  # `features` needs this module for its "pretrained" weights
 
-        with torch.random.fork_rng(), store.threads(os.cpu_count() or 1):
+        with torch.random.fork_rng(), devices.threads(os.cpu_count() or 1):
             torch.manual_seed(seed)
-            encoder = encoders.build(name, augment="specaugment")
+            encoder = registry.build(name, augment="specaugment")
             features = log_mels(part, encoder, quiet)
             train(encoder, features, labels(part, events), epochs, seed, f"{corpus.name}: pre-training {name}", quiet)
         tensors = {key: tensor.contiguous() for key, tensor in encoder.state_dict().items()}
@@ -94,7 +96,7 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
 
 
 def train(
-    encoder: Compact, features: store.Packed, targets: Tensor, epochs: int, seed: int, title: str, quiet: bool
+    encoder: Compact, features: packed.Packed, targets: Tensor, epochs: int, seed: int, title: str, quiet: bool
 ) -> None:
     """Train `encoder` in place to tag `targets` (clips, events) from `features`."""
     tagger = nn.Linear(encoder.dim, targets.shape[1])

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from atr.encoders import checkpoints
-from atr.store import Packed, cached, content_key, file_hash, home, open_packed, pack, threads
+from atr.system.devices import threads
+from atr.system.hashes import content_key, file_hash
+from atr.system.packed import Packed, open_packed, pack
+from atr.system.places import home
+from atr.system.store import cached
 
 MINILM = "minilm"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"

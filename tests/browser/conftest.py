@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from atr import store
+from atr.system import places
 
 try:
     from playwright.sync_api import sync_playwright
@@ -86,7 +86,7 @@ def lab(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
-    for path in (store.PROJECT / "notebooks").glob("*.ipynb"):
+    for path in (places.PROJECT / "notebooks").glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
@@ -106,7 +106,7 @@ def lab(tmp_path_factory):
         "JUPYTER_DATA_DIR": str(folder / "data"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "IPYTHONDIR": str(folder / "ipython"),
-        "PYTHONPATH": os.pathsep.join([str(store.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([str(places.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     options = [f"--ServerApp.port={port}", f"--ServerApp.root_dir={folder / 'notebooks'}", "--ServerApp.port_retries=0"]
     options += ["--no-browser", "--IdentityProvider.token=", "--ServerApp.ip=127.0.0.1", "--ServerApp.allow_root=True"]

@@ -1,0 +1,144 @@
+"""What text-aware attention looks at: its weights over time, beside when each sound is known to be heard."""
+
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from atr.corpora.corpus import Corpus
+from atr.encoders import text
+from atr.encoders.audio.compact import Compact
+from atr.encoders.audio.vit import SECONDS, SegmentEncoder
+from atr.reports.figures import PAGE, legible, style
+from atr.system.packed import Packed
+from atr.training import evaluation, identity, model, preparation
+from atr.training.records import Run
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The test clips of a text-aware run: frames (clips, T, D) and mask (clips, T) behind the audio head, the time of
+    each frame's centre (T,) in seconds, and the network.
+    """
+
+    network: model.DualEncoder
+    frames: Tensor
+    mask: Tensor
+    times: np.ndarray
+    corpus: Corpus
+    inputs: identity.Inputs
+    run: Run
+
+    @torch.no_grad()
+    def attention(self, words: list[str]) -> np.ndarray:
+        """(clips, words, T) weights that each phrase gives to the frames of each clip; they sum to 1."""
+        assert self.network.text_aware is not None
+        config, folder = self.run.config, text.folder(self.run.config.text_encoder)
+        phrases = [text.normalise(word, config.caption_style) for word in words]
+        encoder = text.TextEncoder(folder, config.text_pooling, config.text_layers)
+        layers, bar = config.text_layers, tqdm(disable=True)
+        states = encoder.tokenize(phrases) if layers is None else encoder.rows(phrases, layers, bar)
+        spoken = Packed(np.concatenate(states), np.cumsum([0, *map(len, states)]))
+        queries = self.network.embed_text(*spoken.batch(np.arange(len(phrases))))
+        return self.network.text_aware.attention(self.frames, self.mask, queries).numpy()
+
+
+def hear(run: Run, corpus: Corpus) -> Heard:
+    """The test split of `corpus` as a finished text-aware run hears it. ValueError: another kind of run."""
+    if not run.config.text_aware:
+        raise ValueError(f"{run.path}: has no text-aware pooling, so there is no attention to look at")
+    prepared = preparation.prepare(run.config, corpus, ("test",), True)
+    network = model.load(model.build(run.config, prepared), run).eval()
+    inputs = prepared.splits["test"]
+    with torch.no_grad():
+        frames = evaluation.embed(network, inputs)[0]
+    return Heard(
+        network,
+        frames,
+        frames.any(2),
+        frame_times(network.audio_encoder, frames.shape[1]),
+        corpus.split("test"),
+        inputs,
+        run,
+    )
+
+
+def frame_times(encoder: object, count: int) -> np.ndarray:
+    """(count,) time in seconds of the centre of each of an encoder's frames. ValueError: an encoder that hides it."""
+    if isinstance(encoder, Compact):  # strides of 8, 2 and 2 over frames of 20 ms, each centred on its first
+        return 0.64 * np.arange(count)
+    if isinstance(encoder, SegmentEncoder):
+        return (np.arange(count) + 0.5) * SECONDS / encoder.frames_out
+    raise ValueError(f"{type(encoder).__name__}: where its frames lie in time is not known")
+
+
+def looks(heard: Heard, most: float = 0.8) -> pd.DataFrame:
+    """How well attention finds each sound when asked for it by its name: a row a (clip, event).
+
+    Of clips of several sounds. coverage: share of the clip's frames within the event; attention: share of the weights
+    there; hit: whether the greatest weight lies there (the pointing game of Zhang et al. 2018); others, others_hit: the
+    same means for the names of the clip's other sounds. Attention that looks anywhere gives a mean `attention` and
+    `hit` equal to `coverage`; attention that prefers sounds to silence, whichever is asked for, gives more, but as much
+    as `others` and `others_hit`. Events that fill more than `most` of their clip are left out, as are those without a
+    frame. ValueError: a corpus that does not know its events.
+    """
+    events = heard.corpus.events
+    if events.empty:
+        raise ValueError(f"corpus {heard.corpus.name!r} does not know when its sounds are heard")
+    names = sorted(events["event"].unique())
+    weights = heard.attention([name.replace("_", " ") for name in names])
+    place = {clip: row for row, clip in enumerate(heard.corpus.clips["clip"])}
+    together = {str(clip): sorted(set(kinds)) for clip, kinds in events.groupby("clip")["event"]}
+    rows = []
+    for (clip, event), group in events.groupby(["clip", "event"]):
+        row, others = place[clip], [names.index(name) for name in together[str(clip)] if name != event]
+        valid = heard.mask[row].numpy()
+        inside = np.zeros(len(valid), bool)
+        for onset, offset in zip(group["onset"], group["offset"], strict=True):
+            inside |= (heard.times >= onset) & (heard.times <= offset)
+        coverage = (inside & valid).sum() / valid.sum()
+        if others and 0 < coverage <= most:
+            given = weights[row, [names.index(event), *others]]
+            there, hits = given[:, inside].sum(1), inside[given.argmax(1)]
+            rows.append((clip, event, coverage, there[0], there[1:].mean(), hits[0], hits[1:].mean()))
+    return pd.DataFrame(rows, columns=["clip", "event", "coverage", "attention", "others", "hit", "others_hit"])
+
+
+def picture(heard: Heard, clips: list[str]) -> Figure:
+    """Log-mel of each clip, and under it the weights by which each of its sounds' names pools it, beside when the sound
+    is heard.
+    """
+    style()
+    columns = min(len(clips), 3)
+    figure, axes = plt.subplots(2, columns, figsize=(PAGE, 3.3), sharex="col", sharey="row", squeeze=False)
+    table = heard.corpus.clips.reset_index(drop=True)
+    for column, clip in enumerate(clips[:columns]):
+        row = int(table.index[table["clip"] == clip][0])
+        batch, lengths = heard.inputs.audio_batch(np.array([row]))
+        duration = float(table["duration"][row])
+        axes[0, column].imshow(
+            batch[0].T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, duration, 0, batch.shape[2])
+        )
+        axes[0, column].grid(visible=False)
+        events = heard.corpus.events[heard.corpus.events["clip"] == clip]
+        names = sorted(events["event"].unique())
+        weights = heard.attention([name.replace("_", " ") for name in names])[row]
+        valid = heard.mask[row].numpy()
+        for number, name in enumerate(names):
+            color = f"C{number}"
+            axes[1, column].plot(
+                heard.times[valid], weights[number][valid], color=color, marker=".", label=legible(name)
+            )
+            for onset, offset in events.loc[events["event"] == name, ["onset", "offset"]].to_numpy():
+                axes[1, column].hlines(-0.03 * (number + 1), onset, offset, color=color, lw=3)
+        axes[1, column].set(xlabel="time (s)", xlim=(0, duration))
+        axes[1, column].legend(loc="upper left", bbox_to_anchor=(0, -0.3), fontsize=7)
+    axes[0, 0].set(ylabel="log-mel", yticks=[])
+    axes[1, 0].set_ylabel("attention")
+    axes[1, 0].set_yticks([tick for tick in axes[1, 0].get_yticks() if 0 <= tick <= axes[1, 0].get_ylim()[1]])
+    return figure

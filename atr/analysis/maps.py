@@ -1,0 +1,321 @@
+"""Pictures of an embedding space: principal components, and maps of clips and captions together, still or to explore.
+
+Maps are UMAP's (McInnes et al. 2018). Their axes have no unit, and a distance across a map says little; neighbours do.
+"""
+
+import functools
+import html
+import os
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.reports import figures
+from atr.training import identity
+from atr.training.records import Run, space, tested
+
+if TYPE_CHECKING:
+    import ipywidgets
+    from plotly.graph_objects import FigureWidget
+
+
+CorpusOf = Callable[[RunConfig], Corpus]
+
+WIDTH = 60  # characters of a line that shows where the pointer rests
+ROWS, BLOCK = 1024, 2**26  # at most so many points' similarities to all others, and so many similarities, at a time
+EPOCHS = 200  # UMAP's own choice for large sets; its 500 for small ones take twice as long and gain hardly anything
+
+
+def components(x: Tensor, number: int = 2) -> Tensor:
+    """(N, number) coordinates of x (N, D) along its principal components, the centre at 0.
+
+    From the singular value decomposition of the centred points. Each direction is turned so that its largest weight is
+    positive, so results repeat. ValueError: no such matrix, not finite, or fewer points or dimensions than `number`.
+    """
+    x = _points(x, "x")
+    if not 1 <= number <= min(x.shape):
+        raise ValueError(f"x is {tuple(x.shape)}, number {number}; ask for 1 to {min(x.shape)} components")
+    centred = x - x.mean(0)
+    directions = torch.linalg.svd(centred, full_matrices=False).Vh[:number]
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    return centred @ (directions * largest.sign()).t()
+
+
+def four_sets(sets: Mapping[str, Tensor]) -> Figure:
+    """The first two principal components of each set: figure 3 of Tourbabin and Ben-Hur 2023.
+
+    sets: title → points (N, D); the paper's are text, audio, uniform and a mixture of Gaussians. A panel a set, each to
+    its own scale, both axes alike; in it the share of the set's variance that the two components hold. ValueError: as
+    `components`, or a set whose points all coincide.
+    """
+    figures.style()
+    figure, axes = plt.subplots(1, len(sets), figsize=(figures.PAGE, 2.3), squeeze=False)
+    for axis, (title, x) in zip(axes[0], sets.items(), strict=True):
+        points = components(x)
+        if (x == x[0]).all():
+            raise ValueError(f"{title}: its {len(x)} points coincide; give a set that spreads")
+        share = float(points.var(0).sum() / x.to(points).var(0).sum())
+        first, second = points.cpu().t()
+        axis.scatter(first, second, 4, lw=0, alpha=0.5, rasterized=True)
+        reach = 1.08 * float(points.abs().max())
+        axis.set(title=title, aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach), xlabel="component 1")
+        axis.locator_params(nbins=3)
+        axis.annotate(
+            f"{100 * share:.1f} % of variance", (1, 1), xycoords="axes fraction", ha="right", va="top", size=7
+        )
+    axes[0, 0].set_ylabel("component 2")
+    return figure
+
+
+def project(audio: Tensor, text: Tensor, seed: int = 0, neighbours: int = 15) -> tuple[Tensor, Tensor]:
+    """One UMAP of both modalities by cosine distance: (clips, 2) and (captions, 2), float32.
+
+    audio: (clips, D); text: (captions, D). The same seed gives the same map. neighbours: how many of its nearest points
+    each is drawn to, itself counted; small sets take what they have. Neighbours are exact, and the start is the first
+    two principal components, which any set has, however small or parted.
+    ValueError: no such matrices, dimensions that differ, not finite, a row of zeros, fewer than 4 points in all, or
+    neighbours below 2.
+    """
+    audio, text = _points(audio, "audio"), _points(text, "text")
+    if audio.shape[1] != text.shape[1]:
+        raise ValueError(f"audio has {audio.shape[1]} dimensions, text {text.shape[1]}; give embeddings of one space")
+    x = torch.cat([audio.cpu(), text.cpu()])
+    if len(x) < 4:
+        raise ValueError(f"{len(audio)} clips and {len(text)} captions; a map needs 4 points or more in all")
+    if neighbours < 2:
+        raise ValueError(f"neighbours is {neighbours}; give 2 or more, as a point counts among its own")
+    if (x == 0).all(1).any():
+        raise ValueError("an embedding is all zeros and has no direction; look for the clip or caption that is empty")
+    x = F.normalize(x.double(), dim=1)  # in single precision, last bits that vary by process change the map
+    noise = torch.randn(len(x), 2, generator=torch.Generator().manual_seed(seed))  # parts points that coincide
+    start = components(x) + 1e-4 * noise
+    neighbours = min(neighbours, len(x) - 1)
+    indices, distances = _nearest(x, neighbours)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
+        warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # no later points will be mapped
+        from umap import UMAP
+
+        # Its own search calls Python for each pair of a small set, and compiles an index for a large one.
+        mapped = UMAP(
+            n_neighbors=neighbours,
+            n_epochs=EPOCHS,
+            metric="cosine",
+            precomputed_knn=(indices.int().numpy(), distances.float().numpy()),
+            disconnection_distance=torch.inf,  # opposite points stay
+            init=start.float().numpy(),
+            random_state=seed,
+            n_jobs=1,
+        ).fit_transform(x.float().numpy())
+    first, second = torch.from_numpy(mapped).split([len(audio), len(text)])
+    return first, second
+
+
+def _nearest(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Indices and cosine distances (N, number) of the points nearest to each of x (N, D), itself first, at 0."""
+    parts = []
+    rows = max(1, min(ROWS, BLOCK // len(x)))
+    for start in range(0, len(x), rows):
+        similarity = x[start : start + rows] @ x.t()
+        similarity.diagonal(start).fill_(2)  # ahead of its duplicates, and not at a rounding error's distance
+        parts.append(similarity.topk(number))
+    similarities, indices = (torch.cat(part) for part in zip(*parts, strict=True))
+    return indices, (1 - similarities).clamp(min=0)
+
+
+def picture(audio: Tensor, text: Tensor, title: str = "") -> Figure:
+    """A map at rest: captions (captions, 2) below, clips (clips, 2) above them."""
+    figures.style()
+    figure, axis = plt.subplots(figsize=(0.7 * figures.PAGE, 0.62 * figures.PAGE))
+    axis.scatter(text[:, 0], text[:, 1], 6, "C0", lw=0, alpha=0.6, rasterized=True, label=f"{len(text):,} captions")
+    x, y = audio[:, 0], audio[:, 1]  # hollow, or they would hide the captions that they should meet
+    label = f"{len(audio):,} clips"
+    axis.scatter(x, y, 14, marker="D", facecolors="none", edgecolors="C1", lw=0.8, rasterized=True, label=label)
+    axis.set(title=title, xticks=[], yticks=[])
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.spines[:].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, markerscale=1.6)
+    return figure
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A run's test split in the plane: audio (clips, 2), text (captions, 2), and what each point says of itself."""
+
+    audio: Tensor
+    text: Tensor
+    audio_labels: list[str]
+    text_labels: list[str]
+
+
+def map_of(run: Run, corpus: Corpus, seed: int = 0, neighbours: int = 15) -> Map:
+    """The map of a finished run; corpus: what it was trained on. ValueError: as `labels`, `space` and `project`."""
+    audio_labels, text_labels = labels(run, corpus)
+    audio, text = project(*space(run), seed, neighbours)
+    return Map(audio, text, audio_labels, text_labels)
+
+
+def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
+    """What points say of themselves, as the HTML that plotly knows: (clips,) and (captions,) of the test split.
+
+    A clip says its name and its captions, a caption itself and where its best-ranked right clip stands. Texts are
+    escaped, lines broken at `WIDTH` characters. ValueError: as `tested`.
+    """
+    test = tested(run, corpus)
+    clips = test.clips["clip"].tolist()
+    own = test.captions.groupby("clip")["caption"].agg(list)
+    audio = ["<br>".join([f"<b>{wrapped(clip)}</b>", *(f"– {wrapped(one)}" for one in own[clip])]) for clip in clips]
+    ranks = run.ranks.best("t2a").tolist()
+    text = [
+        f"{wrapped(caption)}<br><i>right clip at rank {rank} of {len(clips)}</i>"
+        for caption, rank in zip(test.captions["caption"], ranks, strict=True)
+    ]
+    return audio, text
+
+
+def wrapped(text: str) -> str:
+    return "<br>".join(escaped(line) for line in textwrap.wrap(text, WIDTH))
+
+
+def escaped(text: str) -> str:
+    """Text as the HTML that plotly knows; where a page has MathJax, plotly takes what stands between $ for TeX."""
+    # Quotes stay: plotly does not know their entities, and nothing here is an attribute.
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def explorer(
+    runs: Mapping[str, Run], corpus_of: CorpusOf = identity.corpus_of, seed: int = 0, neighbours: int = 15
+) -> "ipywidgets.VBox":
+    """A map to explore: a menu of runs, clips and captions as layers that the legend toggles, and their texts where the
+    pointer rests.
+
+    runs: label → finished run. corpus_of: gives the corpus that a config names, for a run that another folder holds
+    `functools.partial(training.corpus_of, root=…)`. A run is mapped when it is first chosen. One that cannot be mapped
+    says why beside the menu, and the map stays as it was. ValueError: no runs, or as `map_of` for the first.
+    """
+    return _explorer(runs, _maps(runs, corpus_of, seed, neighbours))
+
+
+def _maps(runs: Mapping[str, Run], corpus_of: CorpusOf, seed: int, neighbours: int) -> Callable[[str], Map]:
+    """Label → map, made once."""
+    if not runs:
+        raise ValueError("no runs to map; give at least one that is finished")
+    return functools.cache(lambda label: map_of(runs[label], corpus_of(runs[label].config), seed, neighbours))
+
+
+def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidgets.VBox":
+    import ipywidgets
+
+    figure = canvas()
+    menu = ipywidgets.Dropdown(options=list(runs), description="run", layout={"width": "max-content"})
+    said = ipywidgets.Label()
+
+    def chosen(change: dict[str, Any]) -> None:
+        said.value = "mapping …"
+        try:
+            put(figure, maps(change["new"]), change["new"])
+            said.value = ""
+        except (ValueError, OSError) as error:  # what a callback raises goes to a log that nobody reads
+            said.value = str(error)
+
+    put(figure, maps(menu.value), menu.value)
+    menu.observe(chosen, "value")
+    return ipywidgets.VBox([ipywidgets.HBox([menu, said]), figure])
+
+
+def canvas(height: int = 640) -> "FigureWidget":
+    """An empty map to explore: two traces, captions and clips. height in pixels."""
+    from plotly import graph_objects
+
+    figures.style()
+    looks = {
+        "captions": {"color": to_hex("C0"), "size": 4, "opacity": 0.6},
+        "clips": {"color": to_hex("C1"), "size": 7, "symbol": "diamond-open"},
+    }
+    hidden = {"visible": False}
+    return graph_objects.FigureWidget(
+        [
+            graph_objects.Scatter(mode="markers", hoverinfo="text", name=name, marker=marker)
+            for name, marker in looks.items()
+        ],
+        {
+            "template": "plotly_white",
+            "height": height,
+            "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
+            "legend": {"orientation": "h", "itemsizing": "constant"},
+            "hoverlabel": {"align": "left"},
+            "hovermode": "closest",
+            "xaxis": hidden,
+            "yaxis": {**hidden, "scaleanchor": "x"},
+        },
+    )
+
+
+def put(figure: "FigureWidget", found: Map, title: str) -> None:
+    """Show a map on a `canvas`, all of it."""
+    layers = (found.text, found.text_labels), (found.audio, found.audio_labels)
+    # Zooming ends autorange in the browser alone; what is no change here would not be sent there.
+    figure.update_layout(xaxis_autorange=False, yaxis_autorange=False)
+    with figure.batch_update():
+        for trace, (points, texts) in zip(figure.data[:2], layers, strict=True):
+            trace.x, trace.y = points.t().numpy()
+            trace.hovertext = texts
+        figure.layout.title.text = escaped(title)
+        figure.layout.xaxis.autorange = figure.layout.yaxis.autorange = True
+
+
+def live() -> bool:
+    """Whether somebody looks on: a frontend that shows widgets has this kernel.
+
+    Jupyter Server sets JPY_SESSION_NAME for the kernels of its notebooks, not for its terminals; VS Code sets
+    VSCODE_PID. papermill and nbconvert start kernels by themselves and set neither. `atr study` sets ATR_COMMAND, which
+    counts more, as what a notebook's cell starts inherits the variables of its kernel: there, set it for a papermill
+    of your own.
+    """
+    if os.environ.get("ATR_COMMAND"):
+        return False
+    return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
+
+
+def show(
+    runs: Mapping[str, Run],
+    corpus_of: CorpusOf = identity.corpus_of,
+    folder: Path | None = None,
+    name: str = "map",
+    seed: int = 0,
+    neighbours: int = 15,
+) -> "Figure | ipywidgets.VBox":
+    """What a notebook's cell ends with: the `explorer` where somebody looks on (`live`), otherwise the `picture` of the
+    first run. With `folder` that picture is saved there in either case, as `figures.save` does.
+
+    The other parameters are those of `explorer`.
+    """
+    maps = _maps(runs, corpus_of, seed, neighbours)
+    label, run = next(iter(runs.items()))
+    still = picture(maps(label).audio, maps(label).text, label)
+    if folder is not None:
+        figures.save(still, folder, name, [run])
+    plt.close(still)  # or the cell shows it twice
+    return _explorer(runs, maps) if live() else still
+
+
+def _points(x: Tensor, name: str) -> Tensor:
+    """x as (N, D) of float32 or float64; ValueError if it is no such matrix or holds what is not finite."""
+    if x.ndim != 2 or not len(x):
+        raise ValueError(f"{name} is {tuple(x.shape)}; give a matrix, a point a row")
+    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    if not x.isfinite().all():
+        raise ValueError(f"{name} {tuple(x.shape)} holds NaN or infinity; look for the epoch that diverged")
+    return x

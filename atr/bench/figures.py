@@ -1,0 +1,128 @@
+"""Figures of what was measured."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from atr.bench.harness import PARTS
+from atr.reports.figures import PAGE, style
+
+# What grows in each part.
+AXES = {
+    "frozen": "clips",
+    "evaluation": "clips",
+    "text_aware": "clips",
+    "step": "batch",
+    "pipeline": "batch",
+    "mining": "pairs",
+    "measures": "points",
+    "packing": "clips",
+    "search": "rows",
+}
+
+MARKERS = "osDv^"
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A row a line of the figure that has several sizes: part, how, shape where it has one, from, to, and the exponent
+    with which seconds grow between the two largest.
+    """
+    found = []
+    for (part, how), line in _lines(rows).items():
+        if len({size for size, _ in line}) > 1:
+            (before, earlier), (last, later) = line[-2:]
+            exponent = np.log(later / earlier) / np.log(last / before)
+            found.append(
+                {"part": part, "how": how, "of": AXES[part], "from": line[0][0], "to": last, "exponent": exponent}
+            )
+    return pd.DataFrame(found, columns=["part", "how", "of", "from", "to", "exponent"])
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(size, seconds) by part and way of doing it, ascending."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["part"] in AXES and "seconds" in row and (row["part"] != "step" or row["how"] == "atr"):
+            shape = f", {row['size']['shape']}" if "shape" in row["size"] else ""
+            line = found.setdefault((row["part"], row["how"] + shape), [])
+            line.append((row["size"][AXES[row["part"]]], row["seconds"]))
+    return {key: sorted(line) for key, line in found.items()}
+
+
+def sizes(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Seconds over size, both on a logarithmic scale of whole decades, a panel a part."""
+    style()
+    lines = _lines(rows)
+    parts = [part for part in PARTS if any(key[0] == part for key in lines)]
+    figure, axes = plt.subplots(-(-len(parts) // 3), 3, figsize=(PAGE, 2.6 * -(-len(parts) // 3)), squeeze=False)
+    for axis in axes.flat[len(parts) :]:
+        axis.set_visible(False)
+    for axis, part in zip(axes.flat, parts, strict=False):
+        for place, ((_, how), line) in enumerate((key, line) for key, line in lines.items() if key[0] == part):
+            axis.loglog(*zip(*line, strict=True), marker=MARKERS[place % 5], ms=4, label=how, clip_on=False)
+        points = np.array([point for key, line in lines.items() if key[0] == part for point in line])
+        low, high = 10 ** np.floor(np.log10(points.min(0))), 10 ** np.ceil(np.log10(points.max(0)))
+        axis.set(xlim=(low[0], max(high[0], 10 * low[0])), ylim=(low[1], max(high[1], 10 * low[1])))
+        axis.xaxis.set_minor_formatter("")
+        axis.yaxis.set_minor_formatter("")
+        axis.set_title(part.replace("_", "-"))
+        axis.set_xlabel(AXES[part] if AXES[part] != "rows" else "embeddings")
+        axis.set_ylabel("seconds")
+        axis.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.32), labelspacing=0.2)
+    return figure
+
+
+def steps(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Clips a second of a step of fine-tuning, by what is switched on, and what its time goes into."""
+    style()
+    done = [row for row in rows if row["part"] == "step" and row["how"] != "atr" and "seconds" in row]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 0.6 + 0.32 * len(done)), sharey=True)
+    names = [row["how"] for row in done]
+    rates = [row["clips"] / row["seconds"] for row in done]
+    low, high = ([row["clips"] / row.get(name, row["seconds"]) for row in done] for name in ("slowest", "fastest"))
+    spread = np.abs(np.array([low, high]) - rates)
+    left.barh(names, rates, xerr=spread, color=["C1" if name == "released code" else "C0" for name in names])
+    left.invert_yaxis()
+    left.set_xlabel("clips/s")
+    start = np.zeros(len(done))
+    kinds = list(dict.fromkeys(kind for row in done for kind in row.get("shares", ())))
+    for place, kind in enumerate(kinds):
+        part = np.array([100 * row.get("shares", {}).get(kind, 0.0) for row in done])
+        right.barh(names, part, left=start, label=kind, color=plt.get_cmap("tab10")(place))
+        start += part
+    right.set_xlabel("% of a step's time")
+    if kinds:
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def recalls(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Recall of the exact ten and queries a second by the lists that FAISS looks at; exact search is dotted."""
+    style()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.6))
+    sought = [row for row in rows if row["part"] == "search" and "seconds" in row]
+    for place, number in enumerate(sorted({row["size"]["rows"] for row in sought})):
+        color, marker = f"C{place}", MARKERS[place % 5]
+        for row in (row for row in sought if row["size"]["rows"] == number):
+            if row["how"] == "exact":
+                right.axhline(row["queries_a_second"], ls=":", color=color)
+                continue
+            by = pd.DataFrame(row["by_lists"])
+            left.plot(
+                by["probed"], 100 * by["recall"], marker=marker, ms=4, color=color, label=f"{number:,} embeddings"
+            )
+            right.plot(by["probed"], by["queries_a_second"], marker=marker, ms=4, color=color)
+    for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.set_xlabel("lists looked at")
+    left.set_ylabel("recall of the ten nearest (%)")
+    right.set_yscale("log")
+    right.set_ylabel("queries/s, one at a time")
+    if left.get_legend_handles_labels()[0]:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure

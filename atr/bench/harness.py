@@ -1,0 +1,258 @@
+"""How fast the parts are on the machine at hand, beside what people use today: `atr bench`, notebook 12.
+
+A case is a function of this package with its arguments. Each runs in a process of its own, so that the peak memory that
+it reports is its own, PyTorch and all. What is compared runs in one go on one machine, first with the same work, batch
+and precision.
+
+Whoever has the released code of Mei et al. 2022 or of Tymofieiev 2025 at hand can have it run beside ours; nothing of
+it is part of this package.
+"""
+
+import ast
+import importlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from atr.system import atomic, devices, hashes, places
+from atr.training import origin
+
+# What each part measures, in the order in which they run: its module has `cases(scale, device, released)`.
+PARTS = {
+    "frozen": "a frozen study, from audio files to test metrics",
+    "evaluation": "ranks and metrics of a test split, in both directions",
+    "text_aware": "all pairs scored by text-aware pooling",
+    "step": "a step of fine-tuning, what it spends its time on, what each switch brings",
+    "pipeline": "batches of waveforms read from the store",
+    "mining": "an epoch's batches mined from all pairs",
+    "measures": "uniformity of a set of embeddings",
+    "frontends": "spectrograms of a batch of clips",
+    "packing": "audio files decoded, resampled and packed",
+    "search": "the nearest of many embeddings, exactly and by FAISS",
+}
+SCALES = ("smoke", "demo", "paper")  # tests; a laptop; what the goals are stated for
+
+
+@dataclass(frozen=True)
+class Released:
+    """Folders with the released code of two papers, None where it is not at hand."""
+
+    mei2022: Path | None = None  # a clone of github.com/XinhaoMei/audio-text_retrieval
+    tymofieiev2025: Path | None = None  # a clone of github.com/timoniko/PR-Text-To-Audio-Retrieval
+
+    @classmethod
+    def given(cls) -> "Released":
+        """Those that the environment names: ATR_MEI2022, ATR_TYMOFIEIEV2025."""
+        return cls(**{one.name: places.place(f"ATR_{one.name.upper()}") for one in fields(cls)})
+
+    def commits(self) -> dict[str, str]:
+        """By paper, the commit of each clone that is there."""
+        found = {name: folder for name, folder in asdict(self).items() if folder is not None}
+        git = {name: ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"] for name, folder in found.items()}
+        return {
+            name: subprocess.run(call, capture_output=True, text=True).stdout.strip() or "no clone"
+            for name, call in git.items()
+        }
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: `function`, as "module.name" of this package, with its arguments, JSON alone.
+
+    how      ours or what it is compared with, in words
+    missing  why it cannot be measured here; it is then listed as not measured
+    """
+
+    part: str
+    how: str
+    function: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    missing: str = ""
+
+    def row(self) -> dict[str, Any]:
+        sizes = {name: value for name, value in self.arguments.items() if name not in ("folder", "device")}
+        return {"part": self.part, "how": self.how, "size": sizes}
+
+
+def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> list[Case]:
+    """All cases of some parts. ValueError: an unknown part or scale."""
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
+    if scale not in SCALES:
+        raise ValueError(f"scale: unknown {scale!r}; known: {', '.join(SCALES)}")
+    modules = [importlib.import_module(f"atr.bench.{part}") for part in parts or PARTS]
+    return [case for module in modules for case in module.cases(scale, device, released)]
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """A case's row, by a process of its own: part, how, size, what its function gives (seconds, and more), the peak
+    memory of that process in GiB. What cannot be measured here says so under "missing". RuntimeError: it failed.
+    """
+    if case.missing:
+        return case.row() | {"missing": case.missing}
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which misses a GPU aloud
+    with ProcessPoolExecutor(1, devices.worker_context()) as pool:
+        try:
+            return case.row() | pool.submit(_work, case.function, case.arguments).result()
+        except Exception as error:
+            size = ", ".join(f"{name} {value}" for name, value in case.arguments.items())
+            raise RuntimeError(f"{case.part}, {case.how} ({size}): {type(error).__name__}: {error}") from error
+
+
+def _work(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a case's function gives, in this process, by all cores."""
+    module, _, name = function.partition(".")
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(os.cpu_count() or 1)
+    found = getattr(importlib.import_module(f"atr.bench.{module}"), name)(**arguments)
+    return found | {"memory_gib": peak_memory(arguments.get("device", "cpu"))}
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder; the store and the results lie in it meanwhile, both empty."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        own = {"ATR_HOME": str(folder / "home"), "ATR_RESULTS": str(folder / "results")}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
+        try:
+            yield folder
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def run(
+    parts: Sequence[str] = (),
+    scale: str = "demo",
+    device: str = "cpu",
+    released: Released | None = None,
+    again: bool = False,
+    on_row: Callable[[dict[str, Any]], Any] | None = None,
+) -> dict[str, Any]:
+    """Measure `parts` (all if none), one case after another: {"machine", "scale", "released", "rows"}.
+
+    What this code has measured on this machine before is taken from the store, unless `again`. Nothing else should run
+    meanwhile; each row's "load" says how many processes were busy when it began. RuntimeError: a case failed.
+    """
+    released = Released.given() if released is None else released
+    here, rows = machine(device), []
+    same = [here[name] for name in ("device", "processor", "cores", "python", "versions")]
+    for case in cases(parts, scale, device, released):
+        kept = places.home() / "cache" / "bench" / f"{hashes.content_key(same, _code(case.part), asdict(case))}.json"
+        if again or not kept.is_file():
+            load = round(os.getloadavg()[0], 2)
+            row = measure(case)
+            if not case.missing:
+                atomic.write_json(kept, row | {"load": load})
+        rows.append(json.loads(kept.read_text()) if kept.is_file() else row)
+        if on_row is not None:
+            on_row(rows[-1])
+    return {"machine": here, "scale": scale, "released": released.commits(), "rows": rows}
+
+
+def hours(device: str) -> pd.DataFrame:
+    """Hours of each published grid on a GPU, one run after another: notebook, runs, hours. Empty on a CPU."""
+    from atr.experiments import planning, study
+
+    lines = []
+    for path in study.notebooks() if device == "cuda" else ():
+        plan = study.plan([path], "paper")
+        if len(plan):
+            groups, _ = planning.summary(plan, {}, device, 1)
+            lines.append({"notebook": path.stem, "runs": len(plan), "hours": groups.attrs["seconds"] / 3600})
+    return pd.DataFrame(lines, columns=["notebook", "runs", "hours"])
+
+
+@cache
+def _code(part: str) -> str:
+    """Content hash of the code behind a part: its module, what that imports of this package, and so on."""
+    package = Path(__file__).parents[1]
+    waiting, found = [f"atr.bench.{part}", "atr.bench.harness"], dict[str, str]()
+    while waiting:
+        name = waiting.pop()
+        place = package.joinpath(*name.split(".")[1:])
+        file = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+        if name in found or not file.is_file():
+            continue
+        found[name] = hashes.file_hash(file)
+        if name == "atr":  # they name all modules
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "atr":
+                waiting += [str(node.module), *(f"{node.module}.{one.name}" for one in node.names)]
+    return hashes.content_key(found)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where it is measured, by what versions."""
+    cores = os.cpu_count() or 1
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    return {
+        **origin.environment(name, cores),
+        "processor": processor(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+    }
+
+
+def processor() -> str:
+    """Name of the CPU as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def timed(work: Callable[[], Any], device: str = "cpu", repeats: int = 5, least: float = 0.2) -> dict[str, float]:
+    """Median, fastest and slowest seconds of `work`, over at least `repeats` runs and `least` seconds, fewer if they
+    come to half a minute, after one to warm up. Work that takes a minute or more runs once, cold.
+    """
+    times = [_once(work, device)]
+    if times[0] < 60:
+        times = []
+        while not times or (len(times) < repeats or sum(times) < least) and sum(times) < 30:
+            times.append(_once(work, device))
+    return {
+        "seconds": statistics.median(times),
+        "fastest": min(times),
+        "slowest": max(times),
+        "repeats": len(times),
+    }
+
+
+def _once(work: Callable[[], Any], device: str) -> float:
+    started = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def peak_memory(device: str = "cpu") -> float:
+    """GiB that this process has held at most, on a GPU the tensors there (`max_memory_allocated`)."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2.0 ** (-30 if sys.platform == "darwin" else -20)

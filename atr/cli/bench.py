@@ -1,0 +1,84 @@
+"""`atr bench`: how fast the parts are here."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from atr.cli.console import DeviceOption, console, fail, printed
+from atr.system.credentials import without_credentials
+
+
+def bench(
+    parts: Annotated[list[str] | None, typer.Argument(help="Parts, such as evaluation search; all if none.")] = None,
+    scale: Annotated[
+        str,
+        typer.Option(help="smoke, demo (a laptop, half an hour) or paper (the papers' sizes, hours without a GPU)."),
+    ] = "demo",
+    device: DeviceOption = "auto",
+    mei2022: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="ATR_MEI2022",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="A clone of XinhaoMei/audio-text_retrieval, to be measured beside.",
+        ),
+    ] = None,
+    tymofieiev2025: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="ATR_TYMOFIEIEV2025",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="The same of timoniko/PR-Text-To-Audio-Retrieval.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything measured to this JSON file.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what was measured here before.")] = False,
+    list_parts: Annotated[bool, typer.Option("--list", help="List the parts, and stop.")] = False,
+) -> None:
+    """Measure how fast the parts are on this machine, beside what people use today; nothing else should run meanwhile.
+
+    Each measurement has a process of its own. The released code of two papers is measured beside ours where a clone of
+    it is given; the step of fine-tuning then needs torchlibrosa as well.
+    """
+    from atr.bench import goals
+    from atr.bench import harness as benches
+    from atr.system import atomic
+    from atr.system.devices import resolve_device
+
+    if list_parts:
+        for name, what in benches.PARTS.items():
+            console.print(f"{name:12} {what}", highlight=False)
+        return
+    try:
+        where = resolve_device(device)
+        released = benches.Released(mei2022, tymofieiev2025)
+        os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
+        result = benches.run(parts or (), scale, where, released, again, said)
+        result["command"] = without_credentials(os.environ["ATR_COMMAND"])
+        if out is not None:
+            atomic.write_json(out, result)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise fail(error) from error
+    reached = goals.table(result["rows"], where)
+    reached["factor"] = [f"{factor:.3g}" if factor == factor else "" for factor in reached["factor"].astype(float)]
+    printed(reached, "Goals")
+    if out is not None:
+        console.print(f"→ {out}", soft_wrap=True)
+
+
+def said(row: dict[str, Any]) -> None:
+    from atr.system.units import seconds
+
+    size = ", ".join(f"{name} {value}" for name, value in row["size"].items())
+    if "missing" in row:
+        value = f"not measured: {row['missing']}"
+    else:
+        value = f"{seconds(row['seconds'])}, {row['memory_gib']:.2f} GiB"
+    console.print(f"{row['part']}, {row['how']} ({size}): {value}", soft_wrap=True, markup=False, highlight=False)

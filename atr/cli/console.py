@@ -1,0 +1,98 @@
+"""Commands of `atr`, each in a module of its own, and how all of them speak."""
+
+import codecs
+import sys
+import unicodedata
+import warnings
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from atr.system.credentials import without_credentials
+
+SPELLED = {"±": "+-", "→": ">", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "’": "'", "“": '"', "”": '"'}
+KEPT = "\t\u200c\u200d"
+SHORT, LONG = 16, 30  # characters of a column's longest cell
+
+
+def harmless(text: str) -> str:
+    """Text that a terminal only prints, on one line: line ends, control characters, direction marks and lone surrogates
+    spelt out, credentials left out. Tabs stay, and so do the joiners that scripts and emoji need.
+    """
+    return "".join(
+        letter
+        if letter in KEPT or letter.isprintable() or unicodedata.category(letter) == "Zs"
+        else ascii(letter)[1:-1]
+        for letter in without_credentials(text)
+    )
+
+
+class SafeConsole(Console):
+    """Prints every text `harmless`, cells of tables too, and markup only where it is asked to.
+
+    Several lines are several texts, with sep="\n": a name with a line end in it makes none.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, markup=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(harmless(text), **options)
+
+
+console = SafeConsole()
+
+ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10 or paper: which data and encoders.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+
+
+class Commands(TyperGroup):
+    """Commands that print on any terminal: what its encoding lacks is spelled, or else a question mark.
+
+    Warnings are `harmless` too.
+    """
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="spelled")
+        before = warnings.formatwarning
+        warnings.formatwarning = lambda message, *where, **more: before(harmless(str(message)), *where, **more)
+        try:
+            return super().main(*args, **options)
+        finally:
+            warnings.formatwarning = before
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("spelled", _spelled)
+
+
+def fail(error: BaseException) -> typer.Exit:
+    """Say an expected error in plain words."""
+    several = isinstance(error, RuntimeError) or hasattr(error, "problems")  # of runs and notebooks; of a corpus
+    first, *more = map(escape, str(error).split("\n") if several else [str(error)])
+    stream = SafeConsole(stderr=True)
+    stream.print(f"[red]error:[/red] {first}", *more, sep="\n", soft_wrap=True, markup=True)
+    return typer.Exit(1)
+
+
+def printed(table, title: str = "") -> None:
+    """Print a table. Beside a column with a LONG cell, which is broken as the window demands, SHORT ones stay whole."""
+    cells = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    widths = [max(len(str(name)), *cells[name].map(len)) for name in cells]
+    view = Table(title=title or None, title_justify="left")
+    for name, width in zip(cells, widths, strict=True):
+        view.add_column(str(name), overflow="fold", no_wrap=width <= SHORT and max(widths) > LONG)
+    for row in cells.itertuples(index=False):
+        view.add_row(*row)
+    console.print(view)

@@ -1,0 +1,39 @@
+"""`atr report`: all results of a profile on one page, and as LaTeX."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atr.cli.console import console, fail
+
+
+def report(
+    profile: Annotated[str, typer.Option(help="smoke, demo, esc10, captions or paper.")] = "demo",
+    results: Annotated[
+        Path | None, typer.Option(help="Folder with tables/ and figures/, if not the profile's own.")
+    ] = None,
+    allow_stale: Annotated[
+        bool, typer.Option("--allow-stale", help="Write it although some results are stale, and mark them.")
+    ] = False,
+) -> None:
+    """Gather the tables, figures and claims of a profile into one page (HTML) and a LaTeX bundle.
+
+    Exit status 1, and nothing written, if a table or figure is not what its notebook would make today.
+    """
+    from atr.reports import render
+    from atr.reports import report as reports
+
+    def say(*lines: str) -> None:
+        console.print(*lines, sep="\n", soft_wrap=True, highlight=False)
+
+    try:
+        gathered = reports.gather(profile, results)
+        for line in gathered.notes:
+            say(line)
+        if gathered.stale and not allow_stale:
+            raise ValueError(f"{gathered.stale} stale, nothing written; run the above, or mark them: --allow-stale")
+        page, archive = render.write(gathered)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    say(str(gathered.counts), f"→ {page} ({page.stat().st_size / 1e6:.1f} MB)", f"→ {archive}")

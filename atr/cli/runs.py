@@ -1,0 +1,214 @@
+"""`atr runs`: list, show, export, verify and remove runs."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atr.cli.console import ProfileOption, SafeConsole, console, fail, harmless, printed
+
+app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
+
+
+def found_run(profile: str, address: str):
+    from atr.experiments.profiles import profile as profile_of
+    from atr.training import records
+
+    return records.find(address, profile_of(profile).runs)
+
+
+@app.command("list")
+def runs_list(profile: ProfileOption = "demo") -> None:
+    """All runs of a profile: address, state, what it is, text-to-audio R@10."""
+    import pandas as pd
+
+    from atr.experiments import grid as many
+    from atr.experiments.profiles import profile as profile_of
+    from atr.training import records
+
+    try:
+        found = records.stored(profile_of(profile).runs)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+
+    def row(run: records.Run) -> dict[str, str]:
+        """Of one moment: a run may end, or be removed, meanwhile."""
+        state, scored, what = run.status, "", ""
+        try:
+            if state == "stale":
+                what = "by an older version: remove or run again"
+            elif state == "newer":
+                what = "by a newer version"
+            elif state == "damaged":
+                what = run.problem
+            else:
+                scored = f"{run.metrics['t2a_r10']:.1f}" if state == "finished" else ""
+                what = many.describe(run.config)
+        except (ValueError, OSError) as error:
+            what = str(error)
+        return {"address": run.address, "state": state, "run": what, "R@10": scored}
+
+    rows = [row(run) for run in found if any((run.path / name).exists() for name in ("config.json", "metrics.json"))]
+    if not rows:
+        console.print(f"no runs of profile {profile} yet: atr study --profile {profile}")
+        return
+    printed(pd.DataFrame(rows))
+    _name_damaged(found)
+
+
+def _problem(run) -> str:
+    """Of a run that came to its end: what keeps it from being used; nothing if it can be."""
+    from atr.training.records import RecordError
+
+    try:
+        if run.finished:
+            _ = run.config  # of another version, or it needs a file of extensions
+        return run.problem
+    except RecordError as error:
+        return str(error)
+
+
+def _name_damaged(found: list) -> bool:
+    """A line for each damaged run on the error stream; whether there are any."""
+    problems = [problem for run in found if (problem := _problem(run))]
+    for problem in problems:
+        SafeConsole(stderr=True).print(f"damaged: {problem}", soft_wrap=True, highlight=False)
+    return bool(problems)
+
+
+@app.command("show")
+def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], profile: ProfileOption = "demo") -> None:
+    """One run: config, environment, metrics."""
+    try:
+        run = found_run(profile, address)
+    except ValueError as error:
+        raise fail(error) from error
+    console.print(str(run.path), soft_wrap=True, markup=False, highlight=False)
+    for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
+        if os.path.lexists(run.path / name):
+            console.print(f"[bold]{name}[/bold]", markup=True)
+            try:
+                text = (run.path / name).read_text(encoding="utf-8", errors="replace")
+            except OSError as error:
+                text = str(error)
+            console.print(*text.split("\n"), sep="\n", soft_wrap=True)
+    if _name_damaged([run]):
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def runs_export(
+    target: Annotated[Path, typer.Argument(help="A file that ends in .csv or .parquet.")],
+    profile: ProfileOption = "demo",
+) -> None:
+    """All finished runs as one table: a row a run, with its config, metrics and environment.
+
+    Exit status 1 if damaged runs are left out.
+    """
+    from atr.experiments import export
+    from atr.experiments.profiles import profile as profile_of
+    from atr.training import records
+
+    try:
+        every = records.stored(profile_of(profile).runs)
+        found = [run for run in every if run.status == "finished" and not _problem(run)]
+        damaged = _name_damaged(every)
+        if not found:
+            raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
+        export.export(found, target)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    console.print(f"{len(found)} runs → {target}", soft_wrap=True)
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command("verify")
+def runs_verify(
+    profile: ProfileOption = "demo",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged runs aside, so that their study trains them anew.")
+    ] = False,
+) -> None:
+    """Read all files of the runs and compare them with their hashes; exit status 1 if any is damaged."""
+    from atr.experiments.profiles import profile as profile_of
+    from atr.training import records
+
+    try:
+        found = records.stored(profile_of(profile).runs)
+        damaged = [(run, problem) for run in found if (problem := run.damage())]
+        for run, problem in damaged:
+            said = f"damaged ({problem})"
+            if repair:
+                with run.lock("set aside", timeout=1):
+                    said += f"; set aside: {run.set_aside()}"
+            else:
+                said += "; --repair sets it aside, to be trained anew"
+            console.print(f"{run.path}: {said}", soft_wrap=True, markup=False, highlight=False)
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    if unknown := sum(run.finished and not (run.path / "sums.json").is_file() for run in found):
+        console.print(f"{unknown} by an older version, which wrote no hashes")
+    if damaged:
+        console.print(f"[red]{len(damaged)} damaged[/red] of {len(found)} runs", markup=True)
+        if repair:
+            console.print(f"train them anew: atr study --profile {profile}", soft_wrap=True)
+        raise typer.Exit(1)
+    console.print(f"{len(found)} runs, none is damaged")
+
+
+def _needing(chosen: list, every: list) -> list:
+    """Of the other runs those that start from one of the chosen, or are mined by it."""
+
+    def config(run):
+        try:
+            return run.config
+        except (ValueError, OSError):
+            return None  # damaged, or by another version
+
+    gone = [found.identity() for run in chosen if (found := config(run))]
+    paths = {run.path for run in chosen}
+    known = [(run, config(run)) for run in every if run.path not in paths]
+    return [run for run, one in known if one and any(other.identity() in gone for other in one.needs().values())]
+
+
+@app.command("remove")
+def runs_remove(
+    addresses: Annotated[list[str] | None, typer.Argument(help="First digits of each.")] = None,
+    profile: ProfileOption = "demo",
+    stale: Annotated[bool, typer.Option("--stale", help="Remove all runs of older versions.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove runs from disk, after asking."""
+    from atr.encoders.checkpoints import listed
+    from atr.experiments.profiles import profile as profile_of
+    from atr.training import records
+
+    try:
+        chosen = [found_run(profile, address) for address in addresses or ()]
+        if stale:
+            chosen += [run for run in records.stored(profile_of(profile).runs) if run.status == "stale"]
+        chosen = list({run.path: run for run in chosen}.values())
+        if not chosen:
+            console.print("nothing to remove")
+            return
+    except ValueError as error:
+        raise fail(error) from error
+    if not yes:
+        needing = listed(run.address for run in _needing(chosen, records.stored(profile_of(profile).runs)))
+        also = f" Needed to train {needing}." if needing else ""
+        if not typer.confirm(f"Remove {harmless(', '.join(run.address for run in chosen))}?{also}"):
+            raise typer.Exit(1)
+    kept = 0
+    for run in chosen:
+        try:
+            run.remove()
+        except FileNotFoundError:
+            console.print(f"{run.path}: gone already", soft_wrap=True, markup=False, highlight=False)
+        except OSError as error:
+            kept += 1
+            fail(error)
+    console.print(f"removed {len(chosen) - kept}")
+    if kept:
+        raise typer.Exit(1)

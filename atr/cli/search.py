@@ -1,0 +1,316 @@
+"""`atr index` and `atr search`: the sounds of a folder, found by words."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atr.cli.console import SafeConsole, console, fail, printed
+
+if TYPE_CHECKING:
+    from atr.config import RunConfig
+    from atr.inference.embedder import Embedder
+
+RunOption = Annotated[str | None, typer.Option(help="First digits of a finished run's address: atr runs list.")]
+ProfileOption = Annotated[str, typer.Option(help="Profile that the run belongs to.")]
+ClapOption = Annotated[str | None, typer.Option(help="Instead: a CLAP model of transformers, its folder or name.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+PLAYERS = {
+    "ffplay": ["-nodisp", "-autoexit", "-loglevel", "error"],
+    "aplay": ["-q"],
+    "paplay": [],
+    "afplay": [],
+    "play": ["-q"],
+}
+SHOWN = 5  # problems, if not all are asked for
+
+
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder of sounds, with all folders in it.")],
+    run: RunOption = None,
+    profile: ProfileOption = "demo",
+    clap: ClapOption = None,
+    segment: Annotated[
+        float | None, typer.Option(help="Seconds that have one embedding: 10, or fewer where the model hears fewer.")
+    ] = None,
+    problems: Annotated[bool, typer.Option("--problems", help="List all files that cannot be used.")] = False,
+    device: DeviceOption = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Embed the sounds of a folder, so that atr search finds them by words.
+
+    Run it again when the folder has changed: only new and changed files are heard. Interrupt it whenever you like, the
+    same command continues where it stopped. Without --run or --clap it takes the demo's best single model, and trains
+    it the first time.
+    """
+    from atr.inference import search as searching
+    from atr.inference.folder import check
+    from atr.system import units
+
+    try:
+        _check(run, profile, clap, device)  # all of it before a model is trained
+        searching.check_segment(segment)
+        check(folder.expanduser())
+        record = _model(run, profile, clap, device, quiet)
+        embedder = _embedder(record, device, quiet)
+        if "trained_on" in record:
+            _say(_confession(record))
+        report = searching.Index(folder, embedder, segment, record).update(quiet)
+        if not report.usable:
+            first = report.problems.iloc[0]
+            raise ValueError(f"{folder}: none of its sounds can be used; {_plain(first['path'])}: {first['problem']}")
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+    except KeyboardInterrupt:
+        _say("Stopped. What is done is kept: the same command continues.", error=True)
+        raise typer.Exit(130) from None
+    _say(f"{_plain(folder)}: {report}")
+    for path, problem in report.problems[: None if problems else SHOWN].itertuples(index=False):
+        _say(f"  {_plain(path)}: {problem}")
+    if len(report.problems):
+        rest = "" if problems or len(report.problems) <= SHOWN else "; --problems lists all"
+        _say(f"{units.counted(len(report.problems), 'file')} cannot be used{rest}.")
+    _say(f'→ atr search "a dog barks" {shlex.quote(str(folder))}')
+
+
+def search(
+    query: Annotated[str, typer.Argument(help='What you look for, in quotes: "rain on a tin roof".')],
+    folder: Annotated[Path | None, typer.Argument(help="An indexed folder; the one that was indexed last.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Files to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+    play: Annotated[bool, typer.Option("--play", help="Play the best one.")] = False,
+    run: RunOption = None,
+    profile: ProfileOption = "demo",
+    clap: ClapOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find sounds of an indexed folder by words: the best files, each with the segment that fits best.
+
+    The score is a cosine: 1 at most, and to be compared within one search only. Without --run or --clap the model is
+    the one that the folder was indexed with.
+    """
+    from atr.inference import search as searching
+
+    try:
+        if not query.strip():
+            raise ValueError('empty query; describe a sound in a few words, such as "a dog barks"')
+        _check(run, profile, clap, device)
+        with _remarks():
+            kept = _indexes(folder, query)
+        record = kept[0]["model"]
+        if run or clap or not record:
+            record = _model(run, profile, clap, device, True)
+        embedder = _embedder(record, device, True)
+        fitting = [one for one in kept if one["fingerprint"] == embedder.fingerprint]
+        if not fitting:
+            raise ValueError(
+                f"{kept[0]['folder']}: indexed by {kept[0]['name']}, not by {embedder.name} as it is now; "
+                f"index it again with the same options: atr index {shlex.quote(kept[0]['folder'])}"
+            )
+        chosen = fitting[0]
+        with _remarks():
+            found = searching.Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
+        if found.empty:
+            raise ValueError(f"{chosen['folder']}: no sound in its index; atr index says why")
+        if "trained_on" in record:
+            _say(_reminder(record, query), error=True)
+        if not chosen["complete"]:
+            _say("Indexing was interrupted or goes on, so not all is searched: run atr index again.", error=True)
+        if not Path(chosen["folder"]).is_dir():
+            _say(f"{_plain(chosen['folder'])}: not here; where it lies now, run: atr index <folder>", error=True)
+        _show(found, chosen["folder"], as_json)
+        if play:
+            _play(*found.loc[0, ["path", "start", "end"]])
+    except (ValueError, OSError) as error:
+        raise fail(error) from error
+
+
+def default_config() -> "RunConfig":
+    """Of the model that is taken where none is named: notebook 06's residual CNN in profile demo, the first seed."""
+    from atr.experiments.profiles import profile
+
+    demo = profile("demo")
+    encoder = {"audio_encoder": demo.cnns[1]}
+    return demo.config(list(demo.corpora)[-1], "finetuned", "nt_xent", demo.seeds[0], demo.shares["random"], **encoder)
+
+
+def _check(run: str | None, profile: str, clap: str | None, device: str) -> None:
+    """ValueError: options that name no model, or that are unknown."""
+    from atr.encoders import clap as models
+    from atr.experiments.profiles import profile as profile_of
+    from atr.system.devices import resolve_device
+
+    if run is not None and clap is not None:
+        raise ValueError("--run and --clap: give one of them")
+    if "" in (run, clap):
+        raise ValueError("--run or --clap: empty; name a model, or leave it out")
+    profile_of(profile)
+    resolve_device(device)
+    if clap and (Path(clap).expanduser().exists() or Path(clap).suffix in models.FILES):
+        models.folder(clap)  # which says what it takes
+
+
+def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: bool) -> dict[str, Any]:
+    """What an index keeps of its model: `clap`, or `run`, its folder, with the `root` of its corpus; of the default
+    one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
+    """
+    from atr.cli.runs import found_run
+    from atr.experiments.profiles import profile as profile_of
+    from atr.system import places
+
+    if clap:
+        path, kept = Path(clap).expanduser().resolve(), (places.home() / "checkpoints").resolve()
+        if path.is_relative_to(kept):  # then its name is enough, also once ATR_HOME is elsewhere
+            return {"clap": str(path.relative_to(kept))}
+        return {"clap": str(path) if path.is_dir() else clap}
+    if run:
+        chosen, root = found_run(profile, run), profile_of(profile).root
+        return {"run": str(chosen.path.resolve()), "root": root and str(root.resolve())}
+    return _default(device, quiet)
+
+
+def _default(device: str, quiet: bool) -> dict[str, Any]:
+    """The record of the default model, which is trained if it is not in the store."""
+    from atr.experiments import executors, planning
+    from atr.experiments.profiles import profile
+    from atr.system import units
+    from atr.training import fit, identity
+
+    config, folder = default_config(), profile("demo").runs
+    corpus = identity.corpus_of(config)
+    try:
+        known, preparation = identity.locate(config, corpus, folder, fetch=False).finished, 0.0
+    except FileNotFoundError:
+        known, preparation = False, planning.preparation(config.corpus, executors.default_workers("cpu"))
+    if not known:
+        took = units.duration((planning.seconds(config) + preparation) * planning.speed())
+        _say(f"No model is named, so the demo's is trained first, once: about {took}. Interrupt it whenever you like.")
+    done = fit.fit(config, corpus, device=device, runs=folder, quiet=quiet)
+    kinds = sorted(corpus.events["event"].unique())
+    known_for = {"trained_on": kinds, "r10": done.metrics["t2a_r10"], "among": config.corpus["test"]}
+    return {"run": str(done.path.resolve()), "root": None, **known_for}
+
+
+def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
+    from atr.inference.embedder import Embedder
+    from atr.system import places
+    from atr.training import identity
+    from atr.training.records import Run
+
+    if "clap" in record:
+        return Embedder.clap(record["clap"], device=device)
+    path = Path(record["run"])
+    moved = places.results_home().joinpath(*path.parts[-3:])  # <profile>/runs/<address>
+    run = Run(path if path.is_dir() or not moved.is_dir() else moved)
+    if run.status != "finished":
+        raise ValueError(run.problem or f"{run.path}: {run.status} or gone; name another model, or index it again")
+    return Embedder(run, identity.corpus_of(run.config, record["root"]), device=device, quiet=quiet)
+
+
+def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
+    """The indexes that may be meant, the last one first; ValueError that names the command if there are none."""
+    from atr.inference import search as searching
+
+    kept = searching.described(folder)
+    if folder is None:
+        if not kept:
+            raise ValueError("no folder is indexed yet; run: atr index <folder>")
+        kept = [one for one in kept if one["folder"] == kept[0]["folder"]]
+    elif not kept and not folder.expanduser().exists():
+        raise ValueError(f'{folder}: no such folder; a query of several words needs quotes: "{query} {folder}"')
+    elif not kept:
+        raise ValueError(f"{folder}: not indexed yet; run: atr index {shlex.quote(str(folder))}")
+    current = [one for one in kept if one["version"] == searching.INDEX_VERSION]
+    if not current:
+        name = kept[0]["folder"]
+        raise ValueError(f"{name}: indexed by another version of atr; run: atr index {shlex.quote(name)}")
+    return current
+
+
+def _confession(record: dict[str, Any]) -> str:
+    kinds = record["trained_on"]
+    return (
+        "Model: the residual CNN of profile demo, small and trained on synthetic soundscapes alone. There it has the "
+        f"right one of {record['among']} among its first ten for {record['r10']:.0f} % of captions. It has never heard "
+        f"a recording, and knows {len(kinds)} kinds of sound: {', '.join(kinds)}. Of a CLAP model (--clap) or a run "
+        "trained on recordings (--run) expect more on real sound."
+    )
+
+
+def _reminder(record: dict[str, Any], query: str) -> str:
+    letters = [letter for letter in query if letter.isalpha()]
+    english = sum(letter.isascii() for letter in letters) >= len(letters) / 2
+    said = (
+        f"Model: the demo's, R@10 {record['r10']:.0f} % on synthetic soundscapes of {len(record['trained_on'])} kinds; "
+        "it has never heard a recording (--clap or --run name another)."
+    )
+    return said if english else f"{said} It was taught in English."
+
+
+def _show(found: Any, folder: str, as_json: bool) -> None:
+    from atr.system.units import clock
+
+    if as_json:
+        rows = found.round({"score": 4, "start": 3, "end": 3}).to_dict("records")
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    shown = found.assign(
+        score=found["score"].map("{:.2f}".format),
+        at=found["start"].map(clock) + " – " + (found["end"] + 0.9).map(clock),
+        file=[_plain(Path(path).relative_to(folder)) for path in found["path"]],
+    )
+    _say(_plain(f"{found.loc[0, 'query']}, in {folder}:"))
+    printed(shown[["score", "at", "file"]])
+
+
+def _play(path: str, start: float, end: float) -> None:
+    """The sound between two times, by the first player that is here; OSError if that is none."""
+    import soundfile
+
+    from atr.system.units import clock
+
+    player = next((name for name in PLAYERS if shutil.which(name)), None)
+    if player is None:
+        raise OSError(f"no player found ({', '.join(PLAYERS)}): install one, or open {path} at {clock(start)}")
+    with tempfile.TemporaryDirectory() as folder:
+        piece = Path(folder) / "piece.wav"
+        try:
+            with soundfile.SoundFile(path) as file:
+                file.seek(round(start * file.samplerate))
+                soundfile.write(piece, file.read(round((end - start) * file.samplerate)), file.samplerate)
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"{path}: changed since it was indexed ({error}); run atr index again") from error
+        _say(f"{player}: {path}, {clock(start)} – {clock(end)}", error=True)
+        done = subprocess.run([player, *PLAYERS[player], str(piece)], capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{player} failed: {done.stderr.strip() or done.returncode}; open {path} at {clock(start)}")
+
+
+@contextmanager
+def _remarks() -> Iterator[None]:
+    """Warnings as lines of their own."""
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for remark in remarks:
+                _say(_plain(remark.message), error=True)
+
+
+def _plain(name: object) -> str:
+    """A file's name that a terminal can show, whatever bytes it is made of."""
+    return "".join(letter if letter.isprintable() else "�" for letter in str(name))
+
+
+def _say(text: str, error: bool = False) -> None:
+    where = SafeConsole(stderr=True) if error else console
+    where.print(text, soft_wrap=True, markup=False, highlight=False)

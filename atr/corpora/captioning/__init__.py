@@ -1,0 +1,1 @@
+"""New captions of training clips, by rules or by a language model."""

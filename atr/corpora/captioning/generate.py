@@ -1,0 +1,307 @@
+"""New captions of a corpus's training clips from a language model: asked, recorded at once, and audited.
+
+The record (`atr.corpora.captioning.record`) is all the state there is: whatever stops a run, the next one asks
+only for what the record lacks.
+"""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from atr.corpora import files
+from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS, audit, parse, problems
+from atr.corpora.captioning.language_models import CaptioningError, Endpoint, Local, Model, Refused, Reply
+from atr.corpora.captioning.record import REFUSED, Answer, Record, read
+from atr.corpora.corpus import Corpus
+from atr.system.atomic import writing as storing
+from atr.system.hashes import content_key
+
+REFUSALS = 10  # so many requests refused in a row, without an answer between, end a run
+ALIKE = 10  # and so many first answers of which none has captions, all for the same reason
+
+
+def messages(captions: Sequence[str], keywords: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The request for a clip's new captions, in the chat format: rules, then captions and tags as JSON.
+
+    The rules are those of the thesis (section 3.7), in other words. All stands in one message of the user, since not
+    every model's template knows a system's.
+    """
+    given = json.dumps({"captions": list(captions), "tags": list(keywords)}, ensure_ascii=False, indent=1)
+    rules = f"""The JSON below holds the captions that people wrote of one sound recording, and the recording's tags.
+Write {CAPTIONS} new captions of the same recording, and keep to these rules:
+- Give exactly {CAPTIONS} captions, none of them longer than {MOST_WORDS} words.
+- Each means the same as the captions below, in a wording of its own.
+- No sound, source or event may come in that the captions do not have.
+- No numbers and no digits.
+- No names of people, places, brands or organisations.
+Answer with a JSON list of {CAPTIONS} strings and with nothing else."""
+    return [{"role": "user", "content": f"{rules}\n\n{given}"}]
+
+
+def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
+    """Keywords of those of the clips that a table has: columns file_name and keywords (between semicolons).
+
+    Clotho's metadata tables are such. A file is joined to its clip by name, with the suffix or without, and a split in
+    front of the clip's does not count. UTF-8 or Latin-1. Raises ValueError for another table, or if it has no clip.
+    """
+    sheet = files.frame(table, latin=True)
+    if missing := {"file_name", "keywords"} - set(sheet.columns):
+        raise ValueError(
+            f"{table}: no column {', '.join(sorted(missing))}; it has {files.shown(sheet.columns.tolist())}"
+        )
+    known = {}
+    for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):
+        known[Path(name).stem] = known[name] = [word.strip() for word in text.split(";") if word.strip()]
+    names = {clip: clip if clip in known else clip.rpartition("/")[2] for clip in clips}
+    meant, _ = files.join(names.values(), {name: name for name in known})
+    found = {clip: known[meant[name]] for clip, name in names.items() if name in meant}
+    if not found:
+        raise ValueError(f"{table}: has none of the {len(names)} clips among its files; is it of this corpus?")
+    return found
+
+
+@dataclass
+class Report:
+    """What a run did. asked, answered: requests of this run; refused ones are not answered. tokens: used by them.
+
+    clips: wanted. valid: of them with valid captions. missing: the others, by the reason. damaged: lines of the record
+    that cannot be read.
+    """
+
+    record: Path
+    clips: int = 0
+    asked: int = 0
+    answered: int = 0
+    tokens: int = 0
+    valid: int = 0
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    damaged: list[tuple[int, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.record}: {self.valid:,} of {self.clips:,} clips have valid captions",
+            f"asked {self.asked:,} times, {self.answered:,} answers, {self.tokens:,} tokens",
+        ]
+        for reason, clips in sorted(self.missing.items()):
+            shown = ", ".join(map(repr, clips[:3])) + (", …" if len(clips) > 3 else "")
+            lines.append(f"missing, {reason}: {len(clips):,} ({shown})")
+        if self.damaged:
+            lines.append(
+                f"{len(self.damaged)} damaged lines, left out: {', '.join(str(n) for n, _ in self.damaged[:9])}"
+            )
+        return "\n".join(lines)
+
+
+def generate(
+    source: Corpus | pd.DataFrame,
+    ask: Model,
+    record: Path,
+    *,
+    keywords: Mapping[str, Sequence[str]] | None = None,
+    concurrency: int = 4,
+    attempts: int = 3,
+    quiet: bool = False,
+) -> Report:
+    """Have new captions written for every clip, and record every answer, valid or not, as soon as it is there.
+
+    source: a corpus, of which the training split is meant, or a table with the columns clip and caption.
+    keywords: by clip; the kinds of its known events if None. concurrency: requests at a time. attempts: requests for a
+    clip before it is given up, those of earlier runs counted; refused ones and answers of reasoning alone are not.
+    A clip whose valid answer to the same request by the same model is in the record is not asked for again. One process
+    at a time writes a record, and a record holds one model's answers.
+
+    Raises CaptioningError when the model cannot be asked, or if its first answers all lack captions for one reason;
+    answers that were under way are recorded first. The same call later goes on from there, as it does after an
+    interruption of any kind.
+    """
+    if concurrency < 1 or attempts < 1:
+        raise ValueError(f"concurrency {concurrency}, attempts {attempts}: give 1 or more")
+    table = source.split("train").captions if isinstance(source, Corpus) else source
+    if keywords is None:
+        keywords = _kinds(source) if isinstance(source, Corpus) else {}
+    given = {str(clip): texts.tolist() for clip, texts in table.groupby("clip", sort=False)["caption"]}
+    requests = {clip: messages(texts, keywords.get(clip, ())) for clip, texts in given.items()}
+    keys = {clip: content_key(request, ask.model) for clip, request in requests.items()}
+    report = Report(record, clips=len(given))
+    with _writing(record) as (held, append):
+        if others := {answer.model for answer in held.answers} - {ask.model}:
+            raise CaptioningError(f"{record}: holds answers of {', '.join(sorted(others))}; name another record")
+        answers: dict[str, list[Answer]] = {clip: [] for clip in given}
+        for answer in held.answers:
+            if keys.get(answer.clip) == answer.key:
+                answers[answer.clip].append(answer)
+        stop, counting, refused_in_a_row = threading.Event(), threading.Lock(), 0
+        first: list[str] | None = []  # why the answers so far have no captions; None as soon as they differ
+
+        def work(clip: str) -> None:
+            try:
+                while not stop.is_set() and _state(answers[clip], attempts) == "" and once(clip):
+                    pass
+            except BaseException:
+                stop.set()  # before another clip is begun
+                raise
+
+        def once(clip: str) -> bool:
+            """Ask and record; false if asking again would bring the same: refused, or reasoning alone."""
+            nonlocal refused_in_a_row, first
+            refusal = ""
+            with counting:
+                report.asked += 1
+            try:
+                reply = ask(requests[clip])
+            except Refused as error:
+                refusal, reply = str(error), Reply(str(error), REFUSED, {})
+            number = 1 + sum(answer.counts for answer in answers[clip])
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            answer = Answer(clip, tuple(given[clip]), ask.model, keys[clip], number, *reply, now)
+            append(answer.line())
+            answers[clip].append(answer)
+            with counting:
+                report.answered += not refusal
+                report.tokens += reply.usage.get("total_tokens", 0)
+                refused_in_a_row = refused_in_a_row + 1 if refusal else 0
+                if refused_in_a_row >= REFUSALS:
+                    raise CaptioningError(refusal)
+                if not refusal and first is not None:
+                    first.append("" if answer.whole else _reason(answer))
+                    if len(set(first)) > 1 or first == [""]:
+                        first = None
+                    elif len(first) >= ALIKE:
+                        raise CaptioningError(f"{ask.model}: the first {ALIKE} answers fail alike, {first[0]}")
+            return answer.counts
+
+        wanted = [clip for clip in given if _state(answers[clip], attempts) == ""]
+        pool = ThreadPoolExecutor(concurrency)
+        try:
+            waiting = [pool.submit(work, clip) for clip in wanted]
+            bar = tqdm(as_completed(waiting), total=len(wanted), desc="captions", unit="clip", disable=quiet or None)
+            for finished in bar:
+                finished.result()
+        except CaptioningError as error:
+            failure: CaptioningError | None = error
+        else:
+            failure = None
+        finally:  # what is under way is paid for: it is waited for and recorded
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    for clip in given:
+        state = _state(answers[clip], attempts)
+        if state == "valid":
+            report.valid += 1
+        else:
+            reason = _reason(answers[clip][-1]) if answers[clip] else "not asked"
+            report.missing.setdefault(reason, []).append(clip)
+    report.damaged = held.damaged
+    if failure is not None:
+        done = f"{report.valid:,} of {report.clips:,} clips are done and kept in {record}"
+        raise CaptioningError(f"{failure}. {done}; the same command goes on from there") from failure
+    return report
+
+
+def _state(answers: Sequence[Answer], attempts: int) -> str:
+    """Of a clip with these answers: "valid", "given up", or "" if it is still to be asked for."""
+    if any(not answer.problems for answer in answers):
+        return "valid"
+    return "given up" if sum(answer.counts for answer in answers) >= attempts else ""
+
+
+def _reason(answer: Answer) -> str:
+    return answer.problems[0].partition(":")[0]
+
+
+def _kinds(corpus: Corpus) -> dict[str, list[str]]:
+    events = corpus.events.groupby("clip")["event"]
+    return {str(clip): sorted(set(names)) for clip, names in events}
+
+
+@contextmanager
+def _writing(record: Path):
+    """The record as it is, its end mended, and a function that appends a line; no other process can do so meanwhile."""
+    lock = FileLock(record.with_name(f".{record.name}.lock"), timeout=0)
+    try:
+        with storing(record):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except Timeout:
+        raise CaptioningError(
+            f"{record}: another process is writing to it; wait for it or name another record"
+        ) from None
+    try:
+        with storing(record):
+            _mend(record)
+            file = open(record, "ab", buffering=0)
+        with file:
+            yield read(record), _appender(file)
+    finally:
+        lock.release()
+
+
+def _appender(file: Any) -> Callable[[bytes], None]:
+    writing = threading.Lock()
+
+    def append(line: bytes) -> None:
+        """On disk when it returns; a line that cannot be written whole is taken back."""
+        with writing:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                with storing(Path(file.name)):
+                    if file.write(line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), size)
+                raise
+
+    return append
+
+
+def _mend(record: Path) -> None:
+    """End a last line that a crash left without its end: what is not whole goes to `<record>.damaged`."""
+    content = record.read_bytes() if record.exists() else b""
+    whole, fragment = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+    if not fragment:
+        return
+    with open(record, "r+b") as file:
+        try:
+            json.loads(fragment)
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        except ValueError:
+            with open(record.with_name(f"{record.name}.damaged"), "ab") as aside:
+                aside.write(fragment + b"\n")
+                aside.flush()
+                os.fsync(aside.fileno())
+            file.truncate(len(whole))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+__all__ = [
+    "CaptioningError",
+    "Endpoint",
+    "Local",
+    "Model",
+    "Record",
+    "Refused",
+    "Reply",
+    "Report",
+    "audit",
+    "generate",
+    "keywords_of",
+    "messages",
+    "parse",
+    "problems",
+]

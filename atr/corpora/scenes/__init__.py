@@ -1,0 +1,1 @@
+"""Scenes mixed from events: synthesised, or from a folder of labelled clips."""

@@ -1,0 +1,1 @@
+"""Audio networks and their frontends."""

@@ -1,0 +1,104 @@
+"""What audio encoders take: waveforms as 16-bit integers, or spectrograms, computed once."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from atr.corpora.audio import MAX_PEAK, resample
+from atr.corpora.corpus import Corpus
+from atr.encoders import registry
+from atr.encoders.audio.compact import Compact
+from atr.encoders.registry import AudioEncoder
+from atr.system import devices, hashes, packed, store
+from atr.system.devices import ahead
+from atr.system.hashes import content_key
+from atr.system.packed import Packed, open_packed, pack
+from atr.system.store import cached
+
+AUDIO_BATCH = 16  # clips that an audio encoder takes at a time outside of training
+
+
+def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: float | None = None) -> Packed:
+    """The encoder's frontend over the clips of a one-split corpus: rows (frames, bands) float32, computed once."""
+    split = corpus.clips["split"].iloc[0]
+
+    def build(folder: Path) -> None:
+        sounds = waveforms(corpus, encoder.sample_rate, quiet, seconds)
+
+        def rows():
+            for start in tqdm(range(0, len(sounds), 16), desc=f"{corpus.name} {split}: log-mel", disable=quiet):
+                batch, lengths = sounds.batch(np.arange(start, min(start + 16, len(sounds))))
+                features = encoder.frontend(batch.float() / 32767, lengths).transpose(1, 2).numpy()
+                for row, length in zip(features, encoder.feature_lengths(lengths).tolist(), strict=True):
+                    yield row[:length]
+
+        with torch.no_grad(), devices.threads(os.cpu_count() or 1):
+            packed.pack(folder, rows())
+
+    cut = [seconds] if seconds else []
+    key = hashes.content_key(corpus.audio_fingerprint(split), encoder.logmel.description, WAVEFORM_VERSION, *cut)
+    return packed.open_packed(store.cached("logmel", key, build))
+
+
+def audio_input(corpus: Corpus, name: str, quiet: bool = False, seconds: float | None = None) -> Packed:
+    """What training feeds the encoder `name`: log-mels, or waveforms where the frontend runs beside the network."""
+    facts = registry.facts(name)
+    if facts.cached:
+        return log_mels(corpus, registry.build(name), quiet, seconds)
+    return waveforms(corpus, facts.sample_rate, quiet, seconds)
+
+
+def encode(encoder: AudioEncoder, batch: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Frames and mask of a batch of rows of `audio_input`: int16 waveforms (B, samples), or log-mels
+    (B, frames, bands); lengths None: all as long as the batch.
+    """
+    if batch.dtype == torch.int16:
+        return encoder(batch.float() / 32767, lengths)
+    return encoder.encode(batch.transpose(1, 2), lengths)
+
+
+WAVEFORM_VERSION = 1
+SHORTEST = 0.1  # seconds of a packed waveform
+
+
+def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: float | None = None) -> Packed:
+    """16-bit waveforms of the clips of a one-split corpus, in order, decoded and resampled once.
+
+    Rows are (samples,) int16; divide by 32767 for the range -1 to 1. seconds: keep only the beginning of each clip, cut
+    before it is resampled; None keeps all. Raises AudioError, or what else the corpus's reader raises.
+    """
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
+    clips = corpus.clips["clip"].tolist()
+    split = corpus.clips["split"].iloc[0]
+
+    def decode(clip: str) -> np.ndarray:
+        waveform, rate = corpus.read(clip)
+        if seconds is not None:
+            waveform = waveform[: max(1, round(seconds * rate))]
+        return quantised(waveform, rate, sample_rate)
+
+    def build(folder: Path) -> None:
+        title = f"{corpus.name} {split}: audio"
+        pack(folder, tqdm(ahead(decode, clips), total=len(clips), desc=title, unit="clip", disable=quiet))
+
+    beginning = [] if seconds is None else [float(seconds)]
+    key = content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION, *beginning)
+    return open_packed(cached("waveforms", key, build))
+
+
+def quantised(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """A waveform (samples,) in the range -1 to 1 at `rate` Hz as `waveforms` keeps it: int16 at `sample_rate`.
+
+    Below SHORTEST it is padded with zeros: every encoder has a window, and pools. ValueError: no such range.
+    """
+    peak = np.abs(waveform).max(initial=0.0) if waveform.dtype.kind == "f" else np.inf
+    if not peak <= MAX_PEAK:
+        held = f"samples up to {peak:,.0f}" if waveform.dtype.kind == "f" else f"a waveform of {waveform.dtype}"
+        raise ValueError(f"{held}, where 1 is full scale; give floats in the range -1 to 1")
+    samples = np.round(np.clip(resample(waveform, rate, sample_rate), -1, 1) * 32767).astype(np.int16)
+    return np.pad(samples, (0, max(0, round(SHORTEST * sample_rate) - len(samples))))

@@ -1,0 +1,123 @@
+"""Audio and text encoders by name."""
+
+import inspect
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from atr import register
+from atr.encoders import checkpoints
+from atr.encoders.audio import atst, compact, panns, passt  # noqa: F401  # which register theirs
+from atr.encoders.pooling import mean
+from atr.register import AUDIO_ENCODERS
+
+
+class AudioEncoder(Protocol):
+    """What every audio encoder offers; each is an nn.Module.
+
+    With `lengths`, in evaluation mode, a clip's frames depend neither on what else is in its batch nor on what lies
+    behind its end. Without, every clip is as long as the tensor.
+    """
+
+    sample_rate: int  # Hz
+    dim: int  # width of frames and of the pooled embedding
+    cached: bool  # training reads cached features of the frontend, not waveforms
+    head_hidden: int  # hidden width of the audio head, in units of the shared dimension (Mei et al. 2022)
+    dropped: tuple[str, ...]  # how names of official tensors begin that this encoder has no use for
+
+    @staticmethod
+    def official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of an official checkpoint file under this encoder's names."""
+        ...
+
+    def frontend(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, samples), lengths (B,) in samples → (B, bands, frames), as the official model sees it."""
+        ...
+
+    def feature_lengths(self, samples: Tensor) -> Tensor:
+        """Frames that the frontend makes of clips of `samples` samples."""
+        ...
+
+    def encode(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, bands, frames), lengths (B,) in frames → frames (B, T, dim), mask (B, T) bool."""
+        ...
+
+    def __call__(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, samples), lengths (B,) in samples → frames (B, T, dim), mask (B, T) bool."""
+        ...
+
+    def pool(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, dim), (B, T) → (B, dim)."""
+        ...
+
+
+def build(
+    name: str,
+    weights: str | Path | None = None,
+    augment: str | None = None,
+    dropout: float | None = None,
+    pooling: str = "max_mean",
+) -> Any:
+    """An audio encoder by name.
+
+    weights  None leaves it random; "pretrained" fetches its published checkpoint; a path: an official checkpoint file
+             or a .safetensors file
+    augment  "specaugment" (PANNs, compact), "patchout" (PaSST), None
+    dropout  None: the encoder's published values
+    pooling  see `RunConfig`
+
+    The compact encoders have no published weights: `atr.encoders.pretraining.weights` makes theirs.
+    Raises ValueError for an unknown name, for what an encoder does not offer, and for weights that are missing
+    tensors or hold others.
+    """
+    if name not in AUDIO_ENCODERS:
+        known = ", ".join(AUDIO_ENCODERS)
+        raise ValueError(
+            f"audio_encoder: unknown {name!r}; known: {known}; one of your own: first atr.extend(<its file>)"
+        )
+    options = {}
+    if pooling not in ("max_mean", "mean"):
+        if "frequency" not in inspect.signature(AUDIO_ENCODERS[name]).parameters:
+            raise ValueError(f"pooling: {pooling!r} is a way of the PANNs; {name} knows 'max_mean' and 'mean'")
+        options["frequency"] = pooling.removeprefix("frequency_")
+    if weights == "pretrained":
+        if name not in checkpoints.REGISTRY:
+            raise ValueError(
+                f"{name}: has no published weights; atr.encoders.pretraining.weights(corpus, {name!r}) pre-trains it "
+                "on a corpus's sound events and returns the file to pass"
+            )
+        weights = checkpoints.fetch(name)
+    # A published network of 70 million numbers is not drawn at random only to be overwritten.
+    with torch.device("meta") if weights is not None and name in checkpoints.REGISTRY else nullcontext():
+        encoder = AUDIO_ENCODERS[name](augment=augment, dropout=dropout, **options)
+    if weights is not None:
+        checkpoints.load(encoder, Path(weights))
+    if pooling == "mean":
+        encoder.pool = mean
+    return encoder
+
+
+class Facts(NamedTuple):
+    """What is known of an encoder without its weights; fields as in `AudioEncoder`."""
+
+    sample_rate: int
+    dim: int
+    cached: bool
+    head_hidden: int
+
+
+def facts(name: str) -> Facts:
+    """The facts of an encoder by name."""
+    return _facts(name, register.code("encoder", name))
+
+
+@cache
+def _facts(name: str, code: str | None) -> Facts:
+    """code: the hash of a file of one's own, which may change."""
+    with torch.device("meta"):
+        encoder = build(name)
+    return Facts(*(getattr(encoder, field) for field in Facts._fields))

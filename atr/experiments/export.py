@@ -1,0 +1,60 @@
+"""A table of runs: one row per run, one column per field of its config and per metric."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from atr.system import atomic
+from atr.training.records import Run
+
+
+def flat(run: Run) -> dict[str, Any]:
+    """A finished run in one row: address, fields of the config, metrics, and where it was made.
+
+    Names are joined by a dot (`config.loss.name`, `test.t2a_r10`); lists, and the configs of runs that it needs, are
+    JSON.
+    """
+    config = run.config.to_dict()
+    kept = ("seconds", "device", "platform", "threads", "commit", "versions")
+    parts: dict[str, Mapping[str, Any]] = {
+        "": {"address": run.address},
+        "config.": {name: _json(value) if name in run.config.needs() else value for name, value in config.items()},
+        "test.": run.metrics,
+        "validation.": run.validation,
+        "run.": {"best_epoch": run.best_epoch} | {name: run.environment.get(name) for name in kept},
+    }
+    return {prefix + name: value for prefix, part in parts.items() for name, value in _leaves(part).items()}
+
+
+def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": leaf for inner, leaf in _leaves(value).items()}
+        else:
+            found[name] = _json(value) if isinstance(value, list) else value
+    return found
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def export(runs: Iterable[Run], target: Path) -> None:
+    """Write finished runs as a table, a row a run (`flat`), as CSV or Parquet by the file's ending.
+
+    ValueError: another ending.
+    """
+    if target.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{target}: ends neither in .csv nor in .parquet; name the file so")
+    table = pd.DataFrame([flat(run) for run in runs])
+
+    if target.suffix == ".csv":
+        atomic.write_csv(table, target)
+    else:
+        import fastparquet
+
+        atomic.write_atomic(target, lambda path: fastparquet.write(str(path), table))

@@ -1,0 +1,179 @@
+"""Many configs: skip what is finished, continue what was cut off, run several side by side, survive what fails."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.experiments import executors
+from atr.experiments.executors import Task
+from atr.experiments.planning import seconds
+from atr.experiments.profiles import profile as profile_of
+from atr.system import devices, hashes
+from atr.training import fit, identity, records, tracking
+from atr.training.preparation import prepare
+from atr.training.records import RecordError, Run, said
+
+
+@dataclass
+class Runs:
+    """What `run_all` brings back: a run for each config, None where it failed, and the failures' reasons."""
+
+    configs: list[RunConfig]
+    runs: list[Run | None]
+    failures: dict[int, str] = field(default_factory=dict)
+
+    def __iter__(self):
+        """Pairs (config, run) of those that finished."""
+        return iter([(c, run) for c, run in zip(self.configs, self.runs, strict=True) if run is not None])
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def raise_failures(self) -> None:
+        if self.failures:
+            lines = [f"{describe(self.configs[place])}: {reason}" for place, reason in self.failures.items()]
+            raise RuntimeError(f"{len(lines)} of {len(self)} runs failed:\n" + "\n".join(lines))
+
+
+def load_run(address: str, profile: str = "demo") -> Run:
+    """A finished run of a profile by the first digits of its address, as `atr runs list` shows them.
+
+    ValueError: no such run, or several; RecordError: its files are damaged. FileNotFoundError: it is not finished, or
+    by another version.
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2), runs=atr.profile("demo").runs)
+    >>> load_run(run.address[:8]) == run
+    True
+    """
+    run = records.find(address, profile_of(profile).runs)
+    status = run.status
+    if status == "damaged":
+        raise RecordError(run.problem)
+    if status == "newer":
+        raise FileNotFoundError(f"{run.path}: made by a newer version of atr; load it with that one")
+    if status != "finished":
+        raise FileNotFoundError(f"{run.path}: {status}; run its study again: atr study --profile {profile}")
+    return run
+
+
+def describe(config: RunConfig) -> str:
+    """A config in a few words."""
+    encoder = f" {config.audio_encoder}" if config.audio_encoder != RunConfig.audio_encoder else ""
+    penalty = f" α {config.penalty['alpha']:g}" if config.penalty else ""
+    stages = f" in {len(config.stages)} stages" if config.stages else ""
+    mined = f" {config.mining} batches" if config.mining else ""
+    source = f" from {config.needs()['start'].corpus['name']}" if config.start else ""
+    held = f" but {config.corpus['hold_out']} clips" if "hold_out" in config.corpus else ""
+    use = {"both": " with {}", "synthetic": " by {}"}[config.corpus.get("use", "both")]
+    held += use.format(config.corpus["synthetic"]) if "synthetic" in config.corpus else ""
+    pooling = " text-aware" if config.text_aware else ""
+    return (
+        f"{config.loss['name']}{penalty}{encoder}{pooling} {config.training}{stages}{mined} D{config.embedding_dim} "
+        f"B{config.batch_size} lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}{held}{source}"
+    )
+
+
+def run_all(
+    configs: Sequence[RunConfig],
+    *,
+    root: str | Path | None = None,
+    device: str = "auto",
+    runs: Path | None = None,
+    workers: int | None = None,
+    executor: str = "local",
+    track: Sequence[str] | str | None = None,
+    on_run: Callable[[RunConfig, Run], Any] | None = None,
+    quiet: bool = False,
+) -> Runs:
+    """Fit every config, each in a process of its own, `workers` at a time; equal configs are run once.
+
+    root      folder of the corpora that lie in one
+    executor  "local", or "ray": over a cluster, see `executors.Ray`
+    track     "tensorboard" or "wandb", as in `atr.fit`
+    on_run    called in this process as each run is at hand, finished ones first
+    A run that fails, even one whose process is killed, does not touch the others: see `Runs.failures`.
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> grid = [atr.RunConfig(corpus=soundscapes, epochs=2, seed=seed) for seed in (0, 1)]
+    >>> outcome = run_all(grid, quiet=True)
+    >>> [(config.seed, run.status) for config, run in outcome]
+    [(0, 'finished'), (1, 'finished')]
+    """
+    executors.known(executor)
+    # A cluster may have a GPU where this machine has none.
+    here = devices.resolve_device("auto" if executor == "ray" and device == "cuda" else device)
+    trackers = tracking.chosen(track)
+    outcome = Runs(list(configs), [None] * len(configs))
+    corpora: dict[str, Corpus] = {}
+    tasks: dict[str, Task] = {}  # by the run's address
+
+    def settle(task: Task, reason: str) -> None:
+        run = Run(task.run.path)
+        done = fit.at_hand(run, task.config)
+        for place in task.places:
+            if done:
+                outcome.runs[place] = run
+                if on_run is not None:
+                    on_run(outcome.configs[place], run)
+            else:
+                outcome.failures[place] = _where(run, reason or run.problem or f"{run.path}: {run.status}")
+            bar.update()
+
+    with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar:
+        for place, config in enumerate(configs):
+            try:
+                key = hashes.content_key(dict(config.corpus))
+                if key not in corpora:
+                    corpora[key] = identity.corpus_of(config, root)
+                run = identity.locate(config, corpora[key], runs, quiet, root=root)
+                if run.address not in tasks:
+                    needed = identity.needed(config, corpora[key], root).values()
+                    needs = {identity.locate(*one, runs, quiet, root=root).address for one in needed}
+                    tasks[run.address] = Task(config, corpora[key], run, [], needs)
+                tasks[run.address].places.append(place)
+            except Exception as error:
+                outcome.failures[place] = said(error)
+                bar.update()
+        todo = []
+        for task in tasks.values():
+            if fit.at_hand(task.run, task.config):
+                settle(task, "")
+            else:
+                todo.append(task)
+        if not todo:
+            return outcome
+        with closing(executors.EXECUTORS[executor](device, workers, runs)) as cluster:
+            ready = []
+            for task in todo:
+                try:  # once, here, on all cores or the GPU
+                    on = cluster.device if cluster.device == here else "cpu"
+                    prepare(task.config, task.corpus, quiet=quiet, device=on)
+                    ready.append(task)
+                except Exception as error:
+                    settle(task, said(error))
+            if here == "cuda":
+                torch.cuda.empty_cache()  # what preparing took is the runs' now
+            options = {"root": root, "device": cluster.device, "runs": runs, "track": trackers}
+            ordered = sorted(reversed(ready), key=_order)
+            for task, reason in executors.side_by_side(ordered, cluster, options):
+                settle(task, reason)
+    return outcome
+
+
+def _order(task: Task) -> tuple:
+    """The released recipe first, heads before encoders, the shortest first, so that a table soon has rows."""
+    return task.config.recipe != "released", task.config.training in ("finetuned", "scratch"), seconds(task.config)
+
+
+def _where(run: Run, reason: str) -> str:
+    """Why a run failed, and where its traceback lies, if the disk had room for it."""
+    error = run.path / "error.txt"
+    return f"{reason} (see {error})" if error.is_file() and error.stat().st_size else reason

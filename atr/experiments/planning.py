@@ -1,0 +1,422 @@
+"""What a grid costs before it runs: steps, disk, memory and hours, from a short measurement on the device at hand."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.corpora.files import PUBLISHED
+from atr.encoders import pooling, pretraining, registry, text
+from atr.encoders.audio.vit import SegmentEncoder
+from atr.system import devices, hashes
+from atr.system.units import duration, gigabytes
+from atr.training import model
+from atr.training.trainer import PRECISIONS
+
+TOKENS = 16  # of a caption, special ones included
+# Text encoders that can be planned for before they are downloaded: architecture, and what differs from its defaults.
+ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
+    "bert-base-uncased": ("bert", {}),
+    "roberta-base": ("roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}),
+    "roberta-large": (
+        "roberta",
+        {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+        | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Clips and captions by split, and the mean and the greatest length of a clip in seconds, 0 where unknown."""
+
+    clips: dict[str, int]
+    captions: dict[str, int]
+    seconds: float
+    longest: float = 0.0
+
+
+def size(config: RunConfig, corpus: Corpus | None) -> Size:
+    """Of a corpus at hand, else what is published of it, else what its options say."""
+    if corpus is not None:
+        split_of = corpus.clips.set_index("clip")["split"]
+        counts = corpus.clips["split"].value_counts(), corpus.captions["clip"].map(split_of).value_counts()
+        clips, captions = ({str(split): int(number) for split, number in count.items()} for count in counts)
+        durations = corpus.clips["duration"]
+        return Size(clips, captions, float(durations.mean()), float(durations.max()))
+    options = dict(config.corpus)
+    synthetic, use = options.pop("synthetic", None), options.pop("use", "both")
+    if synthetic is not None:
+        plain = size(config.replace(corpus=options), None)
+        new = 5 * plain.clips["train"]
+        train = new + plain.captions["train"] if use == "both" else new
+        return replace(plain, captions={**plain.captions, "train": train})
+    held = options.pop("hold_out", None)
+    if held is not None:
+        whole = size(config.replace(corpus=options), None)
+        each = sum(whole.captions.values()) / sum(whole.clips.values())
+        clips = {"train": sum(whole.clips.values()) - held, "validation": int(held)}
+        return replace(whole, clips=clips, captions={split: round(each * n) for split, n in clips.items()})
+    if options["name"] in PUBLISHED:
+        return Size(**PUBLISHED[options["name"]])
+    clips = {split: options.get(split, 1200) for split in ("train", "validation", "test")}
+    seconds = options.get("duration", 10.0)
+    return Size(clips, {split: 5 * number for split, number in clips.items()}, seconds, seconds)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run. steps, seconds; bytes: memory of the device, disk when done, and more disk while unfinished."""
+
+    steps: int
+    seconds: float
+    memory: float
+    disk: float
+    state: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a training step, fixed and for each pair; of embedding a clip and a caption; bytes of activations a
+    pair, of the network's, its trained and its kept parameters, and of the kept ones' copy on the device; for clips of
+    `seconds`.
+    """
+
+    fixed: float
+    pair: float
+    clip: float
+    caption: float
+    activations: float
+    parameters: float
+    trained: float
+    kept: float
+    held: float
+    seconds: float
+
+    def at(self, seconds: float) -> "Measured":
+        """For clips of another length: what sound costs grows with it. Frozen features have none (0 seconds)."""
+        if not self.seconds:
+            return self
+        longer = seconds / self.seconds
+        share = self.clip / (self.clip + self.caption)  # of a pair that is sound
+        grown = longer * share + 1 - share
+        return replace(
+            self,
+            pair=self.pair * grown,
+            clip=self.clip * longer,
+            activations=self.activations * grown,
+            seconds=seconds,
+        )
+
+
+def signature(config: RunConfig) -> tuple:
+    """Configs that agree in it cost the same for a pair."""
+    return (
+        config.audio_encoder,
+        config.text_encoder,
+        config.training,
+        config.text_layers,
+        config.embedding_dim,
+        config.head,
+        tuple(sorted(config.text_aware.items())) if config.text_aware else None,
+        config.precision,
+    )
+
+
+def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
+    """What a run needs, from a measurement of its signature and the size of its corpus.
+
+    A batch is about as long as the longest clips; evaluation puts clips of like length together. A stage whose encoder
+    is fixed counts as if it were trained, so such runs are faster than this; mining is not counted, nor is the scoring
+    of all pairs by text-aware pooling.
+    """
+    limit = config.max_seconds or math.inf
+    measured, batched = measured.at(min(data.seconds, limit)), measured.at(min(data.longest or data.seconds, limit))
+    parts = config.parts()
+    epochs = sum(part.epochs for part in parts)
+
+    def steps_an_epoch(part: RunConfig) -> int:
+        pairs = data.captions["train"] if part.sampler == "all_captions" else data.clips["train"]
+        return max(1, -(-pairs // part.batch_size) if part.mining else pairs // part.batch_size)
+
+    def embedded(split: str) -> float:
+        return data.clips.get(split, 0) * measured.clip + data.captions.get(split, 0) * measured.caption
+
+    step = batched.fixed + config.batch_size * batched.pair
+    steps = sum(part.epochs * steps_an_epoch(part) for part in parts)
+    seconds = steps * step + epochs * embedded("validation") + len(parts) * embedded("test")
+    memory = batched.parameters + 3 * batched.trained + batched.held + config.batch_size * batched.activations
+    embeddings = 4 * config.embedding_dim * (data.clips.get("test", 0) + data.captions.get("test", 0))
+    return Cost(
+        steps, seconds, memory, measured.kept + embeddings, 4 * measured.kept + 4 * measured.trained
+    )  # a new state is written beside the old one
+
+
+def measure(config: RunConfig, device: str) -> Measured:
+    """Time a few steps of a config's networks, with random weights, on random sound and words.
+
+    On a CPU with one thread, as runs have, on a few short clips; on a GPU on clips of 10 s.
+    """
+    with torch.random.fork_rng(), devices.threads(1):
+        torch.manual_seed(0)
+        network, audio, spoken = shell(config)
+        network.to(device)
+        heard = network.audio_encoder is not None
+        small = device == "cpu" and heard
+        probe = 2.0 if small and not isinstance(network.audio_encoder, SegmentEncoder) else 10.0
+        counts = (2, 4) if small else (8, 32)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, fused=True)
+        kind = PRECISIONS[config.precision]
+        half = torch.autocast(device, torch.bfloat16, enabled=kind != "32-true")
+        saved: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in owned:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        def step(pairs: int) -> None:
+            saved.clear()
+            with half, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                one, two = network(audio(pairs, probe, device), spoken(pairs, device))
+                loss = network.similarity(one.float(), two.float()).T.logsumexp(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        @torch.no_grad()
+        def embed(which: int) -> None:
+            pairs = (audio(counts[0], probe, device), None), (None, spoken(counts[0], device))
+            with half:
+                network(*pairs[which])
+
+        owned = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+        network.train()
+        few, many = (_timed(lambda n=n: step(n), device) for n in counts)  # type: ignore[misc]
+        pair = max(many - few, 0.0) / (counts[1] - counts[0])
+        fixed = max(few - counts[0] * pair, 0.0)
+        network.eval()
+        clip, caption = (_timed(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
+    kept = sum(tensor.nbytes for tensor in network.kept().values())
+    whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
+    sizes = sum(saved.values()) / counts[1], float(whole), float(changed), float(kept)
+    held = float(kept) if device == "cpu" else 0.0  # the best epoch's copy lies on the CPU
+    return Measured(fixed, pair, clip, caption, *sizes, held, seconds=probe if heard else 0.0)
+
+
+def _timed(work: Callable[[], Any], device: str) -> float:
+    """Seconds of `work` once it is warm: the faster of two runs, or one if it is slow."""
+    times: list[float] = []
+    while len(times) < 2 or len(times) == 2 and times[1] < 1:
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def shell(
+    config: RunConfig, text_sizes: Mapping[str, int] | None = None
+) -> tuple[model.DualEncoder, Callable[..., Any], Callable[..., Any]]:
+    """A config's networks with random weights, and makers of random batches for them: sound(clips, seconds, device) and
+    words(captions, device). text_sizes: fields of the text encoder's architecture to change.
+    """
+    frozen = config.training == "frozen"
+    language, width = _language(config, text_sizes)
+    audio = registry.build(config.audio_encoder, augment=config.augment, dropout=config.audio_dropout)
+    if config.training == "frozen_released":
+        audio.requires_grad_(False)
+        language.requires_grad_(False)
+    dim = config.embedding_dim
+    network = model.DualEncoder(
+        None if frozen else audio,
+        None if frozen else language,
+        audio.dim,
+        width,
+        dim,
+        audio.head_hidden,
+        heads=config.head,
+        text_aware=pooling.TextAwarePooling(dim, **config.text_aware) if config.text_aware else None,
+    )
+
+    def sound(clips: int, seconds: float, device: str) -> tuple[Tensor, Tensor | None]:
+        if frozen:
+            return torch.randn(clips, audio.dim, device=device), None
+        samples = torch.full((clips,), int(seconds * audio.sample_rate), device=device)
+        waveform = torch.randint(-9999, 9999, (clips, int(samples[0])), dtype=torch.int16, device=device)
+        if not audio.cached:
+            return waveform, samples
+        frames = audio.feature_lengths(samples)
+        return torch.randn(clips, int(frames[0]), 64, device=device), frames
+
+    def words(captions: int, device: str) -> tuple[Tensor, Tensor | None]:
+        if frozen:
+            return torch.randn(captions, width, device=device), None
+        lengths = torch.full((captions,), TOKENS, device=device)
+        if config.text_layers is not None and config.training != "frozen_released":
+            return torch.randn(captions, TOKENS, width, device=device), lengths
+        return torch.randint(5, 1000, (captions, TOKENS), device=device), lengths
+
+    return network, sound, words
+
+
+class _Language(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        kind = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        return self.network(**{kind: inputs}).last_hidden_state[:, 0]
+
+
+def _language(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tuple[nn.Module, int]:
+    """A text encoder of a config's architecture with random weights, and its width; no download."""
+    from transformers import AutoConfig, AutoModel
+
+    known = ARCHITECTURES.get(config.text_encoder.rpartition("/")[2])
+    if known is not None:
+        architecture = AutoConfig.for_model(known[0], **known[1] | dict(sizes or {}))
+    else:
+        architecture = AutoConfig.from_pretrained(text.folder(config.text_encoder, fetch=False), local_files_only=True)
+    if config.text_layers is not None and config.training != "frozen_released":
+        architecture.num_hidden_layers = config.text_layers
+    network = AutoModel.from_config(architecture)
+    network.pooler = None
+    return _Language(network), architecture.hidden_size
+
+
+def summary(
+    plan: pd.DataFrame, corpora: dict[str, Corpus | None], device: str, side_by_side: int, cluster: str = ""
+) -> tuple[pd.DataFrame, str]:
+    """What the runs of a plan need: a row for each group of like runs, and the sum in words.
+
+    plan: as `study.plan` makes it; corpora: by the content key of their options, None where absent. Columns: runs,
+    finished, steps of a run, memory of a run, disk of all when done, time of those not finished, one after another;
+    `.attrs["seconds"]` is the sum of that.
+    cluster: in words, where the runs are not for this machine alone.
+    """
+    measured: dict[tuple, Measured] = {}
+    sizes: dict[str, Size] = {}
+    rows, audio = [], {}
+    state = 0.0
+    for notebooks, finished, config in zip(plan["notebooks"], plan["finished"], plan["config"], strict=True):
+        if config.training == "external":
+            continue  # nothing is trained
+        key = hashes.content_key(dict(config.corpus))
+        if key not in sizes:
+            sizes[key] = size(config, corpora.get(key))
+        data, kind = sizes[key], signature(config)
+        if kind not in measured:
+            measured[kind] = measure(config, device)
+        needs = cost(config, measured[kind], data)
+        state = max(state, 0.0 if finished else needs.state)
+        rate = registry.facts(config.audio_encoder).sample_rate
+        seconds = min(data.seconds, config.max_seconds or data.seconds)
+        audio[key, rate] = 2.0 * rate * seconds * sum(data.clips.values())
+        rows.append(
+            {
+                "notebooks": notebooks,
+                "corpus": config.corpus["name"],
+                "recipe": config.recipe,
+                "training": config.training,
+                "batch": config.batch_size,
+                "epochs": sum(part.epochs for part in config.parts()),
+                "runs": 1,
+                "finished": int(finished),
+                "steps": needs.steps,
+                "memory": needs.memory,
+                "disk": needs.disk,
+                "time": 0.0 if finished else needs.seconds,
+            }
+        )
+    by = ["notebooks", "corpus", "recipe", "training", "batch", "epochs"]
+    how = {"runs": "sum", "finished": "sum", "steps": "max", "memory": "max", "disk": "sum", "time": "sum"}
+    groups = pd.DataFrame(rows).groupby(by, sort=False).agg(how).reset_index()
+    total, kept = groups["time"].sum() / side_by_side, groups["disk"].sum()
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{side_by_side} runs side by side on the CPU"
+    where = f"{cluster}, {side_by_side} runs at a time" if cluster else f"this machine ({where})"
+    needed = duration(total) if total else "nothing"
+    words = (
+        f"About {needed} in sum on {where}, by a few measured steps; decoding and frozen features, made "
+        f"once, on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
+        f"way, and {gigabytes(sum(audio.values()))} of packed audio."
+    )
+    groups.attrs["seconds"] = float(groups["time"].sum())
+    groups["time"] = [duration(seconds) if seconds else "" for seconds in groups["time"]]
+    groups[["memory", "disk"]] = groups[["memory", "disk"]].map(gigabytes)
+    return groups, words
+
+
+def head_parameters(config: RunConfig) -> int:
+    """Parameters of both heads of a config's model."""
+    network = shell(config)[0]
+    return sum(p.numel() for head in (network.audio_head, network.text_head) for p in head.parameters())
+
+
+def queries_a_second(dim: int, clips: int, queries: int = 50, top: int = 10) -> float:
+    """Exact searches for the `top` of so many clips, a query at a time, on one thread of the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randn(clips, dim, generator=generator)
+    with devices.threads(1):
+
+        def search() -> None:
+            for row in range(queries):
+                (index @ index[row]).topk(top)
+
+        return queries / _timed(search, "cpu")
+
+
+# Seconds a run takes on one core of the machine that the estimate was made on, and a yardstick to scale them by.
+YARDSTICK_SECONDS = 0.1
+PAIR_SECONDS = {"external": 0.0, "frozen": 5e-5, "frozen_released": 2e-2, "finetuned": 8e-3, "scratch": 8e-3}
+STEP_SECONDS = 1e-3
+HEAD_SECONDS = 4e-8  # of a step, for each of the embedding dimension's square: the heads' parameters
+
+
+def pairs(config: RunConfig) -> int:
+    """(clip, caption) pairs that a run visits in its stages; a corpus of unknown size counts as 1,200 clips."""
+    clips = training_clips(config.corpus)
+    return sum(part.epochs * clips * (5 if part.sampler == "all_captions" else 1) for part in config.parts())
+
+
+def training_clips(corpus: Mapping[str, Any]) -> int:
+    """How many a corpus trains on, by its options."""
+    train = corpus.get("train", 1200)
+    if "hold_out" in corpus:
+        return train + corpus.get("validation", 200) + corpus.get("test", 500) - corpus["hold_out"]
+    return train
+
+
+def seconds(config: RunConfig) -> float:
+    """Rough seconds of a run on one core, before scaling by `speed`."""
+    visits = pairs(config)
+    step = STEP_SECONDS + HEAD_SECONDS * config.embedding_dim**2
+    return 1 + visits * PAIR_SECONDS[config.training] + visits / config.batch_size * step
+
+
+def preparation(corpus: Mapping[str, Any], cores: int) -> float:
+    """Rough seconds to decode a corpus, pre-train its encoder and encode its captions, before scaling by `speed`."""
+    clips = corpus.get("train", 1200) + corpus.get("validation", 200) + corpus.get("test", 500)
+    return clips * (0.03 / cores + 5 * 2 * 3e-3) + training_clips(corpus) * 0.0022 * pretraining.EPOCHS
+
+
+def speed() -> float:
+    """How many times slower one core is here than where the constants above were measured."""
+    weight, batch = torch.randn(512, 512), torch.randn(512, 512)
+    with devices.threads(1):
+        batch @ weight
+        started = time.perf_counter()
+        for _ in range(50):
+            batch @ weight
+        return (time.perf_counter() - started) / YARDSTICK_SECONDS

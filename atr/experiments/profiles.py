@@ -1,0 +1,322 @@
+"""What each profile fixes: the one table behind `profile=` in every notebook."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from atr.config import RunConfig
+from atr.experiments.recipes import (
+    MEI2022,
+    PAPER_RATES,
+    RECIPES,
+    SIGMOID_RATE,
+    SMALL_BASE,
+    SMALL_EPOCHS,
+    SMALL_RATES,
+    SMALL_SCHEDULES,
+    SMALL_THESIS,
+    THESIS_RECIPES,
+)
+from atr.system import places
+
+QUICK_NETWORK = {"examples": 2_000, "epochs": 2}  # a voxel network that tests can wait for
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile: data, encoders and sizes; nothing else differs between profiles.
+
+    corpora   name shown in tables → `RunConfig.corpus`
+    base      fields of every RunConfig; `epochs` and `rates` by kind of training, `batch_sizes` by corpus
+    recipes   the recipe of the tables first, further ones beside it: fields of their RunConfigs, and under "frozen" how
+              frozen rows are trained
+    seeds     default seeds; `published`: our runs are the published experiment, so differences may be computed
+    """
+
+    name: str
+    corpora: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    epochs: Mapping[str, int]
+    rates: Mapping[str, Mapping[str, float]]
+    schedules: Mapping[str, str] = field(default_factory=lambda: {"frozen": "step", "finetuned": "step"})
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": {"frozen": "frozen"}})
+    base: Mapping[str, Any] = field(default_factory=dict)
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: tuple[int, ...] = (32, 128)  # batch sizes compared in notebook 02
+    dims: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # embedding dimensions compared in notebook 03
+    compared_dims: tuple[int, int] = (256, 512)  # of them fine-tuned; the first is also that of notebook 04
+    many_seeds: tuple[int, ...] = tuple(range(10))  # where runs are cheap
+    voxel_network: Mapping[str, Any] = field(default_factory=dict)  # fields of `atr.losses.voxels.VoxelRecipe`
+    reference_sets: int = 4  # of each kind that a reading of notebook 04 is averaged over
+    reference_draws: int | None = None  # of dimensions for each of them; None: as many as `readings.values` takes
+    stage_epochs: tuple[int, int, int] = (1, 1, 3)  # of the three stages of notebook 05
+    # Shares of the full rates, notebooks 05 and 06, by batches: chosen on validation data of demo (seed 0).
+    shares: Mapping[str, float] = field(default_factory=lambda: {"random": 0.5, "mined": 0.25})
+    mined_sizes: tuple[int, ...] = (16, 32, 64)  # batch sizes of notebook 05, its own among them
+    cnns: tuple[str, str] = ("compact", "compact_resnet")  # in notebook 06 for CNN14 and ResNet38
+    members: tuple[int, ...] = tuple(range(5))  # seeds of an ensemble
+    submitted: tuple[int, ...] = (0, 1)  # seeds of an ensemble that is submitted
+    source: Mapping[str, Any] = field(default_factory=dict)  # corpus that transfer starts on
+    submission: Mapping[str, Any] = field(default_factory=dict)  # corpus that a challenge's systems are trained on
+    thesis_recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": SMALL_THESIS})
+    audio_shares: tuple[float, ...] = (0.04, 0.2, 1.0, 5.0)  # of the audio encoder's rate, notebook 08; two published
+    # Of the heads' rate, for text-aware pooling: the best of 1, 0.3 and 0.1 on validation data of demo (seed 0).
+    pooling_share: float = 0.1
+    sigmoid_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256)  # batch sizes of notebook 07
+    notebooks: tuple[str, ...] = ()  # that the profile serves; all if none are named
+    needs_clips: bool = False
+    needs_captions: bool = False
+    published: bool = False
+
+    @property
+    def results(self) -> Path:
+        """`results/<profile>/`: tables, figures, executed notebooks and runs."""
+        return places.results_home() / self.name
+
+    @property
+    def runs(self) -> Path:
+        return self.results / "runs"
+
+    @property
+    def root(self) -> Path | None:
+        """Folder of labelled clips where the profile needs one: ATR_CLIPS, else ESC-50 if `atr data esc50` has it."""
+        if not self.needs_clips:
+            return None
+        return self._given(
+            "ATR_CLIPS",
+            "esc50",
+            "needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); pass it: make study "
+            f"PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: atr data esc50",
+        )
+
+    @property
+    def captions(self) -> Path | None:
+        """Table of real captions where the profile needs one: ATR_CAPTIONS, else what `atr data phi4` brought."""
+        if not self.needs_captions:
+            return None
+        from atr.corpora.catalogue import PHI4
+
+        place = self._given(
+            "ATR_CAPTIONS",
+            "phi4",
+            "needs Clotho's captions and phi-4's, as Tymofieiev 2025 published them; fetch them: atr data phi4, or "
+            f"pass the table: make study PROFILE={self.name} CAPTIONS=<file>, or set ATR_CAPTIONS",
+        )
+        return place / PHI4.name if place.is_dir() else place
+
+    def _given(self, variable: str, name: str, otherwise: str) -> Path:
+        """What an environment variable names, else where the data set `name` lies; ValueError with the mend."""
+        if given := places.place(variable, file=variable == "ATR_CAPTIONS"):
+            if not given.exists():
+                raise ValueError(f"{variable}: {given}: no such file or folder; {otherwise}")
+            return given
+        from atr.corpora import catalogue
+
+        try:
+            return catalogue.folder(name)
+        except FileNotFoundError:
+            raise ValueError(f"profile {self.name}: {otherwise}") from None
+
+    def name_of(self, config: RunConfig) -> str:
+        """The name under which tables show a config's corpus."""
+        return next((name for name, corpus in self.corpora.items() if corpus == config.corpus), config.corpus["name"])
+
+    def config(
+        self,
+        corpus: str,
+        training: str,
+        loss: str,
+        seed: int,
+        rate: float = 1.0,
+        recipe: str | None = None,
+        **changes: Any,
+    ) -> RunConfig:
+        """A run on one of the profile's corpora; `rate` scales every learning rate of the kind of training; `recipe`
+        is one of the profile's, the first if None.
+        """
+        by_recipe = dict(self.recipes[recipe or next(iter(self.recipes))])
+        frozen = by_recipe.pop("frozen")
+        kind = "finetuned" if training == "scratch" else training  # everything is trained in both
+        rates = {group: value * rate for group, value in self.rates[kind].items()}
+        epochs = self.epochs[kind]
+        fields = {
+            "corpus": self.corpora[corpus],
+            "training": frozen if training == "frozen" else training,
+            "loss": {"name": loss},
+            "learning_rates": rates,
+            "epochs": epochs,
+            "schedule": self.schedules[kind],
+            "step_epochs": max(1, round(0.4 * epochs)),  # as 20 of 50 in Mei et al. 2022
+            "batch_size": self.batch_sizes.get(corpus, 32),
+            "seed": seed,
+        }
+        return RunConfig(**{**fields, **self.base, **by_recipe, **changes})
+
+    def thesis(
+        self,
+        seed: int,
+        encoder: str = "ATST",
+        loss: str = "nt_xent",
+        training: str = "finetuned",
+        audio_share: float = 1.0,
+        text_aware: bool = False,
+        pooling_share: float | None = None,
+        recipe: str | None = None,
+        **changes: Any,
+    ) -> RunConfig:
+        """A run by a recipe of Tymofieiev 2025, on the last of the profile's corpora.
+
+        encoder is "PaSST" or "ATST", or what stands for it; its learning rate is `audio_share` times the recipe's, that
+        of text-aware pooling `pooling_share` times the heads' (None: the profile's).
+        """
+        fields = dict(self.thesis_recipes[recipe or next(iter(self.thesis_recipes))])
+        encoders = {name: fields.pop(name) for name in ("PaSST", "ATST")}
+        pooling = fields.pop("text_aware")
+        usual = {group: rate * self.shares["random"] for group, rate in self.rates["finetuned"].items()}
+        rates: dict[str, Any] = dict(fields.pop("learning_rates", usual))
+        if training == "frozen":
+            rates = dict(self.rates["frozen"])
+        else:
+            rates["audio"] = float(f"{rates.get('audio', rates['heads']) * audio_share:.6g}")  # 4e-06, to the digit
+        parameters = {"temperature": 0.05, "same_clip": "positive"} if loss == "nt_xent" else {}
+        rates |= {"loss": SIGMOID_RATE} if loss == "sigmoid" else {}
+        fields |= {"loss": {"name": loss, **parameters}, "learning_rates": rates, **encoders[encoder]}
+        if text_aware:
+            share = self.pooling_share if pooling_share is None else pooling_share
+            rates["pooling"] = float(f"{rates['heads'] * share:.6g}")
+            fields["text_aware"] = pooling
+        run = self.config(list(self.corpora)[-1], training, loss, seed)
+        return run.replace(**fields | {"training": training} | changes)
+
+    def longer(self, corpus: str, training: str, loss: str, seed: int, factor: int = 2) -> RunConfig:
+        """The same run for `factor` times the epochs, its schedule stretched."""
+        short = self.config(corpus, training, loss, seed)
+        return short.replace(epochs=factor * short.epochs, step_epochs=factor * short.step_epochs)
+
+    @property
+    def compared_sizes(self) -> tuple[int, int]:
+        """The two batch sizes that Mei et al. 2022, table 2, compare: 32 and 128, or the profile's ends."""
+        return (32, 128) if {32, 128} <= set(self.sizes) else (self.sizes[0], self.sizes[-1])
+
+
+# Half of the embedded ones.
+OTHER_EVENTS = "bees bell clapping clock crickets dripping engine fire footsteps frog telephone wind".split()
+
+
+def scenes(train: int, validation: int, test: int, name: str = "soundscapes") -> dict[str, Any]:
+    return {"name": name, "train": train, "validation": validation, "test": test}
+
+
+PROFILES = {
+    "smoke": Profile(
+        "smoke",
+        corpora={"soundscapes": {**scenes(48, 12, 24), "duration": 4.0}},
+        seeds=(0, 1),
+        epochs={"frozen": 3, "finetuned": 1},
+        rates=SMALL_RATES,
+        base={"embedding_dim": 64},
+        batch_sizes={"soundscapes": 16},
+        sizes=(16, 32),
+        dims=(8, 128, 512),
+        compared_dims=(64, 128),
+        many_seeds=(0, 1),
+        voxel_network=QUICK_NETWORK,
+        reference_sets=2,
+        reference_draws=10,
+        stage_epochs=(1, 1, 1),
+        mined_sizes=(8, 16),
+        members=(0, 1),
+        source={**scenes(48, 12, 24), "duration": 4.0, "seed": 1, "events": OTHER_EVENTS},
+        submission={**scenes(48, 12, 0), "duration": 4.0, "hold_out": 8},
+        audio_shares=(0.2, 1.0),
+        sigmoid_sizes=(8, 16),
+    ),
+    "demo": Profile(
+        "demo",
+        corpora={"soundscapes": scenes(1000, 200, 500)},
+        seeds=(0, 1, 2),
+        epochs=SMALL_EPOCHS,
+        rates=SMALL_RATES,
+        schedules=SMALL_SCHEDULES,
+        base=SMALL_BASE,
+        sizes=(16, 32, 128, 512),
+        source={**scenes(1000, 200, 300), "seed": 1, "events": OTHER_EVENTS},
+        submission={**scenes(1000, 200, 0), "hold_out": 100},
+    ),
+    "esc10": Profile(
+        "esc10",
+        # Ten classes tell fewer descriptions apart than the soundscapes do, so there are fewer scenes to choose from.
+        corpora={"scenes of clips": scenes(1000, 200, 300, "clipfolder")},
+        seeds=(0, 1, 2),
+        epochs=SMALL_EPOCHS,
+        rates=SMALL_RATES,
+        schedules=SMALL_SCHEDULES,
+        base=SMALL_BASE,
+        sizes=(16, 32, 128, 512),
+        source=scenes(1000, 200, 500),
+        submission={**scenes(1000, 200, 0, "clipfolder"), "hold_out": 100},
+        needs_clips=True,
+    ),
+    "paper": Profile(
+        "paper",
+        corpora={"AudioCaps": {"name": "audiocaps"}, "Clotho": {"name": "clotho"}},
+        seeds=(0, 1, 2),
+        epochs={"frozen": 50, "finetuned": 50},
+        rates=PAPER_RATES,
+        base=MEI2022,
+        recipes=RECIPES,
+        thesis_recipes=THESIS_RECIPES,
+        pooling_share=1.0,
+        batch_sizes={"AudioCaps": 32, "Clotho": 24},
+        compared_dims=(512, 1024),
+        stage_epochs=(50, 50, 50),
+        shares={"random": 1.0, "mined": 1.0},
+        cnns=("cnn14_mei2022", "resnet38"),
+        source={"name": "audiocaps"},
+        submission={"name": "clotho", "hold_out": 100},
+        submitted=tuple(range(5)),
+        published=True,
+    ),
+}
+# Real captions by people and by a language model, without their sounds: nothing is trained.
+PROFILES["captions"] = Profile("captions", {}, (0, 1, 2), {}, {}, notebooks=("10", "11"), needs_captions=True)
+# Every `paper` grid with two steps a run and the smallest PANNs, over files of the true layout that tests make.
+PROFILES["miniature"] = replace(
+    PROFILES["paper"],
+    name="miniature",
+    base=MEI2022 | {"audio_weights": "miniature", "audio_encoder": "cnn6"},
+    cnns=("cnn6", "cnn10"),
+    seeds=(0,),
+    epochs={"frozen": 1, "finetuned": 1},
+    batch_sizes={"AudioCaps": 4, "Clotho": 4},
+    sizes=(4, 8),
+    dims=(128, 512),
+    many_seeds=(0,),
+    voxel_network=QUICK_NETWORK,
+    reference_sets=2,
+    reference_draws=10,
+    stage_epochs=(1, 1, 1),
+    mined_sizes=(4, 8),
+    members=(0, 1),
+    submission={"name": "clotho", "hold_out": 2},
+    submitted=(0,),
+    thesis_recipes={
+        name: {**recipe, "PaSST": {}, "ATST": {}, "batch_size": 4, "epochs": 1}
+        for name, recipe in THESIS_RECIPES.items()
+    },
+    audio_shares=(0.2, 1.0),
+    sigmoid_sizes=(4, 8),
+)
+
+
+def profile(name: str) -> Profile:
+    """A profile by its name. ValueError: there is none.
+
+    >>> demo = profile("demo")
+    >>> demo.seeds, list(demo.corpora)
+    ((0, 1, 2), ['soundscapes'])
+    """
+    if name not in PROFILES:
+        raise ValueError(f"profile: unknown {name!r}; known: {', '.join(PROFILES)}")
+    return PROFILES[name]

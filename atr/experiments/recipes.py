@@ -1,0 +1,84 @@
+"""What the papers train with: rates, epochs, schedules."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Full learning rates, chosen for NT-Xent on validation data (seed 0); each notebook compares them with half of them.
+SMALL_RATES = {"frozen": {"heads": 1e-3}, "finetuned": {"heads": 2e-3, "audio": 1e-3, "text": 3e-4}}
+SMALL_EPOCHS = {"frozen": 20, "finetuned": 5}
+SMALL_SCHEDULES = {"frozen": "step", "finetuned": "cosine"}  # five epochs leave a step schedule no time to settle
+SMALL_BASE = {"text_dropout": 0.0}  # MiniLM's top layers train a quarter faster without, over five epochs
+PAPER_RATES = {"frozen": {"heads": 1e-4}, "finetuned": {"heads": 1e-4}}
+# Mei et al. 2022: see `RunConfig` for the fields. What the released code does, which made the published numbers, and
+# what the text says: no dropout, clipping or augmentation of its own, and frozen encoders taken as frozen.
+MEI2022 = {
+    "audio_encoder": "resnet38",
+    "text_encoder": "bert-base-uncased",
+    "text_pooling": "first",
+    "text_layers": None,
+    "embedding_dim": 1024,
+    "sampler": "all_captions",
+    "step_epochs": 20,
+    "max_seconds": 30.0,
+}
+RECIPES: dict[str, Mapping[str, Any]] = {
+    "released": {"padding": "released", "audio_dropout": 0.2, "text_dropout": 0.2, "frozen": "frozen_released"},
+    "paper": {
+        "recipe": "paper",
+        "pooling": "frequency_mean_max",
+        "augment": None,
+        "clip_norm": None,
+        "select_by": "recall_sum",
+        "frozen": "frozen",
+    },
+}
+
+
+# Tymofieiev 2025: its released commands, which made the published numbers, and its text. `PaSST` and `ATST` hold what a
+# run with that audio encoder has of its own, `text_aware` what one with text-aware pooling has.
+SIGMOID_RATE = 0.1
+TYMOFIEIEV2025 = {
+    "text_encoder": "roberta-large",
+    "text_dropout": 0.2,
+    "caption_style": "tymofieiev2025",
+    "head": "linear",
+    "pooling": "max_mean",
+    "padding": "masked",
+    "audio_dropout": None,
+    "augment": None,
+    "drop_last": False,
+    "optimizer": "adamw",
+    "learning_rates": {"heads": 2e-5},
+    "schedule": "cosine",
+    "warmup_epochs": 1.0,
+    "floor_rate": 1e-7,
+    "clip_norm": None,
+    "batch_size": 16,
+    "epochs": 20,
+    "precision": "bf16",
+    "ATST": {"audio_encoder": "atst_frame"},
+}
+THESIS_RECIPES: dict[str, Mapping[str, Any]] = {
+    "released": TYMOFIEIEV2025
+    | {
+        "recipe": "released",
+        "cosine_epochs": 15.0,
+        "select_by": "last",
+        "PaSST": {"audio_encoder": "passt_s_stride16", "augment": "patchout"},
+        "text_aware": {"projection_dim": 2048, "dropout": 0.1},
+    },
+    "paper": TYMOFIEIEV2025
+    | {
+        "recipe": "paper",
+        "select_by": "t2a_map10",
+        "PaSST": {"audio_encoder": "passt_s"},
+        "text_aware": {"projection_dim": 2048, "dropout": 0.05},
+    },
+}
+SMALL_THESIS = {
+    "head": "linear",
+    "select_by": "t2a_map10",
+    "PaSST": {},
+    "ATST": {},
+    "text_aware": {"projection_dim": 512, "dropout": 0.05},
+}

@@ -1,0 +1,283 @@
+"""Run the numbered notebooks headless, say beforehand what they will do and how long it takes."""
+
+import ast
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus, CorpusError
+from atr.experiments import executors, planning
+from atr.experiments.grid import describe
+from atr.experiments.profiles import Profile
+from atr.experiments.profiles import profile as profile_of
+from atr.system import atomic, hashes, places
+from atr.training import distributed, fit, identity
+
+NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
+TIMED = "12"  # measures the machine: nothing may run beside it
+THREADED = ("OMP", "MKL", "OPENBLAS", "NUMBA")
+LITTLE = 300  # seconds of training below which notebooks run side by side, as they then are mostly imports and figures
+
+
+class StudyError(RuntimeError):
+    """A notebook did not run to its end."""
+
+
+def notebooks(numbers: Sequence[str] = (), profile: Profile | None = None) -> list[Path]:
+    """Paths of the numbered notebooks, all that the profile serves, or those whose number is listed: "01", "1", or the
+    whole name.
+    """
+    folder = places.PROJECT / "notebooks"
+    known = {path.stem[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    names = {path.stem: path for path in known.values()}
+    chosen = []
+    served = profile.notebooks if profile else ()
+    for number in numbers or served or known:
+        path = names.get(number) or known.get(str(number).zfill(2))
+        if path is None:
+            raise StudyError(f"no notebook {number!r} in {folder}; known: {', '.join(names)}")
+        if profile and served and path.stem[:2] not in served:
+            raise StudyError(f"{path.stem}: profile {profile.name} serves notebooks {', '.join(served)} only")
+        chosen.append(path)
+    return chosen
+
+
+def grid(notebook: Path, parameters: dict[str, Any]) -> list[RunConfig]:
+    """The configs of a notebook: its cells tagged "parameters" and "grid", run here; they define `grid`."""
+    space: dict[str, Any] = {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        tags = cell.metadata.get("tags", [])
+        if "parameters" in tags or "grid" in tags:
+            exec(compile(cell.source, str(notebook), "exec"), space)
+        if "parameters" in tags:
+            space.update(parameters)
+    if "grid" not in space:
+        raise StudyError(f"{notebook}: no cell tagged 'grid' that defines `grid`")
+    return list(space["grid"])
+
+
+def plan(
+    paths: Sequence[Path],
+    profile: str,
+    seeds: Sequence[int] | None = None,
+    corpora: dict[str, Corpus | None] | None = None,
+    strict: bool = False,
+) -> pd.DataFrame:
+    """A row a distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core.
+
+    Trains and fetches nothing. `corpora` is filled with those of the runs, by the content key of their options, None
+    for one that is not at hand. strict: CorpusError for one that is there and has problems.
+    """
+    chosen = profile_of(profile)
+    corpora = {} if corpora is None else corpora
+    rows: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        for config in grid(path, {"profile": profile, "seeds": list(seeds) if seeds else None}):
+            key = json.dumps(config.to_dict(), sort_keys=True)
+            if key not in rows:
+                name = hashes.content_key(dict(config.corpus))
+                if name not in corpora:
+                    corpora[name] = _corpus(config, chosen, strict)
+                rows[key] = {
+                    "notebooks": "",
+                    "run": describe(config),
+                    "epochs": sum(part.epochs for part in config.parts()),
+                    "finished": _finished(config, corpora[name], chosen),
+                    "seconds": planning.seconds(config),
+                    "config": config,
+                }
+            if path.stem[:2] not in rows[key]["notebooks"].split():
+                rows[key]["notebooks"] = f"{rows[key]['notebooks']} {path.stem[:2]}".strip()
+    columns = ["notebooks", "run", "epochs", "finished", "seconds", "config"]
+    return pd.DataFrame(list(rows.values()), columns=columns).astype({"finished": bool})
+
+
+def _corpus(config: RunConfig, profile: Profile, strict: bool) -> Corpus | None:
+    """The corpus of a config, None if it cannot be had: a plan needs no data."""
+    try:
+        return identity.corpus_of(config, profile.root)
+    except (ValueError, OSError) as error:
+        if strict and isinstance(error, CorpusError):
+            raise
+        return None
+
+
+def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> bool:
+    """Whether a run is in the store, without making or fetching the weights that it would start from."""
+    if corpus is None or not profile.runs.is_dir():
+        return False
+    try:
+        run = identity.locate(config, corpus, profile.runs, fetch=False, root=profile.root)
+        return fit.at_hand(run, config)
+    except (ValueError, OSError):
+        return False
+
+
+def estimate(table: pd.DataFrame, cores: int, slots: int | None = None) -> float:
+    """Seconds that the runs of a plan take on CPUs like this one: so many side by side, one a core if not given, after
+    the preparation of unseen corpora here.
+    """
+    todo = table[~table["finished"]] if len(table) else table
+    seconds = float(todo["seconds"].sum()) / (slots or cores)
+    if len(todo):
+        started = {json.dumps(config.to_dict()["corpus"]) for config in table.loc[table["finished"], "config"]}
+        corpora = {json.dumps(config.to_dict()["corpus"]): config.corpus for config in todo["config"]}
+        seconds += sum(planning.preparation(corpus, cores) for key, corpus in corpora.items() if key not in started)
+    return seconds * planning.speed()
+
+
+def execute_all(
+    paths: Sequence[Path],
+    profile: str,
+    parameters: dict[str, Any],
+    jobs: int = 1,
+    quiet: bool = False,
+    on_done: Callable[[Path], Any] | None = None,
+) -> None:
+    """Run notebooks, `jobs` at a time, in processes of their own if several; runs that two of them need are made once.
+    The one that measures the machine comes last, by itself.
+
+    on_done: called with each executed copy. The first failure is raised when those under way have ended; further
+    notebooks are not begun.
+    """
+    timed = [path for path in paths if path.stem[:2] == TIMED]
+    paths = [path for path in paths if path not in timed]
+    if jobs > 1 and len(paths) > 1:
+        _side_by_side(paths, profile, parameters, jobs, on_done)
+        paths = []
+    for path in (*paths, *timed):
+        done = execute(path, profile, parameters, quiet)
+        if on_done is not None:
+            on_done(done)
+
+
+def _side_by_side(
+    paths: Sequence[Path], profile: str, parameters: dict[str, Any], jobs: int, on_done: Callable[[Path], Any] | None
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, executors.default_workers("cpu") // jobs)
+    with ProcessPoolExecutor(jobs, context, _share_cores, (threads,)) as pool:
+        # The first and the second need the same preparation and the same runs: rather the first beside the last.
+        waiting = [pool.submit(execute, path, profile, parameters, True) for path in (paths[0], *paths[:0:-1])]
+        try:
+            for finished in as_completed(waiting):
+                done = finished.result()
+                if on_done is not None:
+                    on_done(done)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _share_cores(threads: int) -> None:
+    """Have this process and its kernels compute on so many threads: more than there are cores wait for one another."""
+    distributed.end_with_parent()
+    for library in THREADED:
+        os.environ.setdefault(f"{library}_NUM_THREADS", str(threads))
+
+
+class OwnKernel(AsyncKernelManager):
+    """Starts this interpreter with this package, whatever kernels are installed under the name of the notebook's."""
+
+    environment: dict[str, str] = {}
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", env=self.environment)
+
+
+def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = False) -> Path:
+    """Run one notebook through papermill into `results/<profile>/notebooks/`; returns the executed copy.
+
+    A failure keeps what was executed as `<name>.failed.ipynb`; the last good copy stays.
+    """
+    import papermill
+
+    folder = profile_of(profile).results / "notebooks"
+    target, partial = folder / path.name, folder / f"{path.stem}.failed.ipynb"
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    found = [str(places.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"PYTHONPATH": os.pathsep.join(found), "ATR_NOTEBOOK": code(nbformat.read(path, as_version=4))}
+    try:
+        with atomic.writing(target):
+            folder.mkdir(parents=True, exist_ok=True)
+            papermill.execute_notebook(
+                path,
+                partial,
+                parameters={"profile": profile, **parameters},
+                kernel_name="python3",
+                language="python",
+                kernel_manager_class=type("Kernel", (OwnKernel,), {"environment": own}),
+                progress_bar=not quiet and sys.stderr.isatty(),
+                cwd=str(path.parent),
+                # it logs the interrupt that its own shutdown sends; what a cell raises comes back as its output
+                extra_arguments=["--log-level=CRITICAL"],
+            )
+    except papermill.exceptions.PapermillExecutionError as error:
+        raise StudyError(f"{path.name}: {error.ename}: {error.evalue}\nexecuted so far: {partial}") from error
+    notebook = nbformat.read(partial, as_version=4)
+    notebook.metadata.pop("papermill", None)  # where the files lay, which is nobody's business in a committed copy
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+    with atomic.writing(target):
+        nbformat.write(notebook, partial)
+        os.replace(partial, target)
+    return target
+
+
+def commit_reference(profile: str) -> Path:
+    """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`."""
+    chosen = profile_of(profile)
+    source = chosen.results
+    target = places.results_home() / "reference" / profile
+    parts = ("tables", "figures", "notebooks")
+    needed = [path.name for path in notebooks((), chosen) if path.stem[:2] != TIMED]
+    missing = [name for name in needed if not (source / "notebooks" / name).is_file()]
+    if missing:
+        raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile}")
+
+    def fill(fresh: Path) -> None:
+        for part in parts:
+            shutil.copytree(source / part, fresh / part, ignore=shutil.ignore_patterns("*.failed.ipynb", ".*"))
+
+    atomic.replace_folder(target, fill)
+    return target
+
+
+def executed(path: Path) -> nbformat.NotebookNode | None:
+    """The executed copy of a notebook, None where there is none; ValueError if it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}); delete it and run the notebook") from error
+
+
+def parameters(copy: nbformat.NotebookNode | None) -> dict[str, Any]:
+    """What a notebook was executed with."""
+    injected = [cell.source for cell in copy.cells if "injected-parameters" in _tags(cell)] if copy else []
+    given = ast.parse("\n".join(injected)).body
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in given}  # type: ignore[attr-defined]
+
+
+def code(notebook: nbformat.NotebookNode) -> str:
+    """A hash of a notebook's code, whatever it is executed with."""
+    own = [cell for cell in notebook.cells if cell.cell_type == "code" and "injected-parameters" not in _tags(cell)]
+    return hashes.content_key([cell.source for cell in own])
+
+
+def _tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])

@@ -1,0 +1,167 @@
+"""Embeddings of sounds and sentences that belong to no corpus, by a finished run or by CLAP as published."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from atr.config import RunConfig
+from atr.corpora import audio
+from atr.corpora.corpus import Corpus
+from atr.encoders import clap, inputs, registry, text
+from atr.encoders.clap import CLAP_VERSION, Clap
+from atr.system import devices, hashes
+from atr.system.packed import Packed
+from atr.training import evaluation, identity, model, preparation, trainer
+from atr.training.evaluation import SIDES
+from atr.training.identity import Inputs, Prepared
+from atr.training.records import Run
+
+Sound = str | os.PathLike[str] | np.ndarray
+
+
+def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tuple[RunConfig, Prepared]:
+    """A finished run's config with its audio encoder's weights named by their file, and the weights that it started
+    from.
+
+    corpus: the one that the run was trained on, by default as its config names it; one that lies in a folder has to be
+    given. An encoder pre-trained on it is found, or made again, by it.
+
+    FileNotFoundError: the run is not finished. ValueError: its weights are no longer the same.
+    """
+    if not os.path.lexists(run.path / "metrics.json"):
+        raise FileNotFoundError(f"{run.path}: not finished; atr.fit(run.config) continues it")
+    config = run.config.replace(penalty=None)  # training's alone; it would have to be fetched
+    start = identity.weights(config, corpus or identity.corpus_of(config), quiet)
+    recorded = run.environment.get("weights", {})
+    for part, fingerprint in start.fingerprints.items():
+        if fingerprint != recorded.get(part):
+            kind = f"other {part} weights than are" if part in SIDES else f"another code of {part} than is"
+            raise ValueError(
+                f"{run.path / 'environment.json'}: trained from {kind} here; restore what it was, or train anew"
+            )
+    if start.audio_weights is not None:  # "pretrained" would mean: on the corpus at hand
+        config = config.replace(audio_weights=str(start.audio_weights))
+    return config, start
+
+
+class Embedder:
+    """The model of a finished run's selected epoch, in evaluation mode.
+
+    sample_rate: in Hz, of the sounds it hears; seconds: of the longest that it hears whole, None for any; of a longer
+    one a run hears the beginning, CLAP parts drawn from the sound itself; name: of the run or model;
+    text_aware: whether sounds have an embedding a frame (`DualEncoder`).
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
+    >>> embedder = Embedder(run)
+    >>> sounds = embedder.sounds([0.1 * np.random.default_rng(0).standard_normal(64000)])  # or audio files
+    >>> sentences = embedder.sentences(["Rain falls on a roof.", "A dog barks."])
+    >>> embedder.similarity(sentences, sounds).shape
+    torch.Size([2, 1])
+    """
+
+    def __init__(self, run: Run, corpus: Corpus | None = None, *, device: str = "auto", quiet: bool = True) -> None:
+        """corpus and errors: as in `beginning`; also ValueError for a checkpoint that does not fit."""
+        config, start = beginning(run, corpus, quiet)
+        self._load(config, start, run, device)
+
+    @classmethod
+    def clap(cls, name: str | os.PathLike[str], *, device: str = "auto") -> Embedder:
+        """A CLAP model of transformers (`atr.encoders.clap`), by its folder or its name on the Hub. Errors: as in
+        `clap.folder` and `Clap`.
+        """
+        config = RunConfig(training="external", audio_encoder="clap", epochs=0, text_encoder=str(name))
+        self = cls.__new__(cls)
+        folder = clap.folder(str(name))
+        known = hashes.content_key(CLAP_VERSION, text.fingerprint(folder))
+        self._load(config, Prepared(None, folder, {"text": known}), None, device)
+        return self
+
+    def _load(self, config: RunConfig, start: Prepared, run: Run | None, device: str) -> None:
+        self.config, self.seconds, self.text_aware = config, config.max_seconds, config.text_aware is not None
+        checkpoint = run and run.path / "checkpoint.safetensors"
+        trained = hashes.file_hash(checkpoint) if checkpoint and checkpoint.is_file() else None
+        # Contents alone: the config names weights by where they lie here.
+        self.fingerprint = hashes.content_key(
+            config.training, start.fingerprints, run.address if run else None, trained
+        )
+        self.name = run.address if run else config.text_encoder
+        device = devices.resolve_device(device)
+        self._clap = Clap(start.text_folder, device) if config.training == "external" else None
+        if self._clap is not None:
+            self.sample_rate, self.dim = self._clap.sample_rate, self._clap.dim
+            self.seconds = min(self._clap.seconds, self.seconds or self._clap.seconds)
+            return
+        assert run is not None
+        self._below = config.text_layers if config.training in ("finetuned", "scratch") else None
+        facts = registry.facts(config.audio_encoder)
+        with torch.random.fork_rng():
+            self._reader = text.TextEncoder(start.text_folder, config.text_pooling, self._below).to(device).eval()
+            nothing = Inputs(torch.empty(0, facts.dim), torch.empty(0, self._reader.dim), np.empty(0), np.empty(0))
+            torch.manual_seed(config.seed)  # as in training: a random encoder that stays random is in no checkpoint
+            network = model.load(model.build(config, replace(start, splits={"test": nothing})), run)
+            if config.training == "frozen":
+                hears = registry.build(config.audio_encoder, start.audio_weights, pooling=config.pooling)
+                network.audio_encoder, network.text_encoder = hears, self._reader
+        self._network, self._fabric = network, trainer.fabric_of(config, device)
+        self._dual = self._fabric.setup(network)
+        self.sample_rate, self.dim = facts.sample_rate, config.embedding_dim
+
+    def sounds(self, sounds: Sequence[Sound], quiet: bool = True) -> Tensor:
+        """(N, dim) float32 on the CPU, of length 1; of a text-aware model (N, frames, dim), zeros behind a sound's end.
+
+        sounds: audio files, or waveforms (samples,) in the range -1 to 1 at `sample_rate`. AudioError: a file that
+        cannot be used; ValueError: a waveform without samples.
+        """
+        rows = [self._heard(sound) for sound in sounds]
+        if not rows:
+            return torch.empty(0, self.dim)
+        packed = Packed(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+        if self._clap is not None:
+            return self._clap.audio(packed, self.config.seed, quiet)
+        return self._embedded("audio", packed)
+
+    def sentences(self, sentences: Sequence[str], quiet: bool = True) -> Tensor:
+        """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence."""
+        words = [text.normalise(sentence, preparation.caption_style(self.config)) for sentence in sentences]
+        for sentence in sentences:
+            if not text.normalise(sentence, self.config.caption_style).strip():
+                raise ValueError(f"sentence {sentence!r}: no words; describe a sound in a few")
+        if not words:
+            return torch.empty(0, self.dim)
+        if self._clap is not None:
+            return self._clap.text(words, quiet)
+        if self._below is None:
+            return self._embedded("text", text.ids(words, self._reader))
+        states = self._reader.rows(words, self._below, tqdm(disable=True))
+        return self._embedded("text", Packed(np.concatenate(states), np.cumsum([0, *map(len, states)])))
+
+    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor:
+        """(sentences, sounds): cosines of what `sentences` and `sounds` gave."""
+        if not self.text_aware:
+            return sentences @ sounds.T
+        with torch.no_grad():
+            device = self._fabric.device
+            return self._network.eval().similarity(sounds.to(device), sentences.to(device)).float().cpu()
+
+    def _heard(self, sound: Sound) -> np.ndarray:
+        if isinstance(sound, np.ndarray):
+            waveform, rate = sound, self.sample_rate
+        else:
+            waveform, rate = audio.read(sound)
+        if (seconds := self.config.max_seconds) is not None:
+            waveform = waveform[: max(1, round(seconds * rate))]
+        if waveform.ndim != 1 or not len(waveform):
+            raise ValueError(f"a waveform of shape {waveform.shape}; give (samples,), one channel and not empty")
+        return inputs.quantised(waveform, rate, self.sample_rate)
+
+    def _embedded(self, side: str, rows: Packed) -> Tensor:
+        unread = Inputs(rows, rows, np.empty(0), np.empty(0))
+        return evaluation.one_side(self._dual, unread, side, lambda tensor: tensor.to(self._fabric.device))

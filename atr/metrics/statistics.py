@@ -1,0 +1,279 @@
+"""Intervals, comparisons and verdicts over seeds and clips.
+
+Scores are (seeds, clips). Both are samples: another seed gives another model, another test set other clips. So both are
+resampled, crossed, as every model meets every clip. Captions are never resampled on their own: a clip's captions are
+not independent, and `clip_scores` averages them first. Comparisons are paired, by seed and by clip.
+
+Two biases to know. A bootstrap over S seeds sees (S - 1) / S of the variance between seeds, two thirds with three; with
+one seed, intervals speak of the clips alone. And resampling both sides counts the noise that belongs to neither, how a
+seed fares on a clip, about three times (Owen 2007, "The pigeonhole bootstrap"): where it dominates, intervals are wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from atr.metrics.retrieval import Direction, Ranks, Relevance, relevant_pairs
+
+BLOCK = 2**22  # resampled clips drawn at a time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean and bounds of its confidence interval, in the unit of the scores."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean difference, bounds of its confidence interval, in the unit of the scores, and two-sided p value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def clip_scores(ranks: Ranks, relevance: Relevance, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
+    """(clips,) R@k of each clip that a caption fits, in percent.
+
+    t2a: the share of the clip's captions whose rank is up to k; a2t: whether the clip's own rank is.
+    relevance: as `metrics.ranks` took it. The mean over clips is R@k; with t2a, where clips have equally many captions.
+    """
+    hits = 100.0 * (ranks.best(direction) <= k)
+    captions, clips = relevant_pairs(relevance, (len(ranks.t2a), len(ranks.a2t)))
+    if direction == "a2t":
+        return hits[np.unique(clips)]
+    return (np.bincount(clips, weights=hits[captions]) / np.maximum(np.bincount(clips), 1))[np.unique(clips)]
+
+
+def clip_precision(ranks: Ranks, relevance: Relevance, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
+    """(clips,) average precision at k of each clip that a caption fits, in percent.
+
+    t2a: the mean over the clip's captions; a2t: that of the clip as a query. relevance: as `metrics.ranks` took it.
+    The mean over clips is mAP@k; with t2a, where clips have equally many captions.
+    """
+    table = getattr(ranks, direction)
+    found = (table > 0) & (table <= k)
+    precision = np.where(found, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0)
+    average = 100 * precision.sum(1) / np.maximum((table > 0).sum(1), 1)
+    captions, clips = relevant_pairs(relevance, (len(ranks.t2a), len(ranks.a2t)))
+    if direction == "a2t":
+        return average[np.unique(clips)]
+    return (np.bincount(clips, weights=average[captions]) / np.maximum(np.bincount(clips), 1))[np.unique(clips)]
+
+
+def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation (ddof 1) over seeds; the deviation of a single seed is NaN, as it has none."""
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"values have shape {array.shape}; give one number a seed")
+    return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else float("nan")
+
+
+def nested_bootstrap(values: np.ndarray, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of values (seeds, clips) and its percentile interval, seeds and clips resampled with replacement.
+
+    level: nominal coverage, between 0 and 1. ValueError: a non-finite score, or no score.
+    """
+    values = _scores(values, "values")
+    low, high = _bounds(_means(values, draws, seed), level)
+    return Interval(float(values.mean()), low, high)
+
+
+def paired_test(a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Comparison:
+    """a - b, both (seeds, clips) of the same seeds and clips, with interval and p value from one nested bootstrap.
+
+    p is twice the smaller share of draws on or beyond 0, with one draw added to both, and so never 0: at the least
+    2 / (draws + 1).
+    """
+    a, b = _scores(a, "a"), _scores(b, "b")
+    if a.shape != b.shape:
+        raise ValueError(f"a is {a.shape}, b is {b.shape} (seeds, clips); compare the same seeds on the same clips")
+    difference = a - b
+    means = _means(difference, draws, seed)
+    # Sums of rounded weights leave noise around a difference that is exactly 0; it must count for both sides.
+    noise = 1e-12 * float(np.abs(difference).max())
+    tail = min(int((means <= noise).sum()), int((means >= -noise).sum()))
+    low, high = _bounds(means, level)
+    return Comparison(float(difference.mean()), low, high, min(1.0, 2 * (tail + 1) / (draws + 1)))
+
+
+def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95) -> Comparison:
+    """a - b of numbers (seeds,), paired by seed: Student's t test and interval.
+
+    For measures of a whole set, such as its uniformity, of which no clip has a share. With a single seed the interval
+    is NaN and p is 1; with differences that are all equal the interval has no width.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.ndim != 1 or a.shape != b.shape or not a.size or not np.isfinite([a, b]).all():
+        raise ValueError(f"a is {a}, b is {b}; give a finite number for each of the same seeds")
+    mean, deviation = mean_std(a - b)
+    if a.size < 2:
+        return Comparison(mean, np.nan, np.nan, 1.0)
+    error = deviation / np.sqrt(a.size)
+    half = float(stats.t.ppf((1 + level) / 2, a.size - 1) * error)
+    if error < 1e-12 * np.abs([a, b]).max():  # rounding is all that the differences differ by
+        return Comparison(mean, mean, mean, float(abs(mean) < 1e-12 * np.abs([a, b]).max() or mean == 0))
+    return Comparison(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, a.size - 1)))
+
+
+def permutation_test(
+    values: Sequence[float] | np.ndarray, groups: Sequence, blocks: Sequence, draws: int = 10_000, seed: int = 0
+) -> float:
+    """p of the hypothesis that all groups share one mean: do they differ by more than their noise?
+
+    values, groups, blocks: (runs,); a block, such as a seed, may miss groups. Groups are permuted within blocks. The
+    statistic is the sum over groups of n · mean², of values less their block's mean. p counts the data as one draw, so
+    it is at least 1 / (draws + 1). ValueError: fewer than two groups, or a value that is not finite.
+    """
+    value = np.asarray(values, dtype=float)
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    _, block = np.unique(np.asarray(blocks), return_inverse=True)
+    if not len(value) == len(group) == len(block) or len(names) < 2 or not np.isfinite(value).all():
+        raise ValueError(f"{len(value)} values in {len(names)} groups; give finite values of two groups or more")
+    value = value - (np.bincount(block, value) / np.bincount(block))[block]
+    order = np.argsort(block, kind="stable")
+    value, group, block = value[order], group[order], block[order]
+    sizes = np.bincount(group)
+    rng = np.random.default_rng(seed)
+
+    def statistic(labels: np.ndarray) -> float:
+        return float((np.bincount(labels, value, len(sizes)) ** 2 / sizes).sum())
+
+    found = statistic(group) * (1 - 1e-9)  # ties are met by sums in another order
+    shuffled = (group[np.lexsort((rng.random(len(block)), block))] for _ in range(draws))
+    return (1 + sum(statistic(labels) >= found for labels in shuffled)) / (draws + 1)
+
+
+def pooled_std(samples: Sequence[Sequence[float]]) -> float:
+    """Standard deviation within samples, pooled over them; NaN where none has two values."""
+    arrays = [np.asarray(sample, dtype=float) for sample in samples]
+    freedom = sum(array.size - 1 for array in arrays)
+    squares = sum(float(((array - array.mean()) ** 2).sum()) for array in arrays)
+    return float(np.sqrt(squares / freedom)) if freedom else float("nan")
+
+
+def expected_range(size: int) -> float:
+    """Mean of largest less smallest of `size` values of one normal distribution, in its standard deviations."""
+
+    def beyond(x: np.ndarray) -> np.ndarray:
+        return 1 - stats.norm.cdf(x) ** size - stats.norm.sf(x) ** size
+
+    x = np.linspace(-10, 10, 20_001)
+    return float(np.trapezoid(beyond(x), x))
+
+
+def range_p(found: float, deviation: float, size: int, freedom: int) -> float:
+    """Chance that `size` equal groups range as widely as `found` or more: Tukey's studentised range.
+
+    deviation: over seeds, estimated with so many degrees of freedom; NaN where there are none.
+    """
+    if freedom < 1:
+        return float("nan")
+    return float(stats.studentized_range.sf(found / deviation, size, freedom))
+
+
+def best_shares(scores: Mapping[Any, Sequence[float]], draws: int = 10_000, seed: int = 0) -> dict[Any, float]:
+    """How often each label comes out best, in percent, where one of its scores is drawn at random: what a comparison
+    of single runs would report. Ties are shared.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([rng.choice(np.asarray(values, dtype=float), draws) for values in scores.values()])
+    best = drawn == drawn.max(0)
+    return dict(zip(scores, (100 * best / best.sum(0)).mean(1).tolist(), strict=True))
+
+
+def welch_interval(
+    ours: tuple[float, float, int], theirs: tuple[float, float, int], level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the difference of two means, each given as (mean, deviation, seeds): Welch's t interval.
+
+    For numbers of which only mean and deviation are known; NaN where a side has a single seed.
+    """
+    (a, a_std, a_size), (b, b_std, b_size) = ours, theirs
+    if min(a_size, b_size) < 2 or not np.isfinite([a_std, b_std]).all():
+        return np.nan, np.nan
+    parts = np.array([a_std**2 / a_size, b_std**2 / b_size])
+    if not parts.any():
+        return a - b, a - b
+    freedom = parts.sum() ** 2 / (parts**2 / [a_size - 1, b_size - 1]).sum()
+    half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(parts.sum()))
+    return a - b - half, a - b + half
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's step-down correction: adjusted p values, in the order given; compare them with the level itself."""
+    p = np.asarray(p_values, dtype=float)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p values are {p}; give a list of numbers from 0 to 1")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def judge(
+    comparison: Comparison | tuple[float, float], alpha: float = 0.05, claim: Literal["greater", "less"] = "greater"
+) -> Literal["holds", "contradicted", "undecided"]:
+    """What a comparison, or (difference, p) with a corrected p, says of the claim that the difference is above 0.
+
+    claim "less": that it is below 0. "undecided" where p exceeds alpha.
+    """
+    if claim not in ("greater", "less"):
+        raise ValueError(f"claim is {claim!r}; known: 'greater', 'less'")
+    difference, p = (comparison.difference, comparison.p) if isinstance(comparison, Comparison) else comparison
+    if not (np.isfinite(difference) and 0 <= p <= 1):
+        raise ValueError(f"difference {difference}, p {p}; give a finite difference and a p from 0 to 1")
+    if p > alpha or difference == 0:
+        return "undecided"
+    return "holds" if (difference > 0) == (claim == "greater") else "contradicted"
+
+
+def _scores(values: np.ndarray, name: str) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"{name}: shape {array.shape}; give scores (seeds, clips)")
+    if not np.isfinite(array).all():
+        seed, clip = np.argwhere(~np.isfinite(array))[0]
+        raise ValueError(
+            f"{name}: non-finite score at seed {seed}, clip {clip}; every seed needs a score of every clip"
+        )
+    return array
+
+
+def _means(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """(draws,) means of values (seeds, clips) under resampling of both."""
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; give at least 1")
+    rng = np.random.default_rng(seed)
+    seeds, clips = values.shape
+    seed_weights = _weights(rng, draws, seeds)
+    step = max(1, BLOCK // clips)
+    return np.concatenate(
+        [
+            ((weights @ values) * _weights(rng, len(weights), clips)).sum(1)
+            for weights in (seed_weights[start : start + step] for start in range(0, draws, step))
+        ]
+    )
+
+
+def _weights(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
+    """(draws, size) shares of each item in a sample of `size` with replacement; each row sums to 1."""
+    picks = rng.integers(size, size=(draws, size)) + size * np.arange(draws)[:, None]
+    return np.bincount(picks.ravel(), minlength=draws * size).reshape(draws, size) / size
+
+
+def _bounds(means: np.ndarray, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; give a number between 0 and 1, such as 0.95")
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,79 @@
+"""Whether tables and figures are what their notebook would make today: by its code, its grid and the runs' store.
+
+By content alone, as hashes tell it that were saved beside each table; when a file was written says nothing, as it
+changes where results are copied, and clocks are set.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.experiments.profiles import Profile
+from atr.experiments.study import code
+from atr.reports.provenance import content
+from atr.training import identity, origin
+from atr.training.records import Run
+
+
+def check(
+    notebook: Path,
+    copy: nbformat.NotebookNode | None,
+    made: Mapping[Path, dict[str, Any]],
+    configs: Sequence[RunConfig],
+    profile: Profile,
+    runs: Path,
+    corpora: dict[str, Corpus],
+) -> tuple[dict[Path, list[str]], str]:
+    """For each file why it is stale, nothing if it is not; and what could not be checked, in words.
+
+    copy: the notebook as it was executed; made: file → its provenance, of all that this notebook made; configs: its
+    grid today; runs: folder of the run store. `corpora` is filled with those of the runs, by the content key of their
+    options.
+    """
+    stale: dict[Path, list[str]] = {path: [] for path in made}
+    unchecked = [] if copy else ["no executed copy of the notebook lies beside its results"]
+    today_code = code(nbformat.read(notebook, as_version=4))
+    by = {path: provenance.get("hashes", {}).get("notebook") for path, provenance in made.items()}
+    if not all(by.values()):
+        unchecked.append("some of it was saved by hand or by an older version: cannot tell what code and runs made it")
+    for path, provenance in made.items():
+        if (code(copy) if copy else by[path] or today_code) != today_code:
+            stale[path].append("its notebook has changed since it was run")
+        if copy and by[path] and by[path] != code(copy):
+            stale[path].append("its notebook did not write it when it was last run")
+        if provenance["result_version"] != origin.RESULT_VERSION:
+            stale[path].append(f"made by result version {provenance['result_version']}, now {origin.RESULT_VERSION}")
+    used = {address for provenance in made.values() for address in provenance["runs"]}
+    if not used and not configs:
+        return stale, "; ".join(unchecked)
+    if not runs.is_dir():
+        return stale, "; ".join([*unchecked, "the runs are not here"])
+    today = None
+    try:
+        today = _addresses(configs, profile, corpora)
+    except (ValueError, OSError) as error:
+        unchecked.append(f"what the grid needs is not here ({str(error).splitlines()[0]})")
+    status = {address: Run(runs / address).status for address in used}
+    for path, provenance in made.items():
+        mine = [Run(runs / address) for address in provenance["runs"]]
+        if missing := [run for run in mine if status[run.address] != "finished"]:
+            stale[path].append(f"{len(missing)} of its {len(mine)} runs are not finished")
+            stale[path] += [run.problem for run in missing if run.problem]
+        elif provenance.get("hashes", {}).get("runs") not in (None, content(mine)):
+            stale[path].append("a run of it was made again, and came out differently")
+        if today is not None and (other := {run.address for run in mine} - today):
+            stale[path].append(f"{len(other)} of its {len(mine)} runs are no longer in the grid")
+        if today is not None and (new := today - used):
+            stale[path].append(f"the grid has {len(new)} runs that nothing here rests on")
+    return stale, "; ".join(unchecked)
+
+
+def _addresses(configs: Sequence[RunConfig], profile: Profile, corpora: dict[str, Corpus]) -> set[str]:
+    """Of the runs of a grid; nothing is made or fetched for it."""
+    root = profile.root
+    pairs = [(config, identity.loaded(config, root, corpora)) for config in configs]
+    return {identity.locate(*pair, fetch=False, root=root, corpora=corpora).address for pair in pairs}

@@ -1,0 +1,90 @@
+"""Published numbers, and ours beside them."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from atr.metrics import statistics
+from atr.reports.names import DATASETS, DIGITS, HEADINGS, LOSS_NAMES, RECALLS
+from atr.reports.tables import plus_minus, shown, summary
+from atr.system import places
+
+
+def published(name: str) -> pd.DataFrame:
+    """A table of `data/reference/`: a row a cell, its mean and deviation as printed, and training, loss, batch and dim
+    in the words of our own tables.
+    """
+    path = places.PROJECT / "data" / "reference" / f"{name}.csv"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv")))
+        raise FileNotFoundError(f"{path}: no such published table; known: {known}")
+    table = pd.read_csv(path)
+    if "fine_tuned" in table:
+        table["training"] = table["fine_tuned"].map({True: "finetuned", False: "frozen"})
+        table["loss"] = table["loss"].map(LOSS_NAMES)
+    return table.rename(columns={"batch_size": "batch", "embedding_dim": "dim"})
+
+
+def as_printed(reference: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """A published table as it was printed: rows `by`, `mean ± deviation` of each metric."""
+    cells = [
+        plus_minus(mean, std, DIGITS.get(metric, 1))
+        for mean, std, metric in reference[["mean", "std", "metric"]].itertuples(index=False)
+    ]
+    table = reference.assign(cell=cells, dataset=reference["dataset"].map(DATASETS), order=range(len(reference)))
+    wide = table.pivot(index=list(by), columns="metric", values="cell")
+    first = table.groupby(list(by))["order"].min().sort_values()
+    columns = list(dict.fromkeys(reference["metric"]))
+    return wide.loc[first.index, columns].rename(columns=HEADINGS).rename_axis(columns=None)
+
+
+def beside(ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Published and own `mean ± deviation` side by side: rows `by`, columns (metric, whose).
+
+    ours: a row a run, as `frame` gives it; reference: as `published` gives it, with the columns of `by` added.
+    Sources stand side by side; no difference is computed, as data and encoders differ outside of profile `paper`.
+    """
+    parts: dict[tuple[str, str], pd.Series] = {}
+    for column in columns:
+        cells = reference[reference["metric"] == column]
+        for dataset, group in cells.groupby("dataset", sort=False):
+            digits = DIGITS.get(column, 1)
+            values = [plus_minus(mean, std, digits) for mean, std in zip(group["mean"], group["std"], strict=True)]
+            index = group.set_index(list(by)).index
+            parts[HEADINGS[column], f"{DATASETS[str(dataset)]}, published"] = pd.Series(values, index=index)
+        for corpus, group in ours.groupby("corpus", sort=False):
+            means = summary(group, by, [column])
+            parts[HEADINGS[column], f"{corpus}, ours"] = shown(means, [column])[HEADINGS[column]]
+    result = pd.concat(parts, axis=1)  # rows that only one side has stay
+    numbers = [name for name in by if pd.api.types.is_numeric_dtype(result.index.get_level_values(name))]
+    if numbers:
+        result = result.sort_index(level=numbers, sort_remaining=False, kind="stable")
+    return result.fillna("—")
+
+
+def differences(
+    ours: pd.DataFrame,
+    reference: pd.DataFrame,
+    by: Sequence[str],
+    columns: Sequence[str] = RECALLS,
+    published_seeds: int = 3,
+) -> pd.DataFrame:
+    """Ours minus published, for runs of the published experiment (profile `paper`) and no others.
+
+    Rows are matched by `by`, columns of both (corpus, training, loss, rate, batch, …); a row a metric: ours, published,
+    difference, and its 95 % interval (Welch's, from both deviations over seeds; blank with a single seed).
+    """
+    known = reference.assign(corpus=reference["dataset"].map(DATASETS))
+    if "learning_rate" in known:
+        known["rate"] = known["learning_rate"]
+    rows = []
+    for keys, group in ours.groupby(list(by), sort=False):
+        cells = known[(known[list(by)] == list(keys)).all(axis=1)].set_index("metric")
+        for column in (column for column in columns if column in cells.index):
+            mean, deviation = statistics.mean_std(group[column].to_numpy())
+            theirs, spread = float(cells["mean"][column]), float(cells["std"][column])
+            low, high = statistics.welch_interval((mean, deviation, len(group)), (theirs, spread, published_seeds))
+            both = {"ours": plus_minus(mean, deviation), "published": plus_minus(theirs, spread)}
+            difference = {"difference": mean - theirs, "low": low, "high": high}
+            rows.append(dict(zip(by, keys, strict=True)) | {"metric": HEADINGS[column], **both, **difference})
+    return pd.DataFrame(rows, columns=[*by, "metric", "ours", "published", "difference", "low", "high"])

@@ -1,0 +1,75 @@
+"""The report as a page and as LaTeX."""
+
+import shutil
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from atr.reports.cells import VERDICTS
+from atr.reports.latex import SIGNS, checked, escape, prose, table
+from atr.reports.report import Report
+from atr.system import atomic
+
+ROWS = 45  # that fit on a page
+
+
+def bundle(report: "Report", folder: Path) -> None:
+    """Fill `folder` with report.tex, the tables (.tex, .csv) and figures (.pdf) that it takes in, and their .json."""
+    for output in report.outputs:
+        checked(output.name)
+        target = folder / output.path.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        for suffix in (".pdf", ".json") if output.readable is None else (".csv", ".json"):
+            shutil.copyfile(output.path.with_suffix(suffix), target / f"{output.name}{suffix}")
+        if output.readable is not None:
+            caption = f"{output.provenance['caption']} {output.provenance['note']}"
+            text = table(output.readable, caption.strip(), output.name)
+            (target / f"{output.name}.tex").write_text(text, encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("atr.reports"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    environment.filters |= {"prose": prose, "escape": lambda text: escape(" ".join(text.split())).translate(SIGNS)}
+    text = environment.get_template("report.tex").render(report=report, rows=ROWS)
+    (folder / "report.tex").write_text(text, encoding="utf-8")
+
+
+def page(report: "Report") -> str:
+    """The HTML of a report: images within it, no script, nothing from elsewhere."""
+    environment = Environment(
+        loader=PackageLoader("atr.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    markdown = MarkdownIt("commonmark", {"html": False})
+    environment.filters["markdown"] = lambda text: Markup(markdown.render(text))
+    environment.filters["inline"] = lambda text: Markup(markdown.renderInline(text))
+    return environment.get_template("report.html").render(report=report, verdicts=VERDICTS)
+
+
+def write(report: Report) -> tuple[Path, Path]:
+    """Write `<results>/report/`: index.html, latex/ and the same as report-<profile>.zip; returns page and archive.
+
+    What was there is replaced once everything is written. Raises WriteError.
+    """
+    target = report.results / "report"
+
+    def fill(fresh: Path) -> None:
+        (fresh / "index.html").write_text(page(report), encoding="utf-8")
+        bundle(report, fresh / "latex")
+        shutil.make_archive(str(fresh / f"report-{report.profile.name}"), "zip", fresh, "latex")
+
+    atomic.replace_folder(target, fill)
+    return target / "index.html", target / f"report-{report.profile.name}.zip"

@@ -1,0 +1,308 @@
+"""All results of a profile on one page, by paper and notebook: tables, figures, claims, and where they come from."""
+
+import base64
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from atr.corpora.corpus import Corpus
+from atr.experiments import study
+from atr.experiments.profiles import Profile
+from atr.experiments.profiles import profile as profile_of
+from atr.reports import freshness
+from atr.reports.cells import VERDICTS, readable
+from atr.system import places
+from atr.training.records import Run
+
+FILES = {"tables": (".csv", ".json"), "figures": (".png", ".json", ".pdf")}
+CLAIM = ("claim", "verdict", "notebook", "difference", "low", "high", "p (Holm)")
+EXPLORATION = "00"  # a notebook to look and listen; what it saves is no result
+KINDS = {"note": str, "runs": list, "devices": list, "versions": dict, "commits": list, "hashes": dict}
+PROVENANCE = {"note", "runs", "devices", "versions", "commits", "result_version", "command"}
+
+
+@dataclass
+class Output:
+    """A table or a figure: its .csv or .png, what its .json says, and why it is stale, if it is."""
+
+    path: Path
+    provenance: dict[str, Any]
+    table: pd.DataFrame | None = None  # cells as they stand in the file
+    stale: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def kind(self) -> str:
+        return "figure" if self.table is None else "table"
+
+    @property
+    def claims(self) -> bool:
+        return self.table is not None and {"claim", "verdict"} <= set(self.table.columns)
+
+    @property
+    def image(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+
+    @cached_property
+    def readable(self) -> pd.DataFrame | None:
+        return None if self.table is None else readable(self.table)
+
+
+@dataclass
+class Part:
+    """A section of a notebook that saves something: its heading, its words (Markdown), what it saves."""
+
+    heading: str
+    words: str
+    names: list[re.Pattern[str]]
+    outputs: list[Output] = field(default_factory=list)
+
+
+@dataclass
+class Study:
+    """A notebook with what lies in the results of it; `parts` with the published tables first, empty if it was not run.
+
+    facts: what its runs are; unchecked: what could not be checked, in words.
+    """
+
+    path: Path
+    title: str
+    words: str
+    parts: list[Part] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    unchecked: str = ""
+
+    @property
+    def outputs(self) -> list[Output]:
+        return [output for part in self.parts for output in part.outputs]
+
+    @property
+    def number(self) -> str:
+        return self.path.stem[:2]
+
+
+@dataclass
+class Paper:
+    """A paper, how to cite it (Markdown), and the notebooks that repeat it."""
+
+    title: str
+    citation: str
+    studies: list[Study]
+
+
+@dataclass
+class Report:
+    """What a page shows: papers in the README's order; strays are files that belong to no notebook."""
+
+    profile: Profile
+    results: Path
+    papers: list[Paper]
+    strays: list[str]
+
+    @property
+    def studies(self) -> list[Study]:
+        return [one for paper in self.papers for one in paper.studies]
+
+    @property
+    def outputs(self) -> list[Output]:
+        return [output for one in self.studies for output in one.outputs]
+
+    @property
+    def stale(self) -> int:
+        return sum(bool(output.stale) for output in self.outputs)
+
+    @cached_property
+    def judged(self) -> pd.DataFrame | None:
+        """The claims of all notebooks; None if nothing is claimed."""
+        tables = {one.number: output.readable for one in self.studies for output in one.outputs if output.claims}
+        if not tables:
+            return None
+        joined = pd.concat(tables, names=["notebook"]).reset_index("notebook").fillna("")
+        return joined[[name for name in CLAIM if name in joined]]
+
+    @property
+    def otherwise(self) -> list[Output]:
+        """Tables with verdicts on something else than claims in words."""
+        return [one for one in self.outputs if one.table is not None and "verdict" in one.table and not one.claims]
+
+    @property
+    def verdicts(self) -> Counter[str]:
+        return Counter() if self.judged is None else Counter(self.judged["verdict"])
+
+    @property
+    def counts(self) -> str:
+        kinds = Counter(output.kind for output in self.outputs)
+        judged = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
+        return f"{kinds['table']} tables, {kinds['figure']} figures; claims: {judged}"
+
+    def command(self, *studies: Study) -> str:
+        return f"atr study {' '.join(one.number for one in studies)} --profile {self.profile.name}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What is stale, not checked, not run or left out, a line each."""
+        lines = []
+        for one in self.studies:
+            reasons: dict[str, list[str]] = {}
+            for output in one.outputs:
+                for why in output.stale:
+                    reasons.setdefault(why, []).append(f"{output.kind} {output.name}")
+            said = [
+                f"{why} ({'all' if len(names) == len(one.outputs) else ', '.join(names)})"
+                for why, names in reasons.items()
+            ]
+            if said:
+                lines.append(f"{one.path.stem}: stale, run {self.command(one)}: {'; '.join(said)}")
+        for why in dict.fromkeys(one.unchecked for one in self.studies if one.unchecked):
+            names = ", ".join(one.path.stem for one in self.studies if one.unchecked == why)
+            lines.append(f"{names}: not checked: {why}")
+        waiting = [one for one in self.studies if not one.outputs]
+        if waiting:
+            names = ", ".join(one.path.stem for one in waiting)
+            lines.append(f"{names}: not run yet: {self.command(*waiting)}")
+        return lines + [f"{name}: belongs to no notebook, left out" for name in self.strays]
+
+
+def gather(profile: str, results: Path | None = None) -> Report:
+    """Everything in the results of a profile, checked against its notebooks and runs. ValueError: files that cannot be
+    read, or no results at all. results: folder with tables/ and figures/, and runs/ if there are any.
+    """
+    chosen = profile_of(profile)
+    results = results or chosen.results
+    files = {
+        (folder, path.stem)
+        for folder in FILES
+        for path in (results / folder).glob("[0-9][0-9]_*")
+        if path.suffix in FILES[folder] and path.name[:2] != EXPLORATION
+    }
+    if not files:
+        raise ValueError(f"{results}: no tables or figures there; first: atr study --profile {profile}")
+    corpora: dict[str, Corpus] = {}
+    notebooks = [path for path in study.notebooks((), chosen) if path.stem[:2] != EXPLORATION]
+    studies = [_study(path, chosen, results, files, corpora) for path in notebooks]
+    numbers = {one.number for one in studies}
+    strays = sorted(f"{folder}/{name}" for folder, name in files if name[:2] not in numbers)
+    papers = []
+    for citation in citations():
+        title = re.findall(r"\*(.+?)\.?\*", citation)[0]
+        papers.append(Paper(title, citation, [one for one in studies if f"*{title}*" in one.words]))
+    of_papers = {one.number for paper in papers for one in paper.studies}
+    papers.append(Paper("Further notebooks", "", [one for one in studies if one.number not in of_papers]))
+    return Report(chosen, results, [paper for paper in papers if paper.studies], strays)
+
+
+def citations() -> list[str]:
+    """The papers, as the README asks to cite them, in Markdown."""
+    readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"(?:^> .+\n)+", readme.partition("\n## Citing\n")[2].partition("\n## ")[0], re.M)
+    return [" ".join(line.removeprefix("> ") for line in block.splitlines()) for block in quoted]
+
+
+def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, str]], corpora: dict) -> Study:
+    """A notebook and what it made."""
+    cells = nbformat.read(path, as_version=4).cells
+    title, _, words = cells[0].source.partition("\n")
+    found = Study(path, title.lstrip("# "), words.strip())
+    mine = sorted((name, folder) for folder, name in files if name[:2] == found.number)
+    if not mine:
+        return found
+    found.parts = _parts(cells, found.number)
+    rest = Part("No longer in the notebook", "", [])
+    for name, folder in mine:
+        output = _output(results / folder, name, f"atr study {found.number} --profile {profile.name}")
+        home = next((part for part in found.parts if any(one.fullmatch(name) for one in part.names)), rest)
+        home.outputs.append(output)
+    found.parts = [part for part in (*found.parts, rest) if part.outputs]
+    first = {part.heading for part in found.parts if any(one.name.endswith("_published") for one in part.outputs)}
+    found.parts.sort(key=lambda part: part.heading not in first)
+    copy = study.executed(results / "notebooks" / path.name)
+    grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile": profile.name})
+    made = {output.path: output.provenance for output in found.outputs}
+    runs = results / "runs"
+    stale, found.unchecked = freshness.check(path, copy, made, grid, profile, runs, corpora)
+    for output in found.outputs:
+        output.stale = stale[output.path]
+    for output in rest.outputs:
+        output.stale.append(f"its notebook no longer makes it (remove {output.path.parent.name}/{output.name}.*)")
+    found.facts = _facts([output.provenance for output in found.outputs], grid, runs)
+    return found
+
+
+def _parts(cells: list, number: str) -> list[Part]:
+    """The sections of a notebook, by its text cells; `names` match what the code cells below save, f-strings too."""
+    parts, heading = [], ""
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            heading = next(iter(re.findall(r"^#+ (.+)", cell.source, re.M)), heading)
+            parts.append(Part(heading, re.sub(r"^#+ .+\n*", "", cell.source).strip(), []))
+        elif cell.cell_type == "code":
+            for name in re.findall(rf'"({number}_[^"]+)"', cell.source):
+                pattern = r"\w+".join(map(re.escape, re.split(r"\{[^}]*\}", name)))
+                parts[-1].names.append(re.compile(pattern))
+    return parts
+
+
+def _output(folder: Path, name: str, command: str) -> Output:
+    path = folder / f"{name}{FILES[folder.name][0]}"
+    for suffix in FILES[folder.name]:
+        if not (folder / f"{name}{suffix}").is_file():
+            raise ValueError(f"{folder / name}{suffix}: missing; run {command}, or remove {name}.* there")
+    reading = path.with_suffix(".json")
+    try:
+        provenance = json.loads(reading.read_text(encoding="utf-8"))
+        needed = PROVENANCE | ({"caption"} if folder.name == "tables" else set())
+        if not isinstance(provenance, dict) or not needed <= set(provenance):
+            raise ValueError(f"not an object with {', '.join(sorted(needed))}")
+        if not all(isinstance(provenance.get(name, kind()), kind) for name, kind in KINDS.items()):
+            raise ValueError(f"{', '.join(KINDS)}: one of them is of another type")
+        reading, table = path, None
+        if folder.name == "tables":
+            table = pd.read_csv(path, dtype="str", keep_default_na=False)
+    except ValueError as error:  # of json, pandas and Unicode
+        raise ValueError(f"{reading}: cannot be read ({error}); run {command}") from error
+    return Output(path, provenance, table)
+
+
+def _facts(provenances: list[dict[str, Any]], grid: list, folder: Path) -> dict[str, str]:
+    """Where a notebook's numbers come from; clips and hours from the runs where these are here."""
+    addresses = list(dict.fromkeys(address for one in provenances for address in one["runs"]))
+    runs = [Run(folder / address) for address in addresses]
+    hours, clips = 0.0, {str(config.corpus): _options(config.corpus) for config in grid}
+    if runs and all(run.finished for run in runs):
+        hours = sum(run.environment["seconds"] for run in runs) / 3600
+        each = {str(run.config.corpus): run for run in runs}
+        clips = {key: f"{run.config.corpus['name']}: {_counts(run)}" for key, run in each.items()}
+    versions = {f"{name} {one}" for made in provenances for name, known in made["versions"].items() for one in known}
+    said = {
+        "runs": (f"{len(runs)}" + (f", {hours:.2f} h in sum" if hours else "")) if runs else "",
+        "seeds": ", ".join(map(str, sorted({config.seed for config in grid}))),
+        "clips": "; ".join(dict.fromkeys(clips.values())),
+        "devices": "; ".join(sorted({device for made in provenances for device in made["devices"]})),
+        "versions": ", ".join(sorted(versions)),
+        "commits": ", ".join(sorted({commit for made in provenances for commit in made["commits"]})),
+        "result version": ", ".join(sorted({str(made["result_version"]) for made in provenances})),
+        "command": "; ".join(sorted({made["command"] for made in provenances if made["command"]})),
+    }
+    return {name: value for name, value in said.items() if value}
+
+
+def _options(corpus: Mapping[str, Any]) -> str:
+    said = [
+        f"{name} {value}" for name, value in corpus.items() if name != "name" and not isinstance(value, tuple | list)
+    ]
+    return f"{corpus['name']}: {', '.join(said)}" if said else corpus["name"]
+
+
+def _counts(run: Run) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in run.clips["split"].value_counts(sort=False).items())

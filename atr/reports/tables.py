@@ -1,0 +1,162 @@
+"""Tables: our numbers with their uncertainty, beside the published ones, as CSV, Markdown and LaTeX."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from atr.config import RunConfig
+from atr.experiments.profiles import Profile
+from atr.metrics import retrieval, statistics
+from atr.reports.names import DIGITS, HEADINGS, LOSS_NAMES, RECALLS
+from atr.reports.verdicts import scores
+from atr.training.records import Run
+
+
+def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
+    """A row a run: corpus, recipe, training, loss, rate (that of the heads), batch size, embedding dimension, weight
+    of the penalty (0: none), epochs, seed, best epoch, validation R@10 (selected epoch), test metrics, the run itself.
+    A run that several parts of a grid ask for has one row.
+    """
+    rows = [
+        {
+            "corpus": profile.name_of(config),
+            "recipe": config.recipe,
+            "training": config.training.removesuffix("_released"),
+            "loss": LOSS_NAMES.get(config.loss["name"], config.loss["name"]),
+            "rate": config.rate("heads"),
+            "batch": config.batch_size,
+            "dim": config.embedding_dim,
+            "alpha": config.penalty["alpha"] if config.penalty else 0.0,
+            "epochs": sum(part.epochs for part in config.parts()),
+            "seed": config.seed,
+            "best_epoch": run.best_epoch,
+            "validation_t2a_r10": run.validation["t2a_r10"],
+            **run.metrics,
+            "run": run,
+        }
+        for config, run in {run.address: (config, run) for config, run in runs}.values()
+    ]
+    return pd.DataFrame(rows)
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """Distinct losses in the order of the papers, others behind them as they come."""
+    present = dict.fromkeys(values)
+    return [name for name in dict.fromkeys([*LOSS_NAMES.values(), *present]) if name in present]
+
+
+def with_baselines(
+    table: pd.DataFrame, untrained: pd.DataFrame, chance: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
+    """A summary with rows below it for the untrained model and for chance, by corpus."""
+    names = list(table.index.names)
+    below = [
+        {"corpus": corpus, "loss": "untrained", **row}
+        for corpus, row in summary(untrained, ["corpus"]).to_dict("index").items()
+    ]
+    below += [
+        {"corpus": corpus, "loss": "chance", **{key: row[key] for key in RECALLS}} for corpus, row in chance.items()
+    ]
+    blank = {name: "" for name in names}
+    return pd.concat([table, pd.DataFrame([blank | row for row in below]).set_index(names)])[list(table.columns)]
+
+
+def select(table: pd.DataFrame, by: Sequence[str], over: str = "rate") -> pd.DataFrame:
+    """Rows at the value of `over` whose mean validation T→A R@10 over seeds is highest, within each group of `by`.
+
+    Every method is searched over the same values, and the test split has no say.
+    """
+    means = table.groupby([*by, over], sort=False)["validation_t2a_r10"].mean().reset_index()
+    best = means.loc[means.groupby(list(by), sort=False)["validation_t2a_r10"].idxmax(), [*by, over]]
+    return table.merge(best, on=[*by, over], how="inner")
+
+
+def runs_by(table: pd.DataFrame, **where: Any) -> list[Run]:
+    """Runs of the rows that agree with `where`, in order of their seeds."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table.sort_values("seed")["run"].tolist()
+
+
+def runs_by_loss(table: pd.DataFrame, **where: Any) -> dict[str, list[Run]]:
+    """Loss → its runs among the rows that agree with `where`."""
+    return {loss: runs_by(table, loss=loss, **where) for loss in in_order(table["loss"])}
+
+
+def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = RECALLS) -> pd.DataFrame:
+    """Mean and deviation over seeds (ddof 1) of `columns`: indexed by `by`; seeds, `<column>`, `<column>_std`."""
+    rows = []
+    for keys, group in table.groupby(list(by), sort=False):
+        row = {**dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True)), "seeds": len(group)}
+        for column in columns:
+            row[column], row[f"{column}_std"] = statistics.mean_std(group[column].to_numpy())
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(list(by)) if rows else pd.DataFrame(columns=[*by, "seeds", *columns])
+
+
+def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str = "t2a_r10") -> pd.DataFrame:
+    """A summary with the 95 % interval of a recall or an mAP, `<column>_low` and `<column>_high`: nested bootstrap over
+    seeds and clips. runs: the frame that was summarised.
+    """
+    direction, measure = column.split("_")
+    precise, k = measure.startswith("map"), int(measure.lstrip("rmap"))
+    low, high = {}, {}
+    names: Any = list(table.index.names)
+    for keys, group in runs.groupby(names if len(names) > 1 else names[0], sort=False):  # keys as in the index
+        values = scores(list(group["run"]), k, direction, precise)  # type: ignore[arg-type]
+        interval = statistics.nested_bootstrap(values)
+        low[keys], high[keys] = interval.low, interval.high
+    return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
+
+
+def plus_minus(mean: float, deviation: float | None, digits: int = 1) -> str:
+    """`17.2 ± 0.5`; the mean alone where there is no deviation."""
+    if mean is None or not np.isfinite(mean):
+        return "—"
+    spread = deviation is not None and np.isfinite(deviation)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if spread else f"{mean:.{digits}f}"
+
+
+def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int | None = None) -> pd.DataFrame:
+    """A summary as people read it: `mean ± deviation` under headings. digits: after the point, by default `DIGITS`."""
+    asked, result = digits, pd.DataFrame(index=table.index)
+    for column in columns:
+        digits = DIGITS.get(column, 1) if asked is None else asked
+        deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
+        result[HEADINGS.get(column, column)] = [
+            plus_minus(mean, deviation, digits) for mean, deviation in zip(table[column], deviations, strict=True)
+        ]
+        if f"{column}_low" in table:
+            result[f"{HEADINGS.get(column, column)}, 95 %"] = [
+                f"{low:.{digits}f} to {high:.{digits}f}" if np.isfinite(low) else "—"
+                for low, high in zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
+            ]
+    if "seeds" in table:
+        result.insert(0, "seeds", [f"{number:.0f}" if np.isfinite(number) else "" for number in table["seeds"]])
+    return result
+
+
+def of(table: pd.DataFrame, configs: Iterable[RunConfig]) -> pd.DataFrame:
+    """The rows of a frame whose runs are those of `configs`."""
+    wanted = {json.dumps(config.to_dict(), sort_keys=True) for config in configs}
+    return table[[json.dumps(run.config.to_dict(), sort_keys=True) in wanted for run in table["run"]]]
+
+
+def progress(runs: Sequence[tuple[RunConfig, Run]], total: int, profile: Profile, by: Sequence[str]) -> Styler:
+    """The table so far, marked as partial until all `total` runs are in."""
+    state = "complete" if len(runs) == total else "partial"
+    view = shown(summary(frame(runs, profile), by)).style
+    return view.set_caption(f"{state}: {len(runs)} of {total} runs")
+
+
+def chance(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Expected metrics of a random ranking of the test split, by corpus of a frame."""
+    first = table.drop_duplicates("corpus")
+    return {
+        corpus: retrieval.chance(run.embeddings["relevance"])
+        for corpus, run in zip(first["corpus"], first["run"], strict=True)
+    }

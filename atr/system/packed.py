@@ -1,0 +1,74 @@
+"""Arrays of many lengths in one memory-mapped file."""
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """`np.save` that notices a disk that is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getbuffer())
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of unequal length in one memory-mapped array.
+
+    data: (total length, ...); offsets: (rows + 1,) int64. Row i is `data[offsets[i]:offsets[i + 1]]`.
+    """
+
+    data: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.data[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def batch(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, longest, ...) padded with zeros, and lengths (B,) int64."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        padded = np.zeros((len(rows), int(lengths.max()), *self.data.shape[1:]), self.data.dtype)
+        for place, row in enumerate(rows):
+            padded[place, : lengths[place]] = self[row]
+        return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+def pack(folder: Path, rows: Iterable[np.ndarray]) -> None:
+    """Write rows (length, ...) of one dtype to `folder` as `data.npy` and `offsets.npy`, one at a time."""
+    offsets, shape, dtype = [0], None, None
+    with open(folder / "raw", "wb") as file:
+        for row in rows:
+            row = np.ascontiguousarray(row)
+            if shape is None:
+                shape, dtype = row.shape[1:], row.dtype
+            if row.shape[1:] != shape or row.dtype != dtype:
+                raise ValueError(f"rows differ: {row.shape[1:]} {row.dtype} after {shape} {dtype}")
+            file.write(row.tobytes())  # ndarray.tofile does not notice a disk that is full
+            offsets.append(offsets[-1] + len(row))
+    if shape is None:
+        raise ValueError("nothing to pack: no rows")
+    save_array(folder / "offsets.npy", np.array(offsets))
+    (folder / "layout.json").write_text(json.dumps({"shape": [offsets[-1], *shape], "dtype": str(dtype)}))
+
+
+def open_packed(folder: Path) -> Packed:
+    """The rows that `pack` wrote, memory-mapped."""
+    try:
+        layout = json.loads((folder / "layout.json").read_text())
+        data = np.memmap(folder / "raw", dtype=layout["dtype"], mode="c", shape=tuple(layout["shape"]))
+        return Packed(data, np.load(folder / "offsets.npy"))
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{folder}: files missing or cut short ({error}); delete it and run again") from error

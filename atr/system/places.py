@@ -1,0 +1,42 @@
+"""The folders that `atr` reads and writes, and the environment variables that move them."""
+
+import os
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+PLACES = ("ATR_HOME", "ATR_RESULTS", "ATR_CLIPS", "ATR_CAPTIONS", "ATR_MEI2022", "ATR_TYMOFIEIEV2025")
+
+
+def place(variable: str, file: bool = False) -> Path | None:
+    """The absolute path that an environment variable names, None if it is not set; ValueError where a file lies in
+    place of the folder, or a folder in place of the `file`.
+
+    Relative paths are written back as absolute ones, for notebooks and workers run in other folders.
+    """
+    for name in PLACES:
+        if os.environ.get(name):
+            expanded = os.path.expanduser(os.environ[name])
+            if expanded.startswith("~"):
+                raise ValueError(f"{name}: {expanded}: no such user's folder; name a folder")
+            os.environ[name] = os.path.abspath(expanded)
+    if not os.environ.get(variable):
+        return None
+    path = Path(os.environ[variable])
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not (there.is_dir() or file and there == path) or file and path.is_dir():
+        raise ValueError(f"{variable}: {path}: {there} is not a folder; name a {'file' if file else 'folder'}")
+    return path
+
+
+def home() -> Path:
+    """Folder of downloads and caches: `ATR_HOME`, else `data/` of the checkout, else `~/.cache/atr`."""
+    checkout = (PROJECT / "pyproject.toml").exists()
+    return place("ATR_HOME") or (PROJECT / "data" if checkout else Path.home() / ".cache" / "atr")
+
+
+def results_home() -> Path:
+    """Folder of results: `ATR_RESULTS`, else `results/` of the checkout, else `./results`."""
+    checkout = (PROJECT / "pyproject.toml").exists()
+    return place("ATR_RESULTS") or (PROJECT / "results" if checkout else Path("results").resolve())

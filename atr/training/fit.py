@@ -1,0 +1,152 @@
+"""Fit one config: find its run, and train it unless it is finished."""
+
+import os
+import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.system import atomic, devices, store
+from atr.system.devices import resolve_device
+from atr.training import batches, distributed, evaluation, model, origin, preparation, tracking
+from atr.training.distributed import ALONE, Group
+from atr.training.identity import Prepared, corpus_of, locate, needed
+from atr.training.records import RecordError, Run
+from atr.training.trainer import Trainer, fabric_of, train
+
+
+def fit(
+    config: RunConfig,
+    corpus: Corpus | None = None,
+    *,
+    root: str | Path | None = None,
+    device: str = "auto",
+    runs: Path | None = None,
+    threads: int = 1,
+    processes: int = 1,
+    track: Sequence[str] | str | None = None,
+    quiet: bool = True,
+) -> Run:
+    """Train `config`, or continue it, or return it if it is finished.
+
+    corpus     loaded already; by default what `config.corpus` names, from the folder `root` where it lies in one
+    runs       folder of the run store, default `results/runs`
+    threads    CPU threads: one, so that a run's numbers do not depend on what runs beside it
+    processes  how many train together, each its share of every batch: on as many GPUs, or cores of the CPU times
+               `threads`. The numbers are those of one process, but for rounding, dropout and SpecAugment
+    track      "tensorboard" or "wandb", where each epoch is logged; by default what ATR_TRACK says
+
+    Raises ConfigError, CorpusError, TrainingError; ChildProcessError for what fails in one of several processes. A
+    failed run keeps its state and says why in error.txt. A finished run whose files are damaged is trained anew, with a
+    warning that names the file and where its folder is kept.
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = fit(RunConfig(corpus=soundscapes, epochs=2))
+    >>> fit(RunConfig(corpus=soundscapes, epochs=2)) == run  # trained once
+    True
+    """
+    device, trackers = resolve_device(device), tracking.chosen(track)
+    distributed.check(processes, device, config.batch_size)
+    corpus = corpus or corpus_of(config, root)
+    run = locate(config, corpus, runs, quiet, root=root)
+    if at_hand(run, config):
+        return run
+    others = {
+        name: fit(
+            other,
+            given,
+            root=root,
+            device=device,
+            runs=runs,
+            threads=threads,
+            processes=processes,
+            track=trackers,
+            quiet=quiet,
+        )
+        for name, (other, given) in needed(config, corpus, root).items()
+    }
+    with atomic.writing(run.path), run.lock("trained"):
+        if not at_hand(run, config):
+            if os.path.lexists(run.path / "metrics.json"):
+                problem = run.problem or f"{run.path / 'config.json'}: not what this version writes for the run"
+                warnings.warn(f"{problem}. Now trained anew; kept as {run.set_aside()}", stacklevel=2)
+            run.path.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                (run.path / "error.txt").unlink()
+            try:
+                prepared = preparation.prepare(config, corpus, quiet=quiet, device=device)
+                atomic.write_csv(corpus.clips[["clip", "split"]], run.path / "clips.csv")
+                settings = {"result_version": origin.RESULT_VERSION, "config": config.to_dict()}
+                atomic.write_json(run.path / "config.json", settings)
+                work = (run, config, corpus, others, device, threads, trackers)
+                if processes == 1:
+                    _train(ALONE, *work, prepared)
+                else:
+                    if config.ancillary:  # once, here
+                        ancillary(others["ancillary"], corpus, device, threads)
+                    distributed.start(_train, processes, device, *work)
+            except Exception:
+                with suppress(OSError):  # a full disk must not hide the cause
+                    text = traceback.format_exc()
+                    (run.path / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+                raise
+    return Run(run.path)
+
+
+def at_hand(run: Run, config: RunConfig) -> bool:
+    """Whether the run of a config, as `locate` gives it, is finished, with all of its files whole."""
+    try:
+        return run.finished and Run(run.path).config.identity() == config.identity()
+    except (RecordError, FileNotFoundError):
+        return False
+
+
+def _train(
+    group: Group,
+    run: Run,
+    config: RunConfig,
+    corpus: Corpus,
+    others: dict[str, Run],
+    device: str,
+    threads: int,
+    trackers: list[str],
+    prepared: Prepared | None = None,
+) -> None:
+    """Train a run in this process, as one of a group."""
+    prepared = prepared or preparation.prepare(config, corpus, quiet=True, device=device)
+    if device == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    with devices.threads(threads), devices.chosen(device).on():
+        loggers = [] if group.rank else tracking.loggers(trackers, run)
+        mined_by = ancillary(others["ancillary"], corpus, device, threads) if config.ancillary else None
+        train(Trainer(config, corpus, prepared, others, device, mined_by, loggers, group), run, threads)
+
+
+def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -> Tensor:
+    """(captions, D) ancillary embeddings of the training pairs of a finished run's corpus, computed once: of each
+    caption with its clip (`mining.ancillary`), by the run's selected epoch.
+    """
+
+    def build(folder: Path) -> None:
+        prepared = preparation.prepare(run.config, corpus, ("train",), True, device)
+        with torch.random.fork_rng():
+            torch.manual_seed(run.config.seed)  # a random encoder that stays random is in no checkpoint
+            network = model.load(model.build(run.config, prepared), run)
+        fabric = fabric_of(run.config, device)
+        split = prepared.splits["train"]
+        size = run.config.batch_size if run.config.padding == "released" else None
+        with devices.threads(threads):
+            audio, text = evaluation.embed(
+                fabric.setup(network), split, lambda x: x.to(fabric.device), released_batch=size
+            )
+            pairs = batches.ancillary(audio[torch.tensor(split.clip_of_caption)], text)
+        save_file({"embeddings": pairs}, folder / "embeddings.safetensors")
+
+    return load_file(store.cached("ancillary", run.address, build) / "embeddings.safetensors")["embeddings"]

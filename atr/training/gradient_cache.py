@@ -1,0 +1,106 @@
+"""What the loss of a batch needs, from a batch that is embedded in parts: one chunk after another, each divided over
+the processes.
+
+A loss that compares each pair with all others of its batch wants the embeddings of the whole batch, but not the
+activations behind them. Of a batch in chunks these are not kept: each chunk is embedded a second time, with the same
+dropout and augmentation, when the gradient of its embeddings is known (GradCache: Gao et al. 2021,
+https://arxiv.org/abs/2101.06983). Embeddings, loss and gradient are those of the chunks embedded once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from atr.system.packed import Packed
+from atr.training.distributed import ALONE, Group, norms
+from atr.training.identity import Inputs
+from atr.training.model import DualEncoder
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Embeds batches of pairs by `dual`, which is `network`, wrapped for its device and precision.
+
+    to     moves a tensor to that device
+    chunk  pairs, of all processes together, that are embedded at a time; None: the whole batch. Each chunk is padded
+           as its batch would be. Batch-norms take their statistics from a chunk, over all processes, and their running
+           statistics move once a chunk
+    """
+
+    dual: nn.Module
+    network: DualEncoder
+    to: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    group: Group = ALONE
+    chunk: int | None = None
+
+    def embeddings(self, inputs: Inputs, captions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Audio and text (B, dim), float32, of the pairs of `captions` (B,) with their clips; the same on all
+        processes.
+        """
+        audio, text = [], []
+        for count, heard, read in self._parts(inputs, captions):
+            audio.append(self.group.whole(heard, count))
+            text.append(self.group.whole(read, count))
+        return _joined(audio), _joined(text)
+
+    def similarity(self, inputs: Inputs, captions: np.ndarray) -> Tensor:
+        """Of a text-aware model: (captions, clips) of a batch; the same on all processes, of which each scores its own
+        captions.
+        """
+        parts = list(self._parts(inputs, captions))
+        frames = _joined([self.group.whole(heard, count, summed=True) for count, heard, _ in parts])
+        run = self._runner(len(parts))
+        return _joined([self.group.whole(run(self.network.similarity, frames, read), n) for n, _, read in parts])
+
+    def _parts(self, inputs: Inputs, captions: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of each chunk: its number of pairs, and what the network makes of this process's share of them."""
+        clips = inputs.clip_of_caption
+        chunks = np.split(captions, range(self.chunk, len(captions), self.chunk)) if self.chunk else [captions]
+        run = self._runner(len(chunks))
+        longest = int(inputs.audio.lengths[clips[captions]].max()) if isinstance(inputs.audio, Packed) else 0
+        for chunk in chunks:
+            own = chunk[self.group.share(len(chunk))]
+            sound, lengths = inputs.audio_batch(clips[own])
+            if lengths is not None and sound.shape[1] < longest:
+                whole = sound.new_zeros(len(sound), longest, *sound.shape[2:])
+                whole[:, : sound.shape[1]] = sound
+                sound = whole
+            audio, text = run(self.dual, self._moved((sound, lengths)), self._moved(inputs.text_batch(own)))
+            yield len(chunk), audio.float(), text.float()
+
+    def _moved(self, pair: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        return self.to(pair[0]), None if pair[1] is None else self.to(pair[1])
+
+    def _runner(self, chunks: int) -> Callable[..., Any]:
+        """Calls a function so that, of several chunks, what it keeps for its gradient is computed again then."""
+        if chunks == 1:
+            return lambda function, *arguments: function(*arguments)
+
+        def twice(function: Callable[..., Any], *arguments: Any) -> Any:
+            contexts = (nullcontext(), unmoved(self.network))
+            return checkpoint(function, *arguments, use_reentrant=False, context_fn=lambda: contexts)
+
+        return twice
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@contextmanager
+def unmoved(network: nn.Module) -> Iterator[None]:
+    """Running statistics stay as they are, whatever a network in training mode is given."""
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms(network)]
+    for norm, _, _ in before:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, tracked in before:
+            norm.momentum, norm.num_batches_tracked = momentum, tracked

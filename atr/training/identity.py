@@ -1,0 +1,150 @@
+"""What a run is: the weights that a config names, and the address that all of it has in the store."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+from torch import Tensor
+
+from atr.config import RunConfig
+from atr.corpora import in_folder, load_corpus
+from atr.corpora.corpus import Corpus
+from atr.encoders import checkpoints, clap, pretraining, text
+from atr.encoders.clap import CLAP_VERSION
+from atr.losses import penalty
+from atr.register import code
+from atr.system import hashes, store
+from atr.system.packed import Packed
+from atr.system.places import home
+from atr.training import records
+from atr.training.records import Run
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One split, ready to be batched.
+
+    audio: pooled features (clips, dim), or rows of `audio_input`; text: pooled (captions, dim), or token states, or
+    token ids; clip_of_caption: (captions,); relevance as in `Corpus.relevance`.
+    """
+
+    audio: Tensor | Packed
+    text: Tensor | Packed
+    clip_of_caption: np.ndarray
+    relevance: np.ndarray | sparse.csr_array
+
+    def audio_batch(self, clips: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Pooled (B, dim) and None, or log-mels (B, frames, bands) or waveforms (B, samples) and their lengths."""
+        return (self.audio[clips], None) if isinstance(self.audio, Tensor) else self.audio.batch(clips)
+
+    def text_batch(self, captions: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Pooled (B, dim) and None, or states (B, tokens, dim) or ids (B, tokens) and their lengths."""
+        return (self.text[captions], None) if isinstance(self.text, Tensor) else self.text.batch(captions)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus as one config sees it: splits, where the weights come from, and their fingerprints."""
+
+    audio_weights: Path | None
+    text_folder: Path
+    fingerprints: dict[str, str]
+    splits: dict[str, Inputs] = field(default_factory=dict)
+
+
+def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool = True) -> Prepared:
+    """The weights that a run starts from: pre-trained first where they are the corpus's own, fetched where they are
+    published. Without `fetch`, FileNotFoundError for those that are not here.
+    """
+    external = config.training == "external"
+    folder = clap.folder(config.text_encoder, fetch) if external else text.folder(config.text_encoder, fetch)
+    spoken = text.fingerprint(folder)
+    extra = penalty.read_settings(config.penalty).fingerprint(fetch, quiet) if config.penalty else {}
+    extra |= fingerprints(config)
+    if external:
+        spoken = hashes.content_key(CLAP_VERSION, spoken)
+        return Prepared(None, folder, {"audio": spoken, "text": spoken})
+    if config.training == "scratch" or config.audio_weights is None:
+        audio_weights = None
+    elif config.audio_weights != "pretrained":
+        audio_weights = _weights_file(config.audio_weights, config.audio_encoder)
+    elif config.audio_encoder in checkpoints.REGISTRY:
+        audio_weights = home() / "checkpoints" / checkpoints.REGISTRY[config.audio_encoder].file.name
+        if fetch:
+            audio_weights = checkpoints.fetch(config.audio_encoder, quiet)
+    else:
+        audio_weights = pretraining.path(corpus, config.audio_encoder)
+        if fetch:
+            audio_weights = pretraining.weights(corpus, config.audio_encoder, quiet=quiet)
+        elif problem := store.damage(audio_weights.parent):  # a damaged file would give the run another address
+            raise FileNotFoundError(f"{audio_weights}: not there, or damaged ({problem}); it is made anew with the run")
+    if audio_weights is None and config.training == "frozen":
+        raise ValueError("training 'frozen' needs audio_weights; a random encoder that stays random learns nothing")
+    audio = hashes.file_hash(audio_weights) if audio_weights else "random"  # FileNotFoundError where it is missing
+    return Prepared(audio_weights, folder, {"audio": audio, "text": spoken, **extra})
+
+
+def _weights_file(name: str, encoder: str) -> Path:
+    """A file, or the file `<encoder>.*` of a folder; a relative path is looked for here and below the checkpoints."""
+    places = [Path(name).expanduser(), home() / "checkpoints" / name]
+    for place in places:
+        if place.is_file():
+            return place
+        found = sorted(place.glob(f"{encoder}.*"))
+        if found:
+            return found[0]
+    looked = " and ".join(map(str, dict.fromkeys(places)))
+    raise FileNotFoundError(
+        f"audio_weights: {name!r}: no such file, nor a folder with a file {encoder}.*; looked at {looked}"
+    )
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """Hashes of the code of one's own that a config trains with; empty for most."""
+    used = [("encoder", config.audio_encoder), *(("loss", part.loss["name"]) for part in config.parts())]
+    return {f"{kind} {name}": found for kind, name in used if (found := code(kind, name))}
+
+
+def corpus_of(config: RunConfig, root: str | Path | None = None) -> Corpus:
+    """The corpus that a config names; `root` goes to the corpora that lie in a folder."""
+    options = dict(config.corpus)
+    name = options.pop("name")
+    return load_corpus(name, root if in_folder(name) else None, **options)
+
+
+def locate(
+    config: RunConfig,
+    corpus: Corpus,
+    runs: Path | None = None,
+    quiet: bool = True,
+    fetch: bool = True,
+    root: str | Path | None = None,
+    corpora: dict[str, Corpus] | None = None,
+) -> Run:
+    """The run of a config, finished or not; makes or fetches the weights that it starts from where they are missing,
+    or raises FileNotFoundError without `fetch`. `corpora`: as of `needed`.
+    """
+    fingerprints = weights(config, corpus, quiet, fetch).fingerprints
+    for name, (other, given) in needed(config, corpus, root, corpora).items():
+        fingerprints = fingerprints | {name: locate(other, given, runs, quiet, fetch, root, corpora).address}
+    return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
+
+
+def needed(
+    config: RunConfig, corpus: Corpus, root: str | Path | None, corpora: dict[str, Corpus] | None = None
+) -> dict[str, tuple[RunConfig, Corpus]]:
+    """The configs of the runs that a run needs, each with its corpus. `corpora` keeps those that are loaded for it, by
+    the content key of their options, for further calls.
+    """
+    corpora = {} if corpora is None else corpora
+    corpora[hashes.content_key(dict(config.corpus))] = corpus
+    return {name: (other, loaded(other, root, corpora)) for name, other in config.needs().items()}
+
+
+def loaded(config: RunConfig, root: str | Path | None, corpora: dict[str, Corpus]) -> Corpus:
+    """The corpus of a config, from `corpora` if it is there, else loaded and put there."""
+    key = hashes.content_key(dict(config.corpus))
+    if key not in corpora:
+        corpora[key] = corpus_of(config, root)
+    return corpora[key]

@@ -1,0 +1,172 @@
+"""The dual encoder: audio and captions into one space."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from atr.config import RunConfig
+from atr.encoders import checkpoints, registry
+from atr.encoders.inputs import encode
+from atr.encoders.pooling import TextAwarePooling
+from atr.encoders.text import TextEncoder
+from atr.training.identity import Prepared
+from atr.training.records import RecordError, Run
+
+
+def head(inputs: int, hidden: int | None, outputs: int) -> nn.Sequential:
+    """Linear, ReLU, Linear (Mei et al. 2022); with `hidden` None one Linear (Tymofieiev 2025)."""
+    if hidden is None:
+        return nn.Sequential(nn.Linear(inputs, outputs))
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class DualEncoder(nn.Module):
+    """Audio encoder → pooling → head and text encoder → head, both L2-normalised (Mei et al. 2022, section 2.2).
+
+    audio_encoder: an `atr.encoders.AudioEncoder`. Inputs without lengths are an encoder's pooled output, so that an
+    encoder that stays fixed need not run again; one that is None has run before.
+    With `padding` "released", all clips of a batch count as long as its longest, zeros and all.
+    text_aware: pools what the audio head makes of each frame by caption. A clip then has no embedding of its own:
+    wherever it says audio (…, dim) below, there are frames (…, T, dim) instead, zeros behind a clip's end.
+    """
+
+    def __init__(
+        self,
+        audio_encoder: Any,
+        text_encoder: nn.Module | None,
+        audio_dim: int,
+        text_dim: int,
+        dim: int,
+        audio_hidden: int = 1,
+        padding: str = "masked",
+        heads: str = "mlp",
+        text_aware: TextAwarePooling | None = None,
+    ) -> None:
+        super().__init__()
+        self.padding = padding
+        self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
+        self.audio_head = head(audio_dim, audio_hidden * dim if heads == "mlp" else None, dim)
+        self.text_head = head(text_dim, 2 * dim if heads == "mlp" else None, dim)
+        self.text_aware = text_aware
+
+    def embed_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Pooled features (B, audio_dim), or a batch of `features.audio_input` with lengths → (B, dim), of length 1."""
+        if self.text_aware is not None:
+            frames, mask = self._frames(audio, lengths)
+            return self.audio_head(frames) * mask[:, :, None]
+        return nn.functional.normalize(self.audio_head(self.pool_audio(audio, lengths)), dim=-1)
+
+    def embed_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Pooled features (B, text_dim), or states or ids (B, tokens, …) with lengths → (B, dim), of length 1."""
+        embedding = self.text_head(self.pool_text(text, lengths))
+        return embedding if self.text_aware is not None else nn.functional.normalize(embedding, dim=-1)
+
+    def similarity(self, audio: Tensor, text: Tensor) -> Tensor:
+        """Cosines (texts, clips) of the embeddings of `forward`."""
+        if self.text_aware is None:
+            return text @ audio.T
+        return self.text_aware.similarity(audio, audio.any(2), text)
+
+    def pool_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Output (B, audio_dim) of the encoder; without lengths, what comes in is that already."""
+        return audio if lengths is None else self.audio_encoder.pool(*self._frames(audio, lengths))
+
+    def _frames(self, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        return encode(self.audio_encoder, audio, None if self.padding == "released" else lengths)
+
+    def pool_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Output (B, text_dim) of the encoder; without lengths, what comes in is that already."""
+        if lengths is None:
+            return text
+        assert self.text_encoder is not None
+        return self.text_encoder(text, lengths)
+
+    def forward(
+        self,
+        audio: tuple[Tensor, Tensor | None] | None,
+        text: tuple[Tensor, Tensor | None] | None,
+        pooled: bool = False,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Embeddings of a batch of each kind, or with `pooled` the encoders' outputs; None gives None."""
+        if pooled:
+            return audio and self.pool_audio(*audio), text and self.pool_text(*text)
+        return audio and self.embed_audio(*audio), text and self.embed_text(*text)
+
+    def kept(self) -> dict[str, Tensor]:
+        """The tensors that training changes: trained parameters, and buffers (batch statistics)."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        fixed = {name for name, _ in self.named_parameters()} - trained
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in fixed}
+
+
+def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
+    """The model of a config, heads drawn from PyTorch's generator; seed that first."""
+    sample = next(iter(prepared.splits.values()))
+    if config.training in ("frozen", "external"):
+        assert isinstance(sample.audio, Tensor) and isinstance(sample.text, Tensor)
+        audio_dim, text_dim = sample.audio.shape[1], sample.text.shape[1]
+        if config.training == "external":  # has had heads of its own
+            network = DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim)
+            network.audio_head = network.text_head = nn.Sequential()
+            return network
+        hidden = registry.facts(config.audio_encoder).head_hidden
+        return DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim, hidden, heads=config.head)
+    audio = registry.build(
+        config.audio_encoder, prepared.audio_weights, config.augment, config.audio_dropout, config.pooling
+    )
+    released = config.training == "frozen_released"
+    text = TextEncoder(
+        prepared.text_folder, config.text_pooling, None if released else config.text_layers, config.text_dropout
+    )
+    if released:
+        audio.requires_grad_(False)
+        text.requires_grad_(False)
+    else:
+        text.keep_top()
+    dim = config.embedding_dim
+    pooling = TextAwarePooling(dim, **config.text_aware, variant=config.recipe) if config.text_aware else None
+    return DualEncoder(audio, text, audio.dim, text.dim, dim, audio.head_hidden, config.padding, config.head, pooling)
+
+
+def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]:
+    """Optimiser groups with their learning rates: heads, audio, text, pooling, loss; empty ones and what is fixed left
+    out.
+    """
+    encoders = {"audio": model.audio_encoder, "text": model.text_encoder}
+    heads = {"audio": model.audio_head, "text": model.text_head}
+    if config.fixed is not None:
+        encoders[config.fixed] = None
+        if config.fixed_head:
+            heads.pop(config.fixed)
+    members = {"heads": [parameter for head in heads.values() for parameter in head.parameters()]}
+    members |= {name: [] if encoder is None else list(encoder.parameters()) for name, encoder in encoders.items()}
+    members["pooling"] = [] if model.text_aware is None else list(model.text_aware.parameters())
+    members["loss"] = list(loss.parameters())
+    trained = {name: [p for p in parameters if p.requires_grad] for name, parameters in members.items()}
+    return [
+        {"params": parameters, "lr": config.rate(name), "peak": config.rate(name), "name": name}
+        for name, parameters in trained.items()
+        if parameters
+    ]
+
+
+def load(network: DualEncoder, run: Run) -> DualEncoder:
+    """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
+    path, kept, own = run.path / "checkpoint.safetensors", run.checkpoint, network.kept()
+    mend = "train anew, with the run's folder moved away"
+    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (kept, own)]
+    if shapes[0] != shapes[1]:
+        told = [
+            f"{name} ({' instead of '.join(str(shape[name]) if name in shape else 'none' for shape in shapes)})"
+            for name in {**shapes[0], **shapes[1]}
+            if shapes[0].get(name) != shapes[1].get(name)
+        ]
+        raise RecordError(
+            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.listed(told)}; {mend}"
+        )
+    try:
+        checkpoints.check(path, kept, own, mend)
+    except ValueError as error:
+        raise RecordError(str(error)) from None
+    network.load_state_dict(kept, strict=False)
+    return network

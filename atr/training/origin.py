@@ -1,0 +1,42 @@
+"""Where a run comes from: versions, device, commit."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from functools import cache
+from typing import Any
+
+from atr.system import places
+
+RESULT_VERSION = 2  # raised when a fix changes results
+RECORDED = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    return {
+        "device": device,
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "commit": commit(),
+    }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in RECORDED}
+
+
+def commit() -> str | None:
+    """Commit of the checkout that `atr` runs from, "+" appended if it was changed; None outside of one."""
+    git = ["git", "-C", str(places.PROJECT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "atr"], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

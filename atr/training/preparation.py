@@ -1,0 +1,147 @@
+"""What a run reads of a corpus: waveforms or log-mels, pooled features, captions as token states, from the store."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from atr import register
+from atr.config import RunConfig
+from atr.corpora.corpus import SPLITS, Corpus
+from atr.encoders import inputs, registry, text
+from atr.encoders.audio.compact import ENCODER_VERSION
+from atr.encoders.clap import CLAP_VERSION, Clap
+from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
+from atr.system import devices, hashes, packed, store
+from atr.system.packed import Packed
+from atr.training.identity import Inputs, Prepared, weights
+
+
+def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu", quiet: bool = False) -> Tensor:
+    """Pooled features of a frozen encoder in evaluation mode over a one-split corpus: (clips, dim), computed once."""
+    split = corpus.clips["split"].iloc[0]
+    name, seconds = config.audio_encoder, config.max_seconds
+
+    def build(folder: Path) -> None:
+        encoder = registry.build(name, weights, pooling=config.pooling).eval().to(device)
+        rows = audio_input(corpus, name, quiet, seconds)
+        size = 64 if encoder.cached else AUDIO_BATCH
+        parts = []
+        with torch.inference_mode(), devices.threads(os.cpu_count() or 1):
+            title = f"{corpus.name} {split}: {name}"
+            for start in tqdm(range(0, len(rows), size), title, disable=quiet or encoder.cached):
+                batch, lengths = rows.batch(np.arange(start, min(start + size, len(rows))))
+                parts.append(encoder.pool(*encode(encoder, batch.to(device), lengths.to(device))).cpu())
+        packed.pack(folder, torch.cat(parts).numpy()[:, None])
+
+    versions: list[Any] = [ENCODER_VERSION, inputs.WAVEFORM_VERSION]
+    if seconds or config.pooling != "max_mean":
+        versions += [seconds, config.pooling]
+    if own := register.code("encoder", name):
+        versions.append(own)
+    key = hashes.content_key(corpus.audio_fingerprint(split), name, hashes.file_hash(weights), versions)
+    return torch.from_numpy(packed.open_packed(store.cached("pooled", key, build)).data)
+
+
+def caption_style(config: RunConfig) -> str | None:
+    """How `atr.encoders.text.normalise` cleans what a config's text encoder reads: for CLAP, not at all."""
+    return None if config.training == "external" else config.caption_style
+
+
+def normalised(config: RunConfig, corpus: Corpus) -> list[str]:
+    """The captions of a corpus as a config's text encoder reads them."""
+    return [text.normalise(caption, caption_style(config)) for caption in corpus.captions["caption"]]
+
+
+def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> Tensor:
+    """Output of the text encoder, as it starts and in evaluation mode, for the captions of a one-split corpus:
+    (captions, dim), computed once.
+    """
+    folder = text.folder(config.text_encoder)
+
+    def encoder() -> text.TextEncoder:
+        return text.TextEncoder(folder, config.text_pooling).to(device)
+
+    known, pooling = text.fingerprint(folder), config.text_pooling
+    spoken = text.computed(normalised(config, corpus), known, encoder, pooling=pooling, quiet=quiet)
+    return torch.from_numpy(spoken.data)
+
+
+def prepare(
+    config: RunConfig, corpus: Corpus, splits: tuple[str, ...] = SPLITS, quiet: bool = False, device: str = "cpu"
+) -> Prepared:
+    """Everything that `config` reads of `corpus`, from the store; what is missing there is computed now, frozen
+    features on `device`. Where a corpus has no test clips, its validation clips are tested on.
+    """
+    prepared = weights(config, corpus, quiet)
+    # Built only if the store lacks something: loading a model takes longer than many a frozen run's epoch.
+    language: list[text.TextEncoder] = []
+    over_states = config.training in ("finetuned", "scratch") and config.text_layers is not None
+
+    def text_encoder() -> text.TextEncoder:
+        if not language:
+            layers = config.text_layers if over_states else None
+            language.append(text.TextEncoder(prepared.text_folder, config.text_pooling, layers))
+        return language[0]
+
+    def moved() -> text.TextEncoder:
+        return text_encoder().to(device)
+
+    known = prepared.fingerprints["text"]
+    if config.padding == "released" and registry.facts(config.audio_encoder).cached:
+        raise ValueError(f"padding 'released': {config.audio_encoder} reads cached log-mels, which hold no padding")
+    for name in splits:
+        if name == "test" and not corpus.clips["split"].eq("test").any():
+            prepared.splits[name] = prepared.splits["validation"]
+            continue
+        part = corpus.split(name)
+        captions = normalised(config, part)
+        place = {clip: row for row, clip in enumerate(part.clips["clip"])}
+        clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
+        audio: Tensor | Packed
+        spoken: Tensor | Packed
+        if config.training == "external":
+            audio, spoken = external(config, part, prepared.text_folder, captions, device, quiet)
+        elif config.training == "frozen":
+            assert prepared.audio_weights is not None
+            audio = pooled(config, part, prepared.audio_weights, device, quiet)
+            spoken = pooled_text(config, part, device, quiet)
+        else:
+            audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
+            spoken = (
+                text.computed(captions, known, moved, below=config.text_layers, quiet=quiet)
+                if over_states
+                else text.tokenized(captions, known, text_encoder)
+            )
+        prepared.splits[name] = Inputs(audio, spoken, clip_of_caption, part.relevance())
+    return prepared
+
+
+def external(
+    config: RunConfig, corpus: Corpus, folder: Path, captions: list[str], device: str, quiet: bool
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of a CLAP model with both towers over a one-split corpus, computed once: audio, text."""
+    known, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
+    loaded: list[Clap] = []
+
+    def model() -> Clap:
+        if not loaded:
+            loaded.append(Clap(folder, device))
+        return loaded[0]
+
+    def sounds(target: Path) -> None:
+        rows = inputs.waveforms(corpus, model().sample_rate, quiet, config.max_seconds)
+        packed.pack(target, model().audio(rows, config.seed, quiet).numpy()[:, None])
+
+    def words(target: Path) -> None:
+        packed.pack(target, model().text(captions, quiet).numpy()[:, None])
+
+    cut = (config.max_seconds, config.seed)
+    heard = hashes.content_key(CLAP_VERSION, known, corpus.audio_fingerprint(split), cut, inputs.WAVEFORM_VERSION)
+    keys = {heard: sounds, hashes.content_key(CLAP_VERSION, known, captions): words}
+    audio, spoken = (packed.open_packed(store.cached("clap", key, build)).data for key, build in keys.items())
+    return torch.from_numpy(audio), torch.from_numpy(spoken)

@@ -1,0 +1,535 @@
+"""One finished or unfinished run on disk, and the folder that holds them.
+
+`<runs>/<address>/` holds config.json, environment.json, clips.csv, history.csv, metrics.json, embeddings.safetensors
+and checkpoint.safetensors; state.pt while unfinished; error.txt if it failed. sums.json has the digests of all
+(`store.damage`; runs by older versions lack it), metrics.json is written last: a run is finished where it is there and
+all of them are whole. What is not whole is never used, and never deleted: `atr.fit` trains such a run anew and keeps
+its folder as `<address>.aside-1`.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import platform
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from atr import config as configs
+from atr.config import RunConfig
+from atr.corpora.corpus import SPLITS, Corpus
+from atr.metrics.retrieval import Ranks, relevant_pairs
+from atr.system import atomic, hashes, places, store
+from atr.training.origin import RECORDED, RESULT_VERSION
+
+Content = TypeVar("Content")
+SCORES = {
+    f"{way}_{name}" for way in ("t2a", "a2t") for name in ("r1", "r5", "r10", "map10", "median_rank", "mean_rank")
+}
+AGAIN = "run its study or atr.fit again: the run is trained anew, and this folder kept beside it"
+
+
+class RecordError(ValueError):
+    """A file of a run is missing, or holds what it cannot; the message names it and says how the run is made again."""
+
+
+def said(error: BaseException) -> str:
+    """An exception in words, even where it has none."""
+    return f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
+
+
+def default_folder() -> Path:
+    return places.results_home() / "runs"
+
+
+def address(config: RunConfig, corpus_fingerprint: str, weights: dict[str, str]) -> str:
+    """16 hexadecimal digits that name a run by all that decides its numbers."""
+    return hashes.content_key(config.identity(), corpus_fingerprint, weights, RESULT_VERSION)[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. What is read from a file raises FileNotFoundError where the run is not finished, and RecordError
+    where the file is missing or damaged all the same.
+
+    >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
+    >>> run.status, len(run.history), sorted(run.embeddings)
+    ('finished', 2, ['a2t', 'audio', 'relevance', 't2a', 'text'])
+    >>> 0 <= run.metrics["t2a_r10"] <= 100
+    True
+    """
+
+    path: Path
+
+    @property
+    def address(self) -> str:
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def status(self) -> str:
+        """finished, stale (by an older version), newer (by a newer one), damaged, failed or unfinished."""
+        ended = os.path.lexists(self.path / "metrics.json")
+        try:
+            version = self._record["result_version"]
+        except (RecordError, FileNotFoundError):
+            version = RESULT_VERSION
+        if version != RESULT_VERSION:
+            return "stale" if version < RESULT_VERSION else "newer"
+        if ended:
+            return "damaged" if self.problem else "finished"
+        return "failed" if os.path.lexists(self.path / "error.txt") else "unfinished"
+
+    @property
+    def stale(self) -> bool:
+        """Made by an older version of the code, whose results differ."""
+        return self._record["result_version"] < RESULT_VERSION
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the files of a run that came to its end, the first of them; nothing if they are whole."""
+        if not os.path.lexists(self.path / "metrics.json"):
+            return ""
+        run = Run(self.path)  # reads anew, and keeps nothing
+        try:
+            clips, audio = run.clips, len(run.embeddings["a2t"])
+            _ = run._record, run._metrics, run.environment, run.history
+            if os.path.lexists(self.path / "learned.csv"):
+                _ = run.learned
+            self._read("checkpoint.safetensors", lambda path: safe_open(path, "pt"))
+        except RecordError as error:
+            return str(error)
+        split = "test" if clips["split"].eq("test").any() else "validation"  # as `features.prepare` has it
+        if clips["split"].eq(split).sum() != audio:
+            return f"{self.path / 'clips.csv'}: other clips than the {audio} of embeddings.safetensors; {AGAIN}"
+        return ""
+
+    def _read(self, name: str, parse: Callable[[Path], Content]) -> Content:
+        """What `parse` makes of a file."""
+        path = self.path / name
+        try:
+            if os.path.lexists(self.path / "metrics.json") and (problem := store.damage(self.path, name)):
+                raise RecordError(f"{path}: damaged ({problem}); {AGAIN}")
+            return parse(path)
+        except RecordError:
+            raise
+        except FileNotFoundError as error:
+            if not os.path.lexists(self.path / "metrics.json"):
+                missing = f"{path}: missing, as the run is not finished; atr.fit(run.config) continues it"
+                raise FileNotFoundError(missing) from error
+            raise RecordError(f"{path}: missing; {AGAIN}") from error
+        except configs.ConfigError as error:
+            raise RecordError(f"{path}: {error}; if no other version of atr wrote it, {AGAIN}") from error
+        except Exception as error:  # of json, pandas, safetensors, Unicode, the file system
+            raise RecordError(f"{path}: cannot be read ({said(error).splitlines()[0]}); {AGAIN}") from error
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return self._read("config.json", lambda _: configs.from_dict(self._record["config"]))
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        return self._read("config.json", lambda path: _fitting(_object(path), {"result_version": int, "config": dict}))
+
+    @cached_property
+    def _metrics(self) -> dict[str, Any]:
+        return self._read("metrics.json", lambda path: _complete(_object(path)))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Test metrics of the selected epoch, as `atr.metrics.retrieval_metrics` names them.
+
+        Those of its validation clips where the corpus has no test clips (`load_corpus(…, hold_out=…)`).
+        """
+        return self._metrics["test"]
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """Validation metrics of the selected epoch."""
+        return self._metrics["validation"]
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """What each stage came to, where a run has several: test, validation, best_epoch, as for the whole run."""
+        return self._metrics.get("stages", [])
+
+    @property
+    def best_epoch(self) -> int:
+        """The selected epoch, from 1; 0 is before any training."""
+        return self._metrics["best_epoch"]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        kinds = {"device": str, "platform": str, "seconds": (int, float), "versions": dict}
+
+        def parse(path: Path) -> dict[str, Any]:
+            found = _fitting(_object(path), kinds | {"commit": (str, type(None))})
+            _fitting(found["versions"], dict.fromkeys(RECORDED, str))
+            _fitting(found, {"weights": dict} if "weights" in found else {})
+            return found
+
+        return self._read("environment.json", parse)
+
+    @cached_property
+    def clips(self) -> pd.DataFrame:
+        """The clips that the run had: clip, split."""
+
+        def parse(path: Path) -> pd.DataFrame:
+            table = _table(path, dtype="str", keep_default_na=False)
+            if list(table) != ["clip", "split"] or not len(table) or not table["split"].isin(SPLITS).all():
+                raise ValueError("not a table of clip and split")
+            return table
+
+        return self._read("clips.csv", parse)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch: stage, where there are several, epoch, loss (without any penalty; by each stage's own loss),
+        learning rate, validation metrics; with a penalty also
+        batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats. validation_loss: the
+        stage's loss over validation pairs in batches, without any penalty.
+        """
+
+        def parse(path: Path) -> pd.DataFrame:
+            table = _table(path)
+            if not {"epoch", "loss", "learning_rate"} <= set(table):
+                raise ValueError("no columns epoch, loss and learning_rate")
+            if not table.empty and not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
+                raise ValueError("holds other things than numbers")
+            if table["epoch"].tolist() != list(range(1, len(table) + 1)) or table["loss"].isna().any():
+                raise ValueError("an epoch or its loss is missing")
+            if os.path.lexists(self.path / "metrics.json") and len(table) < self.best_epoch:
+                raise ValueError(f"ends before the selected epoch {self.best_epoch}")
+            return table
+
+        return self._read("history.csv", parse)
+
+    @cached_property
+    def learned(self) -> pd.DataFrame:
+        """A row a step: stage, epoch, step from 1, and what the loss has learned after it, as its class names it.
+
+        FileNotFoundError: the loss learns nothing.
+        """
+        path = self.path / "learned.csv"
+        if not os.path.lexists(path):
+            raise FileNotFoundError(f"{path}: missing, as the loss of the run learns nothing")
+
+        def parse(path: Path) -> pd.DataFrame:
+            table = _table(path)
+            if list(table)[:3] != ["stage", "epoch", "step"] or not np.isfinite(table.to_numpy(float)).all():
+                raise ValueError("not a table of stage, epoch, step and numbers")
+            if table["step"].tolist() != list(range(1, len(table) + 1)):
+                raise ValueError("a step is missing")
+            return table
+
+        return self._read("learned.csv", parse)
+
+    @cached_property
+    def embeddings(self) -> dict[str, torch.Tensor]:
+        """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t; of a
+        text-aware model similarity (captions, clips) in place of audio.
+        """
+        return self._read("embeddings.safetensors", lambda path: _agreeing(load_file(path)))
+
+    @property
+    def checkpoint(self) -> dict[str, torch.Tensor]:
+        """Weights of the selected epoch, as `DualEncoder.kept` names them."""
+        return self._read("checkpoint.safetensors", load_file)
+
+    @property
+    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Test split: audio (clips, dim), and the embedding of one caption of each clip, row by row.
+
+        The first; clips described alike share their captions, and take one each.
+        """
+        audio, text = self.embeddings["audio"], self.embeddings["text"]
+        captions, clips = relevant_pairs(self.embeddings["relevance"], (len(text), len(audio)))
+        free, chosen = np.ones(len(text), bool), []
+        for clip in range(len(audio)):
+            own = captions[clips == clip]
+            chosen.append(own[free[own].argmax()])  # its first, if none is free
+            free[chosen[-1]] = False
+        return audio, text[torch.from_numpy(np.array(chosen))]
+
+    @property
+    def ranks(self) -> Ranks:
+        """Ranks of the test split."""
+        return Ranks(self.embeddings["t2a"].numpy(), self.embeddings["a2t"].numpy())
+
+    def damage(self) -> str:
+        """What is wrong with its files, "" if nothing is known to be: of a finished run all of them, else its state."""
+        pass
+
+        if os.path.lexists(self.path / "metrics.json"):
+            return store.damage(self.path, whole=True) or self.problem
+        try:
+            if (self.path / "state.pt").is_file():
+                check_state(self.path / "state.pt")
+        except ValueError as error:
+            return f"state.pt: {error}"
+        return ""
+
+    @contextmanager
+    def lock(self, verb: str, timeout: float = -1) -> Iterator[None]:
+        """Hold the run, as one process at a time does. BlockingIOError: another one does, after so many seconds."""
+        folder = self.path.parent / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock, holder = FileLock(folder / self.address), folder / f"{self.address}.holder"
+        try:
+            lock.acquire(timeout)
+        except Timeout:
+            who = holder.read_text(encoding="utf-8") if holder.is_file() else "in use by another process"
+            raise BlockingIOError(f"{self.path}: is {who or 'in use'}; stop it first, or wait until it ends") from None
+        try:
+            with suppress(OSError):  # a full disk
+                holder.write_text(f"being {verb} by process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            yield
+        finally:
+            lock.release()
+
+    def set_aside(self) -> Path:
+        """Rename the folder, so that the run can be made again; the new name. To be called under `lock`."""
+        names = (self.path.with_name(f"{self.address}.aside-{number}") for number in count(1))
+        aside = next(name for name in names if not os.path.lexists(name))
+        os.rename(self.path, aside)
+        return aside
+
+    def remove(self) -> None:
+        """Remove the folder. BlockingIOError: a process is training the run; FileNotFoundError: it is not there."""
+        gone = self.path.with_name(f".{self.address}.removed")
+        with self.lock("removed", timeout=1):
+            shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed
+            os.rename(self.path, gone)  # at once: a reader finds the whole run or none
+            shutil.rmtree(gone)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON file's object. ValueError: it holds something else, or a number that JSON does not know."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"holds {constant}")
+
+    found = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
+
+
+def _fitting(found: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    for name, kind in kinds.items():
+        if not isinstance(found.get(name, ...), kind) or isinstance(found[name], bool):
+            raise ValueError(f"{name}: {'of another type' if name in found else 'missing'}")
+    return found
+
+
+def _complete(found: dict[str, Any]) -> dict[str, Any]:
+    """Results with all of their metrics, which are finite."""
+    stages = found.get("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError("stages: not a list of objects")
+    for part in (found, *stages):
+        _fitting(part, {"test": dict, "validation": dict, "best_epoch": int})
+        for scores in (part["test"], part["validation"]):
+            _fitting(scores, dict.fromkeys(SCORES | set(scores), (int, float)))
+            if not all(map(math.isfinite, scores.values())):
+                raise ValueError("a metric is not finite")
+    return found
+
+
+def _table(path: Path, **options: Any) -> pd.DataFrame:
+    with open(path, "rb") as file:
+        text = file.read()
+    if not text.endswith(b"\n"):
+        raise ValueError("cut off")
+    return pd.read_csv(io.BytesIO(text), **options)
+
+
+def _agreeing(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of `Run.embeddings` whose types and shapes agree."""
+    other = "similarity" if "similarity" in found else "audio"
+    missing = {"text", other, "relevance", "t2a", "a2t"} - set(found)
+    if missing:
+        raise ValueError(f"{', '.join(sorted(missing))}: missing")
+    text, audio, t2a, a2t = (found[name] for name in ("text", other, "t2a", "a2t"))
+    captions, clips = len(text), len(a2t)
+    for name in ("text", other, "t2a", "a2t"):
+        tensor = found[name]
+        if tensor.ndim != 2 or tensor.dtype != (torch.int64 if name in ("t2a", "a2t") else torch.float32):
+            raise ValueError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}")
+    fitting = (captions, clips) if other == "similarity" else (clips, text.shape[1])
+    if tuple(audio.shape) != fitting or len(t2a) != captions:
+        raise ValueError("shapes do not agree")
+    if not all(ranks.numel() and ranks.min() >= 0 for ranks in (t2a, a2t)):
+        raise ValueError("a rank is missing or negative")
+    if not (text.isfinite().all() and audio.isfinite().all()):
+        raise ValueError("a number is not finite")
+    relevant_pairs(found["relevance"], (captions, clips))
+    return found
+
+
+def stored(folder: Path | None = None) -> list[Run]:
+    """All runs in a folder, whatever their state, oldest first."""
+    folder = folder or default_folder()
+    found = []
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if re.fullmatch("[0-9a-f]+", entry.name) and entry.is_dir():
+                    found.append((entry.stat().st_mtime, entry.path))
+    return [Run(Path(path)) for _, path in sorted(found)]
+
+
+def find(address: str, folder: Path | None = None) -> Run:
+    """The run in a folder whose address begins so; ValueError if there is none, or several."""
+    matches = [run for run in stored(folder) if run.address.startswith(address)]
+    if len(matches) != 1:
+        raise ValueError(
+            f"{folder or default_folder()}: {len(matches)} runs begin with {address!r}; list them: atr runs list"
+        )
+    return matches[0]
+
+
+def space(run: Run) -> tuple[Tensor, Tensor]:
+    """Audio (clips, dim) and text (captions, dim) of the test split. ValueError: a run with text-aware pooling."""
+    found = run.embeddings
+    if "audio" not in found:
+        raise ValueError(
+            f"{run.path}: with text-aware pooling a clip has an embedding for each caption, and no place of its own; "
+            "choose a run without"
+        )
+    return found["audio"], found["text"]
+
+
+def tested(run: Run, corpus: Corpus) -> Corpus:
+    """The split that a finished run was tested on; validation where it had no test clips. corpus: what it was trained
+    on. ValueError: it is another.
+    """
+    split = "test" if run.clips["split"].eq("test").any() else "validation"
+    theirs = run.clips.loc[run.clips["split"] == split, "clip"].tolist()
+    part = corpus.split(split)
+    if part.clips["clip"].tolist() != theirs or len(part.captions) != len(run.embeddings["text"]):
+        raise ValueError(
+            f"{run.path}: embeddings of {len(theirs)} clips and {len(run.embeddings['text'])} captions; the corpus has "
+            f"{len(part)} and {len(part.captions)}, or others; load what run.config.corpus names, or train again"
+        )
+    return part
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on."""
+
+
+class _Keeper:
+    """Writes a run's state after each epoch, or, where writing takes longer than QUICK seconds, as often as keeps it
+    below a tenth of the time.
+    """
+
+    QUICK = 0.3
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.took, self.ended = path, 0.0, 0.0
+
+    def keep(self, state: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        if self.took > self.QUICK and started - self.ended < 9 * self.took:
+            return
+        atomic.write_atomic(self.path, partial(_save_state, state))
+        self.ended = time.perf_counter()
+        self.took = self.ended - started
+
+
+SEAL = b"SHA-256:"  # behind a state, before the digest of all before it
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)  # slower than the digest, and not looked at when it is loaded
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    with open(path, "r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(SEAL + digest)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The state that a run goes on from; None if there is none, and with a warning if it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        check_state(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError as error:
+        reason = str(error)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # of an older version, or of none
+        reason = "it cannot be read"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        reason = str(error)
+    warnings.warn(f"{path}: damaged ({reason}); the run starts again from its beginning", stacklevel=2)
+    return None
+
+
+def check_state(path: Path) -> None:
+    """ValueError for a state whose bytes are not those that were written; older versions wrote no digest."""
+    with open(path, "rb") as file:
+        size = path.stat().st_size - len(SEAL) - hashlib.sha256().digest_size
+        file.seek(max(0, size))
+        seal, digest = file.read(len(SEAL)), file.read()
+        if seal == SEAL:
+            file.seek(0)
+            sha256 = hashlib.sha256()
+            while size > 0:
+                block = file.read(min(size, store.BLOCK))
+                sha256.update(block)
+                size -= len(block)
+            if sha256.digest() != digest:
+                raise ValueError("its bytes have changed")
+
+
+def _write_history(folder: Path, state: dict[str, Any]) -> None:
+    columns = None if state["history"] else ["epoch", "loss", "learning_rate"]
+    tables = {"history": pd.DataFrame(state["history"], columns=columns)}
+    if state["learned"]:
+        tables["learned"] = pd.DataFrame(state["learned"])
+        tables["learned"].insert(2, "step", np.arange(1, len(state["learned"]) + 1))
+    for name, table in tables.items():
+        atomic.write_atomic(folder / f"{name}.csv", partial(_write_table, table))
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False)
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _contiguous(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

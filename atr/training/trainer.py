@@ -1,0 +1,318 @@
+"""A config's networks on their device, an epoch's steps, and the run that they come to: a loop on Lightning Fabric."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
+from atr.losses import pair, penalty
+from atr.system import atomic, store
+from atr.system.devices import chosen
+from atr.training import evaluation, identity, model, origin, preparation
+from atr.training.batches import epoch_batches
+from atr.training.distributed import ALONE, Group, synchronise
+from atr.training.evaluation import Evaluated
+from atr.training.gradient_cache import Embedder
+from atr.training.records import Run, TrainingError, _contiguous, _copy, _Keeper, _write_history, load_state
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed"}
+
+BROKEN_WEIGHTS = "embeddings are not finite before any training: check audio_weights and text_encoder"
+
+
+def fabric_of(config: RunConfig, device: str, loggers: Sequence[Any] = (), number: int = 0) -> "Fabric":
+    """Lightning Fabric for one device, of several GPUs that of this number, at the config's precision.
+
+    It is one process of our own to Lightning, also within a job of Slurm, whose tasks it would take for its own.
+    """
+    from lightning_fabric import Fabric  # brings PyTorch's compiler: a second that reading results need not wait for
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    devices = [number] if device == "cuda" else 1
+    precision, alone = PRECISIONS[config.precision], LightningEnvironment()
+    return Fabric(accelerator=device, devices=devices, precision=precision, plugins=[alone], loggers=list(loggers))
+
+
+class Trainer:
+    """A config's networks on their device: what they see of the splits, one epoch's steps, and evaluation.
+
+    mined_by  (captions, D) ancillary embeddings, where the config mines by some
+    group     the processes that train together, each with a Trainer of its own. All see the same batches, losses,
+              gradients and scores, and decide alike; the first one's random numbers are those of a single process
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        prepared: identity.Prepared,
+        others: dict[str, Run],
+        device: str,
+        mined_by: Tensor | None = None,
+        loggers: Sequence[Any] = (),
+        group: Group = ALONE,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.config, self.corpus, self.prepared, self.group = config, corpus, prepared, group
+        self.fabric = fabric_of(config, device, loggers, group.rank)
+        self.mined_by = None if mined_by is None else mined_by.to(self.fabric.device)
+        torch.manual_seed(config.seed)
+        self.network = model.build(config, prepared)
+        if config.start:
+            model.load(self.network, others["start"])
+        self.weighed = penalty.read_settings(config.penalty) if config.penalty else None
+        self.penalty = self.weighed.build().to(self.fabric.device) if self.weighed else None
+        synchronise(self.network, group)
+        self.switches = chosen(device)
+        self.dual = self.fabric.setup(self.switches.apply(self.network))
+        self.embedder = Embedder(self.dual, self.network, self.to_device, group, config.chunk)
+        self.released_batch = config.batch_size if config.padding == "released" else None
+        self.last_epoch = sum(part.epochs for part in config.parts())
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.fabric.device, non_blocking=True)
+
+    def evaluate(self, split: identity.Inputs) -> Evaluated:
+        try:
+            return evaluation.evaluate(self.dual, self.network, split, self.to_device, self.released_batch, self.group)
+        except FloatingPointError as error:
+            reason = f"{error}: the run has diverged; lower its learning_rates" if self.last_epoch else BROKEN_WEIGHTS
+            raise TrainingError(reason) from error
+
+    def optimizer(self, part: RunConfig, loss_function: pair.PairLoss) -> Any:
+        """None for an external model, which has nothing to train."""
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        groups = model.groups(self.network, loss_function, part)
+        if not groups:
+            return None
+        return self.fabric.setup_optimizers(
+            kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=self.switches.fused)
+        )
+
+    def splits(self, part: RunConfig, first: bool) -> tuple[identity.Inputs, identity.Inputs]:
+        """Training and validation split as a stage sees them: of a fixed encoder, its output."""
+        splits = {name: self.prepared.splits[name] for name in ("train", "validation")}
+        if (
+            part.fixed == "text" and first and not self.config.start
+        ):  # as the encoder starts: other runs know its output
+            texts = {
+                name: preparation.pooled_text(self.config, self.corpus.split(name), self.device) for name in splits
+            }
+            return replace(splits["train"], text=texts["train"]), replace(
+                splits["validation"], text=texts["validation"]
+            )
+        if part.fixed is None:
+            return splits["train"], splits["validation"]
+        fix = partial(evaluation.fix, self.dual, side=part.fixed, to=self.to_device, released_batch=self.released_batch)
+        return fix(splits["train"], group=self.group), fix(splits["validation"], group=self.group)
+
+    @property
+    def device(self) -> str:
+        return self.fabric.device.type
+
+    def epoch(
+        self,
+        part: RunConfig,
+        train: identity.Inputs,
+        loss_function: pair.PairLoss,
+        optimizer: Any,
+        epoch: int,
+        before: int,
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Train for one epoch, counted from 0 over all stages, `before` of which were before this stage.
+
+        Gives its row of the history, and what the loss has learned after each step.
+        """
+        seed = self.config.seed * 100_003 + epoch + 1  # dropout and SpecAugment: a function of seed and epoch
+        torch.manual_seed(seed + (self.group.rank << 40))  # another for each process
+        batches = epoch_batches(
+            train.clip_of_caption,
+            part.batch_size,
+            part.sampler,
+            part.seed,
+            epoch,
+            drop_last=part.drop_last,
+            mining=part.mining,
+            embeddings=self.mined_by,
+        )
+        self.network.train()
+        total = torch.zeros((), device=self.fabric.device)
+        evenness = torch.zeros(2, device=self.fabric.device)
+        drawing = torch.Generator().manual_seed(seed)  # so that dropout is undisturbed
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        own = set(loss_function.parameters())  # whose gradients are whole in every process
+        learned = {name: parameter for name, parameter in loss_function.named_parameters() if parameter.ndim == 0}
+        values = []
+        for number, captions in enumerate(batches):
+            for group in optimizer.param_groups:
+                step = (epoch - before) * len(batches) + number
+                group["lr"] = learning_rate(part, group["peak"], step, len(batches))
+            ids = self.to_device(torch.from_numpy(train.clip_of_caption[captions]))
+            if part.text_aware:
+                loss = loss_function.from_similarity(self.embedder.similarity(train, captions).T, ids, ids)
+            else:
+                audio, text = self.embedder.embeddings(train, captions)
+                loss = loss_function(audio, text, ids)
+            if number == epoch == 0 and not loss.isfinite():
+                raise TrainingError(BROKEN_WEIGHTS)
+            total += loss.detach()
+            if self.penalty is not None and self.weighed is not None:
+                h = self.penalty(torch.stack([audio, text]), self.penalty.choose(part.embedding_dim, drawing))
+                evenness += h.detach()
+                loss = loss - self.weighed.alpha * h.sum()
+            optimizer.zero_grad()
+            self.fabric.backward(loss)
+            self.group.sum_gradients(parameter for parameter in trained if parameter not in own)
+            if part.clip_norm is not None:
+                _clip(trained, part.clip_norm)
+            optimizer.step()
+            if learned:
+                values.append(torch.stack([parameter.detach().float() for parameter in learned.values()]))
+        mean_loss = float(total) / len(batches)
+        if not math.isfinite(mean_loss):
+            raise TrainingError(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
+        rate = learning_rate(part, part.rate("heads"), (epoch - before) * len(batches), len(batches))
+        row = {"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate}
+        if self.penalty is not None:
+            row |= dict(zip(("batch_h_audio", "batch_h_text"), (evenness / len(batches)).tolist(), strict=True))
+        steps = torch.stack(values).tolist() if values else []
+        return row, [dict(zip(learned, step, strict=True)) for step in steps]
+
+
+def train(trainer: Trainer, run: Run, threads: int) -> None:
+    """Train a run stage by stage, from its last epoch if it has one, and write what it comes to.
+
+    Of several processes the first one writes, and all read the state that a run continues from.
+    """
+    config, network, prepared, writes = trainer.config, trainer.network, trainer.prepared, trainer.group.rank == 0
+    keeper = _Keeper(run.path / "state.pt")
+    state = load_state(keeper.path)
+    if state is None:
+        state = {"epoch": 0, "history": [], "learned": [], "stages": [], "seconds": 0.0}
+        if not trainer.last_epoch:  # else the first epoch is the best so far
+            scores = trainer.evaluate(prepared.splits["validation"]).scores
+            state |= {"best": _copy(network.kept()), "best_epoch": 0, "validation": scores}
+    else:
+        network.load_state_dict(state["model"], strict=False)
+    spent = state["seconds"]
+    for logger in trainer.fabric.loggers:
+        logger.log_hyperparams(config.to_dict())
+
+    parts = config.parts()
+    for stage, part in enumerate(parts):
+        if stage < len(state["stages"]):
+            continue
+        before = sum(part.epochs for part in parts[:stage])
+        loss_function = pair.build(**part.loss, variant=part.recipe).to(trainer.fabric.device)
+        optimizer = trainer.optimizer(part, loss_function)
+        if state["epoch"] > before:
+            loss_function.load_state_dict(state["loss"])
+            optimizer.load_state_dict(state["optimizer"])
+        else:
+            state["best_score"] = -math.inf
+            if stage:
+                network.load_state_dict(state["best"], strict=False)
+        training, validation = trainer.splits(part, first=not stage)
+
+        for epoch in range(state["epoch"], before + part.epochs):
+            trained, learned = trainer.epoch(part, training, loss_function, optimizer, epoch, before)
+            evaluated = trainer.evaluate(validation)
+            row = {"stage": stage + 1} | trained if config.stages else trained
+            row |= evaluated.scores | {"validation_loss": evaluated.loss(loss_function, part.batch_size)}
+            state["history"].append(row)
+            state["learned"] += [{"stage": stage + 1, "epoch": epoch + 1, **step} for step in learned]
+            score = selection_score(part, evaluated.scores, epoch + 1)
+            if score >= state["best_score"]:
+                best = {"best_score": score, "best_epoch": epoch + 1, "validation": evaluated.scores}
+                state |= best | {"best": _copy(network.kept())}
+            state |= {"epoch": epoch + 1, "seconds": spent + time.perf_counter() - trainer.started}
+            state |= {"model": network.kept(), "loss": loss_function.state_dict(), "optimizer": optimizer.state_dict()}
+            if writes:
+                if epoch + 1 < trainer.last_epoch:  # what follows the last epoch is short
+                    keeper.keep(state)
+                _write_history(run.path, state)
+            trainer.fabric.log_dict(row, step=epoch + 1)
+
+        network.load_state_dict(state["best"], strict=False)
+        tested = trainer.evaluate(prepared.splits["test"])
+        chosen_epoch = {"best_epoch": state["best_epoch"], "validation": state["validation"]}
+        state["stages"].append({"test": tested.scores, **chosen_epoch})
+
+    if writes:
+        _write_results(trainer, run, state, tested, threads, spent)
+
+
+def _write_results(
+    trainer: Trainer, run: Run, state: dict[str, Any], tested: Evaluated, threads: int, spent: float
+) -> None:
+    prepared = trainer.prepared
+    relevance = prepared.splits["test"].relevance
+    dense = relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
+    embeddings = tested.tensors | {"relevance": torch.from_numpy(dense)}
+    embeddings |= {"t2a": torch.from_numpy(tested.ranks.t2a), "a2t": torch.from_numpy(tested.ranks.a2t)}
+    atomic.write_atomic(run.path / "embeddings.safetensors", lambda path: save_file(_contiguous(embeddings), path))
+    atomic.write_atomic(run.path / "checkpoint.safetensors", lambda path: save_file(_contiguous(state["best"]), path))
+    _write_history(run.path, state)
+    name = torch.cuda.get_device_name() if trainer.device == "cuda" else "cpu"
+    where = origin.environment(name, threads) | {"processes": trainer.group.size, "switches": asdict(trainer.switches)}
+    seconds = spent + time.perf_counter() - trainer.started
+    atomic.write_json(
+        run.path / "environment.json", {**where, "seconds": round(seconds, 3), "weights": prepared.fingerprints}
+    )
+    stages = {"stages": state["stages"]} if trainer.config.stages else {}
+    metrics = json.dumps(state["stages"][-1] | stages, indent=1) + "\n"
+    tables, tensors = ("clips.csv", "history.csv", "learned.csv"), ("embeddings.safetensors", "checkpoint.safetensors")
+    kept = [name for name in ("config.json", "environment.json", *tables, *tensors) if (run.path / name).exists()]
+    store.write_sums(run.path, kept, {"metrics.json": metrics.encode()})
+    atomic.write_atomic(run.path / "metrics.json", lambda path: path.write_text(metrics))
+    (run.path / "state.pt").unlink(missing_ok=True)
+    trainer.fabric.log_dict({f"test_{name}": value for name, value in tested.scores.items()}, step=state["epoch"])
+    for logger in trainer.fabric.loggers:
+        logger.finalize("success")
+
+
+def _clip(parameters: list[Tensor], largest: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_`; on a CPU gradients that are short enough are not multiplied by 1."""
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if norm.is_cuda or not norm < 0.999 * largest:  # a GPU would have to be waited for
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+
+
+def learning_rate(config: RunConfig, peak: float, step: int, steps_per_epoch: int) -> float:
+    """The learning rate at optimiser step `step`, counted from 0, of a group whose peak is `peak`."""
+    epoch = step / steps_per_epoch
+    start = config.warmup_epochs
+    if epoch < start:
+        return peak * (epoch / start)
+    if config.schedule == "step":
+        return peak * config.step_factor ** (int(epoch) // config.step_epochs)
+    if config.schedule == "cosine":
+        end = config.cosine_epochs or config.epochs
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - start) / max(end - start, 1e-9))))
+        return config.floor_rate + (peak - config.floor_rate) * share
+    return peak
+
+
+def selection_score(config: RunConfig, scores: dict[str, float], epoch: int) -> float:
+    """What the best epoch has most of."""
+    recalls = {way: sum(scores[f"{way}_r{k}"] for k in (1, 5, 10)) for way in ("t2a", "a2t")}
+    return {
+        "t2a_recall_sum": recalls["t2a"],
+        "recall_sum": recalls["t2a"] + recalls["a2t"],
+        "t2a_map10": scores["t2a_map10"],
+        "last": float(epoch),
+    }[config.select_by]

@@ -1,0 +1,65 @@
+"""The package's folders: how many, and that imports run one way, in the order that atr/README.md states."""
+
+import ast
+from collections import defaultdict
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import atr
+
+ROOT = Path(atr.__file__).parent
+LIMITS = {"bench": 15}  # one module per part that is timed; 12 for all others
+
+
+def modules():
+    """Dotted name → file, of every module and package."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports():
+    """Module → the modules of this package that it imports, anywhere in its file."""
+    known, found = modules(), defaultdict(set)
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "atr":
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= {one if one in known else node.module for one in whole} - {name}
+            elif isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names if alias.name in known}
+    return found
+
+
+def test_imports_run_in_the_order_that_the_page_states():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith("    ") and "→" in line]
+    floors = [[name.strip() for name in floor.split(",")] for floor in line.split("→")]
+    level = {name: number for number, floor in enumerate(floors) for name in floor}
+    rooms = {name.split(".")[1] for name in modules() if "." in name} - {"__main__"}
+    assert set(level) == rooms
+    wrong = []
+    for name, others in imports().items():
+        here = name.split(".")[1] if "." in name else ""
+        if here in level:
+            # `atr` itself hands on names of inference and below
+            there = [(other, other.split(".")[1] if "." in other else "inference") for other in others]
+            wrong += [(name, other) for other, room in there if room != here and level[room] >= level[here]]
+    assert not wrong
+
+
+def test_no_files_import_one_another_in_a_circle():
+    pairs = {name: {other for other in others if other != "atr"} for name, others in imports().items()}
+    faces = {name: {o for o in others if not name.startswith(f"{o}.")} for name, others in pairs.items()}
+    assert list(TopologicalSorter(faces).static_order())  # CycleError names the files
+
+
+def test_folders_and_files_are_few():
+    folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    files = {path.name for path in ROOT.iterdir() if path.is_file()}
+    assert len(folders) <= 13 and files == {"README.md", "__init__.py", "__main__.py", "config.py", "register.py"}
+    for folder in [path for path in ROOT.rglob("*") if path.is_dir() and path.name != "__pycache__"]:
+        count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+        assert count <= LIMITS.get(folder.name, 12), folder
