@@ -1,7 +1,6 @@
 """Audio-text retrieval: corpora, encoders, losses and training behind the numbered notebooks."""
 
 import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,17 +29,17 @@ _HOMES = {
     "profile": "atr.experiments.profiles",
     "run_all": "atr.experiments.grid",
 }
-_MODULES = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "__main__"]
+_FACES = ("corpora", "encoders", "losses", "metrics", "register", "reports")
 
 
 def __getattr__(name: str) -> Any:
     """Load names and modules on first use: importing PyTorch takes seconds that `atr --help` need not wait for."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _MODULES:
+    if name in _FACES:
         return importlib.import_module(f"atr.{name}")
     raise AttributeError(f"module 'atr' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_MODULES]
+    return [*__all__, *_FACES]

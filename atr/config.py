@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+RESULT_VERSION = 2  # raised when a fix or another default changes results
 TRAININGS = ("frozen", "frozen_released", "finetuned", "scratch", "external")
 CHOICES: dict[str, tuple] = {
     "recipe": ("released", "paper"),
@@ -31,6 +32,9 @@ GROUPS = ("heads", "audio", "text", "pooling", "loss")
 MINED = ("easy", "hard")  # by embeddings
 # What a stage of training may have of its own.
 STAGED = ("epochs", "sampler", "mining", "fixed", "fixed_head", "learning_rates", "schedule", "step_epochs", "loss")
+WHOLE = dict.fromkeys(("embedding_dim", "batch_size", "step_epochs", "text_layers", "chunk"), 1)  # and more
+WHOLE |= {"epochs": 0, "seed": 0}  # 0 epochs: the untrained model
+OPTIONAL = ("text_layers", "chunk", "text_dropout", "audio_dropout", "clip_norm")  # may be None
 BELOW = {
     "text_dropout": 1.0,
     "audio_dropout": 1.0,
@@ -155,34 +159,26 @@ class RunConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: unknown {getattr(self, name)!r}; known: {', '.join(map(repr, allowed))}")
-        for name in ("embedding_dim", "batch_size", "epochs", "step_epochs"):
+        for name, least in WHOLE.items():
             value = getattr(self, name)
-            least = 0 if name == "epochs" else 1  # 0 epochs: the untrained model
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{name}: {value!r} is not a whole number of {least} or more")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ConfigError(f"seed: {self.seed!r} is not a whole number of 0 or more")
+            if not _is_whole(value, least) and not (value is None and name in OPTIONAL):
+                none = ", nor None" if name in OPTIONAL else ""
+                raise ConfigError(f"{name}: {value!r} is not a whole number of {least} or more{none}")
+        for name, limit in BELOW.items():
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value < limit) and not (value is None and name in OPTIONAL):
+                raise ConfigError(f"{name}: {value!r} is not a number from 0 and below {limit}")
         for name in ("corpus", "loss"):
             if not isinstance(getattr(self, name), Mapping) or "name" not in getattr(self, name):
                 raise ConfigError(f'{name}: {getattr(self, name)!r} has no "name"; write {{"name": …, parameters}}')
-        for name, limit in BELOW.items():
-            number = getattr(self, name)
-            if number is None and name in ("audio_dropout", "text_dropout", "clip_norm"):
-                continue
-            if not _is_number(number) or not 0 <= number < limit:
-                raise ConfigError(f"{name}: {number!r} is not a number from 0 and below {limit}")
-        if self.max_seconds is not None and (not _is_number(self.max_seconds) or not 0 < self.max_seconds < math.inf):
-            raise ConfigError(f"max_seconds: {self.max_seconds!r} is not a positive number, nor None")
         if self.max_seconds is not None:
+            if not _is_number(self.max_seconds) or not 0 < self.max_seconds < math.inf:
+                raise ConfigError(f"max_seconds: {self.max_seconds!r} is not a positive number, nor None")
             object.__setattr__(self, "max_seconds", float(self.max_seconds))  # 30 and 30.0 name one run
         if self.padding == "released" and self.training == "frozen":
             raise ConfigError("padding: 'released' needs batches, and 'frozen' caches each clip's features by itself")
         if self.training == "external" and (self.epochs, self.audio_encoder) != (0, "clap"):
             raise ConfigError("training: 'external' evaluates as it is; set audio_encoder='clap' and epochs=0")
-        for name in ("text_layers", "chunk"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name}: {value!r} is not a whole number of 1 or more, nor None")
         if self.audio_weights is not None and not isinstance(self.audio_weights, (str, os.PathLike)):
             raise ConfigError(f"audio_weights: {self.audio_weights!r} is not a name, nor None")
         for name in ("audio_encoder", "text_encoder"):
@@ -197,7 +193,7 @@ class RunConfig:
                 f"known groups: {', '.join(GROUPS)}, heads is needed"
             )
         for group, rate in self.learning_rates.items():
-            if not _is_number(rate) or not 0 <= rate < float("inf"):
+            if not _is_number(rate) or not 0 <= rate < math.inf:
                 raise ConfigError(f"learning_rates: {group}: {rate!r} is not a finite number of 0 or more")
         from atr.losses.pair import build
 
@@ -230,8 +226,7 @@ class RunConfig:
         if self.text_aware is None:
             return
         size, dropout = (self.text_aware.get(name, 0.0) for name in ("projection_dim", "dropout"))
-        whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
-        if set(self.text_aware) - {"projection_dim", "dropout"} or not whole:
+        if set(self.text_aware) - {"projection_dim", "dropout"} or not _is_whole(size, 1):
             raise ConfigError(f'text_aware: {self.text_aware!r}; write {{"projection_dim": 512, "dropout": 0.05}}')
         if not _is_number(dropout) or not 0 <= dropout < 1:
             raise ConfigError(f"text_aware: dropout: {dropout!r} is not a number from 0 and below 1")
@@ -297,6 +292,11 @@ class RunConfig:
         """A copy with some fields changed."""
         return from_dict({**self.to_dict(), **changes})
 
+    @property
+    def state_layers(self) -> int | None:
+        """How many top text layers read cached states of the one below; None: the text encoder reads token ids."""
+        return self.text_layers if self.training in ("finetuned", "scratch") else None
+
     def rate(self, group: str) -> float:
         return self.learning_rates.get(group, self.learning_rates["heads"])
 
@@ -307,12 +307,16 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that differ from their defaults: what names a run, so that a new field renames none.
 
-        Whoever changes a default raises `atr.training.origin.RESULT_VERSION`.
+        Whoever changes a default raises RESULT_VERSION.
         """
         default, own = RunConfig().to_dict(), self.to_dict()
         if self.chunk is not None and self.chunk >= self.batch_size:
             own["chunk"] = None
         return {name: value for name, value in own.items() if value != default[name]}
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: Any) -> bool:

@@ -73,9 +73,9 @@ def test_what_was_measured_counts_until_the_code_behind_it_changes(monkeypatch):
     before = {part: key(part) for part in ("evaluation", "mining", "frozen")}
     assert len(set(before.values())) == 3
     usual = hashes.file_hash
-    monkeypatch.setattr(hashes, "file_hash", lambda file: "new" if file.name == "retrieval.py" else usual(file))
+    monkeypatch.setattr(hashes, "file_hash", lambda file: "new" if file.name == "batches.py" else usual(file))
     changed = {part for part in before if key(part) != before[part]}
-    assert changed == {"evaluation", "frozen"}  # mining ranks nothing
+    assert changed == {"mining", "frozen"}  # evaluation draws no batches
 
 
 def test_a_case_that_fails_says_which_and_why(store):
@@ -169,41 +169,24 @@ def test_code_in_the_manner_of_the_released_agrees_with_ours(tmp_path):
     assert text_aware.as_released(str(tmp_path), **size)["scores"] == pytest.approx(ours, abs=1e-6)
 
 
+def row(part, how, size, **values):
+    return {"part": part, "how": how, "size": size, **values}
+
+
 def rows():
-    size = {"clips": 1045, "dim": 1024}
+    study = {"shape": "Clotho", "clips": 32, "network": "paper"}
+    size, large, few = ({"clips": clips, "dim": 1024} for clips in (1045, 10_000, 4))
     return [
-        {
-            "part": "frozen",
-            "how": "atr",
-            "size": {"shape": "Clotho", "clips": 32, "network": "paper"},
-            "seconds": 2.0,
-            "first_loss": 1.0,
-        },
-        {
-            "part": "frozen",
-            "how": "anew in every epoch",
-            "size": {"shape": "Clotho", "clips": 32, "network": "paper", "timed_epochs": 1},
-        }
-        | {"seconds": 300.0, "first_loss": 1.25},
-        {"part": "evaluation", "how": "atr", "size": size, "seconds": 0.1, "memory_gib": 0.5, "scores": {"a": 1.0}},
-        {"part": "evaluation", "how": "released code", "size": size, "seconds": 7.0, "scores": {"a": 1.5}},
-        {
-            "part": "evaluation",
-            "how": "atr",
-            "size": {"clips": 10_000, "dim": 1024},
-            "seconds": 30.0,
-            "memory_gib": 2.5,
-        },
-        {"part": "text_aware", "how": "atr", "size": {"clips": 4, "dim": 1024}, "seconds": 1.0},
-        {
-            "part": "text_aware",
-            "how": "released code",
-            "size": {"clips": 4, "dim": 1024},
-            "missing": "needs the released code",
-        },
-        {"part": "step", "how": "atr, plain", "size": {"batch": 4}, "seconds": 2.0, "clips": 4},
-        {"part": "step", "how": "atr, large batch", "size": {"batch": 128}, "missing": "needs a GPU"},
-        {"part": "pipeline", "how": "atr", "size": {"batch": 4}, "seconds": 0.5, "served": 256},
+        row("frozen", "atr", study, seconds=2.0, first_loss=1.0),
+        row("frozen", "anew in every epoch", study | {"timed_epochs": 1}, seconds=300.0, first_loss=1.25),
+        row("evaluation", "atr", size, seconds=0.1, memory_gib=0.5, scores={"a": 1.0}),
+        row("evaluation", "released code", size, seconds=7.0, scores={"a": 1.5}),
+        row("evaluation", "atr", large, seconds=30.0, memory_gib=2.5),
+        row("text_aware", "atr", few, seconds=1.0),
+        row("text_aware", "released code", few, missing="needs the released code"),
+        row("step", "atr, plain", {"batch": 4}, seconds=2.0, clips=4),
+        row("step", "atr, large batch", {"batch": 128}, missing="needs a GPU"),
+        row("pipeline", "atr", {"batch": 4}, seconds=0.5, served=256),
     ]
 
 
@@ -226,17 +209,10 @@ def test_goals_are_held_against_what_was_measured():
 def test_on_a_gpu_the_best_step_is_held_against_the_released_one():
     size = {"batch": 32}
     step_rows = [
-        {
-            "part": "step",
-            "how": how,
-            "size": size | {"variant": how},
-            "seconds": seconds,
-            "clips": 32,
-            "memory_gib": 9.0,
-        }
+        row("step", how, size | {"variant": how}, seconds=seconds, clips=32, memory_gib=9.0)
         for how, seconds in (("atr, plain", 0.5), ("atr, all", 0.2), ("atr, large batch", 0.8))
     ]
-    step_rows.append({"part": "step", "how": "released code", "size": size, "seconds": 0.7, "clips": 32})
+    step_rows.append(row("step", "released code", size, seconds=0.7, clips=32))
     table = goals.table(step_rows, "cuda").set_index("work")
     best = table.loc["fine-tuning step, ResNet38 and BERT, against the released code: at its best"]
     assert best["factor"] == pytest.approx(3.5) and best["reached"] == "yes"
@@ -261,8 +237,8 @@ def test_hours_of_the_published_grids_are_summed_on_a_gpu_and_not_guessed_on_a_c
     monkeypatch.setattr(planning, "measure", lambda config, device: measured)
     monkeypatch.setattr(planning.torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(study, "notebooks", lambda: path)
-    assert harness.hours("cpu").empty
-    (line,) = harness.hours("cuda").itertuples()
+    assert goals.hours("cpu").empty
+    (line,) = goals.hours("cuda").itertuples()
     configs = study.plan(path, "paper")["config"]
     seconds = sum(planning.cost(config, measured, planning.size(config, None)).seconds for config in configs)
     assert (line.notebook, line.runs) == ("01_loss_comparison", len(configs))

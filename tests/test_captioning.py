@@ -25,7 +25,7 @@ from atr.corpora.captioning.answers import audit, parse
 from atr.corpora.captioning.generate import generate, keywords_of, messages
 from atr.corpora.captioning.language_models import CaptioningError, Endpoint, Local, Refused, Reply
 from atr.corpora.captioning.record import read
-from atr.reports import provenance
+from atr.reports import output
 from atr.system.credentials import without_credentials
 
 GOOD = [f"fresh wording {letter} of what is there" for letter in "abcde"]
@@ -347,7 +347,7 @@ class TestGenerate:
     def test_a_better_reader_makes_old_answers_valid_without_asking(self, record, monkeypatch):
         ask = Says("; ".join(GOOD))
         assert run(1, ask, record, attempts=1).missing == {"count": ["clip a"]}
-        monkeypatch.setattr("atr.corpora.captioning.answers.parse", lambda text: text.split("; "))
+        monkeypatch.setattr("atr.corpora.captioning.record.parse", lambda text: text.split("; "))
         assert run(1, ask, record).valid == 1 and ask.asked == 1
 
     def test_another_request_is_asked_anew(self, record):
@@ -657,9 +657,9 @@ def test_credentials_are_left_out(text, left):
 
 def test_the_recorded_command_holds_no_credentials(monkeypatch):
     monkeypatch.setenv("ATR_COMMAND", "atr x --endpoint http://me:pass@host/v1")
-    assert provenance.provenance([])["command"] == "atr x --endpoint http://host/v1"
+    assert output.provenance([])["command"] == "atr x --endpoint http://host/v1"
     monkeypatch.setenv("ATR_COMMAND", "HF_TOKEN=abc atr x --api-key abc --local hf_abcdefgh1")
-    assert provenance.provenance([])["command"] == "HF_TOKEN=… atr x --api-key … --local hf_…"
+    assert output.provenance([])["command"] == "HF_TOKEN=… atr x --api-key … --local hf_…"
 
 
 @pytest.mark.parametrize("login", ["me:p%40ss@", "", "secretuser:pw@"])

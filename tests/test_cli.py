@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 import atr
 from atr import profile
 from atr.cli import app, console
+from atr.cli.study import workload
 from atr.corpora.corpus import CorpusError
 from atr.experiments import executors, study
 from atr.system import atomic, store
 from atr.system.places import PROJECT
-from atr.training import records
+from atr.training import state
 
 runner = CliRunner()
 
@@ -123,7 +124,8 @@ class TestVariables:
 class TestPackage:
     def test_names_and_modules_are_loaded_on_use(self):
         assert atr.reports.tables.__name__ == "atr.reports.tables" and atr.profile is profile and callable(atr.fit)
-        assert {"fit", "tables", "run_all"} <= set(dir(atr))
+        faces = {"corpora", "encoders", "losses", "metrics", "register", "reports"}
+        assert set(dir(atr)) == faces | set(atr.__all__) and len(atr.__all__) == 10
 
     def test_an_unknown_name_is_an_attribute_error(self):
         with pytest.raises(AttributeError, match="module 'atr' has no attribute 'train'"):
@@ -134,8 +136,8 @@ class TestStudy:
     def test_the_plan_lists_the_runs_and_trains_nothing(self, results, monkeypatch):
         monkeypatch.setattr(study, "execute", None)
         text = call("study", "2", "--profile", "smoke", "--plan", "--seeds", "5")
-        sizes = len(profile("smoke").sizes)
-        assert f"{sizes * 8} runs of profile smoke" in text and text.count("seed 5") == sizes * 8
+        runs = len(study.grid(study.notebooks(["02"])[0], {"profile": "smoke", "seeds": [5]}))
+        assert f"{runs} runs of profile smoke" in text and text.count("seed 5") == runs
         assert not results.exists()
 
     def test_notebooks_are_run_with_what_was_asked_for(self, results, monkeypatch):
@@ -224,6 +226,13 @@ class TestStudy:
         ran.clear()
         call("study", "12", "1", "--profile", "smoke", "--jobs", "1")
         assert ran == ["01", "12"]
+
+    def test_notebooks_run_side_by_side_where_nothing_is_left_to_train(self, monkeypatch):
+        monkeypatch.setattr(executors, "default_workers", lambda device: 4)
+        left, done = (pd.DataFrame({"finished": [True, finished]}) for finished in (False, True))
+        paper = profile("paper")
+        said = [workload(table, paper, 3, "cpu", None, jobs) for table, jobs in ((left, None), (done, None), (left, 2))]
+        assert said == [(1, "2 runs, 1 of them finished"), (3, "2 runs, 2 of them finished"), (2, said[0][1])]
 
     def test_a_reference_needs_results(self, results):
         assert "not run yet: 00_explore.ipynb" in call("reference", "--profile", "smoke", status=1)
@@ -379,7 +388,7 @@ class TestRuns:
         text = call("runs", "verify", "--profile", "smoke")
         assert "2 by an older version, which wrote no hashes" in text and "4 runs, none is damaged" in text
         store.write_sums(stored[0].path, ["config.json"], {"metrics.json": b"{}"})
-        (stored[2].path / "state.pt").write_bytes(b"state" + records.SEAL + bytes(32))
+        (stored[2].path / "state.pt").write_bytes(b"state" + state.SEAL + bytes(32))
         text = call("runs", "verify", "--profile", "smoke", status=1)
         size = (stored[0].path / "metrics.json").stat().st_size
         assert f"{stored[0].path}: damaged (metrics.json has {size} bytes instead of 2); --repair sets it aside" in text
@@ -401,7 +410,7 @@ class TestCaption:
     @pytest.fixture
     def asked(self, tmp_path, monkeypatch):
         """Requests to a model that answers well, but for the first request."""
-        from atr.corpora.captioning import generate
+        from atr.corpora.captioning import language_models
         from atr.corpora.captioning.language_models import Reply
 
         requests = []
@@ -415,7 +424,7 @@ class TestCaption:
                 good = "[" + ", ".join(f'"new wording {letter}"' for letter in "vwxyz") + "]"
                 return Reply("no" if len(requests) == 1 else good, "stop", {"total_tokens": 10})
 
-        monkeypatch.setattr(generate, "Endpoint", Model)
+        monkeypatch.setattr(language_models, "Endpoint", Model)
         monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
         return requests
 

@@ -206,7 +206,7 @@ def test_a_file_that_changes_after_the_check_is_refused(home, root):
 TABLES = {
     "a column twice": ("caption_5", "caption_4", "column 'caption_4' is there twice"),
     "another column": ("caption_5", "caption5", "no column 'caption_5'"),
-    "a short row": (",number 0", "", "line 2: not 6 fields"),
+    "a short row": (",number 0", "", "line 2: 5 fields where the header has 6"),
     "an open quote": ("A dog", '"A dog', "no CSV in UTF-8"),
     "a clip twice": (" train sound.002_w_ 2.wav", " train sound.003_w_ 3.wav", "listed twice"),
 }
@@ -274,13 +274,13 @@ class TestIndex:
 
     def test_a_file_that_changes_while_it_is_read_is_an_error(self, home, root, monkeypatch):
         name = files.listing(root)[0]
-        digest = files._sha256
+        digest = files.hashes.file_sha256
 
         def change(path):
             dataset_layouts.sound(path, 99, seconds=0.3)
             return digest(path)
 
-        monkeypatch.setattr(files, "_sha256", change)
+        monkeypatch.setattr(files.hashes, "file_sha256", change)
         assert "changes while it is read" in files.index(root, [name])[name].problem
         monkeypatch.undo()
         assert files.index(root, [name])[name].seconds == 0.3

@@ -175,7 +175,7 @@ def test_the_paper_profile_is_the_published_experiment():
         "specaugment",
         30.0,
     )
-    assert {name for name in PROFILES if PROFILES[name].published} == {"paper", "miniature"}
+    assert [name for name in PROFILES if PROFILES[name].published] == ["paper"]
 
 
 def test_the_texts_recipe_differs_from_the_released_one_where_the_two_do():
@@ -187,16 +187,6 @@ def test_the_texts_recipe_differs_from_the_released_one_where_the_two_do():
         expected = {"recipe": "paper", "pooling": "frequency_mean_max", "padding": "masked", "augment": None}
         expected |= {"audio_dropout": None, "text_dropout": None, "clip_norm": None, "select_by": "recall_sum"}
         assert changed == expected | ({"training": "frozen"} if training == "frozen" else {})
-
-
-def test_the_miniature_is_the_paper_but_for_its_size_its_files_and_its_networks():
-    paper, small = profile("paper"), profile("miniature")
-    same = ("corpora", "recipes", "rates", "schedules", "shares", "source", "published")
-    assert all(getattr(paper, name) == getattr(small, name) for name in same)
-    assert {name for name in small.base if small.base[name] != paper.base.get(name)} == {
-        "audio_weights",
-        "audio_encoder",
-    }
 
 
 def test_a_field_at_its_default_does_not_name_a_run():
@@ -219,11 +209,6 @@ def test_a_longer_run_stretches_its_schedule():
     longer = demo.longer("soundscapes", "frozen", "nt_xent", 0)
     assert (longer.epochs, longer.step_epochs) == (2 * short.epochs, 2 * short.step_epochs)
     assert longer.replace(epochs=short.epochs, step_epochs=short.step_epochs) == short
-
-
-def test_the_compared_batch_sizes_are_the_papers_where_the_profile_has_them():
-    assert profile("demo").compared_sizes == (32, 128)
-    assert profile("smoke").compared_sizes == (16, 32)
 
 
 def test_a_corpus_of_no_profile_goes_by_its_own_name():

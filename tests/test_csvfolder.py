@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from atr.corpora import csvfolder, load_corpus
+from atr.corpora import audio, csvfolder, load_corpus
 from atr.corpora.containers import AudioError
 from atr.corpora.corpus import CorpusError
 from atr.encoders import inputs
@@ -301,7 +301,7 @@ def test_a_name_means_the_one_file_that_is_spelt_alike(root, case):
     write(root, SOUND + f"{written},train,a hound\n")
     corpus = load_corpus("csv", root)
     assert corpus.clips["clip"].tolist()[-1] == written.strip('"').strip()
-    np.testing.assert_array_equal(corpus.read(corpus.clips["clip"].iloc[-1])[0], csvfolder.FolderReader(root)(there)[0])
+    np.testing.assert_array_equal(corpus.read(corpus.clips["clip"].iloc[-1])[0], audio.read(root / there)[0])
 
 
 def test_the_exact_name_comes_first_and_blanks_belong_to_it(root):
@@ -311,7 +311,7 @@ def test_the_exact_name_comes_first_and_blanks_belong_to_it(root):
     corpus = load_corpus("csv", root)
     assert corpus.clips["clip"].tolist()[5:] == [" dog.wav", "dog.wav", "Dog.wav", "é.wav"]
     for name in corpus.clips["clip"]:
-        np.testing.assert_array_equal(corpus.read(name)[0], csvfolder.FolderReader(root)(name)[0])
+        np.testing.assert_array_equal(corpus.read(name)[0], audio.read(root / name)[0])
 
 
 def test_names_that_could_mean_several_files_and_files_that_several_names_could_mean_are_problems(root):
@@ -341,7 +341,7 @@ def test_a_file_that_changes_after_the_check_is_refused_and_nothing_is_kept_of_i
     problems = corpus.problems(audio=True)
     assert problems["where"].tolist() == [str(root / "b.wav")] and "run again" in problems["mend"][0]
     (root / "b.wav").write_bytes(before)
-    expected = csvfolder.FolderReader(root)("b.wav")[0]
+    expected = audio.read(root / "b.wav")[0]
     assert np.abs(inputs.waveforms(corpus.split("train"), RATE, quiet=True)[1] / 32_767 - expected).max() < 1e-3
 
 

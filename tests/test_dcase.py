@@ -482,7 +482,7 @@ def test_sparse_relevance_scores_as_the_dense_does(tmp_path, monkeypatch):
     clips = made([f"{number}" for number in range(30)], [[f"kind {number % 4}"] for number in range(30)])
     dense = relevance(path, queries, names), same_events(clips)
     monkeypatch.setattr("atr.corpora.corpus.DENSE", 1)
-    monkeypatch.setattr("atr.corpora.corpus.DENSE", 1)
+    monkeypatch.setattr("atr.inference.dcase.DENSE", 1)
     for found, whole in zip((relevance(path, queries, names), same_events(clips)), dense, strict=True):
         assert sparse.issparse(found) and found.dtype == bool
         np.testing.assert_array_equal(found.toarray(), whole)

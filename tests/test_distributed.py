@@ -19,13 +19,14 @@ from atr.losses import voxels
 from atr.losses.penalty import UniformityPenalty
 from atr.system import devices
 from atr.system.packed import Packed
-from atr.training import distributed, identity, records
+from atr.training import distributed, identity
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import embed
 from atr.training.fit import _train
 from atr.training.gradient_cache import Embedder
 from atr.training.identity import Inputs
 from atr.training.model import DualEncoder
+from atr.training.records import Run
 
 PAIRS = 33  # of 12 clips, so that captions of one clip fall to different processes; no two processes have as many
 
@@ -142,16 +143,16 @@ class TestGroup:
     @pytest.mark.parametrize("size", [1, 2, 3, 5])
     @pytest.mark.parametrize("count", [5, 6, 31, 32])
     def test_shares_hold_each_row_once_and_differ_by_one_row_at_most(self, size, count):
-        shares = [range(count)[Group(rank, size).share(count)] for rank in range(size)]
+        shares = [range(count)[Group(rank, size).own_rows(count)] for rank in range(size)]
         assert [row for share in shares for row in share] == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
     def test_every_process_has_all_of_fewer_rows_than_processes(self):
-        assert [range(2)[Group(rank, 3).share(2)] for rank in range(3)] == [range(2)] * 3
+        assert [range(2)[Group(rank, 3).own_rows(2)] for rank in range(3)] == [range(2)] * 3
 
     def test_alone_nothing_is_exchanged(self):
         rows = torch.ones(3, 2, requires_grad=True)
-        assert ALONE.whole(rows, 3) is rows and ALONE.sum(rows) is rows and ALONE.largest(7) == 7
+        assert ALONE.gather(rows, 3) is rows and ALONE.sum(rows) is rows and ALONE.largest(7) == 7
         dual = network(True)
         before = [dict(vars(module)) for module in dual.modules()]
         synchronise(dual, ALONE)
@@ -209,7 +210,7 @@ class TestRuns:
         kind = config(epochs=3)
         complete = fit(kind, corpus, runs=tmp_path / "whole", processes=2)
         with monkeypatch.context() as patch, pytest.raises(ChildProcessError, match="1 of 2 was killed by signal 9"):
-            patch.setattr("atr.training.fit.fit._train", train_and_be_killed)
+            patch.setattr("atr.training.fit._train", train_and_be_killed)
             fit(kind, corpus, runs=tmp_path / "cut", processes=2)
         run = identity.locate(kind, corpus, tmp_path / "cut")
         assert run.status == "failed" and "killed by signal 9" in (run.path / "error.txt").read_text()
@@ -229,13 +230,13 @@ class TestRuns:
 
 
 def train_and_be_killed(*arguments):
-    write = records._write_history
+    write = Run.write_history
 
     def deadly(*arguments):
         write(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    records._write_history = deadly
+    Run.write_history = deadly
     _train(*arguments)
 
 

@@ -84,7 +84,13 @@ def cluster():
         patch.setenv("RAY_TMPDIR", folder)  # neither needs nor meets the clusters of others
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(True, head_node_args=SMALL)
+        for attempt in range(3):  # Ray gives a machine 30 s to start, which a busy one may not make
+            try:
+                cluster = Cluster(True, head_node_args=SMALL)
+                break
+            except Exception:
+                if attempt == 2:
+                    raise
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster
         cluster.shutdown()

@@ -1,6 +1,7 @@
 """The package's folders: how many, and that imports run one way, in the order that atr/README.md states."""
 
 import ast
+import re
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import atr
 
 ROOT = Path(atr.__file__).parent
-LIMITS = {"bench": 15}  # one module per part that is timed; 12 for all others
 
 
 def modules():
@@ -62,4 +62,10 @@ def test_folders_and_files_are_few():
     assert len(folders) <= 13 and files == {"README.md", "__init__.py", "__main__.py", "config.py", "register.py"}
     for folder in [path for path in ROOT.rglob("*") if path.is_dir() and path.name != "__pycache__"]:
         count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
-        assert count <= LIMITS.get(folder.name, 12), folder
+        assert count <= 12, folder
+
+
+def test_the_page_on_upgrading_names_modules_that_are_there():
+    page = (ROOT.parent / "docs" / "upgrading.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(atr\.[\w.]+)`.* \| `(atr\.[\w.]+)`.*\|$", page, re.M)
+    assert len(rows) > 100 and not {new for _, new in rows} - set(modules())

@@ -133,7 +133,7 @@ for number in range(2):
     soundfile.write(f"{{number}}.wav", 0.1 * np.random.default_rng(number).standard_normal(64000), 32000)
 assert embedder.sounds(["0.wav", "1.wav"]).shape == (2, 8)
 assert embedder.sentences(["Rain."]).shape == (1, 8)
-from atr.cli import app
+from atr.cli.app import app
 app(["index", ".", "--run", run.address, "--profile", "smoke", "--quiet"], standalone_mode=False)
 app(["search", "rain", ".", "--run", run.address, "--profile", "smoke"], standalone_mode=False)
 """

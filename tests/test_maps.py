@@ -176,7 +176,7 @@ def test_neighbours_are_the_nearest_by_cosine_and_each_point_is_its_own_first(po
     [
         ({"text": torch.ones(3, 5)}, "one space"),
         ({"audio": torch.ones(1, 4), "text": torch.ones(2, 4)}, "4 points or more"),
-        ({"text": torch.ones(0, 4)}, "text is"),
+        ({"text": torch.ones(0, 4)}, "2 clips and 0 captions"),
         ({"neighbours": 1}, "2 or more"),
         ({"audio": torch.zeros(2, 4)}, "all zeros"),
         ({"audio": torch.full((2, 4), torch.inf)}, "audio .* infinity"),

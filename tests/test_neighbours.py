@@ -110,9 +110,11 @@ class TestExact:
             Neighbours(made(3, 2)).search(np.array([[1, 0], [0, 0]]))
         with pytest.raises(ValueError, match="embeddings: not all are finite"):
             Neighbours(np.array([[1, np.nan]], np.float32)).search(np.ones((1, 2)))
-        for wrong in (made(0, 2), np.ones(3, np.float32), [made(2, 2), made(2, 3)], []):
-            with pytest.raises(ValueError, match=r"give \(N, D\)"):
-                Neighbours(wrong)
+        one, two = r"0 rows, \[\(2,\)\]: give \(N, D\)", r"4 rows, \[\(2,\), \(3,\)\]: give"
+        wrong = {one: made(0, 2), r"3 rows, \[\(\)\]: give": np.ones(3, np.float32), two: [made(2, 2), made(2, 3)]}
+        for said, embeddings in (wrong | {r"0 rows, \[\]: give": []}).items():
+            with pytest.raises(ValueError, match=said):
+                Neighbours(embeddings)
 
     def test_beyond_the_limit_it_stays_exact_without_a_path_and_says_nothing(self, small, recwarn):
         embeddings, asked = made(300, 4), made(2, 4, 1)

@@ -7,6 +7,7 @@ import sys
 
 import dataset_layouts
 import made_models
+import miniature
 import pandas as pd
 import pytest
 import torch
@@ -36,6 +37,7 @@ def home(tmp_path_factory):
 # One process for all notebooks, which imports PyTorch once; test_notebooks.py has them in kernels of their own.
 ONE_AFTER_ANOTHER = """
 import sys
+import miniature
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -57,13 +59,14 @@ def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
         "ATR_HOME": str(home),
         "ATR_RESULTS": str(tmp_path),
         "IPYTHONDIR": str(tmp_path / "ipython"),
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]),
     }
     paths = [path for path in study.notebooks() if path.stem[:2] < "10"]  # the others are about captions
     command = [sys.executable, "-c", ONE_AFTER_ANOTHER, *map(str, paths)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
-    setting, results = profile("miniature"), tmp_path / "miniature"
+    setting, results = miniature.MINIATURE, tmp_path / "miniature"
     assert setting.recipes == profile("paper").recipes and setting.corpora == profile("paper").corpora
     compared = pd.read_csv(results / "tables" / "01_differences.csv")
     assert len(compared) == 2 * 2 * 4 * 6  # each published cell of table 1 beside one of ours

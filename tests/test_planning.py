@@ -7,7 +7,7 @@ from atr import profile
 from atr.config import RunConfig
 from atr.experiments import planning, study
 from atr.experiments.planning import Measured, Size
-from atr.system import hashes, units
+from atr.system import units
 
 DATA = Size({"train": 100, "validation": 10, "test": 20}, {"train": 500, "validation": 50, "test": 100}, 5.0)
 FROZEN = Measured(
@@ -118,7 +118,8 @@ def test_like_runs_are_summed(monkeypatch):
     configs = study.grid(path, {"profile": "paper", "seeds": [0]})
     finished = [config.loss["name"] == "nt_xent" for config in configs]
     plan = pd.DataFrame({"notebooks": "02", "finished": finished, "config": configs})
-    groups, words = planning.summary(plan, {}, "cpu", 2)
+    plan["size"] = [planning.size(config, None) for config in configs]
+    groups, words = planning.summary(plan, "cpu", 2)
     assert groups["runs"].tolist() == [8, 8, 4, 4] and groups["finished"].tolist() == [2, 2, 1, 1]
     assert groups["batch"].tolist() == [32, 128, 32, 128] and groups["steps"].iloc[0] == 50 * (49274 // 32)
     one = planning.cost(configs[0], FROZEN, planning.size(configs[0], None))
@@ -132,8 +133,8 @@ def test_finished_runs_and_external_models_take_nothing(monkeypatch):
     monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
     trained = RunConfig()
     clap = RunConfig(training="external", audio_encoder="clap", text_encoder="someone/clap", epochs=0)
-    plan = pd.DataFrame({"notebooks": "01", "finished": [True, False], "config": [trained, clap]})
-    groups, words = planning.summary(plan, {}, "cpu", 1)
+    plan = pd.DataFrame({"notebooks": "01", "finished": [True, False], "config": [trained, clap], "size": [DATA] * 2})
+    groups, words = planning.summary(plan, "cpu", 1)
     assert groups["runs"].tolist() == [1] and groups["time"].tolist() == [""] and words.startswith("About nothing")
 
 
@@ -146,8 +147,9 @@ def test_planning_fetches_no_text_encoder(monkeypatch):
 def test_the_corpora_at_hand_count(corpus, monkeypatch):
     monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
     config = profile("smoke").config("soundscapes", "frozen", "nt_xent", 0)
-    plan = pd.DataFrame({"notebooks": ["01"], "finished": [False], "config": [config]})
-    groups, _ = planning.summary(plan, {hashes.content_key(dict(config.corpus)): corpus}, "cpu", 1)
+    size = planning.size(config, corpus)
+    plan = pd.DataFrame({"notebooks": ["01"], "finished": [False], "config": [config], "size": [size]})
+    groups, _ = planning.summary(plan, "cpu", 1)
     assert groups["steps"].tolist() == [config.epochs * (48 // config.batch_size)]
 
 

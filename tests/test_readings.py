@@ -156,11 +156,7 @@ def test_the_number_of_points_is_found_from_the_h_that_it_gives():
 
 def test_search_finds_the_reading_that_made_the_numbers():
     truth = Reading(40, std=0.3, normalised="drawn")
-    others = [
-        replace(truth, std=0.01),
-        replace(truth, dims=None),
-        replace(truth, low=0.0, high=4.0),
-    ]
+    others = [replace(truth, std=0.01), replace(truth, dims=None), replace(truth, low=0.0, high=4.0)]
     table = published(truth, "sigma")
     found = search("sigma", [*others, truth], table, dim=16, sets=3)
     assert found["fits"].tolist() == [False, False, False, True]

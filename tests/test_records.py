@@ -20,11 +20,12 @@ import atr
 from atr import RunConfig, fit, load_corpus
 from atr.analysis import explore
 from atr.cli.app import app
+from atr.config import RESULT_VERSION
 from atr.experiments import export
 from atr.inference import ensembles
-from atr.reports import provenance, tables, verdicts
-from atr.system import atomic, places
-from atr.training import identity, origin, records
+from atr.reports import output, tables, verdicts
+from atr.system import atomic, environment, places
+from atr.training import identity, records
 from atr.training.records import RecordError, Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -68,7 +69,7 @@ class TestAddress:
 
     def test_the_version_of_the_results_changes_it(self, monkeypatch):
         known = records.address(config(), "corpus", WEIGHTS)
-        monkeypatch.setattr(origin, "RESULT_VERSION", origin.RESULT_VERSION + 1)
+        monkeypatch.setattr(records, "RESULT_VERSION", RESULT_VERSION + 1)
         assert records.address(config(), "corpus", WEIGHTS) != known
 
     def test_another_corpus_under_the_same_name_gives_another_run(self, corpus, run):
@@ -105,7 +106,7 @@ class TestRun:
 
     def test_the_environment_says_where_and_with_what(self, run):
         made = run.environment
-        assert made["device"] == "cpu" and made["seconds"] > 0 and set(made["versions"]) == set(origin.RECORDED)
+        assert made["device"] == "cpu" and made["seconds"] > 0 and set(made["versions"]) == set(environment.RECORDED)
         assert set(made["weights"]) == {"audio", "text"} and len(made["weights"]["audio"]) == 64
 
     def test_a_run_that_is_not_finished_says_how_to_continue(self, tmp_path):
@@ -123,9 +124,7 @@ class TestRun:
         ],
     )
     def test_status(self, files, status, tmp_path):
-        atomic.write_json(
-            tmp_path / "config.json", {"result_version": origin.RESULT_VERSION, "config": config().to_dict()}
-        )
+        atomic.write_json(tmp_path / "config.json", {"result_version": RESULT_VERSION, "config": config().to_dict()})
         for name in files:
             (tmp_path / name).write_text("{}")
         assert Run(tmp_path).status == status
@@ -161,15 +160,15 @@ class TestStore:
 class TestProvenance:
     def test_it_names_each_run_once_with_devices_versions_and_time(self, run, monkeypatch):
         monkeypatch.setenv("ATR_COMMAND", "atr study 01")
-        found = provenance.provenance([run, run, Run(run.path)])
+        found = output.provenance([run, run, Run(run.path)])
         versions = run.environment["versions"]
         assert found["runs"] == [run.address] and found["command"] == "atr study 01"
         assert found["versions"] == {name: [version] for name, version in versions.items()}
         assert found["note"].startswith("1 runs, ") and found["note"].endswith(f"PyTorch {versions['torch']}.")
-        assert found["result_version"] == origin.RESULT_VERSION and found["devices"][0].startswith("cpu, ")
+        assert found["result_version"] == RESULT_VERSION and found["devices"][0].startswith("cpu, ")
 
     def test_without_runs_it_names_what_computes_here(self):
-        found, here = provenance.provenance([]), origin.environment("cpu", 1)
+        found, here = output.provenance([]), environment.environment("cpu", 1)
         assert found["note"] == f"cpu, {here['platform']}; PyTorch {here['versions']['torch']}." and found["runs"] == []
         assert found["versions"] == {name: [version] for name, version in here["versions"].items()}
         assert found["commits"] == ([here["commit"]] if here["commit"] else [])
@@ -177,7 +176,7 @@ class TestProvenance:
     def test_outside_of_a_checkout_there_is_no_commit(self, tmp_path, monkeypatch):
         monkeypatch.setattr(places, "PROJECT", tmp_path)
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-        assert origin.commit() is None
+        assert environment.commit() is None
 
     def test_in_a_checkout_changed_code_is_marked(self, tmp_path, monkeypatch):
         def git(*words):
@@ -191,9 +190,9 @@ class TestProvenance:
         (tmp_path / "atr" / "code.py").write_text("1\n")
         git("add", ".")
         git("commit", "-m", "first")
-        clean = origin.commit()
+        clean = environment.commit()
         (tmp_path / "atr" / "code.py").write_text("2\n")
-        assert len(clean) == 12 and origin.commit() == f"{clean}+"
+        assert len(clean) == 12 and environment.commit() == f"{clean}+"
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +246,7 @@ def uses(corpus, other):
     return {name: operator.attrgetter(name) for name in names.split()} | {
         "load_run": lambda run: atr.load_run(run.address[:6], "smoke"),
         "flat": export.flat,
-        "provenance": lambda run: provenance.provenance([run]),
+        "provenance": lambda run: output.provenance([run]),
         "frame": lambda run: tables.chance(tables.frame([(config(), run)], atr.profile("smoke"))),
         "scores": lambda run: verdicts.scores([run]),
         "tested": lambda run: records.tested(run, corpus),
@@ -336,7 +335,7 @@ class TestDamage:
             assert at.status == "damaged" and str(at.path / "learned.csv") in at.problem
 
     def test_a_run_of_a_newer_version_is_neither_finished_nor_removed_as_stale(self, at):
-        damage.changed(at.path / "config.json", lambda found: found.update(result_version=origin.RESULT_VERSION + 1))
+        damage.changed(at.path / "config.json", lambda found: found.update(result_version=RESULT_VERSION + 1))
         assert at.status == "newer" and not at.finished and not at.stale
         with pytest.raises(FileNotFoundError, match="made by a newer version of atr; load it with that one"):
             atr.load_run(at.address, "smoke")

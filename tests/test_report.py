@@ -18,11 +18,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
 from atr.cli.app import app
+from atr.config import RESULT_VERSION
+from atr.corpora import corpus_of
 from atr.experiments import profiles, study
 from atr.reports import figures, latex, output, render, report
-from atr.reports.cells import readable
+from atr.reports.tables import readable
 from atr.system import places
-from atr.training import identity, origin, records
+from atr.training import identity, records
 
 GRID = """
 import atr
@@ -104,7 +106,7 @@ def results(project, monkeypatch):
     monkeypatch.setenv("ATR_NOTEBOOK", study.code(nbformat.read(path, as_version=4)))
     runs = []
     for config in study.grid(path, {"profile": "smoke", "seeds": None}):
-        corpus = identity.corpus_of(config)
+        corpus = corpus_of(config.corpus)
         place = identity.locate(config, corpus, folder / "runs")
         runs.append(made_run(folder / "runs", place.address, config, [1, 2, 3, 4], [1, 2, 3, 4]))
         corpus.clips[["clip", "split"]].to_csv(place.path / "clips.csv", index=False)
@@ -278,7 +280,7 @@ def not_written(results, project):
 def older_version(results, project):
     path = results / "tables" / "01_published.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"result_version": 0}))
-    return f"made by result version 0, now {origin.RESULT_VERSION}", "table 01_published"
+    return f"made by result version 0, now {RESULT_VERSION}", "table 01_published"
 
 
 def left_over(results, project):

@@ -17,7 +17,7 @@ from atr.corpora import load_corpus
 from atr.encoders import pretraining
 from atr.experiments.executors import default_workers
 from atr.experiments.grid import Runs, describe
-from atr.experiments.planning import pairs, preparation, seconds, speed, training_clips
+from atr.experiments.planning import preparation, seconds, size, speed
 from atr.system import places
 from atr.training import identity
 
@@ -55,7 +55,7 @@ def test_equal_configs_run_once_and_finished_ones_not_at_all(tmp_path, corpus, m
     assert (first.path / "metrics.json").stat().st_mtime_ns == made
     assert len([path for path in tmp_path.iterdir() if (path / "config.json").is_file()]) == 2
 
-    monkeypatch.setattr("atr.experiments.grid.store.worker_context", lambda: None)  # nothing may be started now
+    monkeypatch.setattr("atr.system.devices.worker_context", lambda: None)  # nothing may be started now
     again = run_all(configs, runs=tmp_path, quiet=True)
     assert [run.address for run in again.runs] == [run.address for run in outcome.runs]
 
@@ -249,18 +249,19 @@ class TestEstimates:
 
     def test_clips_held_out_are_not_trained_on(self):
         options = {"name": "soundscapes", "train": 10, "validation": 4, "test": 6}
-        assert training_clips(options) == 10 and training_clips({**options, "hold_out": 3}) == 17
-
-    def test_pairs_count_clips_and_epochs_and_with_all_captions_five_times_as_many(self):
-        assert pairs(config(epochs=10)) == 480 and pairs(config(epochs=10, sampler="all_captions")) == 2400
-        assert pairs(config(corpus="csv", epochs=1)) == 1200
+        clips = [size(config(corpus=options | held), None).clips["train"] for held in ({}, {"hold_out": 3})]
+        assert clips == [10, 17]
 
     def test_cost_grows_with_epochs_and_falls_with_the_batch_size(self):
-        assert seconds(config(epochs=0)) < seconds(config(epochs=5)) < seconds(config(epochs=5, batch_size=4))
-        assert seconds(config(training="finetuned")) > seconds(config())
+        def rough(**changes):
+            return seconds(config(**changes), size(config(), None))
+
+        assert rough(epochs=0) < rough(epochs=5) < rough(epochs=5, batch_size=4)
+        assert rough(epochs=5) < rough(epochs=5, sampler="all_captions")
+        assert rough(training="finetuned") > rough()
 
     def test_preparation_grows_with_the_corpus_and_shrinks_with_cores(self):
-        small, large = {"train": 100}, {"train": 1000}
+        small, large = (size(config(corpus={"name": "soundscapes", "train": n}), None) for n in (100, 1000))
         assert preparation(small, 2) < preparation(large, 2) < preparation(large, 1)
 
     def test_speed_is_a_positive_factor(self):

@@ -337,7 +337,7 @@ class TestScan:
 
         listed = os.scandir
         monkeypatch.setattr(os, "scandir", lambda path: Endless(listed(path)))
-        assert len(list(islice(walk(folder / "a"), 1000))) == 1000
+        assert len(list(islice(walk(folder / "a", {}), 1000))) == 1000
         seen = len(read)
         check(folder / "a")
         assert len(read) < seen + 10 and read[-1] == "closed"

@@ -430,7 +430,7 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     path.write_bytes(b"first")
     before = hashes.file_hash(path)
     assert before == hashlib.sha256(b"first").hexdigest()
-    monkeypatch.setattr(store.hashlib, "file_digest", None)  # a second reading would fail
+    monkeypatch.setattr(hashlib, "file_digest", None)  # a second reading would fail
     assert hashes.file_hash(path) == before
     monkeypatch.undo()
     path.write_bytes(b"other content")

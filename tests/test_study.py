@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from atr import profile
 from atr.cli import app
+from atr.corpora import corpus_of
 from atr.experiments import executors, planning, study
 from atr.experiments.profiles import PROFILES as EVERY
 from atr.experiments.study import StudyError
@@ -29,6 +30,11 @@ LOSSES = {"triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"}
 
 def grid(number, name, seeds=None):
     return study.grid(study.notebooks([number])[0], {"profile": name, "seeds": seeds})
+
+
+def defined(number, name):
+    """What the grid cell of a notebook defines."""
+    return study.namespace(study.notebooks([number])[0], {"profile": name, "seeds": None})
 
 
 def distinct(configs):
@@ -79,11 +85,11 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_batch_sizes_by_losses_rates_and_seeds(self, name):
-        setting, configs = profile(name), grid("02", name)
-        cells = len(setting.sizes) * 4 * len(setting.seeds)
+        setting, configs, cell = profile(name), grid("02", name), defined("02", name)
+        cells = len(cell["sizes"]) * 4 * len(setting.seeds)
         assert len(distinct(configs)) == len(configs) == cells * 2 + cells * (len(setting.recipes) - 1)
-        assert {config.batch_size for config in configs} == set(setting.sizes)
-        assert set(setting.compared_sizes) <= set(setting.sizes) and len(set(setting.compared_sizes)) == 2
+        assert {config.batch_size for config in configs} == set(cell["sizes"])
+        assert {cell["small"], cell["large"]} <= set(cell["sizes"]) and cell["small"] < cell["large"]
         assert {config.training.removesuffix("_released") for config in configs} == {"frozen"}
 
     @pytest.mark.parametrize("name", PROFILES)
@@ -93,9 +99,9 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", ["demo", "esc10"])
     def test_further_sizes_either_side_of_the_published_ones(self, name):
-        sizes = profile(name).sizes
-        assert {32, 128} <= set(sizes) and min(sizes) < 32 and max(sizes) > 128
-        assert profile(name).compared_sizes == (32, 128)
+        cell = defined("02", name)
+        assert {32, 128} <= set(cell["sizes"]) and min(cell["sizes"]) < 32 and max(cell["sizes"]) > 128
+        assert (cell["small"], cell["large"]) == (32, 128)
 
     def test_seeds_can_be_chosen(self):
         assert {config.seed for number in ("01", "02") for config in grid(number, "demo", [7, 8])} == {7, 8}
@@ -131,11 +137,11 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_dimensions_by_seeds_and_rates_and_a_fine_tuned_pair(self, name):
-        setting, configs = profile(name), grid("03", name)
+        setting, configs, cell = profile(name), grid("03", name), defined("03", name)
         assert len(distinct(configs)) == len(configs)
         frozen = [c for c in configs if c.recipe == "released" and c.training != "finetuned"]
-        seeds = {dim: {c.seed for c in frozen if c.embedding_dim == dim} for dim in setting.dims}
-        assert seeds == {dim: set(setting.many_seeds if dim <= 512 else setting.seeds) for dim in setting.dims}
+        seeds = {dim: {c.seed for c in frozen if c.embedding_dim == dim} for dim in cell["dims"]}
+        assert seeds == {dim: set(cell["many"] if dim <= 512 else setting.seeds) for dim in cell["dims"]}
         rates = {c.rate("heads") for c in frozen}
         assert len(rates) == (1 if setting.published else 2) and len(frozen) == len(rates) * sum(
             map(len, seeds.values())
@@ -144,7 +150,7 @@ class TestGrids:
             2 * setting.config(next(iter(setting.corpora)), "frozen", "nt_xent", 0).batch_size
         }
         tuned = [c for c in configs if c.recipe == "released" and c.training == "finetuned"]
-        small, large = setting.compared_dims
+        small, large = cell["compared_dims"]
         assert {c.embedding_dim for c in tuned} == {small, large} and large == 2 * small
         assert len(tuned) == 2 * len(setting.seeds) and {c.seed for c in tuned} == set(setting.seeds)
 
@@ -166,7 +172,7 @@ class TestGrids:
         tuned = [c for c in configs if c.training == "finetuned" and c.penalty]
         cells = {(c.penalty.get("estimator", "network"), c.penalty["alpha"], c.seed) for c in tuned}
         assert cells == {(by, a, s) for by in ("network", "logistic") for a in (0.1, 0.33, 1.0) for s in setting.seeds}
-        assert len(cells) == len(tuned) and {c.embedding_dim for c in tuned} == {setting.compared_dims[0]}
+        assert len(cells) == len(tuned) and {c.embedding_dim for c in tuned} == {defined("03", name)["small"]}
         plain = [c for c in configs if c.training == "finetuned" and not c.penalty]
         assert distinct(plain) <= distinct(grid("03", name)) and len(plain) == len(setting.seeds)
         assert all(
@@ -218,7 +224,7 @@ class TestGrids:
             if [part.mining for part in c.parts()] == how
         }
         usual = setting.config(next(iter(setting.corpora)), "finetuned", "nt_xent", 0).batch_size
-        expected = {("no", usual)} | {("yes", size) for size in {usual, *setting.mined_sizes}}
+        expected = {("no", usual)} | {("yes", size) for size in set(defined("05", name)["sizes"])}
         assert cells == {
             (mining, training, size, seed)
             for mining, size in expected
@@ -227,7 +233,7 @@ class TestGrids:
         }
         for config in full:
             fixed, epochs = [part.fixed for part in config.parts()], [part.epochs for part in config.parts()]
-            assert fixed == ["text", "audio", None] and tuple(epochs) == setting.stage_epochs
+            assert fixed == ["text", "audio", None] and tuple(epochs) == defined("05", name)["stage_epochs"]
         needed = [c.needs()["ancillary"] for c in configs if c.ancillary]
         assert all(c.training == "finetuned" and not c.stages for c in needed)
         assert distinct(needed) <= distinct(configs)
@@ -239,13 +245,12 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", ["demo", "esc10"])
     def test_in_the_small_profiles_the_stages_have_as_many_epochs_as_the_baseline(self, name):
-        setting = profile(name)
-        assert sum(setting.stage_epochs) == setting.epochs["finetuned"]
+        assert sum(defined("05", name)["stage_epochs"]) == profile(name).epochs["finetuned"]
         assert len(distinct(grid("05", name))) == 40
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_systems_by_encoder_transfer_and_corpus(self, name):
-        setting, configs = profile(name), grid("06", name)
+        setting, configs, cell = profile(name), grid("06", name), defined("06", name)
         full = [c for c in configs if c.rate("heads") == setting.shares["random"] * setting.rates["finetuned"]["heads"]]
         full.remove(
             setting.config(
@@ -260,10 +265,10 @@ class TestGrids:
         )
         teams = {(c.audio_encoder, c.start is None, "hold_out" in c.corpus, c.seed) for c in full if c.augment}
         cnns = [(encoder, True) for encoder in setting.cnns]
-        expected = {(*cnn, False, seed) for cnn in cnns for seed in {*setting.members, *setting.seeds}}
+        expected = {(*cnn, False, seed) for cnn in cnns for seed in {*cell["members"], *setting.seeds}}
         expected |= {(setting.cnns[0], False, False, seed) for seed in setting.seeds}
         systems = [*cnns, (setting.cnns[0], False)]
-        expected |= {(*system, True, seed) for system in systems for seed in setting.submitted}
+        expected |= {(*system, True, seed) for system in systems for seed in cell["submitted"]}
         assert teams == expected
         assert {c.needs()["start"].corpus["name"] for c in configs if c.start} == {setting.source["name"]}
         assert len([c for c in full if not c.augment]) == len(setting.seeds)
@@ -284,7 +289,7 @@ class TestGrids:
         assert len(distinct(sigmoid)) == 2 * recipes * seeds
         assert {c.rate("loss") for c in sigmoid if c.loss["name"] == "sigmoid"} == {0.1}
         shares = {round(c.rate("audio") / rates[0].rate("audio"), 6) for c in rates}
-        assert shares == {1.0, 0.2, *setting.audio_shares}
+        assert {1.0, 0.2} <= shares == set(defined("08", name)["shares"])
         assert len(distinct(rates)) == seeds * (len(shares) + 2 * (recipes - 1))
         slow = {c.rate("audio") for c in pooling}
         assert slow == {float(f"{0.2 * rates[0].rate('audio'):.6g}")}
@@ -329,7 +334,7 @@ class TestGrids:
 def finish(config, results):
     """A finished run of `config` where the study looks for it."""
     folder = results / "smoke" / "runs"
-    run = identity.locate(config, identity.corpus_of(config), folder)
+    run = identity.locate(config, corpus_of(config.corpus), folder)
     made_run(folder, run.address, config, [1, 2], [1, 2])
 
 
@@ -361,7 +366,7 @@ class TestPlan:
         fresh = study.estimate(table, 1)
         finish(table["config"][0], results)
         begun = study.estimate(study.plan(FIRST[:1], "smoke"), 1)
-        saved = table["seconds"][0] + planning.preparation(table["config"][0].corpus, 1)
+        saved = table["seconds"][0] + planning.preparation(table["size"][0], 1)
         assert fresh - begun == pytest.approx(saved)
 
     def test_a_run_of_other_data_is_not_finished_and_planning_trains_nothing(self, results, monkeypatch):

@@ -62,9 +62,11 @@ def test_a_run_says_what_was_switched_on_and_its_address_does_not(monkeypatch, t
     monkeypatch.setenv("ATR_SWITCHES", "no-fused")
     other = atr.fit(config, device="cpu", runs=tmp_path / "other")
     assert (plain.environment["switches"]["fused"], other.environment["switches"]["fused"]) == (True, False)
-    assert plain.address == other.address and plain.metrics["t2a_r10"] == pytest.approx(
-        other.metrics["t2a_r10"], abs=15
-    )
+    assert plain.address == other.address
+    untrained = atr.fit(config.replace(epochs=0), device="cpu", runs=tmp_path / "untrained").checkpoint
+    for name, weights in plain.checkpoint.items():  # the fused optimiser rounds elsewhere, by far less than it moves
+        moved = (weights - untrained[name]).norm()
+        assert moved > 0 and (weights - other.checkpoint[name]).norm() < 1e-3 * moved
 
 
 def test_gradients_that_are_short_enough_are_left_alone_and_others_are_cut_as_pytorch_cuts_them():

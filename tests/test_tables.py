@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from made_runs import made_run, ranks_with
 
-from atr import RunConfig, profile
+from atr import RunConfig, profile, register
+from atr.experiments.grid import Runs
+from atr.losses.pair import LOSSES
 from atr.reports import names, output, tables, verdicts
 from atr.reports.reference import as_printed, beside, differences, published
 
@@ -229,11 +231,7 @@ def test_an_unknown_published_table_is_refused_with_the_known_ones():
 
 def test_published_and_own_numbers_stand_side_by_side():
     ours = results(
-        corpus=["soundscapes"] * 2,
-        training=["frozen"] * 2,
-        loss=["Triplet-sum"] * 2,
-        seed=[0, 1],
-        t2a_r1=[10.0, 12.0],
+        corpus=["soundscapes"] * 2, training=["frozen"] * 2, loss=["Triplet-sum"] * 2, seed=[0, 1], t2a_r1=[10.0, 12.0]
     )
     side = beside(ours, published("mei2022_table1"), ["training", "loss"], ["t2a_r1"])
     row = side.loc[("frozen", "Triplet-sum"), "T→A R@1"]
@@ -472,3 +470,50 @@ def test_a_name_that_latex_would_not_take_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="LaTeX needs a name of A to Z, digits"):
         output.save(pd.DataFrame({"a": [1]}), tmp_path, name, "A.")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_loss_goes_by_its_own_title_or_else_by_the_name_that_it_is_registered_under(monkeypatch):
+    class Heir(LOSSES["nt_xent"]):
+        """Whose parent has a title."""
+
+    monkeypatch.setitem(LOSSES, "heir", Heir)
+    monkeypatch.setitem(LOSSES, "own", type("Own", (LOSSES["nt_xent"],), {"title": "My loss"}))
+    told = [names.loss_title(name) for name in ("triplet_sum", "sigmoid", "heir", "own", "gone")]
+    assert told == ["Triplet-sum", "Sigmoid", "heir", "My loss", "gone"]
+    assert tables.in_order(["x", "My loss", "NT-Xent"]) == ["NT-Xent", "My loss", "x"]
+    monkeypatch.setitem(register.AUDIO_ENCODERS, "own", type("Encoder", (), {"title": "My encoder"}))
+    assert names.display_title(register.AUDIO_ENCODERS, "own") == "My encoder"
+
+
+def test_verdicts_by_a_p_value_by_an_interval_and_on_the_contrary():
+    assert [verdicts.by_p(p) for p in (0.01, 0.05, math.nan)] == ["holds", "undecided", "undecided"]
+    ends = [(0.8, 0.9), (0.7, 0.9), (0.6, 0.7), (math.nan, math.nan)]
+    told = ["holds", "undecided", "contradicted", "undecided"]
+    assert [verdicts.by_interval(*both, 0.8) for both in ends] == told
+    assert list(map(verdicts.opposite, told)) == ["contradicted", "undecided", "holds", "undecided"]
+    judged = results(claim=["a beats b"], verdict=["holds"], difference=[1.25])
+    assert verdicts.in_words(judged) == ["- a beats b: holds (+1.2 points)."]
+    assert verdicts.in_words(judged.drop(columns="difference"), "") == ["- a beats b: holds."]
+
+
+def test_a_grid_runs_under_a_table_that_fills_and_failures_are_raised(tmp_path, monkeypatch):
+    runs, shown = seeds(tmp_path, 0.5, "one", 2), []
+
+    class Live:
+        def update(self, table):
+            shown.append(table.to_html())
+
+    def run_all(configs, on_run, **options):
+        for config, run in zip(configs, runs, strict=True):
+            on_run(config, run)
+        return Runs(list(configs), runs, {})
+
+    monkeypatch.setattr("IPython.display.display", lambda *_, display_id: Live())
+    monkeypatch.setattr(tables, "run_all", run_all)
+    configs = [run.config for run in runs]
+    assert tables.run_grid(configs, profile("smoke"), ["loss"]).runs == runs
+    assert ["partial: 1 of 2 runs" in shown[0], "complete: 2 of 2 runs" in shown[1]] == [True, True]
+    table = tables.frame(zip(configs, runs, strict=True), profile("smoke"))
+    assert tables.runs_of(table, configs[::-1]) == runs
+    assert tables.of(table, configs[:1], way="this")["way"].tolist() == ["this"]
+    assert verdicts.average_precision(runs).shape == (2, CLIPS)

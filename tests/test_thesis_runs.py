@@ -10,7 +10,9 @@ import torch
 from atr import RunConfig, fit, losses, metrics, profile
 from atr.analysis import attention
 from atr.config import ConfigError
-from atr.training import evaluation, identity, model, preparation, records
+from atr.corpora import corpus_of
+from atr.training import evaluation, model, preparation
+from atr.training.records import Run
 from atr.training.trainer import learning_rate
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -24,7 +26,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def corpus():
-    return identity.corpus_of(config())
+    return corpus_of(config.corpus())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ class TestLearnedLoss:
     def test_a_continued_run_keeps_the_steps_before(self, corpus, tmp_path, monkeypatch):
         kind = config(loss={"name": "sigmoid"}, learning_rates={"heads": 1e-3, "loss": 0.1}, training="frozen")
         whole = fit(kind, corpus, runs=tmp_path / "whole")
-        real, calls = records._write_history, []
+        real, calls = Run.write_history, []
 
         def stop(folder, history):
             real(folder, history)
@@ -155,7 +157,7 @@ class TestLearnedLoss:
             if len(calls) == 1:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(records, "_write_history", stop)
+        monkeypatch.setattr(Run, "write_history", stop)
         with pytest.raises(KeyboardInterrupt):
             fit(kind, corpus, runs=tmp_path / "cut")
         monkeypatch.undo()

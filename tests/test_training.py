@@ -17,7 +17,7 @@ from atr.encoders import pretraining
 from atr.losses import voxels
 from atr.losses.penalty import PenaltySettings, UniformityPenalty, read_settings
 from atr.system import atomic, devices
-from atr.training import evaluation, identity, model, preparation, records, trainer
+from atr.training import evaluation, identity, model, preparation, state, trainer
 from atr.training.records import Run, TrainingError
 from atr.training.trainer import learning_rate, selection_score
 
@@ -265,7 +265,7 @@ class TestRepeating:
 
     def test_a_finished_run_is_not_trained_again(self, corpus, tmp_path, monkeypatch):
         first = fit(config(), corpus, runs=tmp_path)
-        monkeypatch.setattr("atr.training.fit.fit._train", None)
+        monkeypatch.setattr("atr.training.fit._train", None)
         assert fit(config(), corpus, runs=tmp_path).path == first.path
 
     def test_a_finished_run_leaves_no_state_behind(self, corpus, tmp_path):
@@ -375,14 +375,14 @@ class TestKilled:
 
 def interrupt_after(monkeypatch, epochs):
     """Let training be interrupted from the keyboard once it has saved so many epochs."""
-    write = records._write_history
+    write = Run.write_history
 
-    def interrupted(folder, state):
-        write(folder, state)
-        if len(state["history"]) == epochs:
+    def interrupted(run, now):
+        write(run, now)
+        if len(now.history) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(records, "_write_history", interrupted)
+    monkeypatch.setattr(Run, "write_history", interrupted)
 
 
 class TestInterrupted:
@@ -449,7 +449,7 @@ class TestInterrupted:
         path = self.cut(corpus, tmp_path, monkeypatch)
         content = bytearray(path.read_bytes())
         if damage == "bit":  # of a weight: the file still reads as a state
-            place = content.find(records.load_state(path)["model"]["text_head.0.weight"].numpy().tobytes()[:64])
+            place = content.find(state.load(path).model["text_head.0.weight"].numpy().tobytes()[:64])
             content[place + 3] ^= 64
         kept = {"bit": content, "cut": content[:-100], "text": b"not a state", "nothing": b""}[damage]
         path.write_bytes(kept)
@@ -458,9 +458,9 @@ class TestInterrupted:
 
     def test_the_state_of_an_older_version_is_gone_on_from(self, corpus, tmp_path, monkeypatch, whole):
         path = self.cut(corpus, tmp_path, monkeypatch)
-        path.write_bytes(path.read_bytes()[: -len(records.SEAL) - 32])
+        path.write_bytes(path.read_bytes()[: -len(state.SEAL) - 32])
         (path.parent / "history.csv").unlink()
-        assert records.load_state(path)["epoch"] == 2
+        assert state.load(path).epoch == 2
         assert_same(whole, fit(config(epochs=3), corpus, runs=tmp_path))
 
 
@@ -565,11 +565,11 @@ def test_a_state_is_kept_after_each_epoch_unless_that_takes_more_than_a_tenth_of
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     for seconds, expected in ((0.2, 10), (1.0, 2)):
         written.clear()
-        keeper = records._Keeper(tmp_path / "state.pt")
+        keeper = state.Keeper(tmp_path / "state.pt")
         monkeypatch.setattr(atomic, "write_atomic", writing(seconds))
         for _ in range(10):
             clock[0] += 1.0
-            keeper.keep({})
+            keeper.keep(state.State())
         assert len(written) == expected
     assert written[1] - written[0] == pytest.approx(10)  # nine seconds of training for each second of writing
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +13,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import text
 from atr.encoders.audio.compact import Compact
 from atr.encoders.audio.vit import SECONDS, SegmentEncoder
-from atr.reports.figures import PAGE, legible, style
+from atr.reports.figures import PAGE, legible, subplots
 from atr.system.packed import Packed
 from atr.training import evaluation, identity, model, preparation
 from atr.training.records import Run
@@ -53,7 +52,7 @@ def hear(run: Run, corpus: Corpus) -> Heard:
     if not run.config.text_aware:
         raise ValueError(f"{run.path}: has no text-aware pooling, so there is no attention to look at")
     prepared = preparation.prepare(run.config, corpus, ("test",), True)
-    network = model.load(model.build(run.config, prepared), run).eval()
+    network = model.restore(run, prepared)
     inputs = prepared.splits["test"]
     with torch.no_grad():
         frames = evaluation.embed(network, inputs)[0]
@@ -113,9 +112,8 @@ def picture(heard: Heard, clips: list[str]) -> Figure:
     """Log-mel of each clip, and under it the weights by which each of its sounds' names pools it, beside when the sound
     is heard.
     """
-    style()
     columns = min(len(clips), 3)
-    figure, axes = plt.subplots(2, columns, figsize=(PAGE, 3.3), sharex="col", sharey="row", squeeze=False)
+    figure, axes = subplots(2, columns, 3.3, PAGE, sharex="col", sharey="row")
     table = heard.corpus.clips.reset_index(drop=True)
     for column, clip in enumerate(clips[:columns]):
         row = int(table.index[table["clip"] == clip][0])

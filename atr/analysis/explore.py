@@ -20,13 +20,14 @@ from torch import Tensor
 from atr.analysis import lexical, maps
 from atr.analysis.maps import CorpusOf, Map
 from atr.config import RunConfig
-from atr.corpora import audio
+from atr.corpora import audio, corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders.text import normalise
 from atr.experiments import grid as many
 from atr.inference.embedder import Embedder
+from atr.reports import figures
 from atr.system import hashes
-from atr.training import identity, records
+from atr.training import records
 from atr.training.records import Run
 
 MENDS = {
@@ -43,13 +44,13 @@ def corpora(root: str | Path | None = None) -> CorpusOf:
     """Gives the corpus that a config names, each made once; root: the folder of those that lie in one."""
     made: dict[str, Corpus] = {}
 
-    def corpus_of(config: RunConfig) -> Corpus:
+    def corpus(config: RunConfig) -> Corpus:
         key = hashes.content_key(dict(config.corpus))
         if key not in made:
-            made[key] = identity.corpus_of(config, root)
+            made[key] = corpus_of(config.corpus, root)
         return made[key]
 
-    return corpus_of
+    return corpus
 
 
 def finished(folder: Path, besides: Iterable[Run] = ()) -> dict[str, Run]:
@@ -96,8 +97,7 @@ def ranked(run: Run, corpus: Corpus, sentence: str, top: int = 10, device: str =
         sounds = _sounds(run, corpus, device) if model.text_aware else run.embeddings["audio"]
         scores, right = model.similarity(model.sentences([sentence]), sounds)[0], np.zeros(len(part), bool)
     table = pd.DataFrame({"clip": part.clips["clip"], "similarity": scores.numpy(), "right": right})
-    table["caption"] = table["clip"].map(part.captions.drop_duplicates("clip").set_index("clip")["caption"])
-    return _ordered(table, top)
+    return _ordered(table.assign(caption=table["clip"].map(first_captions(part))), top)
 
 
 def described(run: Run, corpus: Corpus, clip: str, top: int = 10) -> pd.DataFrame:
@@ -144,7 +144,6 @@ def failures(run: Run, corpus: Corpus, number: int = 10) -> pd.DataFrame:
     scores, right = similarity(run, worst).numpy(), _right(run, worst)
     clips = part.clips["clip"].to_numpy()
     own, first = (np.where(mask, scores, -np.inf).argmax(1) for mask in (right, ~right))
-    captions = part.captions.drop_duplicates("clip").set_index("clip")["caption"]
     rows = np.arange(len(worst))
     return pd.DataFrame(
         {
@@ -154,7 +153,7 @@ def failures(run: Run, corpus: Corpus, number: int = 10) -> pd.DataFrame:
             "similarity": scores[rows, own],
             "first": clips[first],
             "first_similarity": scores[rows, first],
-            "first_caption": captions[clips[first]].to_numpy(),
+            "first_caption": first_captions(part)[clips[first]].to_numpy(),
         }
     )
 
@@ -173,18 +172,25 @@ def neighbours(run: Run, corpus: Corpus, point: str, number: int = 5) -> pd.Data
     if point not in names:
         raise ValueError(f"{point!r} is no test clip of {corpus.name!r} and no test caption; copy one to the letter")
     own = names.index(point)
-    first = part.captions.drop_duplicates("clip").set_index("clip")["caption"]
-    said = {"clip": pd.DataFrame({"clip": clips, "caption": clips.map(first)}), "caption": part.captions}
+    texts_of = {
+        "clip": pd.DataFrame({"clip": clips, "caption": clips.map(first_captions(part))}),
+        "caption": part.captions,
+    }
     tables = []
     for kind, x, itself in (("clip", sounds, own), ("caption", texts, own - len(clips))):
         scores = x @ torch.cat([sounds, texts])[own]
         if 0 <= itself < len(x):
             scores[itself] = -torch.inf
         similarities, nearest = scores.topk(min(number, int(scores.isfinite().sum())))
-        table = said[kind].loc[nearest.tolist(), ["clip", "caption"]]
+        table = texts_of[kind].loc[nearest.tolist(), ["clip", "caption"]]
         tables.append(table.assign(similarity=similarities.numpy(), place=nearest.numpy()))
         tables[-1].insert(0, "kind", kind)
     return pd.concat(tables, ignore_index=True)
+
+
+def first_captions(part: Corpus) -> pd.Series:
+    """The first caption of each clip, by its name."""
+    return part.captions.drop_duplicates("clip").set_index("clip")["caption"]
 
 
 def map_of(run: Run, corpus: Corpus) -> Map:
@@ -205,15 +211,15 @@ def places(found: Map, table: pd.DataFrame) -> Tensor:
 
 def neighbourhood(run: Run, corpus: Corpus, clip: str, number: int = 5, title: str = "") -> Figure:
     """The run's map with a test clip and its `neighbours` marked. ValueError: as `neighbours` and `map_of`."""
-    table, found = neighbours(run, corpus, clip, number), map_of(run, corpus)
-    figure = maps.picture(found.audio, found.text, title)
+    table, layers = neighbours(run, corpus, clip, number), map_of(run, corpus)
+    figure = maps.picture(layers.audio, layers.text, title)
     (axis,) = figure.axes
-    x, y = places(found, table).t()
+    x, y = places(layers, table).t()
     axis.scatter(x, y, 60, facecolors="none", edgecolors="k", lw=1, label=f"its {number} nearest of either")
-    x, y = found.audio[tested(run, corpus).clips["clip"].tolist().index(clip)]
+    x, y = layers.audio[tested(run, corpus).clips["clip"].tolist().index(clip)]
     axis.scatter(x, y, 110, "C2", marker="*", edgecolors="k", lw=0.6, label=f"clip {clip}", zorder=3)
     figure.legends[0].remove()
-    figure.legend(loc="outside lower center", ncols=4)
+    figures.legend_below(figure, axis, 4)
     return figure
 
 

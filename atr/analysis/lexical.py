@@ -11,8 +11,8 @@ measured by three units, a caption, a clip's captions and a whole corpus, and on
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain, combinations
 from math import comb
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +23,9 @@ from lexicalrichness import LexicalRichness, tokenize
 from scipy import stats
 from torch import Tensor
 
-from atr.corpora import files
+from atr.corpora import corpus_of, files
 from atr.experiments.profiles import Profile
 from atr.metrics import statistics
-from atr.training import identity
 
 Unit = Literal["caption", "clip", "corpus"]
 
@@ -59,7 +58,7 @@ def sources(setting: Profile) -> pd.DataFrame:
     """
     if setting.captions is None:
         corpus = list(setting.corpora)[-1]
-        train = identity.corpus_of(setting.config(corpus, "frozen", "nt_xent", 0), setting.root).split("train")
+        train = corpus_of(setting.corpora[corpus], setting.root).split("train")
         return train.captions.assign(source="human" if setting.published else "grammar")[["clip", "source", "caption"]]
     columns = [f"caption_{number}" for number in range(1, 11)]
     table = files.read_table("phi4", setting.captions, ("file_name", *columns))
@@ -199,19 +198,16 @@ def measure(table: pd.DataFrame, size: Size) -> pd.DataFrame:
     """Texts, as `texts` gives them, measured: group, source, tokens, types (how many words, and distinct ones), falls
     (see there), and the columns of `MEASURES`.
     """
-    rows = [
-        (
-            len(tokens),
-            len(set(tokens)),
-            falls(tokens),
-            mtld(tokens),
-            mattr(tokens, size.window),
-            hdd(tokens, size.draws),
-        )
-        for tokens in table["tokens"]
-    ]
-    columns = ["tokens", "types", "falls", *MEASURES]
-    return pd.concat([table[["group", "source"]], pd.DataFrame(rows, index=table.index, columns=columns)], axis=1)
+    measures: dict[str, Callable[[list[str]], Any]] = {
+        "tokens": len,
+        "types": lambda tokens: len(set(tokens)),
+        "falls": falls,
+        "mtld": mtld,
+        "mattr": lambda tokens: mattr(tokens, size.window),
+        "hdd": lambda tokens: hdd(tokens, size.draws),
+    }
+    columns = {name: [take(tokens) for tokens in table["tokens"]] for name, take in measures.items()}
+    return table[["group", "source"]].assign(**columns)
 
 
 def richness(captions: pd.DataFrame, unit: Unit = "caption", parts: int = 1, seed: int = 0) -> pd.DataFrame:
@@ -235,9 +231,7 @@ def compare(
 
     ValueError: a source that is not there, or fewer than two groups with both.
     """
-    known = set(measured["source"])
-    if absent := [name for name in sources if name not in known]:
-        raise ValueError(f"no source {absent[0]!r}; known: {', '.join(sorted(known))}")
+    _check(sources, measured)
     means = measured.groupby(["group", "source"])[column].mean().unstack()[list(sources)].dropna()
     if len(means) < 2:
         raise ValueError(
@@ -263,6 +257,13 @@ def compare(
         "rank_biserial": float((ranks * np.sign(apart)).sum() / ranks.sum()) if len(apart) else 0.0,
         "p": float(stats.wilcoxon(apart).pvalue) if len(apart) else 1.0,
     }
+
+
+def _check(sources: tuple[str, str], table: pd.DataFrame) -> None:
+    """ValueError: a source that the table does not have."""
+    known = sorted(table["source"].unique())
+    if absent := [name for name in sources if name not in known]:
+        raise ValueError(f"no source {absent[0]!r}; known: {', '.join(known)}")
 
 
 def claims(
@@ -354,10 +355,8 @@ def distinctive(
     each source are added `prior` words of the two together, so that rare words do not come first; z is in standard
     errors.
     """
-    table = counts(captions[captions["source"].isin(sources)])
-    if absent := [name for name in sources if name not in table]:
-        raise ValueError(f"no source {absent[0]!r}; known: {', '.join(sorted(captions['source'].unique()))}")
-    table = table[list(sources)]
+    _check(sources, captions)
+    table = counts(captions[captions["source"].isin(sources)])[list(sources)]
     both = table + prior * table.sum(axis=1).to_numpy()[:, None] / table.to_numpy().sum()
     odds = np.log(both / (both.sum() - both))
     table["log_odds"] = odds[sources[0]] - odds[sources[1]]
@@ -388,12 +387,8 @@ def closeness(captions: pd.DataFrame, embeddings: Tensor) -> pd.DataFrame:
         size, everything = sizes[source], total.sum(0)
         columns[f"within {source}"] = (total.square().sum(1) - size) / (size * (size - 1))
         columns[f"{source}, other clips"] = (total @ everything - total.square().sum(1)) / (size * (size.sum() - size))
-    names = list(sums)
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            product = sizes[first] * sizes[second]
-            columns[f"between {first} and {second}"] = (sums[first] * sums[second]).sum(1) / product
-    result = pd.DataFrame(
-        {name: column.numpy() for name, column in columns.items()}, index=pd.Index(clips, name="clip")
-    )
-    return result.replace([np.inf, -np.inf], np.nan)
+    for first, second in combinations(sums, 2):
+        product = sizes[first] * sizes[second]
+        columns[f"between {first} and {second}"] = (sums[first] * sums[second]).sum(1) / product
+    result = pd.DataFrame({name: column.numpy() for name, column in columns.items()}, index=clips)
+    return result.rename_axis("clip").replace([np.inf, -np.inf], np.nan)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from random import Random
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.colors import to_hex, to_rgb
@@ -22,9 +21,8 @@ def clouds(table: pd.DataFrame) -> Figure:
     """
     from wordcloud import WordCloud
 
-    figures.style()
     names = list(dict.fromkeys(table["source"]))
-    figure, axes = plt.subplots(1, len(names), figsize=(figures.PAGE, 2.6 if len(names) > 1 else 4.0), squeeze=False)
+    figure, axes = figures.subplots(1, len(names), 2.6 if len(names) > 1 else 4.0, figures.PAGE)
     for place, (axis, name) in enumerate(zip(axes[0], names, strict=True)):
         part = table[table["source"] == name]
         red, green, blue = to_rgb(f"C{place}")
@@ -56,14 +54,7 @@ def densities(measured: Mapping[str, pd.DataFrame], column: str = "mtld", beyond
     """
     import seaborn
 
-    figures.style()
-    figure, axes = plt.subplots(
-        2,
-        len(measured),
-        figsize=(figures.PAGE if len(measured) > 1 else figures.COLUMN, 3.6),
-        squeeze=False,
-        sharex="col",
-    )
+    figure, axes = figures.subplots(2, len(measured), 3.6, sharex="col")
     for (upper, lower), (unit, table) in zip(axes.T, measured.items(), strict=True):
         shown = table[table[column] <= table[column].quantile(1 - beyond)]
         names = list(dict.fromkeys(shown["source"]))
@@ -90,8 +81,7 @@ def by_length(measured: pd.DataFrame, least: int = 20) -> Figure:
 
     measured: of `lexical.richness`, by caption. Numbers of words that fewer than `least` captions have are not drawn.
     """
-    figures.style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(figures.PAGE, 2.8))
+    figure, ((left, right),) = figures.subplots(1, 2, 2.8)
     again = measured.assign(again=measured["types"] < measured["tokens"])
     for place, (name, table) in enumerate(again.groupby("source", sort=False)):
         for repeated, part in table.groupby("again"):
@@ -103,5 +93,5 @@ def by_length(measured: pd.DataFrame, least: int = 20) -> Figure:
         right.plot(shares.index, 100 * shares, color=f"C{place}", marker="o", ms=2.5)
     left.set(xlabel="words of the caption", ylabel="median MTLD (words)", ylim=(0, None))
     right.set(xlabel="words of the caption", ylabel="captions that\nrepeat a word (%)", ylim=(0, 100))
-    figure.legend(loc="outside lower center", ncols=4)
+    figures.legend_below(figure, left, 4)
     return figure

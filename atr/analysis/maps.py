@@ -8,7 +8,7 @@ import html
 import os
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from atr import corpora
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
+from atr.metrics.uniformity import matrix
 from atr.reports import figures
-from atr.training import identity
 from atr.training.records import Run, space, tested
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def components(x: Tensor, number: int = 2) -> Tensor:
     From the singular value decomposition of the centred points. Each direction is turned so that its largest weight is
     positive, so results repeat. ValueError: no such matrix, not finite, or fewer points or dimensions than `number`.
     """
-    x = _points(x, "x")
+    x = matrix(x, "x")
     if not 1 <= number <= min(x.shape):
         raise ValueError(f"x is {tuple(x.shape)}, number {number}; ask for 1 to {min(x.shape)} components")
     centred = x - x.mean(0)
@@ -60,8 +62,7 @@ def four_sets(sets: Mapping[str, Tensor]) -> Figure:
     its own scale, both axes alike; in it the share of the set's variance that the two components hold. ValueError: as
     `components`, or a set whose points all coincide.
     """
-    figures.style()
-    figure, axes = plt.subplots(1, len(sets), figsize=(figures.PAGE, 2.3), squeeze=False)
+    figure, axes = figures.subplots(1, len(sets), 2.3, figures.PAGE)
     for axis, (title, x) in zip(axes[0], sets.items(), strict=True):
         points = components(x)
         if (x == x[0]).all():
@@ -88,12 +89,12 @@ def project(audio: Tensor, text: Tensor, seed: int = 0, neighbours: int = 15) ->
     ValueError: no such matrices, dimensions that differ, not finite, a row of zeros, fewer than 4 points in all, or
     neighbours below 2.
     """
-    audio, text = _points(audio, "audio"), _points(text, "text")
+    audio, text = matrix(audio, "audio"), matrix(text, "text")
     if audio.shape[1] != text.shape[1]:
         raise ValueError(f"audio has {audio.shape[1]} dimensions, text {text.shape[1]}; give embeddings of one space")
     x = torch.cat([audio.cpu(), text.cpu()])
-    if len(x) < 4:
-        raise ValueError(f"{len(audio)} clips and {len(text)} captions; a map needs 4 points or more in all")
+    if len(x) < 4 or not (len(audio) and len(text)):
+        raise ValueError(f"{len(audio)} clips and {len(text)} captions; a map needs 4 points or more in all, of both")
     if neighbours < 2:
         raise ValueError(f"neighbours is {neighbours}; give 2 or more, as a point counts among its own")
     if (x == 0).all(1).any():
@@ -137,17 +138,22 @@ def _nearest(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 def picture(audio: Tensor, text: Tensor, title: str = "") -> Figure:
     """A map at rest: captions (captions, 2) below, clips (clips, 2) above them."""
-    figures.style()
-    figure, axis = plt.subplots(figsize=(0.7 * figures.PAGE, 0.62 * figures.PAGE))
+    figure, ((axis,),) = figures.subplots(height=0.62 * figures.PAGE, width=0.7 * figures.PAGE)
     axis.scatter(text[:, 0], text[:, 1], 6, "C0", lw=0, alpha=0.6, rasterized=True, label=f"{len(text):,} captions")
     x, y = audio[:, 0], audio[:, 1]  # hollow, or they would hide the captions that they should meet
     label = f"{len(audio):,} clips"
     axis.scatter(x, y, 14, marker="D", facecolors="none", edgecolors="C1", lw=0.8, rasterized=True, label=label)
-    axis.set(title=title, xticks=[], yticks=[])
+    axis.set_title(title)
+    bare(axis)
+    figures.legend_below(figure, axis, markerscale=1.6)
+    return figure
+
+
+def bare(axis: Axes) -> None:
+    """No frame and no numbers, which mean nothing on a map, and both directions to the same scale."""
+    axis.set(xticks=[], yticks=[])
     axis.set_aspect("equal", adjustable="datalim")
     axis.spines[:].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, markerscale=1.6)
-    return figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,11 +184,14 @@ def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
     own = test.captions.groupby("clip")["caption"].agg(list)
     audio = ["<br>".join([f"<b>{wrapped(clip)}</b>", *(f"– {wrapped(one)}" for one in own[clip])]) for clip in clips]
     ranks = run.ranks.best("t2a").tolist()
-    text = [
-        f"{wrapped(caption)}<br><i>right clip at rank {rank} of {len(clips)}</i>"
-        for caption, rank in zip(test.captions["caption"], ranks, strict=True)
-    ]
+    pairs = zip(test.captions["caption"], ranks, strict=True)
+    text = [hover(caption, f"right clip at rank {rank} of {len(clips)}") for caption, rank in pairs]
     return audio, text
+
+
+def hover(text: str, remark: str) -> str:
+    """What a caption says where the pointer rests."""
+    return f"{wrapped(text)}<br><i>{escaped(remark)}</i>"
 
 
 def wrapped(text: str) -> str:
@@ -196,7 +205,10 @@ def escaped(text: str) -> str:
 
 
 def explorer(
-    runs: Mapping[str, Run], corpus_of: CorpusOf = identity.corpus_of, seed: int = 0, neighbours: int = 15
+    runs: Mapping[str, Run],
+    corpus_of: CorpusOf = lambda config: corpora.corpus_of(config.corpus),
+    seed: int = 0,
+    neighbours: int = 15,
 ) -> "ipywidgets.VBox":
     """A map to explore: a menu of runs, clips and captions as layers that the legend toggles, and their texts where the
     pointer rests.
@@ -244,23 +256,25 @@ def canvas(height: int = 640) -> "FigureWidget":
         "captions": {"color": to_hex("C0"), "size": 4, "opacity": 0.6},
         "clips": {"color": to_hex("C1"), "size": 7, "symbol": "diamond-open"},
     }
-    hidden = {"visible": False}
-    return graph_objects.FigureWidget(
-        [
-            graph_objects.Scatter(mode="markers", hoverinfo="text", name=name, marker=marker)
-            for name, marker in looks.items()
-        ],
-        {
-            "template": "plotly_white",
-            "height": height,
-            "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
-            "legend": {"orientation": "h", "itemsizing": "constant"},
-            "hoverlabel": {"align": "left"},
-            "hovermode": "closest",
-            "xaxis": hidden,
-            "yaxis": {**hidden, "scaleanchor": "x"},
-        },
-    )
+    traces = [
+        graph_objects.Scatter(mode="markers", hoverinfo="text", name=name, marker=marker)
+        for name, marker in looks.items()
+    ]
+    return graph_objects.FigureWidget(traces, layout(height, top=40, orientation="h"))
+
+
+def layout(height: int, top: int, **legend: str) -> dict[str, Any]:
+    """What plotly draws a map by; height and the margin at the top in pixels."""
+    return {
+        "template": "plotly_white",
+        "height": height,
+        "margin": {"l": 10, "r": 10, "t": top, "b": 10},
+        "legend": {"itemsizing": "constant", **legend},
+        "hoverlabel": {"align": "left"},
+        "hovermode": "closest",
+        "xaxis": {"visible": False},
+        "yaxis": {"visible": False, "scaleanchor": "x"},
+    }
 
 
 def put(figure: "FigureWidget", found: Map, title: str) -> None:
@@ -291,7 +305,7 @@ def live() -> bool:
 
 def show(
     runs: Mapping[str, Run],
-    corpus_of: CorpusOf = identity.corpus_of,
+    corpus_of: CorpusOf = lambda config: corpora.corpus_of(config.corpus),
     folder: Path | None = None,
     name: str = "map",
     seed: int = 0,
@@ -305,17 +319,16 @@ def show(
     maps = _maps(runs, corpus_of, seed, neighbours)
     label, run = next(iter(runs.items()))
     still = picture(maps(label).audio, maps(label).text, label)
+    return live_or_still(still, lambda: _explorer(runs, maps), folder, name, [run])
+
+
+def live_or_still(
+    still: Figure, explore: Callable[[], Any], folder: Path | None, name: str, runs: Sequence[Run] = ()
+) -> Any:
+    """What a notebook's cell ends with: what `explore` gives where somebody looks on (`live`), otherwise the picture.
+    With `folder` it is saved there in either case, as `figures.save` does.
+    """
     if folder is not None:
-        figures.save(still, folder, name, [run])
+        figures.save(still, folder, name, runs)
     plt.close(still)  # or the cell shows it twice
-    return _explorer(runs, maps) if live() else still
-
-
-def _points(x: Tensor, name: str) -> Tensor:
-    """x as (N, D) of float32 or float64; ValueError if it is no such matrix or holds what is not finite."""
-    if x.ndim != 2 or not len(x):
-        raise ValueError(f"{name} is {tuple(x.shape)}; give a matrix, a point a row")
-    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
-    if not x.isfinite().all():
-        raise ValueError(f"{name} {tuple(x.shape)} holds NaN or infinity; look for the epoch that diverged")
-    return x
+    return explore() if live() else still

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from atr.losses.penalty import UniformityPenalty
 from atr.losses.voxels import VoxelAssignment, _accuracy
 from atr.metrics.uniformity import draw, uniform_set, voxels
-from atr.reports.figures import COLUMN, PAGE, legible, style
+from atr.reports.figures import legend_below, legible, log2_axis, mark, subplots
 
 
 def h_by_points(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
@@ -21,8 +20,7 @@ def h_by_points(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
 
     table: points, set, h in nats; published: set, mean, a row a printed value.
     """
-    style()
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.9))
+    figure, ((axis,),) = subplots(height=2.9)
     for number, (name, group) in enumerate(table.groupby("set", sort=False)):
         axis.plot(group["points"], group["h"], color=f"C{number}", marker="o", ms=3, label=legible(name))
         values = published.loc[published["set"] == name, "mean"]
@@ -30,12 +28,9 @@ def h_by_points(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
             axis.axhspan(values.min() - 0.005, values.max() + 0.005, color=f"C{number}", alpha=0.35, lw=0)
     points = np.unique(table["points"])
     axis.plot(points, np.log(points), color="0.5", lw=1, ls=":", label="log N, the ceiling")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(points, [str(count) for count in points], rotation=45)
-    axis.minorticks_off()
-    axis.set_xlabel("points N (bands: published)")
-    axis.set_ylabel("h (nats)")
-    figure.legend(loc="outside lower center", ncols=3)
+    log2_axis(axis, points, rotation=45)
+    axis.set(xlabel="points N (bands: published)", ylabel="h (nats)")
+    legend_below(figure, axis, 3)
     return figure
 
 
@@ -48,12 +43,10 @@ def voxel_network(
     history: of `voxels.train_voxel_network`; errors: of `voxels.errors_by_distance`; scales: label → table of
     `voxels.by_scale`; usual: the scale that makes the mean square of an entry 1.
     """
-    style()
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.5))
+    figure, (axes,) = subplots(1, 3)
     axes[0].plot(history["epoch"], history["training_accuracy"], label="training")
     axes[0].plot(history["epoch"], history["validation_accuracy"], label="held out")
-    axes[0].axhline(97.0, color="0.5", lw=1, ls=":")
-    axes[0].annotate("published", (history["epoch"].iloc[-1], 97), (0, -8), "data", "offset points", ha="right", size=7)
+    mark(axes[0], "published", (history["epoch"].iloc[-1], 97), (0, -8), upright=False, ha="right", color="k")
     axes[0].set(xlabel="epoch", ylabel="right voxel (%)")
     axes[0].legend()
     axes[1].plot(errors["distance"], errors["wrong"], marker="o", ms=3)
@@ -62,34 +55,29 @@ def voxel_network(
         axes[2].plot(table["scale"], table["right"], color=f"C{number}", label=legible(name))
         axes[2].plot(table["scale"], table["certainty"], color=f"C{number}", ls="--")
     for scale, words in ((1, "1"), (usual, "√D")):
-        axes[2].axvline(scale, color="0.5", lw=1, ls=":")
-        axes[2].annotate(words, (scale, 0), (2, 2), "data", "offset points", size=7, color="0.4")
+        mark(axes[2], words, (scale, 0), (2, 2))
     axes[2].set(xlabel="embedding × scale", ylabel="right (—), certainty (- -) (%)", xscale="log", ylim=(0, 103))
     axes[2].legend()
     return figure
 
 
-def voxel_accuracy(
-    network: VoxelAssignment, points: int = 10_000, seed: int = 1, low: float = -1, high: float = 1
-) -> float:
+def voxel_accuracy(network: VoxelAssignment, points: int = 10_000, seed: int = 1) -> float:
     """Share, in percent, of fresh uniform 8-vectors whose voxel the network names: 97.0 in section 6.2.
 
     seed: another than the training's, whose own vectors would come again. ValueError: no points.
     """
     if points < 1:
         raise ValueError(f"points is {points}; give at least one")
-    return _accuracy(network, uniform_set(points, 8, low, high, seed))
+    return _accuracy(network, uniform_set(points, 8, seed=seed))
 
 
-def errors_by_distance(
-    network: VoxelAssignment, points: int = 100_000, bins: int = 20, seed: int = 1, low: float = -1, high: float = 1
-) -> pd.DataFrame:
+def errors_by_distance(network: VoxelAssignment, points: int = 100_000, bins: int = 20, seed: int = 1) -> pd.DataFrame:
     """Where the network errs: fresh uniform 8-vectors by the distance to the nearest voxel boundary, the least of their
     absolute entries.
 
     A row a bin of equally many points: distance (its mean), wrong (percent).
     """
-    x = uniform_set(points, 8, low, high, seed)
+    x = uniform_set(points, 8, seed=seed)
     with torch.no_grad():
         wrong = 100 * (network.logits(x).argmax(1) != voxels(x)).double()
     distance = x.abs().amin(1)

@@ -5,6 +5,7 @@ import io
 import math
 import textwrap
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import soundfile
@@ -42,7 +43,7 @@ def draw(axis: Axes, corpus: Corpus, clip: str) -> AxesImage:
     waveform, rate = corpus.read(clip)
     image = axis.imshow(
         decibels(waveform, rate).numpy(),
-        cmap=figures.plt.get_cmap("magma", 24),  # so few colours, and none between pixels, make files a third the size
+        cmap=plt.get_cmap("magma", 24),  # so few colours, and none between pixels, make files a third the size
         interpolation="nearest",
         vmin=FLOOR,
         vmax=0,
@@ -91,9 +92,8 @@ def gallery(table: pd.DataFrame, corpus: Corpus, title: str = "") -> Figure:
     """
     if not len(table):
         raise ValueError("no clips to show; give a table with a row or more")
-    figures.style()
     rows = math.ceil(len(table) / 2)
-    figure, axes = figures.plt.subplots(rows, 2, figsize=(figures.PAGE, 1.25 * rows + 0.4), squeeze=False)
+    figure, axes = figures.subplots(rows, 2, 1.25 * rows + 0.4)
     for axis, row in zip(axes.flat, table.itertuples(), strict=False):
         image = draw(axis, corpus, str(row.clip))
         said = f"{row.rank} · {row.similarity:z.2f} · {row.clip}{' · ✓ right clip' if row.right else ''}"

@@ -6,10 +6,8 @@ captions and from the smallest size of a topic, and a little from the seed of UM
 """
 
 import hashlib
-import json
 import re
 import string
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +16,6 @@ from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -46,13 +43,12 @@ BLANKS = str.maketrans(dict.fromkeys(string.punctuation, " "))
 @dataclass(frozen=True, eq=False)
 class Topics:
     """Topics of captions. labels: (captions,) int64, -1 for an outlier, topics from 0 on in order of their size. table:
-    topic, size (captions), share (% of all captions), name, keywords. seconds: what it took to find them.
+    topic, size (captions), share (% of all captions), name, keywords.
     """
 
     seed: int
     labels: np.ndarray
     table: pd.DataFrame
-    seconds: float
 
     @property
     def number(self) -> int:
@@ -80,16 +76,13 @@ def fit(captions: list[str], embeddings: Tensor, seed: int = 0, smallest: int = 
         raise ValueError(f"{len(captions)} captions without a word to name a topic by, such as {captions[0]!r}")
 
     def build(folder: Path) -> None:
-        start = time.perf_counter()
         labels, table = _topics(captions, reduced(embeddings, seed), smallest)
         packed.save_array(folder / "labels.npy", labels)
         atomic.write_csv(table, folder / "table.csv")
-        atomic.write_json(folder / "topics.json", {"seconds": time.perf_counter() - start})
 
     folder = store.cached("topics", _key(embeddings, captions, seed, smallest, WORDS_VERSION), build)
     table = pd.read_csv(folder / "table.csv", keep_default_na=False, dtype={"name": "str", "keywords": "str"})
-    seconds = json.loads((folder / "topics.json").read_text())["seconds"]
-    return Topics(seed, np.load(folder / "labels.npy"), table, seconds)
+    return Topics(seed, np.load(folder / "labels.npy"), table)
 
 
 def _topics(captions: list[str], points: np.ndarray, smallest: int) -> tuple[np.ndarray, pd.DataFrame]:
@@ -238,9 +231,8 @@ def picture(points: np.ndarray, topics: Topics, number: int = 25) -> Figure:
     """The largest topics in a plane (captions, 2), numbered from 1 at the median of their captions, named beside it;
     all other captions in grey.
     """
-    figures.style()
     top = topics.table.head(number)
-    figure, (axis, names) = plt.subplots(1, 2, figsize=(figures.PAGE, 4.4), width_ratios=[1.75, 1])
+    figure, ((axis, names),) = figures.subplots(1, 2, 4.4, width_ratios=[1.75, 1])
     rest = points[~np.isin(topics.labels, top["topic"])]
     axis.scatter(*rest.T, 1.5, "0.85", lw=0, rasterized=True)
     halo = [patheffects.withStroke(linewidth=2, foreground="w")]
@@ -253,9 +245,7 @@ def picture(points: np.ndarray, topics: Topics, number: int = 25) -> Figure:
         ).set_path_effects(halo)
         names.text(0.0, 1 - place / number, str(place + 1), color=color, size=7, weight="bold", ha="right", va="top")
         names.text(0.04, 1 - place / number, f"{row.name} ({row.size})", size=7, va="top")
-    axis.set(xticks=[], yticks=[])
-    axis.set_aspect("equal", adjustable="datalim")
-    axis.spines[:].set_visible(False)
+    maps.bare(axis)
     names.set_axis_off()
     return figure
 
@@ -274,31 +264,17 @@ def explorer(points: np.ndarray, topics: Topics, captions: list[str], number: in
     layers += [
         (names[topic], topics.labels == topic, to_hex(f"C{place % COLORS}")) for place, topic in enumerate(top["topic"])
     ]
-    hidden = {"visible": False}
-    layout = {
-        "template": "plotly_white",
-        "height": 680,
-        "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
-        "legend": {"itemsizing": "constant"},
-        "hoverlabel": {"align": "left"},
-        "hovermode": "closest",
-        "xaxis": hidden,
-        "yaxis": {**hidden, "scaleanchor": "x"},
-    }
     traces = []
     for name, rows, color in layers:
-        said = [
-            f"{maps.wrapped(captions[row])}<br><i>{maps.escaped(every[topics.labels[row]])}</i>"
-            for row in np.flatnonzero(rows)
-        ]
+        texts = [maps.hover(captions[row], every[topics.labels[row]]) for row in np.flatnonzero(rows)]
         x, y = points[rows].T
         look = {"color": color, "size": 4, "opacity": 0.7}
         traces.append(
             graph_objects.Scattergl(  # which draws twenty thousand points; Scatter does not
-                x=x, y=y, mode="markers", name=maps.escaped(name), marker=look, hovertext=said, hoverinfo="text"
+                x=x, y=y, mode="markers", name=maps.escaped(name), marker=look, hovertext=texts, hoverinfo="text"
             )
         )
-    return graph_objects.FigureWidget(traces, layout)
+    return graph_objects.FigureWidget(traces, maps.layout(680, top=20))
 
 
 def show(
@@ -307,5 +283,5 @@ def show(
     """What a notebook's cell ends with: the `explorer` where somebody looks on (`maps.live`), otherwise the `picture`,
     which is saved in either case, as `figures.save` does.
     """
-    still = figures.save(picture(points, topics, number), folder, name)
-    return explorer(points, topics, captions, number) if maps.live() else still
+    still = picture(points, topics, number)
+    return maps.live_or_still(still, lambda: explorer(points, topics, captions, number), folder, name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import cycle, product
 from typing import Any, Literal, get_args
 
@@ -31,14 +32,14 @@ from atr.metrics.statistics import mean_std
 from atr.metrics.uniformity import (
     Histogram,
     Unit,
-    draw,
     entropy,
     gaussian_mixture,
+    over_draws,
     point_to_point,
     uniform_set,
     voxel_entropy,
 )
-from atr.reports.figures import PAGE, style
+from atr.reports.figures import subplots
 from atr.system import places
 
 Metric = Literal["sigma", "h"]
@@ -114,12 +115,11 @@ class Reading:
             x = F.normalize(x, dim=1)
         if self.dims is None:
             return point_to_point(F.normalize(x, dim=1) if self.normalised == "drawn" else x)
-        generator = torch.Generator().manual_seed(seed)
-        total = 0.0
-        for _ in range(draws):
-            drawn = x[:, draw(x.shape[1], self.dims, generator)]
-            total += tree_point_to_point(F.normalize(drawn, dim=1) if self.normalised == "drawn" else drawn)
-        return total / draws
+
+        def of_drawn(drawn: Tensor) -> float:
+            return tree_point_to_point(F.normalize(drawn, dim=1) if self.normalised == "drawn" else drawn)
+
+        return over_draws(of_drawn, x, draws, self.dims, seed)
 
     def h(self, x: Tensor, draws: int = 100, seed: int = 0) -> float:
         """h of x (N, D), averaged over `draws` of `dims` dimensions, in `unit`; ValueError where dims is None."""
@@ -127,13 +127,13 @@ class Reading:
             raise ValueError("dims is None; h needs dimensions to draw, as all of them have 2^D voxels")
         if self.assignment is None:
             return voxel_entropy(x, draws, self.dims, self.histogram, seed, self.unit)
-        generator = torch.Generator().manual_seed(seed)
-        total = 0.0
-        for _ in range(draws):
-            with torch.no_grad():
-                histogram = self.assignment(x[:, draw(x.shape[1], self.dims, generator)]).sum(0).double()
-            total += float(entropy(histogram, self.histogram))
-        return total / draws / (np.log(2) if self.unit == "bits" else 1)
+        assignment = self.assignment
+
+        @torch.no_grad()
+        def of_drawn(drawn: Tensor) -> float:
+            return float(entropy(assignment(drawn).sum(0).double(), self.histogram))
+
+        return over_draws(of_drawn, x, draws, self.dims, seed) / (np.log(2) if self.unit == "bits" else 1)
 
 
 def tree_point_to_point(x: Tensor) -> float:
@@ -144,13 +144,7 @@ def tree_point_to_point(x: Tensor) -> float:
 
 
 def values(
-    reading: Reading,
-    metric: Metric,
-    name: str,
-    dim: int = 128,
-    sets: int = 4,
-    draws: int | None = None,
-    seed: int = 0,
+    reading: Reading, metric: Metric, name: str, dim: int = 128, sets: int = 4, draws: int | None = None, seed: int = 0
 ) -> np.ndarray:
     """(sets,) σ or h of as many reference sets `name` of `dim` dimensions, of seeds from `seed` on.
 
@@ -255,14 +249,12 @@ def h_readings(
     table: as in `bands`; dim, sets, draws: as in `values`. ValueError: as `nearest_points`.
     """
     target = float(np.mean(bands("h", table)["uniform"]))
-    nearest: dict[Reading, int] = {}
+    nearest = cache(lambda reading: nearest_points(reading, target, dim, sets, draws))
     readings = []
     for kind, width in product(ENTROPIES, WIDTHS):
         reading = Reading(**kind, **width)
-        key = _without_gaussians(reading)
-        if key not in nearest:
-            nearest[key] = nearest_points(reading, target, dim, sets, draws)
-        readings += [replace(reading, points=count) for count in sorted({*points, nearest[key]})]
+        counts = sorted({*points, nearest(_without_gaussians(reading))})
+        readings += [replace(reading, points=count) for count in counts]
     return readings
 
 
@@ -295,16 +287,14 @@ def search(
     limits = bands(metric, published)
     if readings is None:
         readings = sigma_readings() if metric == "sigma" else h_readings(POINTS, published, dim, sets, draws)
-    known: dict[tuple[str, Reading], np.ndarray] = {}
+    measured = cache(lambda name, reading: values(reading, metric, name, dim, sets, draws, seed))
     rows = []
     for reading in readings:
         row: dict[str, Any] = {each.name: getattr(reading, each.name) for each in fields(reading)}
         row |= {"assignment": _assignment(reading), "measure": _measure(reading, metric), "width": _width(reading)}
         for name in SETS:
-            key = (name, _without_gaussians(reading) if name == "uniform" else reading)
-            if key not in known:
-                known[key] = values(reading, metric, name, dim, sets, draws, seed)
-            mean, deviation = mean_std(known[key])
+            same = _without_gaussians(reading) if name == "uniform" else reading
+            mean, deviation = mean_std(measured(name, same))
             low, high = limits[name]
             printed = published.loc[(published["metric"] == metric) & (published["set"] == name), "mean"]
             row[name], row[f"{name}_std"] = mean, deviation
@@ -340,10 +330,7 @@ def by_points(tables: Mapping[Metric, pd.DataFrame], table: pd.DataFrame | None 
 
     tables: metric → its `search`; table: the published one, as in `bands`.
     """
-    style()
-    figure, axes = plt.subplots(
-        len(tables), 2, figsize=(PAGE, 2.6 * len(tables)), squeeze=False, sharex=True, sharey="row"
-    )
+    figure, axes = subplots(len(tables), 2, 2.6 * len(tables), sharex=True, sharey="row")
     widths = list(dict.fromkeys(width for found in tables.values() for width in found["width"]))
     dashes = dict(zip(widths, cycle(["-", ":", "--", "-."])))
     for row, (metric, found) in zip(axes, tables.items(), strict=True):

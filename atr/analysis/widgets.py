@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from atr.analysis import explore, maps, spectrograms
 from atr.analysis.maps import CorpusOf
 from atr.corpora.corpus import Corpus
-from atr.reports import figures
 from atr.training.records import Run
 
 WORST = 50  # failed queries to choose from
@@ -46,10 +45,7 @@ def show(
     corpus = corpus_of(run.config)
     table = explore.ranked(run, corpus, sentence, device=device)
     still = spectrograms.gallery(table, corpus, f"{label}: “{sentence}”")
-    if folder is not None:
-        figures.save(still, folder, name, [run])
-    figures.plt.close(still)  # or the cell shows it twice
-    return Explorer(runs, corpus_of, sentence, device).box if maps.live() else still
+    return maps.live_or_still(still, lambda: Explorer(runs, corpus_of, sentence, device).box, folder, name, [run])
 
 
 class Explorer:
@@ -78,14 +74,13 @@ class Explorer:
         # Typing ends with Enter, or where the box is left.
         self.sentence = Text(sentence, description="sentence", placeholder="a dog barks", continuous_update=False)
         self.sentence.layout = Layout(flex="1 1 auto")
-        search = Button(description="search", tooltip="search for the sentence")
-        draw = Button(description="a test caption", tooltip="search for a caption whose right clip is known")
-        self.search, self.draw = search, draw
+        self.search = Button(description="search", tooltip="search for the sentence")
+        self.draw = Button(description="a test caption", tooltip="search for a caption whose right clip is known")
         self.clip, self.query, self.point = (Dropdown(description=n, layout=WIDE) for n in ("clip", "query", "near to"))
         self.canvas: Any = None  # until the map is looked at: it takes 5 MB of scripts to the browser
         self.pages = {title: VBox() for title in ("search", "clips", "failures", "map")}
         controls: dict[str, list[Widget]] = {
-            "search": [HBox([self.sentence, search, draw], layout=WIDE)],
+            "search": [HBox([self.sentence, self.search, self.draw], layout=WIDE)],
             "clips": [self.clip],
             "failures": [self.query],
             "map": [self.point],
@@ -97,8 +92,8 @@ class Explorer:
             menu.observe(self._rechosen, "value")
         for title, control in zip(controls, (self.sentence, self.clip, self.query), strict=False):
             control.observe(functools.partial(self._fill, title), "value")
-        search.on_click(functools.partial(self._fill, "search"))
-        draw.on_click(self._draw_caption)
+        self.search.on_click(functools.partial(self._fill, "search"))
+        self.draw.on_click(self._draw_caption)
         self.point.observe(lambda change: self._go_near(change["new"]), "value")
         self.tabs.observe(self._seen, "selected_index")
         self._seen()
@@ -294,8 +289,8 @@ def _offer(menu: Dropdown, options: list[tuple[str, str]]) -> None:
 
 
 def _clips(part: Corpus) -> list[tuple[str, str]]:
-    first = part.captions.drop_duplicates("clip")
-    return [(f"{clip}: {caption}", clip) for clip, caption in zip(first["clip"], first["caption"], strict=True)]
+    first = explore.first_captions(part)
+    return [(f"{clip}: {caption}", clip) for clip, caption in zip(first.index, first, strict=True)]
 
 
 def _remark(run: Run, corpus: Corpus, table: pd.DataFrame, sentence: str) -> str:

@@ -13,7 +13,7 @@ from atr.bench.released import definitions
 from atr.metrics import retrieval
 
 CAPTIONS = 5  # of a clip
-SIZES = {"smoke": (20, 40), "demo": (105, 331, 1045, 3300, 10_000), "paper": (105, 331, 1045, 3300, 10_000)}
+SIZES = {"smoke": (20, 40)} | dict.fromkeys(("demo", "paper"), (105, 331, 1045, 3300, 10_000))
 LARGEST_LOOP = 1045  # Clotho's test split: what the loops are given at most
 DIM = 1024
 METRICS = ("t2a_r1", "t2a_r5", "t2a_r10", "t2a_median_rank", "t2a_mean_rank")
@@ -26,10 +26,9 @@ def cases(scale: str, device: str, released: Released) -> list[Case]:
         found.append(Case("evaluation", "atr", "evaluation.counted", size | {"device": device}))
         if clips <= LARGEST_LOOP:
             found.append(Case("evaluation", "one query at a time, sorted", "evaluation.looped", size))
-            folder, missing = str(released.mei2022), "" if released.mei2022 else "needs the released code of Mei 2022"
-            found.append(
-                Case("evaluation", "released code", "evaluation.as_released", size | {"folder": folder}, missing)
-            )
+            theirs = size | {"folder": str(released.mei2022)}
+            missing = released.missing("mei2022")
+            found.append(Case("evaluation", "released code", "evaluation.as_released", theirs, missing))
     return found
 
 

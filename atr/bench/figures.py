@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from atr.bench.harness import PARTS
-from atr.reports.figures import PAGE, style
+from atr.reports.figures import legend_below, subplots
 
 # What grows in each part.
 AXES = {
@@ -36,9 +36,7 @@ def growth(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
         if len({size for size, _ in line}) > 1:
             (before, earlier), (last, later) = line[-2:]
             exponent = np.log(later / earlier) / np.log(last / before)
-            found.append(
-                {"part": part, "how": how, "of": AXES[part], "from": line[0][0], "to": last, "exponent": exponent}
-            )
+            found.append((part, how, AXES[part], line[0][0], last, exponent))
     return pd.DataFrame(found, columns=["part", "how", "of", "from", "to", "exponent"])
 
 
@@ -55,16 +53,16 @@ def _lines(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[f
 
 def sizes(rows: Sequence[dict[str, Any]]) -> Figure:
     """Seconds over size, both on a logarithmic scale of whole decades, a panel a part."""
-    style()
     lines = _lines(rows)
     parts = [part for part in PARTS if any(key[0] == part for key in lines)]
-    figure, axes = plt.subplots(-(-len(parts) // 3), 3, figsize=(PAGE, 2.6 * -(-len(parts) // 3)), squeeze=False)
+    figure, axes = subplots(-(-len(parts) // 3), 3, 2.6 * -(-len(parts) // 3))
     for axis in axes.flat[len(parts) :]:
         axis.set_visible(False)
     for axis, part in zip(axes.flat, parts, strict=False):
-        for place, ((_, how), line) in enumerate((key, line) for key, line in lines.items() if key[0] == part):
+        own = {how: line for (name, how), line in lines.items() if name == part}
+        for place, (how, line) in enumerate(own.items()):
             axis.loglog(*zip(*line, strict=True), marker=MARKERS[place % 5], ms=4, label=how, clip_on=False)
-        points = np.array([point for key, line in lines.items() if key[0] == part for point in line])
+        points = np.concatenate(list(own.values()))
         low, high = 10 ** np.floor(np.log10(points.min(0))), 10 ** np.ceil(np.log10(points.max(0)))
         axis.set(xlim=(low[0], max(high[0], 10 * low[0])), ylim=(low[1], max(high[1], 10 * low[1])))
         axis.xaxis.set_minor_formatter("")
@@ -78,9 +76,8 @@ def sizes(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def steps(rows: Sequence[dict[str, Any]]) -> Figure:
     """Clips a second of a step of fine-tuning, by what is switched on, and what its time goes into."""
-    style()
     done = [row for row in rows if row["part"] == "step" and row["how"] != "atr" and "seconds" in row]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 0.6 + 0.32 * len(done)), sharey=True)
+    figure, ((left, right),) = subplots(1, 2, 0.6 + 0.32 * len(done), sharey=True)
     names = [row["how"] for row in done]
     rates = [row["clips"] / row["seconds"] for row in done]
     low, high = ([row["clips"] / row.get(name, row["seconds"]) for row in done] for name in ("slowest", "fastest"))
@@ -95,15 +92,13 @@ def steps(rows: Sequence[dict[str, Any]]) -> Figure:
         right.barh(names, part, left=start, label=kind, color=plt.get_cmap("tab10")(place))
         start += part
     right.set_xlabel("% of a step's time")
-    if kinds:
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend_below(figure, right, 4)
     return figure
 
 
 def recalls(rows: Sequence[dict[str, Any]]) -> Figure:
     """Recall of the exact ten and queries a second by the lists that FAISS looks at; exact search is dotted."""
-    style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.6))
+    figure, ((left, right),) = subplots(1, 2, 2.6)
     sought = [row for row in rows if row["part"] == "search" and "seconds" in row]
     for place, number in enumerate(sorted({row["size"]["rows"] for row in sought})):
         color, marker = f"C{place}", MARKERS[place % 5]
@@ -111,11 +106,9 @@ def recalls(rows: Sequence[dict[str, Any]]) -> Figure:
             if row["how"] == "exact":
                 right.axhline(row["queries_a_second"], ls=":", color=color)
                 continue
-            by = pd.DataFrame(row["by_lists"])
-            left.plot(
-                by["probed"], 100 * by["recall"], marker=marker, ms=4, color=color, label=f"{number:,} embeddings"
-            )
-            right.plot(by["probed"], by["queries_a_second"], marker=marker, ms=4, color=color)
+            by, look = pd.DataFrame(row["by_lists"]), {"marker": marker, "ms": 4, "color": color}
+            left.plot(by["probed"], 100 * by["recall"], label=f"{number:,} embeddings", **look)
+            right.plot(by["probed"], by["queries_a_second"], **look)
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
@@ -123,6 +116,5 @@ def recalls(rows: Sequence[dict[str, Any]]) -> Figure:
     left.set_ylabel("recall of the ten nearest (%)")
     right.set_yscale("log")
     right.set_ylabel("queries/s, one at a time")
-    if left.get_legend_handles_labels()[0]:
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(figure, left, 3)
     return figure

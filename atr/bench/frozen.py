@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import atr
-from atr.bench import networks
 from atr.bench.harness import Case, Released, scratch
+from atr.bench.released import random_networks
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.encoders import inputs, registry, text
@@ -77,7 +77,7 @@ def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[R
                 )
         pd.DataFrame(rows).to_csv(folder / "captions.csv", index=False)
         (folder / "weights").mkdir()
-        fields = networks.fields(network, folder / "weights")
+        fields = random_networks(network, folder / "weights")
         batch = 32 if clips >= 32 else clips
         yield RunConfig(corpus="csv", epochs=epochs, batch_size=batch, **fields), atr.load_corpus("csv", folder), folder
 

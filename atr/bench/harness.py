@@ -27,14 +27,14 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import pandas as pd
 import torch
 
 from atr.system import atomic, devices, hashes, places
-from atr.training import origin
+from atr.system.environment import environment
 
-# What each part measures, in the order in which they run: its module has `cases(scale, device, released)`.
+# What each part measures, in the order in which they run: `cases(scale, device, released)` of its module has its cases.
 PARTS = {
     "frozen": "a frozen study, from audio files to test metrics",
     "evaluation": "ranks and metrics of a test split, in both directions",
@@ -47,6 +47,8 @@ PARTS = {
     "packing": "audio files decoded, resampled and packed",
     "search": "the nearest of many embeddings, exactly and by FAISS",
 }
+MODULES = {"pipeline": "inputs", "frontends": "inputs", "packing": "inputs"}  # by part, where the names differ
+MODULES |= {"mining": "embeddings", "measures": "embeddings"}
 SCALES = ("smoke", "demo", "paper")  # tests; a laptop; what the goals are stated for
 
 
@@ -61,6 +63,10 @@ class Released:
     def given(cls) -> "Released":
         """Those that the environment names: ATR_MEI2022, ATR_TYMOFIEIEV2025."""
         return cls(**{one.name: places.place(f"ATR_{one.name.upper()}") for one in fields(cls)})
+
+    def missing(self, name: str) -> str:
+        """Why a paper's code cannot be measured here, nothing if it can."""
+        return "" if getattr(self, name) else f"needs the released code of {name[:-4].title()} {name[-4:]}"
 
     def commits(self) -> dict[str, str]:
         """By paper, the commit of each clone that is there."""
@@ -98,8 +104,11 @@ def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> 
             raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     if scale not in SCALES:
         raise ValueError(f"scale: unknown {scale!r}; known: {', '.join(SCALES)}")
-    modules = [importlib.import_module(f"atr.bench.{part}") for part in parts or PARTS]
-    return [case for module in modules for case in module.cases(scale, device, released)]
+    found = []
+    for part in parts or PARTS:
+        module = importlib.import_module(f"atr.bench.{MODULES.get(part, part)}")
+        found += [case for case in module.cases(scale, device, released) if case.part == part]
+    return found
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -130,18 +139,9 @@ def _work(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def scratch() -> Iterator[Path]:
     """A temporary folder; the store and the results lie in it meanwhile, both empty."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        own = {"ATR_HOME": str(folder / "home"), "ATR_RESULTS": str(folder / "results")}
-        before = {name: os.environ.get(name) for name in own}
-        os.environ.update(own)
-        try:
-            yield folder
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+        own = {"ATR_HOME": f"{temporary}/home", "ATR_RESULTS": f"{temporary}/results"}
+        with patch.dict(os.environ, own):
+            yield Path(temporary)
 
 
 def run(
@@ -173,24 +173,11 @@ def run(
     return {"machine": here, "scale": scale, "released": released.commits(), "rows": rows}
 
 
-def hours(device: str) -> pd.DataFrame:
-    """Hours of each published grid on a GPU, one run after another: notebook, runs, hours. Empty on a CPU."""
-    from atr.experiments import planning, study
-
-    lines = []
-    for path in study.notebooks() if device == "cuda" else ():
-        plan = study.plan([path], "paper")
-        if len(plan):
-            groups, _ = planning.summary(plan, {}, device, 1)
-            lines.append({"notebook": path.stem, "runs": len(plan), "hours": groups.attrs["seconds"] / 3600})
-    return pd.DataFrame(lines, columns=["notebook", "runs", "hours"])
-
-
 @cache
 def _code(part: str) -> str:
     """Content hash of the code behind a part: its module, what that imports of this package, and so on."""
     package = Path(__file__).parents[1]
-    waiting, found = [f"atr.bench.{part}", "atr.bench.harness"], dict[str, str]()
+    waiting, found = [f"atr.bench.{MODULES.get(part, part)}", "atr.bench.harness"], dict[str, str]()
     while waiting:
         name = waiting.pop()
         place = package.joinpath(*name.split(".")[1:])
@@ -211,7 +198,7 @@ def machine(device: str) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {
-        **origin.environment(name, cores),
+        **environment(name, cores),
         "processor": processor(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
     }
@@ -235,12 +222,7 @@ def timed(work: Callable[[], Any], device: str = "cpu", repeats: int = 5, least:
         times = []
         while not times or (len(times) < repeats or sum(times) < least) and sum(times) < 30:
             times.append(_once(work, device))
-    return {
-        "seconds": statistics.median(times),
-        "fastest": min(times),
-        "slowest": max(times),
-        "repeats": len(times),
-    }
+    return {"seconds": statistics.median(times), "fastest": min(times), "slowest": max(times), "repeats": len(times)}
 
 
 def _once(work: Callable[[], Any], device: str) -> float:

@@ -1,12 +1,29 @@
-"""Functions and classes taken from released code as it stands, without the imports around them.
+"""What a comparison with released code needs: its functions as they stand, and networks of the papers' size.
 
-The files import trackers, loaders and downloads that a measurement has no use for, and that need not be installed.
+Functions and classes are taken without the imports of their files, of trackers, loaders and downloads that a
+measurement has no use for, and that need not be installed. Networks have random weights: what a step costs does not
+depend on what was learned.
 """
 
 import ast
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from atr.encoders import registry, text
+
+# audio encoder, fields of BertConfig (None: bert-base-uncased), D
+NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "paper": ("resnet38", {}, 1024),
+    "small": (
+        "cnn6",
+        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+        16,
+    ),
+}
 
 
 def definitions(file: Path, names: Sequence[str], known: dict[str, Any]) -> dict[str, Any]:
@@ -30,3 +47,34 @@ def definitions(file: Path, names: Sequence[str], known: dict[str, Any]) -> dict
     for name in names:
         exec(compile(ast.Module([found[name]], []), str(file), "exec"), space)
     return {name: space[name.rpartition(".")[2]] for name in names}
+
+
+def random_networks(size: str, folder: Path) -> dict[str, Any]:
+    """Fields of a RunConfig as Mei et al. 2022 have them, their weights drawn and kept below `folder`."""
+    name, _, dim = NETWORKS[size]
+    torch.manual_seed(0)
+    weights = folder / f"{name}.safetensors"
+    save_file({key: value.contiguous() for key, value in registry.build(name).state_dict().items()}, weights)
+    return {
+        "audio_encoder": name,
+        "audio_weights": str(weights),
+        "text_encoder": str(bert(size, folder / "bert")),
+        "text_pooling": "first",
+        "text_layers": None,
+        "embedding_dim": dim,
+        "sampler": "all_captions",
+    }
+
+
+def bert(size: str, folder: Path) -> Path:
+    """A BertModel of BERT-base's architecture with its vocabulary, which MiniLM shares."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+    vocabulary = text.folder("minilm") / "vocab.txt"
+    words = len(vocabulary.read_text(encoding="utf-8").splitlines())
+    BertModel(BertConfig(vocab_size=words, **NETWORKS[size][1])).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(text.folder("minilm")).save_pretrained(folder)
+    return folder

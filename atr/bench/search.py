@@ -59,9 +59,13 @@ def made(file: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 def exact(rows: int, dim: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         embeddings, asked = made(Path(folder) / "rows.npy", rows, dim)
-        index = Neighbours(embeddings)
-        alone = timed(lambda: index.search(asked[:1], TOP), repeats=3)
-        together = timed(lambda: index.search(asked[:AT_A_TIME], TOP), repeats=3)
+        return speed(Neighbours(embeddings), asked, repeats=3)
+
+
+def speed(index: Neighbours, asked: np.ndarray, **how: Any) -> dict[str, float]:
+    """Of one query at a time, timed as `how` says, and of many together."""
+    alone = timed(lambda: index.search(asked[:1], TOP), **how)
+    together = timed(lambda: index.search(asked[:AT_A_TIME], TOP), repeats=3)
     return alone | {"queries_a_second": 1 / alone["seconds"], "together": AT_A_TIME / together["seconds"]}
 
 
@@ -83,12 +87,7 @@ def approximate(rows: int, dim: int, probed: list[int]) -> dict[str, Any]:
             index._index.nprobe = lists
             given = index.search(asked, TOP)[1]
             hits = [len(set(one) & set(other)) for one, other in zip(given.tolist(), truth.tolist(), strict=True)]
-            alone = timed(lambda: index.search(asked[:1], TOP), repeats=20, least=0.5)
-            together = timed(lambda: index.search(asked[:AT_A_TIME], TOP), repeats=3)
-            by.append(
-                {"probed": lists, "recall": round(float(np.mean(hits)) / TOP, 4)}
-                | alone
-                | {"queries_a_second": 1 / alone["seconds"], "together": AT_A_TIME / together["seconds"]}
-            )
+            recall = round(float(np.mean(hits)) / TOP, 4)
+            by.append({"probed": lists, "recall": recall} | speed(index, asked, repeats=20, least=0.5))
     usual = min(by, key=lambda one: abs(one["probed"] - neighbours.PROBED))
     return found | usual | {"by_lists": by}

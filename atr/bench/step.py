@@ -12,9 +12,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from atr.bench import networks
 from atr.bench.harness import Case, Released, timed
-from atr.bench.released import definitions
+from atr.bench.released import NETWORKS, bert, definitions
 from atr.config import RunConfig
 from atr.experiments import planning
 from atr.losses import pair
@@ -59,11 +58,9 @@ def cases(scale: str, device: str, released: Released) -> list[Case]:
     found = [Case("step", f"atr, {name}", "step.ours", size | {"variant": name}) for name in variants]
     batches = (size["batch"] // 4, size["batch"] // 2, size["batch"]) if scale != "smoke" else (1, 2)
     found += [Case("step", "atr", "step.ours", size | {"batch": batch, "variant": "plain"}) for batch in batches]
-    missing = "" if released.mei2022 else "needs the released code of Mei 2022"
-    if scale == "smoke":
-        missing = "its networks have one size"
-    released_size = size | {"folder": str(released.mei2022)}
-    found.append(Case("step", "released code", "step.as_released", released_size, missing))
+    missing = "its networks have one size" if scale == "smoke" else released.missing("mei2022")
+    theirs = size | {"folder": str(released.mei2022)}
+    found.append(Case("step", "released code", "step.as_released", theirs, missing))
     gpu = "" if device == "cuda" else "needs a GPU"
     large = size | {"batch": LARGE_BATCH, "variant": "all"}
     found.append(Case("step", "atr, large batch", "step.ours", large, gpu))
@@ -77,14 +74,9 @@ def ours(batch: int, seconds: float, network: str, variant: str, device: str) ->
     chosen = dict(VARIANTS[variant])
     precision = chosen.pop("precision", "32")
     switches = Switches(**chosen)
-    name, sizes, dim = networks.SIZES[network]
-    fields: dict[str, Any] = {
-        "audio_encoder": name,
-        "text_encoder": "bert-base-uncased",
-        "text_pooling": "first",
-        "text_layers": None,
-    }
-    config = RunConfig(training="finetuned", embedding_dim=dim, precision=precision, **fields)
+    name, sizes, dim = NETWORKS[network]
+    text: dict[str, Any] = {"text_encoder": "bert-base-uncased", "text_pooling": "first", "text_layers": None}
+    config = RunConfig(training="finetuned", embedding_dim=dim, precision=precision, audio_encoder=name, **text)
     torch.manual_seed(0)
     with switches.on():
         model, sound, words = planning.shell(config, sizes if network != "paper" else None)
@@ -136,14 +128,14 @@ def as_released(batch: int, seconds: float, network: str, device: str, folder: s
     code = definitions(root / "models" / "ASE_model.py", ("AudioEnc", "ASE"), known)
     code |= definitions(root / "tools" / "loss.py", ("NTXent",), {"nn": nn, "torch": torch, "util": util, "F": F})
     with tempfile.TemporaryDirectory() as temporary:
-        bert = str(networks.bert(network, Path(temporary)))
-        BERT_Config.MODELS[bert] = (BertModel, BertTokenizer, 768)
+        text_encoder = str(bert(network, Path(temporary)))
+        BERT_Config.MODELS[text_encoder] = (BertModel, BertTokenizer, 768)
         training = SimpleNamespace(spec_augmentation=True, dropout=0.2, freeze=False, l2=True)
         config = SimpleNamespace(
             cnn_encoder=SimpleNamespace(model="ResNet38", pretrained=False),
-            bert_encoder=SimpleNamespace(type=bert),
+            bert_encoder=SimpleNamespace(type=text_encoder),
             text_encoder="bert",
-            joint_embed=networks.SIZES[network][2],
+            joint_embed=NETWORKS[network][2],
             wav=SimpleNamespace(sr=32_000, window_size=1024, hop_length=320, mel_bins=64),
             training=training,
         )

@@ -7,8 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from atr.cli.console import DeviceOption, console, fail, printed
+from atr.cli.console import DeviceOption, fail, printed, say
 from atr.system.credentials import without_credentials
+
+
+def clone(variable: str, words: str) -> Any:
+    """The option of a folder with released code."""
+    return typer.Option(envvar=variable, exists=True, file_okay=False, resolve_path=True, help=words)
 
 
 def bench(
@@ -19,24 +24,10 @@ def bench(
     ] = "demo",
     device: DeviceOption = "auto",
     mei2022: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="ATR_MEI2022",
-            exists=True,
-            file_okay=False,
-            resolve_path=True,
-            help="A clone of XinhaoMei/audio-text_retrieval, to be measured beside.",
-        ),
+        Path | None, clone("ATR_MEI2022", "A clone of XinhaoMei/audio-text_retrieval, to be measured beside.")
     ] = None,
     tymofieiev2025: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="ATR_TYMOFIEIEV2025",
-            exists=True,
-            file_okay=False,
-            resolve_path=True,
-            help="The same of timoniko/PR-Text-To-Audio-Retrieval.",
-        ),
+        Path | None, clone("ATR_TYMOFIEIEV2025", "The same of timoniko/PR-Text-To-Audio-Retrieval.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything measured to this JSON file.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what was measured here before.")] = False,
@@ -54,26 +45,26 @@ def bench(
 
     if list_parts:
         for name, what in benches.PARTS.items():
-            console.print(f"{name:12} {what}", highlight=False)
+            say(f"{name:12} {what}")
         return
     try:
         where = resolve_device(device)
         released = benches.Released(mei2022, tymofieiev2025)
         os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
-        result = benches.run(parts or (), scale, where, released, again, said)
+        result = benches.run(parts or (), scale, where, released, again, show)
         result["command"] = without_credentials(os.environ["ATR_COMMAND"])
         if out is not None:
             atomic.write_json(out, result)
-    except (ValueError, OSError, RuntimeError) as error:
+    except RuntimeError as error:
         raise fail(error) from error
     reached = goals.table(result["rows"], where)
     reached["factor"] = [f"{factor:.3g}" if factor == factor else "" for factor in reached["factor"].astype(float)]
     printed(reached, "Goals")
     if out is not None:
-        console.print(f"→ {out}", soft_wrap=True)
+        say(f"→ {out}")
 
 
-def said(row: dict[str, Any]) -> None:
+def show(row: dict[str, Any]) -> None:
     from atr.system.units import seconds
 
     size = ", ".join(f"{name} {value}" for name, value in row["size"].items())
@@ -81,4 +72,4 @@ def said(row: dict[str, Any]) -> None:
         value = f"not measured: {row['missing']}"
     else:
         value = f"{seconds(row['seconds'])}, {row['memory_gib']:.2f} GiB"
-    console.print(f"{row['part']}, {row['how']} ({size}): {value}", soft_wrap=True, markup=False, highlight=False)
+    say(f"{row['part']}, {row['how']} ({size}): {value}")

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import console, fail
+from atr.cli.console import CorpusArgument, QuietOption, RootOption, say
 
 
 def caption(
-    corpus: Annotated[str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps.")],
+    corpus: CorpusArgument,
     endpoint: Annotated[
         str | None, typer.Option(help="OpenAI-compatible address, such as http://localhost:11434/v1 of Ollama.")
     ] = None,
@@ -20,7 +20,7 @@ def caption(
     name: Annotated[
         str | None, typer.Option(help="Name of the record; made of the corpus and the model if not given.")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")] = None,
+    root: RootOption = None,
     keywords: Annotated[
         Path | None, typer.Option(help="Table of file_name and keywords, as clotho_metadata_development.csv.")
     ] = None,
@@ -29,7 +29,7 @@ def caption(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
     attempts: Annotated[int, typer.Option(min=1, help="Requests for a clip before it is given up.")] = 3,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for an answer.")] = 60.0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Have a language model write five new captions for each training clip; exit status 1 if clips are left without.
 
@@ -40,35 +40,28 @@ def caption(
     from atr.corpora.captioning import generate, language_models
     from atr.corpora.captioning.record import path
 
-    try:
-        if (local is None) == (endpoint is None) or (endpoint is None) != (model is None):
-            raise ValueError("give --endpoint <address> with --model <name>, or --local <folder>")
-        loaded = load_corpus(corpus, root, hold_out=hold_out).split("train")
-        tags = None
-        if keywords is not None:
-            tags = generate.keywords_of(keywords, loaded.clips["clip"])
-            console.print(f"keywords of {len(tags):,} of {len(loaded):,} clips", soft_wrap=True, highlight=False)
-        if name is None:
-            name = re.sub(r"[^\w.-]+", "-", f"{corpus}-{model or Path(str(local)).name}")
-        record = path(name)
-        ask: language_models.Model
-        if local is not None:
-            ask = language_models.Local(local)
-        else:
-            ask = language_models.Endpoint(str(endpoint), str(model), timeout=timeout)
-        if limit is not None:
-            chosen = loaded.clips["clip"].head(limit)
-            loaded = replace(
-                loaded, clips=loaded.clips.head(limit), captions=loaded.captions[loaded.captions["clip"].isin(chosen)]
-            )
-        report = generate.generate(
-            loaded, ask, record, keywords=tags, concurrency=concurrency, attempts=attempts, quiet=quiet
-        )
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
-    console.print(*str(report).split("\n"), sep="\n", soft_wrap=True, highlight=False)
+    if (local is None) == (endpoint is None) or (endpoint is None) != (model is None):
+        raise ValueError("give --endpoint <address> with --model <name>, or --local <folder>")
+    clips = load_corpus(corpus, root, hold_out=hold_out).split("train")
+    tags = None
+    if keywords is not None:
+        tags = generate.keywords_of(keywords, clips.clips["clip"])
+        say(f"keywords of {len(tags):,} of {len(clips):,} clips")
+    if name is None:
+        name = re.sub(r"[^\w.-]+", "-", f"{corpus}-{model or Path(str(local)).name}")
+    record = path(name)
+    ask: language_models.Model
+    if local is not None:
+        ask = language_models.Local(local)
+    else:
+        ask = language_models.Endpoint(str(endpoint), str(model), timeout=timeout)
+    if limit is not None:
+        first = clips.clips.head(limit)
+        clips = replace(clips, clips=first, captions=clips.captions[clips.captions["clip"].isin(first["clip"])])
+    report = generate.generate(
+        clips, ask, record, keywords=tags, concurrency=concurrency, attempts=attempts, quiet=quiet
+    )
+    say(*str(report).split("\n"))
     if report.missing:
         raise typer.Exit(1)
-    console.print(
-        f'train on them: load_corpus("{corpus}", …, synthetic="{name}")', soft_wrap=True, markup=False, highlight=False
-    )
+    say(f'train on them: load_corpus("{corpus}", …, synthetic="{name}")')

@@ -4,6 +4,8 @@ import codecs
 import sys
 import unicodedata
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -47,15 +49,27 @@ class SafeConsole(Console):
 
 console = SafeConsole()
 
-ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10 or paper: which data and encoders.")]
+CorpusArgument = Annotated[str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps.")]
+ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10, captions or paper: which data and encoders.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+RootOption = Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 class Commands(TyperGroup):
     """Commands that print on any terminal: what its encoding lacks is spelled, or else a question mark.
 
-    Warnings are `harmless` too.
+    Warnings are `harmless` too. What cannot be done is said in plain words (`fail`).
     """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # which click takes for the end of what reads from here
+            raise
+        except (ValueError, OSError) as error:
+            raise fail(error) from error
 
     def main(self, *args: Any, **options: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -81,9 +95,22 @@ def fail(error: BaseException) -> typer.Exit:
     """Say an expected error in plain words."""
     several = isinstance(error, RuntimeError) or hasattr(error, "problems")  # of runs and notebooks; of a corpus
     first, *more = map(escape, str(error).split("\n") if several else [str(error)])
-    stream = SafeConsole(stderr=True)
-    stream.print(f"[red]error:[/red] {first}", *more, sep="\n", soft_wrap=True, markup=True)
+    SafeConsole(stderr=True).print(f"[red]error:[/red] {first}", *more, sep="\n", soft_wrap=True, markup=True)
     return typer.Exit(1)
+
+
+def say(*lines: str, error: bool = False) -> None:
+    """Print texts as they are, a line each."""
+    stream = SafeConsole(stderr=True) if error else console
+    stream.print(*lines, sep="\n", soft_wrap=True, highlight=False)
+
+
+def complain(problems: Sequence[str], what: str, most: int | None = None) -> None:
+    """Say problems, at `most` so many, and how many there are, and end with status 1; nothing if there are none."""
+    if problems:
+        say(*problems[:most])
+        console.print(f"[red]{len(problems)} {what}[/red]", markup=True)
+        raise typer.Exit(1)
 
 
 def printed(table, title: str = "") -> None:

@@ -52,7 +52,7 @@ def verify(quiet: bool = False) -> list[str]:
             except download.DownloadError as error:
                 found.append(str(error))
     for path in sorted(search.home().glob("*/")):
-        found += getattr(search, "verify", lambda path: [])(path)
+        found += search.verify(path)
     for path in tqdm(sorted((home / "cache").glob("*/[!.]*/")), "cache", unit="entry", disable=quiet):
         if problem := store.damage(path, whole=True):
             store.discard(path)

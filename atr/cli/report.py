@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import console, fail
+from atr.cli.console import ProfileOption, say
 
 
 def report(
-    profile: Annotated[str, typer.Option(help="smoke, demo, esc10, captions or paper.")] = "demo",
+    profile: ProfileOption = "demo",
     results: Annotated[
         Path | None, typer.Option(help="Folder with tables/ and figures/, if not the profile's own.")
     ] = None,
@@ -24,16 +24,10 @@ def report(
     from atr.reports import render
     from atr.reports import report as reports
 
-    def say(*lines: str) -> None:
-        console.print(*lines, sep="\n", soft_wrap=True, highlight=False)
-
-    try:
-        gathered = reports.gather(profile, results)
-        for line in gathered.notes:
-            say(line)
-        if gathered.stale and not allow_stale:
-            raise ValueError(f"{gathered.stale} stale, nothing written; run the above, or mark them: --allow-stale")
-        page, archive = render.write(gathered)
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
+    gathered = reports.gather(profile, results)
+    for line in gathered.notes:
+        say(line)
+    if gathered.stale and not allow_stale:
+        raise ValueError(f"{gathered.stale} stale, nothing written; run the above, or mark them: --allow-stale")
+    page, archive = render.write(gathered)
     say(str(gathered.counts), f"→ {page} ({page.stat().st_size / 1e6:.1f} MB)", f"→ {archive}")

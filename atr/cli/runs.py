@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import ProfileOption, SafeConsole, console, fail, harmless, printed
+from atr.cli.console import ProfileOption, YesOption, console, fail, harmless, printed, say
 
 app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
 
@@ -18,19 +18,22 @@ def found_run(profile: str, address: str):
     return records.find(address, profile_of(profile).runs)
 
 
+def stored(profile: str) -> list:
+    from atr.experiments.profiles import profile as profile_of
+    from atr.training import records
+
+    return records.stored(profile_of(profile).runs)
+
+
 @app.command("list")
 def runs_list(profile: ProfileOption = "demo") -> None:
     """All runs of a profile: address, state, what it is, text-to-audio R@10."""
     import pandas as pd
 
     from atr.experiments import grid as many
-    from atr.experiments.profiles import profile as profile_of
     from atr.training import records
 
-    try:
-        found = records.stored(profile_of(profile).runs)
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
+    found = stored(profile)
 
     def row(run: records.Run) -> dict[str, str]:
         """Of one moment: a run may end, or be removed, meanwhile."""
@@ -51,8 +54,7 @@ def runs_list(profile: ProfileOption = "demo") -> None:
 
     rows = [row(run) for run in found if any((run.path / name).exists() for name in ("config.json", "metrics.json"))]
     if not rows:
-        console.print(f"no runs of profile {profile} yet: atr study --profile {profile}")
-        return
+        return say(f"no runs of profile {profile} yet: atr study --profile {profile}")
     printed(pd.DataFrame(rows))
     _name_damaged(found)
 
@@ -73,18 +75,15 @@ def _name_damaged(found: list) -> bool:
     """A line for each damaged run on the error stream; whether there are any."""
     problems = [problem for run in found if (problem := _problem(run))]
     for problem in problems:
-        SafeConsole(stderr=True).print(f"damaged: {problem}", soft_wrap=True, highlight=False)
+        say(f"damaged: {problem}", error=True)
     return bool(problems)
 
 
 @app.command("show")
 def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], profile: ProfileOption = "demo") -> None:
     """One run: config, environment, metrics."""
-    try:
-        run = found_run(profile, address)
-    except ValueError as error:
-        raise fail(error) from error
-    console.print(str(run.path), soft_wrap=True, markup=False, highlight=False)
+    run = found_run(profile, address)
+    say(str(run.path))
     for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
         if os.path.lexists(run.path / name):
             console.print(f"[bold]{name}[/bold]", markup=True)
@@ -107,19 +106,14 @@ def runs_export(
     Exit status 1 if damaged runs are left out.
     """
     from atr.experiments import export
-    from atr.experiments.profiles import profile as profile_of
-    from atr.training import records
 
-    try:
-        every = records.stored(profile_of(profile).runs)
-        found = [run for run in every if run.status == "finished" and not _problem(run)]
-        damaged = _name_damaged(every)
-        if not found:
-            raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
-        export.export(found, target)
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
-    console.print(f"{len(found)} runs → {target}", soft_wrap=True)
+    every = stored(profile)
+    found = [run for run in every if run.status == "finished" and not _problem(run)]
+    damaged = _name_damaged(every)
+    if not found:
+        raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
+    export.export(found, target)
+    say(f"{len(found)} runs → {target}")
     if damaged:
         raise typer.Exit(1)
 
@@ -132,30 +126,24 @@ def runs_verify(
     ] = False,
 ) -> None:
     """Read all files of the runs and compare them with their hashes; exit status 1 if any is damaged."""
-    from atr.experiments.profiles import profile as profile_of
-    from atr.training import records
-
-    try:
-        found = records.stored(profile_of(profile).runs)
-        damaged = [(run, problem) for run in found if (problem := run.damage())]
-        for run, problem in damaged:
-            said = f"damaged ({problem})"
-            if repair:
-                with run.lock("set aside", timeout=1):
-                    said += f"; set aside: {run.set_aside()}"
-            else:
-                said += "; --repair sets it aside, to be trained anew"
-            console.print(f"{run.path}: {said}", soft_wrap=True, markup=False, highlight=False)
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
+    found = stored(profile)
+    damaged = [(run, problem) for run in found if (problem := run.damage())]
+    for run, problem in damaged:
+        words = f"damaged ({problem})"
+        if repair:
+            with run.lock("set aside", timeout=1):
+                words += f"; set aside: {run.set_aside()}"
+        else:
+            words += "; --repair sets it aside, to be trained anew"
+        say(f"{run.path}: {words}")
     if unknown := sum(run.finished and not (run.path / "sums.json").is_file() for run in found):
-        console.print(f"{unknown} by an older version, which wrote no hashes")
+        say(f"{unknown} by an older version, which wrote no hashes")
     if damaged:
         console.print(f"[red]{len(damaged)} damaged[/red] of {len(found)} runs", markup=True)
         if repair:
-            console.print(f"train them anew: atr study --profile {profile}", soft_wrap=True)
+            say(f"train them anew: atr study --profile {profile}")
         raise typer.Exit(1)
-    console.print(f"{len(found)} runs, none is damaged")
+    say(f"{len(found)} runs, none is damaged")
 
 
 def _needing(chosen: list, every: list) -> list:
@@ -178,25 +166,19 @@ def runs_remove(
     addresses: Annotated[list[str] | None, typer.Argument(help="First digits of each.")] = None,
     profile: ProfileOption = "demo",
     stale: Annotated[bool, typer.Option("--stale", help="Remove all runs of older versions.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Remove runs from disk, after asking."""
     from atr.encoders.checkpoints import listed
-    from atr.experiments.profiles import profile as profile_of
-    from atr.training import records
 
-    try:
-        chosen = [found_run(profile, address) for address in addresses or ()]
-        if stale:
-            chosen += [run for run in records.stored(profile_of(profile).runs) if run.status == "stale"]
-        chosen = list({run.path: run for run in chosen}.values())
-        if not chosen:
-            console.print("nothing to remove")
-            return
-    except ValueError as error:
-        raise fail(error) from error
+    chosen = [found_run(profile, address) for address in addresses or ()]
+    if stale:
+        chosen += [run for run in stored(profile) if run.status == "stale"]
+    chosen = list({run.path: run for run in chosen}.values())
+    if not chosen:
+        return say("nothing to remove")
     if not yes:
-        needing = listed(run.address for run in _needing(chosen, records.stored(profile_of(profile).runs)))
+        needing = listed(run.address for run in _needing(chosen, stored(profile)))
         also = f" Needed to train {needing}." if needing else ""
         if not typer.confirm(f"Remove {harmless(', '.join(run.address for run in chosen))}?{also}"):
             raise typer.Exit(1)
@@ -205,10 +187,10 @@ def runs_remove(
         try:
             run.remove()
         except FileNotFoundError:
-            console.print(f"{run.path}: gone already", soft_wrap=True, markup=False, highlight=False)
+            say(f"{run.path}: gone already")
         except OSError as error:
             kept += 1
             fail(error)
-    console.print(f"removed {len(chosen) - kept}")
+    say(f"removed {len(chosen) - kept}")
     if kept:
         raise typer.Exit(1)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atr.cli.console import SafeConsole, console, fail, printed
+from atr.cli.console import DeviceOption, QuietOption, printed, say
+from atr.corpora import corpus_of
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 RunOption = Annotated[str | None, typer.Option(help="First digits of a finished run's address: atr runs list.")]
 ProfileOption = Annotated[str, typer.Option(help="Profile that the run belongs to.")]
 ClapOption = Annotated[str | None, typer.Option(help="Instead: a CLAP model of transformers, its folder or name.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 PLAYERS = {
     "ffplay": ["-nodisp", "-autoexit", "-loglevel", "error"],
     "aplay": ["-q"],
@@ -43,7 +43,7 @@ def index(
     ] = None,
     problems: Annotated[bool, typer.Option("--problems", help="List all files that cannot be used.")] = False,
     device: DeviceOption = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Embed the sounds of a folder, so that atr search finds them by words.
 
@@ -62,23 +62,21 @@ def index(
         record = _model(run, profile, clap, device, quiet)
         embedder = _embedder(record, device, quiet)
         if "trained_on" in record:
-            _say(_confession(record))
+            say(_confession(record))
         report = searching.Index(folder, embedder, segment, record).update(quiet)
-        if not report.usable:
-            first = report.problems.iloc[0]
-            raise ValueError(f"{folder}: none of its sounds can be used; {_plain(first['path'])}: {first['problem']}")
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
     except KeyboardInterrupt:
-        _say("Stopped. What is done is kept: the same command continues.", error=True)
+        say("Stopped. What is done is kept: the same command continues.", error=True)
         raise typer.Exit(130) from None
-    _say(f"{_plain(folder)}: {report}")
+    if not report.usable:
+        first = report.problems.iloc[0]
+        raise ValueError(f"{folder}: none of its sounds can be used; {_plain(first['path'])}: {first['problem']}")
+    say(f"{_plain(folder)}: {report}")
     for path, problem in report.problems[: None if problems else SHOWN].itertuples(index=False):
-        _say(f"  {_plain(path)}: {problem}")
+        say(f"  {_plain(path)}: {problem}")
     if len(report.problems):
         rest = "" if problems or len(report.problems) <= SHOWN else "; --problems lists all"
-        _say(f"{units.counted(len(report.problems), 'file')} cannot be used{rest}.")
-    _say(f'→ atr search "a dog barks" {shlex.quote(str(folder))}')
+        say(f"{units.counted(len(report.problems), 'file')} cannot be used{rest}.")
+    say(f'→ atr search "a dog barks" {shlex.quote(str(folder))}')
 
 
 def search(
@@ -99,38 +97,35 @@ def search(
     """
     from atr.inference import search as searching
 
-    try:
-        if not query.strip():
-            raise ValueError('empty query; describe a sound in a few words, such as "a dog barks"')
-        _check(run, profile, clap, device)
-        with _remarks():
-            kept = _indexes(folder, query)
-        record = kept[0]["model"]
-        if run or clap or not record:
-            record = _model(run, profile, clap, device, True)
-        embedder = _embedder(record, device, True)
-        fitting = [one for one in kept if one["fingerprint"] == embedder.fingerprint]
-        if not fitting:
-            raise ValueError(
-                f"{kept[0]['folder']}: indexed by {kept[0]['name']}, not by {embedder.name} as it is now; "
-                f"index it again with the same options: atr index {shlex.quote(kept[0]['folder'])}"
-            )
-        chosen = fitting[0]
-        with _remarks():
-            found = searching.Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
-        if found.empty:
-            raise ValueError(f"{chosen['folder']}: no sound in its index; atr index says why")
-        if "trained_on" in record:
-            _say(_reminder(record, query), error=True)
-        if not chosen["complete"]:
-            _say("Indexing was interrupted or goes on, so not all is searched: run atr index again.", error=True)
-        if not Path(chosen["folder"]).is_dir():
-            _say(f"{_plain(chosen['folder'])}: not here; where it lies now, run: atr index <folder>", error=True)
-        _show(found, chosen["folder"], as_json)
-        if play:
-            _play(*found.loc[0, ["path", "start", "end"]])
-    except (ValueError, OSError) as error:
-        raise fail(error) from error
+    if not query.strip():
+        raise ValueError('empty query; describe a sound in a few words, such as "a dog barks"')
+    _check(run, profile, clap, device)
+    with _remarks():
+        kept = _indexes(folder, query)
+    record = kept[0]["model"]
+    if run or clap or not record:
+        record = _model(run, profile, clap, device, True)
+    embedder = _embedder(record, device, True)
+    fitting = [one for one in kept if one["fingerprint"] == embedder.fingerprint]
+    if not fitting:
+        raise ValueError(
+            f"{kept[0]['folder']}: indexed by {kept[0]['name']}, not by {embedder.name} as it is now; "
+            f"index it again with the same options: atr index {shlex.quote(kept[0]['folder'])}"
+        )
+    chosen = fitting[0]
+    with _remarks():
+        found = searching.Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
+    if found.empty:
+        raise ValueError(f"{chosen['folder']}: no sound in its index; atr index says why")
+    if "trained_on" in record:
+        say(_reminder(record, query), error=True)
+    if not chosen["complete"]:
+        say("Indexing was interrupted or goes on, so not all is searched: run atr index again.", error=True)
+    if not Path(chosen["folder"]).is_dir():
+        say(f"{_plain(chosen['folder'])}: not here; where it lies now, run: atr index <folder>", error=True)
+    _show(found, chosen["folder"], as_json)
+    if play:
+        _play(*found.loc[0, ["path", "start", "end"]])
 
 
 def default_config() -> "RunConfig":
@@ -185,14 +180,15 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
     from atr.training import fit, identity
 
     config, folder = default_config(), profile("demo").runs
-    corpus = identity.corpus_of(config)
+    corpus = corpus_of(config.corpus)
     try:
         known, preparation = identity.locate(config, corpus, folder, fetch=False).finished, 0.0
     except FileNotFoundError:
-        known, preparation = False, planning.preparation(config.corpus, executors.default_workers("cpu"))
+        size = planning.size(config, corpus)
+        known, preparation = False, planning.preparation(size, executors.default_workers("cpu"))
     if not known:
-        took = units.duration((planning.seconds(config) + preparation) * planning.speed())
-        _say(f"No model is named, so the demo's is trained first, once: about {took}. Interrupt it whenever you like.")
+        took = units.duration((planning.seconds(config, size) + preparation) * planning.speed())
+        say(f"No model is named, so the demo's is trained first, once: about {took}. Interrupt it whenever you like.")
     done = fit.fit(config, corpus, device=device, runs=folder, quiet=quiet)
     kinds = sorted(corpus.events["event"].unique())
     known_for = {"trained_on": kinds, "r10": done.metrics["t2a_r10"], "among": config.corpus["test"]}
@@ -202,7 +198,6 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
 def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     from atr.inference.embedder import Embedder
     from atr.system import places
-    from atr.training import identity
     from atr.training.records import Run
 
     if "clap" in record:
@@ -212,7 +207,7 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     run = Run(path if path.is_dir() or not moved.is_dir() else moved)
     if run.status != "finished":
         raise ValueError(run.problem or f"{run.path}: {run.status} or gone; name another model, or index it again")
-    return Embedder(run, identity.corpus_of(run.config, record["root"]), device=device, quiet=quiet)
+    return Embedder(run, corpus_of(run.config.corpus, record["root"]), device=device, quiet=quiet)
 
 
 def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
@@ -267,7 +262,7 @@ def _show(found: Any, folder: str, as_json: bool) -> None:
         at=found["start"].map(clock) + " – " + (found["end"] + 0.9).map(clock),
         file=[_plain(Path(path).relative_to(folder)) for path in found["path"]],
     )
-    _say(_plain(f"{found.loc[0, 'query']}, in {folder}:"))
+    say(_plain(f"{found.loc[0, 'query']}, in {folder}:"))
     printed(shown[["score", "at", "file"]])
 
 
@@ -288,7 +283,7 @@ def _play(path: str, start: float, end: float) -> None:
                 soundfile.write(piece, file.read(round((end - start) * file.samplerate)), file.samplerate)
         except soundfile.LibsndfileError as error:
             raise OSError(f"{path}: changed since it was indexed ({error}); run atr index again") from error
-        _say(f"{player}: {path}, {clock(start)} – {clock(end)}", error=True)
+        say(f"{player}: {path}, {clock(start)} – {clock(end)}", error=True)
         done = subprocess.run([player, *PLAYERS[player], str(piece)], capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{player} failed: {done.stderr.strip() or done.returncode}; open {path} at {clock(start)}")
@@ -303,14 +298,9 @@ def _remarks() -> Iterator[None]:
             yield
         finally:
             for remark in remarks:
-                _say(_plain(remark.message), error=True)
+                say(_plain(remark.message), error=True)
 
 
 def _plain(name: object) -> str:
     """A file's name that a terminal can show, whatever bytes it is made of."""
     return "".join(letter if letter.isprintable() else "�" for letter in str(name))
-
-
-def _say(text: str, error: bool = False) -> None:
-    where = SafeConsole(stderr=True) if error else console
-    where.print(text, soft_wrap=True, markup=False, highlight=False)

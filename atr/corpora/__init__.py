@@ -1,7 +1,10 @@
 """Data sets by name."""
 
 import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
+from typing import Any
 
 from atr.corpora import audiocaps, clotho, csvfolder, wavcaps  # noqa: F401  # which register theirs
 from atr.corpora.captioning.record import USES, with_synthetic
@@ -9,6 +12,7 @@ from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Reader
 from atr.corpora.files import PUBLISHED, coverage
 from atr.corpora.scenes import clipfolder, soundscapes  # noqa: F401
 from atr.register import LOADERS
+from atr.system.hashes import content_key
 
 
 def in_folder(name: str) -> bool:
@@ -65,6 +69,36 @@ def load_corpus(
     return corpus if synthetic is None else with_synthetic(corpus, synthetic, use)
 
 
+_loaded: dict[str, Corpus | Exception] | None = None
+
+
+@contextmanager
+def loaded_once() -> Iterator[None]:
+    """Within it, `corpus_of` loads each corpus, or fails to, once; what changes on disk meanwhile goes unseen."""
+    global _loaded
+    outer = _loaded
+    _loaded = {} if outer is None else outer
+    try:
+        yield
+    finally:
+        _loaded = outer
+
+
+def corpus_of(options: Mapping[str, Any], root: str | PathLike[str] | None = None) -> Corpus:
+    """The corpus that `RunConfig.corpus` names; `root` goes to the corpora that lie in a folder."""
+    key = content_key(dict(options), str(root))
+    memory = {} if _loaded is None else _loaded
+    if key not in memory:
+        name, others = options["name"], {option: value for option, value in options.items() if option != "name"}
+        try:
+            memory[key] = load_corpus(name, root if in_folder(name) else None, **others)
+        except Exception as error:
+            memory[key] = error
+    if isinstance(found := memory[key], Exception):
+        raise found
+    return found
+
+
 __all__ = [
     "LOADERS",
     "PUBLISHED",
@@ -72,7 +106,9 @@ __all__ = [
     "Corpus",
     "CorpusError",
     "Reader",
+    "corpus_of",
     "coverage",
     "in_folder",
     "load_corpus",
+    "loaded_once",
 ]

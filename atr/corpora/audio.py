@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import soxr
@@ -10,6 +11,7 @@ from atr.corpora.containers import AudioError, Stream, short, streams
 
 MAX_SECONDS = 1800.0
 SHORTEST = 1.0  # seconds of a segment
+FULL_SCALE = 32_767  # 1.0 as a 16-bit integer
 MAX_PEAK = 4.0  # full scale is 1; full-scale noise peaks at up to 3.6 after MP3, Vorbis or Opus at few bits
 
 
@@ -106,6 +108,16 @@ def segments(path: str | PathLike[str], seconds: float) -> Iterator[tuple[float,
     if not heard and not rest.any():
         raise _silent(path)
     yield done / rate, rest, rate
+
+
+def to_int16(waveform: np.ndarray) -> np.ndarray:
+    """Floats as the nearest 16-bit integers; what is outside -1 to 1 is clipped."""
+    return np.round(np.clip(waveform, -1, 1) * FULL_SCALE).astype(np.int16)
+
+
+def from_int16(samples: Any) -> Any:
+    """16-bit integers, an array or a tensor, as float32 in the range -1 to 1."""
+    return (samples.astype(np.float32) if isinstance(samples, np.ndarray) else samples.float()) / FULL_SCALE
 
 
 def resample(waveform: np.ndarray, orig: int, new: int) -> np.ndarray:

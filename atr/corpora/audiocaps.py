@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from atr import register
 from atr.corpora import files
-from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
+from atr.corpora.corpus import Corpus, CorpusError, Problem
 from atr.system.places import home
 
 TABLES = {"train": ("train.csv",), "validation": ("val.csv", "validation.csv"), "test": ("test.csv",)}
@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, tuple[str, list[str]]]:
             problem = "listed twice" if clip in rows else "no YouTube id with captions"
             where = f"{path}, {name!r}"
             mend = "give youtube_id, start_time, caption, or file_name and captions, one row a clip"
-            raise CorpusError("audiocaps", problem_table([Problem(where, problem, mend)]))
+            raise CorpusError("audiocaps", [Problem(where, problem, mend)])
         rows[clip] = "", files.captions_of(row)
     return rows
 

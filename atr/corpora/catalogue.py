@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from atr.system import atomic, download, places
 from atr.system.download import File
 from atr.system.units import human
 
-ARCHIVES = (".7z", ".zip")
+ARCHIVES = tuple(download.UNPACK)  # their suffixes
 
 
 class Counts(NamedTuple):
@@ -54,13 +55,10 @@ def _counted(corpus: Corpus) -> Counts:
 
 def _count_esc50(folder: Path) -> Counts:
     root = esc50(folder)
-    rows = clipfolder.esc50(root)
-    lost = [path for _, _, path in rows if not (root / path).is_file()]
-    split_of = {path: split for _, split, path in rows}
-    table = []
-    for split in SPLITS:
-        listed = {name for name, other in split_of.items() if other == split}
-        table.append((split, len(listed - set(lost)), len(listed), {"train": 1200}.get(split, 400)))
+    split_of = {path: split for _, split, path in clipfolder.esc50(root)}
+    lost = [path for path in split_of if not (root / path).is_file()]
+    listed, gone = Counter(split_of.values()), Counter(split_of[path] for path in lost)
+    table = [(split, listed[split] - gone[split], listed[split], {"train": 1200}.get(split, 400)) for split in SPLITS]
     clips = pd.DataFrame(table, columns=["split", "clips here", "clips in the list", "clips in the paper"])
     return Counts(clips, [f"{root / path}: no such file; run: atr data esc50" for path in lost])
 
@@ -72,9 +70,8 @@ def _count_dcase2022(folder: Path) -> Counts:
 
 
 def _count_phi4(folder: Path) -> Counts:
-    rows = files.read_table(
-        "phi4", folder / PHI4.name, ("file_name", *(f"caption_{number}" for number in range(1, 11)))
-    )
+    captions = (f"caption_{number}" for number in range(1, 11))
+    rows = files.read_table("phi4", folder / PHI4.name, ("file_name", *captions))
     columns = {"clips here": len(rows), "captions here": 10 * len(rows), "clips in the thesis": 3840}
     return Counts(pd.DataFrame([columns]), [])
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from atr import register
 from atr.corpora import files
-from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
+from atr.corpora.corpus import Corpus, CorpusError, Problem
 
 OFFICIAL = {"train": "development", "validation": "validation", "test": "evaluation"}
 SHORT = {"train": "train", "validation": "val", "test": "test"}  # as the released code of Mei et al. 2022 names them
@@ -21,7 +21,7 @@ LOOKED_FOR = (
     "clotho_captions_<split>.csv with <split>/ or clotho_audio_<split>/ (split: development, validation, evaluation), "
     "or csv_files/<split>.csv with waveforms/<split>/ (train, val, test), here or in Clotho/"
 )
-CAPTIONS = tuple(f"caption_{k}" for k in range(1, 6))
+COLUMNS = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
 SECONDS = (15.0, 30.0)  # shortest and longest clip
 RATE = 44_100  # of the samples in which the metadata tables give a clip's start and end in its recording
 
@@ -39,9 +39,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     """
     folder = files.located("clotho", root)
     places = layout(folder)
-    tables = {
-        split: files.read_table("clotho", table, ("file_name", *CAPTIONS)) for split, (table, _) in places.items()
-    }
+    tables = {split: files.read_table("clotho", table, COLUMNS) for split, (table, _) in places.items()}
     count = Counter(_stem(row["file_name"]) for rows in tables.values() for row in rows)
     lists: dict[str, dict[str, list[str]]] = {}
     paths: dict[str, str] = {}
@@ -59,7 +57,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
             clip = name if count[name] == 1 else f"{split}/{name}"
             if clip in lists[split]:
                 problem = Problem(f"{table}, {row['file_name']!r}", "listed twice", "fetch the table again")
-                raise CorpusError("clotho", problem_table([problem]))
+                raise CorpusError("clotho", [problem])
             lists[split][clip] = files.captions_of(row)
             stated[clip] = excerpts.get(files.spelled(row["file_name"]), SECONDS)
             if row["file_name"] in several:
@@ -145,7 +143,7 @@ def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
     unclear = {clip: found for clip, found in here.items() if len(found) > 1}
     corpus = files.published(name, folder, {"test": {clip: [] for clip in paths}}, paths, "", unclear=unclear)
     if corpus.found:
-        raise CorpusError(name, problem_table(corpus.found))
+        raise CorpusError(name, corpus.found)
     assert isinstance(corpus.read, files.FileReader)
     clips = corpus.clips[["clip", "duration", "digest"]]
     return Evaluation(clips, queries, [str(row) for row in range(len(queries))], corpus.read)

@@ -88,9 +88,8 @@ def streams(path: str | os.PathLike[str]) -> list[Stream]:
 
 def short(path: str | os.PathLike[str], present: float, stated: float) -> AudioError:
     """The error for a file that holds `present` of `stated` seconds."""
-    return AudioError(
-        path, f"cut short: {present:.2f} s of the {stated:.2f} s that its header states", "fetch it again"
-    )
+    problem = f"cut short: {present:.2f} s of the {stated:.2f} s that its header states"
+    return AudioError(path, problem, "fetch it again")
 
 
 def _streams(path: str | os.PathLike[str]) -> list[Stream]:

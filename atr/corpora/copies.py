@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -23,10 +24,8 @@ from atr.system import devices, hashes, store
 COPIES_VERSION = 1
 MOST = 30_000  # different files; among more only the same bytes are found, since every pair is compared
 RATE = 16_000
-SHORTEST, SECONDS = (
-    0.1,
-    30,
-)  # seconds: what is shorter has copies of its bytes alone; what is compared of what is longer
+SHORTEST = 0.1  # seconds; what is shorter has copies of its bytes alone
+SECONDS = 30  # that are compared of what is longer
 PARTS, FRAME, HOP = 64, 512, 256
 BARK = (100, 200, 300, 400, 510, 630, 770, 920, 1080, 1270, 1480, 1720, 2000, 2320, 2700, 3150, 3700)  # edges in Hz
 FLOOR = 1e-4  # of the largest energy
@@ -40,38 +39,31 @@ def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], l
 
     digests: the SHA-256 of each file below the folder, in the order that decides which is first.
     """
+    from scipy.cluster.hierarchy import DisjointSet  # half a second to import
+
     names: dict[str, str] = {}
     for name, digest in digests.items():
         names.setdefault(digest, name)
     errors: list[containers.AudioError] = []
 
     def build(target: Path) -> None:
-        pairs = _pairs(folder, names, errors) if len(names) <= MOST else []
+        pairs = _pairs(folder, names, same, errors) if len(names) <= MOST else []
         if errors:
             raise errors[0]  # nothing is kept
         (target / "pairs.json").write_text(json.dumps(pairs))
 
-    pairs = []
+    order = {digest: place for place, digest in enumerate(names)}
+    same = DisjointSet(names)
     try:
         kept = store.cached("copies", hashes.content_key(COPIES_VERSION, MOST, sorted(names)), build)
-        pairs = json.loads((kept / "pairs.json").read_text())
+        for pair in json.loads((kept / "pairs.json").read_text()):
+            same.merge(*pair)
     except containers.AudioError as error:
         errors = errors or [error]
-    order = {digest: place for place, digest in enumerate(names)}
-    first = list(range(len(names)))
-
-    for pair in pairs:
-        early, late = sorted(_original(first, order[digest]) for digest in pair)
-        first[late] = early
-    listed = list(names.values())
-    return {name: listed[_original(first, order[digest])] for name, digest in digests.items()}, errors
-
-
-def _original(first: list[int], place: int) -> int:
-    """Where a chain of copies begins."""
-    while first[place] != place:
-        place = first[place]
-    return place
+    first: dict[str, str] = {}
+    for copies in same.subsets():
+        first |= dict.fromkeys(copies, min(copies, key=order.__getitem__))
+    return {name: names[first[digest]] for name, digest in digests.items()}, errors
 
 
 def said(first: Mapping[str, str]) -> str:
@@ -81,39 +73,39 @@ def said(first: Mapping[str, str]) -> str:
     return many if originals else ""
 
 
-def _pairs(folder: Path, names: Mapping[str, str], errors: list[containers.AudioError]) -> list[tuple[str, str]]:
-    """Digests of copies that differ in bytes, two at a time, as many as join them all; files that cannot be decoded go
-    to `errors`.
+def _pairs(
+    folder: Path, names: Mapping[str, str], same: Any, errors: list[containers.AudioError]
+) -> list[tuple[str, str]]:
+    """Digests of copies that differ in bytes, two at a time, as many as join them all in the disjoint set `same`; files
+    that cannot be decoded go to `errors`.
     """
+
+    def beginning(digest: str) -> tuple[float, np.ndarray]:
+        waveform, rate = files.read(folder / names[digest], digest)
+        return len(waveform) / rate, audio.resample(waveform[: SECONDS * rate], rate, RATE)
 
     def energies(digest: str) -> tuple[float, np.ndarray] | None:
         try:
-            waveform, rate = files.read(folder / names[digest], digest)
+            seconds, waveform = beginning(digest)
         except containers.AudioError as error:
             errors.append(error)
             return None
-        return len(waveform) / rate, _energies(audio.resample(waveform[: SECONDS * rate], rate, RATE))
-
-    @lru_cache(maxsize=256)
-    def beginning(place: int) -> np.ndarray:
-        waveform, rate = files.read(folder / names[digests[place]], digests[place])
-        return audio.resample(waveform[: SECONDS * rate], rate, RATE)
+        return seconds, _energies(waveform)
 
     found = tqdm(devices.ahead(energies, names), "looking for copies", len(names), disable=None, leave=False)
-    described = list(found)
-    if errors:
+    described = [one for one in found if one]
+    if errors or not described:
         return []
-    digests = list(names)
-    seconds = np.array([one[0] for one in described if one])
-    table = np.array([one[1] for one in described if one])
-    first, pairs = list(range(len(names))), []
-    for one, other in _candidates(seconds, table):
-        early, late = _original(first, one), _original(first, other)
-        if early == late or seconds[one] < SHORTEST:
+    again = lru_cache(maxsize=256)(beginning)
+    digests, pairs = list(names), []
+    seconds, table = (np.array(column) for column in zip(*described, strict=True))
+    for pair in _candidates(seconds, table):
+        one, other = (digests[place] for place in pair)
+        if same.connected(one, other) or seconds[pair[0]] < SHORTEST:
             continue
-        if _correlation(beginning(one), beginning(other)) > ALIKE:
-            first[late] = early
-            pairs.append((digests[one], digests[other]))
+        if _correlation(again(one)[1], again(other)[1]) > ALIKE:
+            same.merge(one, other)
+            pairs.append((one, other))
     return pairs
 
 

@@ -1,13 +1,12 @@
 """The one form that every data set takes, and the checks that it must pass."""
 
-import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,11 +16,13 @@ from tqdm.auto import tqdm
 
 from atr.corpora.audio import MAX_PEAK
 from atr.corpora.containers import AudioError
+from atr.system import hashes
 
 SPLITS = ("train", "validation", "test")
 CLIP_COLUMNS = ("clip", "split", "duration", "digest", "description")
 CAPTION_COLUMNS = ("clip", "caption")
 EVENT_COLUMNS = ("clip", "event", "onset", "offset")
+NUMBERS = ("duration", "onset", "offset")  # columns that hold seconds; all others hold texts
 EVENT_TOLERANCE = 0.01  # seconds by which an annotated event may reach over its clip's end
 SHOWN = 50
 DENSE = 2**26  # pairs of a caption and a clip, from which their booleans are held sparsely
@@ -36,7 +37,8 @@ class Problem(NamedTuple):
 class CorpusError(ValueError):
     """A corpus with problems. `problems` is the table of all of them; the message shows the first ones."""
 
-    def __init__(self, name: str, problems: pd.DataFrame) -> None:
+    def __init__(self, name: str, problems: pd.DataFrame | Iterable[Problem]) -> None:
+        problems = problems if isinstance(problems, pd.DataFrame) else problem_table(problems)
         self.name, self.problems = name, problems
         lines = [f"  {row.where}: {row.problem}; {row.mend}" for row in problems.head(SHOWN).itertuples()]
         lines = [line.replace("\n", "\\n") for line in lines]
@@ -69,11 +71,20 @@ def alike(captions: np.ndarray, clips: np.ndarray) -> np.ndarray | sparse.csr_ar
     return sparse.csr_array((np.ones(len(places), bool), places, starts), (len(captions), len(clips)))
 
 
+def _table(columns: tuple[str, ...], rows: Iterable[tuple] = ()) -> pd.DataFrame:
+    kinds = {column: "float64" if column in NUMBERS else "str" for column in columns}
+    return pd.DataFrame(list(rows), columns=list(columns)).astype(kinds)
+
+
+# The tables of a corpus, of a tuple a row in the order of their columns.
+clip_table = partial(_table, CLIP_COLUMNS)
+caption_table = partial(_table, CAPTION_COLUMNS)
+event_table = partial(_table, EVENT_COLUMNS)
+
+
 def no_events() -> pd.DataFrame:
     """The events of a corpus where none are known."""
-    return pd.DataFrame({"clip": [], "event": [], "onset": [], "offset": []}).astype(
-        {"clip": "str", "event": "str", "onset": "float64", "offset": "float64"}
-    )
+    return event_table()
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +140,8 @@ class Corpus:
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}; known: {', '.join(SPLITS)}")
         clips = self.clips[self.clips["split"] == name].reset_index(drop=True)
-        captions, events = (
-            t[t["clip"].isin(clips["clip"])].reset_index(drop=True) for t in (self.captions, self.events)
-        )
+        captions, events = (table[table["clip"].isin(clips["clip"])] for table in (self.captions, self.events))
+        captions, events = captions.reset_index(drop=True), events.reset_index(drop=True)
         return replace(self, clips=clips, captions=captions, events=events)
 
     def held_out(self, count: int, seed: int = 0) -> "Corpus":
@@ -249,7 +259,7 @@ class Corpus:
 
 
 def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+    return hashes.sha256(json.dumps(content, ensure_ascii=False))
 
 
 def _column(column: pd.Series) -> list:

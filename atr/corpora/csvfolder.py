@@ -1,52 +1,36 @@
 """A table of captions and a folder of audio as a corpus."""
 
-import hashlib
 import math
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path, PureWindowsPath
 
-import numpy as np
 import pandas as pd
 
 from atr import register
-from atr.corpora import audio as audio_files
 from atr.corpora import containers, copies, files
 from atr.corpora.corpus import (
-    EVENT_COLUMNS,
     EVENT_TOLERANCE,
     SPLITS,
     Corpus,
     CorpusError,
     Problem,
-    no_events,
-    problem_table,
+    caption_table,
+    clip_table,
+    event_table,
 )
+from atr.system import hashes
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "dev", "development"), "train"),
     **dict.fromkeys(("validation", "val", "valid"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-
-
-@dataclass(frozen=True)
-class FolderReader:
-    """Reads a clip by its path below `folder`. digests: the SHA-256 of each clip's file; a file that has another by now
-    is an AudioError. Without them nobody notices.
-    """
-
-    folder: Path
-    digests: Mapping[str, str] | None = field(default=None, repr=False)
-
-    def __call__(self, clip: str) -> tuple[np.ndarray, int]:
-        path = self.folder / clip
-        return audio_files.read(path) if self.digests is None else files.read(path, self.digests[clip])
 
 
 @register.corpus("csv")
@@ -66,10 +50,10 @@ def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str |
     A table or folder that cannot be read at all raises CorpusError. A row with a problem is left out and the problem
     listed, with its line, by `Corpus.problems`; `Corpus.check`, and so `atr.load_corpus`, refuses such a corpus.
     """
-    sheet, events, folder = _open(Path(root), table, audio)
-    clips, splits, paths, facts, together = _validate(sheet, folder, decode=False)
-    kept = sheet.good()
-    split_of = {clips[row]: splits[row] for row in kept}
+    sheet, events = _open(Path(root), table, audio)
+    sheet.validate(decode=False)
+    facts, kept = sheet.facts, sheet.good()
+    split_of = {sheet.clips[row]: sheet.splits[row] for row in kept}
     if "split" not in sheet.header:
         for split in SPLITS[1:]:
             if split_of and split not in split_of.values():
@@ -77,19 +61,18 @@ def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str |
                 sheet.problems.append(Problem(table, problem, "add a column 'split'"))
     texts: dict[str, list[str]] = defaultdict(list)
     for row in kept:
-        texts[clips[row]] += [text for _, text in _captions(sheet, row)]
-
-    values = [(clip, split, *facts[clip], "") for clip, split in split_of.items()]
-    clip_table = pd.DataFrame(values, columns=["clip", "split", "duration", "digest", "description"]).astype(
-        {"clip": "str", "split": "str", "duration": "float64", "digest": "str", "description": "str"}
+        texts[sheet.clips[row]] += [text for _, text in sheet.captions(row)]
+    spans = _events(events, sheet.folder, {clip: facts[clip].seconds for clip in split_of}) if events else []
+    digests, paths = {clip: facts[clip].digest for clip in split_of}, {clip: sheet.paths[clip] for clip in split_of}
+    return Corpus(
+        name="csv",
+        clips=clip_table([(clip, split, *facts[clip], "") for clip, split in split_of.items()]),
+        captions=caption_table([(clip, text) for clip in split_of for text in texts[clip]]),
+        events=event_table(spans),
+        read=files.FileReader(sheet.folder, digests, paths),
+        source=f"own data: {table} in {Path(root).resolve().name}{copies.said(sheet.together)}",
+        found=(*sheet.problems, *(events.problems if events else ())),
     )
-    pairs = [(clip, text) for clip in split_of for text in texts[clip]]
-    caption_table = pd.DataFrame(pairs, columns=["clip", "caption"], dtype="str")
-    event_table = _events(events, folder, {clip: facts[clip][0] for clip in split_of}) if events else no_events()
-    found = (*sheet.problems, *(events.problems if events else ()))
-    source = f"own data: {table} in {Path(root).resolve().name}{copies.said(together)}"
-    reader = files.FileReader(folder, {clip: paths[clip] for clip in split_of}, {c: facts[c].digest for c in split_of})
-    return Corpus("csv", clip_table, caption_table, event_table, reader, source, found)
 
 
 def cleaned(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> pd.DataFrame:
@@ -98,8 +81,8 @@ def cleaned(root: str | PathLike[str], *, table: str = "captions.csv", audio: st
     Of rows that repeat one another the first stays; of a file in two splits none does, since nobody knows which row is
     right. Raises CorpusError where `load` does.
     """
-    sheet, _, folder = _open(Path(root), table, audio)
-    _validate(sheet, folder, decode=True)
+    sheet, _ = _open(Path(root), table, audio)
+    sheet.validate(decode=True)
     return pd.DataFrame([sheet.rows[row] for row in sheet.good()], columns=sheet.header, dtype="str")
 
 
@@ -118,10 +101,6 @@ class _Sheet:
     def places(self) -> dict[str, int]:
         return {column: place for place, column in enumerate(self.header)}
 
-    @cached_property
-    def caption_columns(self) -> list[str]:
-        return [column for column in self.header if files.CAPTION_COLUMN.fullmatch(column)]
-
     def raw(self, row: int, column: str) -> str:
         return self.rows[row][self.places[column]]
 
@@ -138,12 +117,11 @@ class _Sheet:
         self.bad.update(rows)
 
 
-def _open(root: Path, table: str, audio: str | None) -> tuple[_Sheet, _Sheet | None, Path]:
-    """The two tables and the audio folder; CorpusError if one of them is unusable as a whole."""
-    folder, fatal = root / (audio or ""), []
-    if not folder.is_dir():
-        fatal.append(Problem(str(folder), "no such folder of audio", "create it or name the right one"))
-    sheet, events = _Sheet(table), None
+def _open(root: Path, table: str, audio: str | None) -> tuple["_CaptionSheet", _Sheet | None]:
+    """The two tables; CorpusError if one of them, or the audio folder, is unusable as a whole."""
+    sheet, events, fatal = _CaptionSheet(table, folder=root / (audio or "")), None, []
+    if not sheet.folder.is_dir():
+        fatal.append(Problem(str(sheet.folder), "no such folder of audio", "create it or name the right one"))
     fatal += _read(sheet, root / table, ("file_name",))
     columns = sheet.caption_columns if sheet.header else []
     if sheet.header and not columns:
@@ -154,8 +132,8 @@ def _open(root: Path, table: str, audio: str | None) -> tuple[_Sheet, _Sheet | N
         events = _Sheet("events.csv")
         fatal += _read(events, root / "events.csv", ("file_name", "event", "onset", "offset"))
     if fatal:
-        raise CorpusError("csv", problem_table(fatal))
-    return sheet, events, folder
+        raise CorpusError("csv", fatal)
+    return sheet, events
 
 
 def _listed(sheet: _Sheet) -> str:
@@ -174,16 +152,9 @@ def _read(sheet: _Sheet, path: Path, required: tuple[str, ...]) -> list[Problem]
             commas = len(sheet.header) > 1 and not any(mark in name for name in sheet.header for mark in ";\t")
             mend = "rename or add it" if commas else "save the table with commas between its columns"
             problems.append(Problem(sheet.name, f"no column {column!r} ({_listed(sheet)})", mend))
-    for row, cells in enumerate(sheet.rows):
-        if len(cells) != len(sheet.header):
-            problem = f"{len(cells)} fields where the header has {len(sheet.header)}"
-            sheet.reject([row], problem, "put quotes around a text that contains commas")
+    for row, problem in table.uneven.items():
+        sheet.reject([row], problem, "put quotes around a text that contains commas")
     return problems
-
-
-def _captions(sheet: _Sheet, row: int) -> list[tuple[str, str]]:
-    """The row's captions with their columns."""
-    return [(name, sheet.cell(row, name)) for name in sheet.caption_columns]
 
 
 def _clip(name: str) -> str:
@@ -194,130 +165,138 @@ def _clip(name: str) -> str:
 
 
 def _hashed_split(clip: str) -> str:
-    place = int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big") / 2**64
+    place = int(hashes.sha256(clip)[:16], 16) / 2**64
     return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
 
 
-def _validate(
-    sheet: _Sheet, folder: Path, decode: bool
-) -> tuple[list[str], list[str], dict[str, str], dict[str, files.Fact], dict[str, str]]:
-    """Reject every row with a problem. Returns each row's clip and split, each clip's path, each usable one's seconds
-    and digest, and, where the splits are drawn, the first of its copies.
+@dataclass
+class _CaptionSheet(_Sheet):
+    """The table of captions.
+
+    clips, splits: of each row. paths: of each clip. facts: of each clip whose file can be used. together: where the
+    splits are drawn, the first of each clip's copies.
     """
-    clips, splits = [""] * len(sheet.rows), [""] * len(sheet.rows)
-    whole = sheet.good()
-    written = [sheet.cell(row, "split").lower() if "split" in sheet.header else "" for row in whole]
-    names = SPLIT_NAMES | (dict.fromkeys(("dev", "development"), "validation") if "train" in written else {})
-    for row, split in zip(whole, written, strict=True):
-        name, exact = sheet.cell(row, "file_name"), sheet.raw(row, "file_name")
-        if name != exact and _clip(exact) and (folder / _clip(exact)).is_file():
+
+    folder: Path = Path()
+    clips: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    paths: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, files.Fact] = field(default_factory=dict)
+    together: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def caption_columns(self) -> list[str]:
+        return [column for column in self.header if files.CAPTION_COLUMN.fullmatch(column)]
+
+    def captions(self, row: int) -> list[tuple[str, str]]:
+        """The row's captions with their columns."""
+        return [(name, self.cell(row, name)) for name in self.caption_columns]
+
+    def rows_of_clips(self, rows: Iterable[int]) -> dict[str, list[int]]:
+        """The given rows of each clip, in order; rows without a clip are left out."""
+        groups = defaultdict(list)
+        for row in rows:
+            if self.clips[row]:
+                groups[self.clips[row]].append(row)
+        return groups
+
+    def validate(self, decode: bool) -> None:
+        """Reject every row with a problem, and fill what is known of rows and clips."""
+        self.clips, self.splits = [""] * len(self.rows), [""] * len(self.rows)
+        whole, drawn = self.good(), "split" not in self.header
+        written = ["" if drawn else self.cell(row, "split").lower() for row in whole]
+        names = SPLIT_NAMES | (dict.fromkeys(("dev", "development"), "validation") if "train" in written else {})
+        for row, split in zip(whole, written, strict=True):
+            self._read_name(row)
+            if not drawn:
+                self.splits[row] = names.get(split, "")
+                if not self.splits[row]:
+                    self.reject([row], f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}", "split")
+        self._reject_captions(whole)
+        self._reject_files(decode)
+        if drawn:
+            self._reject_unheard()
+            self.splits = [_hashed_split(self.together.get(clip, clip)) for clip in self.clips]
+        self._reject_splits()
+
+    def _read_name(self, row: int) -> None:
+        name, exact = self.cell(row, "file_name"), self.raw(row, "file_name")
+        if name != exact and _clip(exact) and (self.folder / _clip(exact)).is_file():
             name = exact  # blanks outside may belong to it
-        clips[row] = _clip(name) if name else ""
+        self.clips[row] = _clip(name) if name else ""
         if not name:
-            sheet.reject([row], "no file name", "write it or remove the row", "file_name")
-        elif not clips[row]:
-            sheet.reject([row], f"{name!r} lies outside the audio folder", "give a path below it", "file_name")
-        if "split" not in sheet.header:
-            continue
-        splits[row] = names.get(split, "")
-        if not splits[row]:
-            sheet.reject([row], f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}", "split")
-    _reject_captions(sheet, clips, whole)
-    paths, facts = _reject_files(sheet, clips, folder, decode)
-    together: dict[str, str] = {}
-    if "split" not in sheet.header:
-        together = _reject_unheard(sheet, clips, folder, paths, facts)
-        splits = [_hashed_split(together.get(clip, clip)) for clip in clips]
-    _reject_splits(sheet, clips, splits, facts)
-    return clips, splits, paths, facts, together
+            self.reject([row], "no file name", "write it or remove the row", "file_name")
+        elif not self.clips[row]:
+            self.reject([row], f"{name!r} lies outside the audio folder", "give a path below it", "file_name")
+
+    def _reject_captions(self, whole: list[int]) -> None:
+        first_row: dict[tuple[str, ...], int] = {}
+        first_text: dict[tuple[str, str], int] = {}
+        for row in whole:
+            captions = self.captions(row)
+            for column, text in captions:
+                if not text:
+                    self.reject([row], "empty caption", "write one, or use one row a caption", column)
+            earlier = first_row.setdefault(tuple(self.rows[row]), row)
+            if earlier != row:
+                self.reject([row], f"the same row as line {self.lines[earlier]}", "remove one of them")
+                continue
+            here: set[str] = set()
+            for column, text in captions:
+                earlier = first_text.get((self.clips[row], text), row)
+                if text and (text in here or earlier != row):
+                    problem = f"caption as in line {self.lines[earlier]}, of the same file: {text!r}"
+                    self.reject([row], problem, "keep it once", column)
+                here.add(text)
+            if row not in self.bad:
+                first_text.update({(self.clips[row], text): row for _, text in captions})
+
+    def _reject_files(self, decode: bool) -> None:
+        """Find the file of each clip, the exact one or the only one spelt alike."""
+        rows = self.rows_of_clips(range(len(self.clips)))
+        self.paths = {clip: clip for clip in rows}
+        if astray := [clip for clip in rows if not os.path.lexists(self.folder / clip)]:
+            suffixes = {os.path.splitext(clip)[1].strip().lower() for clip in astray}
+            there = {path: path for path in files.listing(self.folder, suffixes) if path not in rows}
+            found, unclear = files.join(astray, there, (files.spelled,))
+            self.paths |= found
+            for clip, several in unclear.items():
+                del self.paths[clip]
+                self.reject(rows[clip], *files.unclear_problem("", several)[1:], "file_name")
+        inspected = files.index(self.folder, self.paths.values(), decode=decode)
+        for clip, path in self.paths.items():
+            fact = inspected[path]
+            if isinstance(fact, containers.AudioError):
+                self.reject(rows[clip], f"{fact.where}: {fact.problem}", fact.mend, "file_name")
+            else:
+                self.facts[clip] = fact
+
+    def _reject_unheard(self) -> None:
+        """Find the copies; the rows of files that cannot be decoded are rejected."""
+        rows = self.rows_of_clips(self.good())
+        clip_of = {self.paths[clip]: clip for clip in sorted(rows)}
+        first, errors = copies.grouped(self.folder, {path: self.facts[clip].digest for path, clip in clip_of.items()})
+        for error in errors:
+            clip = clip_of[Path(error.where).relative_to(self.folder).as_posix()]
+            self.reject(rows[clip], f"{error.where}: {error.problem}", error.mend, "file_name")
+        self.together = {clip_of[path]: clip_of[other] for path, other in first.items()}
+
+    def _reject_splits(self) -> None:
+        for clip, rows in self.rows_of_clips(self.good()).items():
+            used = {self.splits[row] for row in rows}
+            if len(used) > 1:
+                lines = ", ".join(str(self.lines[row]) for row in rows[:12]) + (", …" if len(rows) > 12 else "")
+                problem = f"{clip!r} is in {len(used)} splits (lines {lines})"
+                self.reject(rows, problem, "keep it in one of them", "split")
+        first: dict[str, tuple[str, str]] = {}
+        for clip, rows in self.rows_of_clips(self.good()).items():
+            other, split = first.setdefault(self.facts[clip][1], (clip, self.splits[rows[0]]))
+            if split != self.splits[rows[0]]:
+                problem = f"{clip!r} holds the same bytes as {other!r}, which is in another split ({split})"
+                self.reject(rows, problem, "remove one of them or put both into one split", "file_name")
 
 
-def _reject_captions(sheet: _Sheet, clips: list[str], whole: list[int]) -> None:
-    first_row: dict[tuple[str, ...], int] = {}
-    first_text: dict[tuple[str, str], int] = {}
-    for row in whole:
-        captions = _captions(sheet, row)
-        for column, text in captions:
-            if not text:
-                sheet.reject([row], "empty caption", "write one, or use one row a caption", column)
-        earlier = first_row.setdefault(tuple(sheet.rows[row]), row)
-        if earlier != row:
-            sheet.reject([row], f"the same row as line {sheet.lines[earlier]}", "remove one of them")
-            continue
-        here: set[str] = set()
-        for column, text in captions:
-            earlier = first_text.get((clips[row], text), row)
-            if text and (text in here or earlier != row):
-                problem = f"caption as in line {sheet.lines[earlier]}, of the same file: {text!r}"
-                sheet.reject([row], problem, "keep it once", column)
-            here.add(text)
-        if row not in sheet.bad:
-            first_text.update({(clips[row], text): row for _, text in captions})
-
-
-def _reject_files(
-    sheet: _Sheet, clips: list[str], folder: Path, decode: bool
-) -> tuple[dict[str, str], dict[str, files.Fact]]:
-    """The path of each clip, the exact one or the only one spelt alike, and the facts of those that can be used."""
-    rows = _grouped(clips, range(len(clips)))
-    paths = {clip: clip for clip in rows}
-    if astray := [clip for clip in rows if not os.path.lexists(folder / clip)]:
-        suffixes = {os.path.splitext(clip)[1].strip().lower() for clip in astray}
-        there = {path: path for path in files.listing(folder, suffixes) if path not in rows}
-        found, unclear = files.join(astray, there, (files.spelled,))
-        paths |= found
-        for clip, several in unclear.items():
-            del paths[clip]
-            sheet.reject(rows[clip], *files.unclear_problem("", several)[1:], "file_name")
-    inspected = files.index(folder, paths.values(), decode=decode)
-    facts = {}
-    for clip, path in paths.items():
-        fact = inspected[path]
-        if isinstance(fact, containers.AudioError):
-            sheet.reject(rows[clip], f"{fact.where}: {fact.problem}", fact.mend, "file_name")
-        else:
-            facts[clip] = fact
-    return paths, facts
-
-
-def _reject_unheard(
-    sheet: _Sheet, clips: list[str], folder: Path, paths: dict[str, str], facts: dict[str, files.Fact]
-) -> dict[str, str]:
-    """The first of its copies for each clip; the rows of files that cannot be decoded are rejected."""
-    rows = _grouped(clips, sheet.good())
-    clip_of = {paths[clip]: clip for clip in sorted(rows)}
-    first, errors = copies.grouped(folder, {path: facts[clip].digest for path, clip in clip_of.items()})
-    for error in errors:
-        clip = clip_of[Path(error.where).relative_to(folder).as_posix()]
-        sheet.reject(rows[clip], f"{error.where}: {error.problem}", error.mend, "file_name")
-    return {clip_of[path]: clip_of[other] for path, other in first.items()}
-
-
-def _reject_splits(sheet: _Sheet, clips: list[str], splits: list[str], facts: dict[str, files.Fact]) -> None:
-    for clip, rows in _grouped(clips, sheet.good()).items():
-        used = {splits[row] for row in rows}
-        if len(used) > 1:
-            lines = ", ".join(str(sheet.lines[row]) for row in rows[:12]) + (", …" if len(rows) > 12 else "")
-            problem = f"{clip!r} is in {len(used)} splits (lines {lines})"
-            sheet.reject(rows, problem, "keep it in one of them", "split")
-    first: dict[str, tuple[str, str]] = {}
-    for clip, rows in _grouped(clips, sheet.good()).items():
-        other, split = first.setdefault(facts[clip][1], (clip, splits[rows[0]]))
-        if split != splits[rows[0]]:
-            problem = f"{clip!r} holds the same bytes as {other!r}, which is in another split ({split})"
-            sheet.reject(rows, problem, "remove one of them or put both into one split", "file_name")
-
-
-def _grouped(clips: list[str], rows: Iterable[int]) -> dict[str, list[int]]:
-    """The given rows of each clip, in order; rows without a clip are left out."""
-    groups = defaultdict(list)
-    for row in rows:
-        if clips[row]:
-            groups[clips[row]].append(row)
-    return groups
-
-
-def _events(sheet: _Sheet, folder: Path, durations: dict[str, float]) -> pd.DataFrame:
+def _events(sheet: _Sheet, folder: Path, durations: dict[str, float]) -> list[tuple[str, str, float, float]]:
     """The events of the corpus's clips; rows with a problem are rejected."""
     values = []
     written = {row: sheet.cell(row, "file_name") for row in sheet.good()}
@@ -327,9 +306,8 @@ def _events(sheet: _Sheet, folder: Path, durations: dict[str, float]) -> pd.Data
         clip = own.get(_clip(name), _clip(name)) if name else ""
         if clip not in durations:
             if not clip or not (folder / clip).is_file():
-                sheet.reject(
-                    [row], f"no file {name!r} in the audio folder", "correct it or remove the row", "file_name"
-                )
+                problem = f"no file {name!r} in the audio folder"
+                sheet.reject([row], problem, "correct it or remove the row", "file_name")
             continue
         if not event:
             sheet.reject([row], "no event", "name it or remove the row", "event")
@@ -340,7 +318,7 @@ def _events(sheet: _Sheet, folder: Path, durations: dict[str, float]) -> pd.Data
             sheet.reject([row], problem, mend, "onset, offset")
         if row not in sheet.bad:
             values.append((clip, event, onset, offset))
-    return pd.DataFrame(values, columns=list(EVENT_COLUMNS)).astype(no_events().dtypes.to_dict())
+    return values
 
 
 def _number(text: str) -> float:

@@ -1,16 +1,15 @@
 """What the published data sets share: where they lie, their tables, and an index of their audio files."""
 
-import codecs
 import csv
-import hashlib
 import json
 import os
 import re
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -21,7 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from atr.corpora import audio, containers
-from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Problem, no_events, problem_table
+from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Problem, caption_table, clip_table, no_events
 from atr.system import atomic, hashes, places
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
@@ -43,7 +42,7 @@ def read(path: Path, digest: str) -> tuple[np.ndarray, int]:
     _check_place(path)
     waveform, rate = audio.read(path)
     try:
-        changed = _sha256(path) != digest  # after decoding: a change in between shows too
+        changed = hashes.file_sha256(path) != digest  # after decoding: a change in between shows too
     except OSError:
         changed = True
     if changed:
@@ -59,13 +58,11 @@ def _check_place(path: Path) -> None:
         raise containers.AudioError(path, "no permission to read it", "change its permissions")
 
 
-def index(
-    folder: Path, names: Iterable[str], quiet: bool | None = None, decode: bool = False
-) -> dict[str, Fact | containers.AudioError]:
+def index(folder: Path, names: Iterable[str], decode: bool = False) -> dict[str, Fact | containers.AudioError]:
     """Length and digest of each file folder/name, or what is wrong with it; in the order of `names`.
 
     Facts are remembered in the cache, by folder, name, size and times of change, so that a second call reads no audio.
-    decode: read every file to its end, remembered or not. quiet: no progress bar; None: one where there is a terminal.
+    decode: read every file to its end, remembered or not.
     """
     remembered = _memory(folder)
     known = _remembered(remembered)
@@ -79,29 +76,27 @@ def index(
     fresh: dict[str, list[str]] = {}
 
     def inspect(name: str) -> None:
+        path = folder / name
         try:
-            _check_place(folder / name)
-            seconds, digest = audio.duration(folder / name), _sha256(folder / name)
+            _check_place(path)
+            seconds, digest = audio.duration(path), hashes.file_sha256(path)
             if _state(folder, name) != states[name]:
-                raise containers.AudioError(
-                    folder / name, "changes while it is read", "let it be complete, then run again"
-                )
+                raise containers.AudioError(path, "changes while it is read", "let it be complete, then run again")
             if decode:
-                read(folder / name, digest)
+                read(path, digest)
             fresh[name] = [*states[name], repr(seconds), digest]
             found[name] = Fact(seconds, digest)
         except containers.AudioError as error:
             found[name] = error
         except OSError as error:
-            found[name] = containers.AudioError(
-                folder / name, f"cannot be read ({error.strerror})", "restore or remove it"
-            )
+            problem = f"cannot be read ({error.strerror})"
+            found[name] = containers.AudioError(path, problem, "restore or remove it")
 
     wanted = [name for name in states if name not in found]
     pool = ThreadPoolExecutor()  # reading and hashing let go of the interpreter's lock
     try:
         results = pool.map(inspect, wanted)
-        for _ in tqdm(results, "inspecting audio", len(wanted), unit="file", disable=quiet, leave=False):
+        for _ in tqdm(results, "inspecting audio", len(wanted), unit="file", disable=None, leave=False):
             pass
     finally:  # an interrupted inspection keeps what it has done
         pool.shutdown(cancel_futures=True)
@@ -117,7 +112,7 @@ def changed(folder: Path) -> list[str]:
     return [
         f"{folder / name}: its bytes have changed since it was first read; restore it from a copy or fetch it again"
         for name, row in known.items()
-        if _state(folder, name)[:2] == row[:2] and _sha256(folder / name) != row[4]
+        if _state(folder, name)[:2] == row[:2] and hashes.file_sha256(folder / name) != row[4]
     ]
 
 
@@ -136,11 +131,6 @@ def _state(folder: Path, name: str) -> list[str]:
     return [str(state.st_size), str(state.st_mtime_ns), str(state.st_ctime_ns)]
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _remembered(path: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
@@ -153,30 +143,48 @@ def _write(path: Path, rows: list[list]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def listing(folder: Path, suffixes: Iterable[str] = SUFFIXES) -> list[str]:
-    """Paths of all audio files below the folder, relative to it, sorted; links are followed, hidden files left out.
+def listing(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[str]:
+    """What `walk` finds, sorted: of audio files, unless others are named. OSError: a folder that may not be read."""
+    return sorted(walk(folder, suffixes))
 
-    suffixes: others than those of audio. OSError: a folder that may not be read.
+
+def walk(
+    folder: Path, suffixes: Collection[str], closed: dict[str, str] | None = None, links_last: bool = False
+) -> Iterator[str]:
+    """Paths of the files with such endings below the folder, relative to it; nothing hidden. Each folder that links
+    lead to is entered once, under its own name if they come last.
+
+    closed: filled with the folders that cannot be listed, and why; without it they raise OSError.
     """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
+    entered: set[tuple[int, int]] = set()
+    folders, links = [""], list[str]()
+    while folders or links:
+        below = folders.pop() if folders else links.pop()
+        try:
+            state = os.stat(folder / below)
+            if (state.st_dev, state.st_ino) in entered:
+                continue
+            entered.add((state.st_dev, state.st_ino))
+            entries = os.scandir(folder / below)
+        except OSError as error:
+            if closed is None:
+                raise
+            closed[below] = f"{error.strerror}; make it readable"
             continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(place).relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        found += [f"{prefix}{name}" for name in names if is_audio(name, suffixes)]
-    return sorted(found)
+        further: list[str] = []
+        with entries:
+            for entry in entries:
+                path = f"{below}/{entry.name}" if below else entry.name
+                with suppress(OSError):  # a loop of links
+                    if entry.is_dir() and not entry.name.startswith("."):
+                        (links if links_last and entry.is_symlink() else further).append(path)
+                    elif is_audio(entry.name, suffixes):
+                        yield path
+        folders += sorted(further, reverse=True)
+        links.sort(reverse=True)
 
 
-def is_audio(name: str, suffixes: Iterable[str] = SUFFIXES) -> bool:
+def is_audio(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:
     return os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
 
 
@@ -218,9 +226,7 @@ def join(
 def unclear_problem(where: str, paths: list[str]) -> Problem:
     """The problem of a name of a table that `join` calls unclear."""
     listed = ", ".join(map(repr, paths[:3])) + (", …" if len(paths) > 3 else "")
-    problem = (
-        f"its file could be {listed}" if len(paths) > 1 else f"its file could be {listed}, as another name's could"
-    )
+    problem = f"its file could be {listed}" + ("" if len(paths) > 1 else ", as another name's could")
     return Problem(where, problem, "give one file exactly the name in the table, and keep others alike elsewhere")
 
 
@@ -249,10 +255,9 @@ def located(name: str, root: str | PathLike[str] | None) -> Path:
 def unrecognised(name: str, folder: Path, looked_for: str) -> CorpusError:
     """The error for a folder that does not hold the data set: what was looked for and what lies there."""
     there = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
-    found = ", ".join(map(repr, there[:12])) + (f" and {len(there) - 12} more" if len(there) > 12 else "")
-    problem = f"looked for {looked_for}; found {found or 'nothing'}"
+    problem = f"looked for {looked_for}; found {shown(there) or 'nothing'}"
     mend = f"run: atr data {name}, or name the right folder: atr data {name} --from <folder>"
-    return CorpusError(name, problem_table([Problem(str(folder), problem, mend)]))
+    return CorpusError(name, [Problem(str(folder), problem, mend)])
 
 
 class Table(NamedTuple):
@@ -261,6 +266,13 @@ class Table(NamedTuple):
     header: list[str]
     rows: list[list[str]]
     lines: list[int]
+
+    @property
+    def uneven(self) -> dict[int, str]:
+        """What is wrong with the rows that have not as many cells as the header."""
+        cells = len(self.header)
+        found = {row: len(one) for row, one in enumerate(self.rows) if len(one) != cells}
+        return {row: f"{fields} fields where the header has {cells}" for row, fields in found.items()}
 
 
 def read_csv(path: Path, name: str, most: int = MOST_COLUMNS, encoding: str = "utf-8-sig") -> Table | Problem:
@@ -284,12 +296,8 @@ def read_csv(path: Path, name: str, most: int = MOST_COLUMNS, encoding: str = "u
                 start = reader.line_num + 1
     except OSError as error:
         return Problem(str(path), f"cannot be read ({error.strerror})", "put the table there or name the right one")
-    except UnicodeDecodeError as error:
-        at = _offset(path, error)
-        with open(path, "rb") as raw:
-            line = raw.read(at).count(b"\n") + 1
-        problem = f"byte {at} of the file, 0x{error.object[error.start]:02x}, is no UTF-8 text"
-        return Problem(f"{name}, line {line}", problem, "save the table again as CSV in UTF-8")
+    except UnicodeDecodeError:
+        return _undecodable(path, name)
     except csv.Error as error:
         return Problem(f"{name}, line {start}", f"no valid CSV from here on ({error})", "mend its quotes and line ends")
     twice = [column for column, count in Counter(table.header).items() if count > 1 and column]
@@ -307,19 +315,18 @@ def _lines(file: Any) -> Iterator[str]:
         yield line
 
 
-def _offset(path: Path, error: UnicodeDecodeError) -> int:
-    """Where in a file the bytes that failed to decode begin."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0
+def _undecodable(path: Path, name: str) -> Problem:
+    """Where the bytes of a file stop being UTF-8; no line before that is longer than LONGEST_LINE."""
+    at = 0
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            waiting = len(decoder.getstate()[0])
+        for number, line in enumerate(file, 1):
             try:
-                decoder.decode(block)
-            except UnicodeDecodeError as again:
-                return done - waiting + again.start
-            done += len(block)
-    return done - len(decoder.getstate()[0])
+                line.decode()
+            except UnicodeDecodeError as error:
+                problem = f"byte {at + error.start} of the file, 0x{line[error.start]:02x}, is no UTF-8 text"
+                return Problem(f"{name}, line {number}", problem, "save the table again as CSV in UTF-8")
+            at += len(line)
+    return Problem(name, "it changes while it is read", "let it be complete, then run again")
 
 
 def frame(path: Path, most: int = MOST_COLUMNS, latin: bool = False) -> pd.DataFrame:
@@ -329,19 +336,15 @@ def frame(path: Path, most: int = MOST_COLUMNS, latin: bool = False) -> pd.DataF
     encoding = "utf-8-sig"
     if latin:
         try:
-            with open(path, encoding=encoding) as file:
-                while file.read(1 << 20):
-                    pass
+            path.read_text(encoding=encoding)
         except UnicodeDecodeError:
             encoding = "latin-1"
     table = read_csv(path, str(path), most, encoding)
     if isinstance(table, Table):
-        uneven = [row for row, cells in enumerate(table.rows) if len(cells) != len(table.header)]
-        if table.header and not uneven:
+        for row, problem in table.uneven.items():
+            raise ValueError(f"{path}, row {row + 1}: {problem}; put quotes around a text that contains commas")
+        if table.header:
             return pd.DataFrame(table.rows, columns=table.header, dtype="str")
-        if uneven:
-            problem = f"{len(table.rows[uneven[0]])} fields where the header has {len(table.header)}"
-            raise ValueError(f"{path}, row {uneven[0] + 1}: {problem}; put quotes around a text that contains commas")
         table = Problem(str(path), "is empty", "save the table again as CSV in UTF-8")
     raise ValueError(f"{table.where}: no table in CSV ({table.problem}); {table.mend}")
 
@@ -355,7 +358,7 @@ def read_table(name: str, path: Path, required: Iterable[str]) -> list[dict[str,
     """The rows of a CSV file in UTF-8, every cell as it stands; CorpusError, with the line, for one that is damaged."""
 
     def failure(where: str, problem: str) -> CorpusError:
-        return CorpusError(name, problem_table([Problem(where, problem, "fetch it again or name the right folder")]))
+        return CorpusError(name, [Problem(where, problem, "fetch it again or name the right folder")])
 
     table = read_csv(path, str(path))
     if isinstance(table, Problem):
@@ -363,9 +366,8 @@ def read_table(name: str, path: Path, required: Iterable[str]) -> list[dict[str,
     missing = [column for column in required if column not in table.header]
     if missing:
         raise failure(str(path), f"no column {missing[0]!r} (the header has {shown(table.header) or 'nothing'})")
-    for cells, line in zip(table.rows, table.lines, strict=True):
-        if len(cells) != len(table.header):
-            raise failure(f"{path}, line {line}", f"not {len(table.header)} fields as in the header")
+    for row, problem in table.uneven.items():
+        raise failure(f"{path}, line {table.lines[row]}", problem)
     return [dict(zip(table.header, cells, strict=True)) for cells in table.rows]
 
 
@@ -378,19 +380,20 @@ def captions_of(row: Mapping[str, str]) -> list[str]:
 class FileReader:
     """Reads a clip from its file.
 
-    paths: the audio file of each clip, below `folder`. digests: the SHA-256 of each clip's file; a file that has
-    another by now is an AudioError. listed: how many clips each split has by its table, with audio or without.
+    digests: the SHA-256 of each clip's file; a file that has another by now is an AudioError. paths: the audio files
+    below `folder` of clips that are not named as theirs. listed: how many clips each split has by its table, with audio
+    or without.
     """
 
     folder: Path
-    paths: dict[str, str] = field(repr=False)
-    digests: dict[str, str] = field(repr=False)
-    listed: dict[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(repr=False)
+    paths: Mapping[str, str] = field(default_factory=dict, repr=False)
+    listed: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, clip: str) -> tuple[np.ndarray, int]:
-        if clip not in self.paths:
-            raise KeyError(f"{self.folder}: no clip {clip!r} among {len(self.paths)}")
-        return read(self.folder / self.paths[clip], self.digests[clip])
+        if clip not in self.digests:
+            raise KeyError(f"{self.folder}: no clip {clip!r} among {len(self.digests)}")
+        return read(self.folder / self.paths.get(clip, clip), self.digests[clip])
 
 
 def published(
@@ -430,22 +433,17 @@ def published(
                     least, most = stated[clip]
                     length = f"{most:.2f} s" if least == most else f"{least:.0f} to {most:.0f} s"
                     problem = f"{fact.seconds:.2f} s long where {name} states {length}"
-                    doubts.append(
-                        Problem(str(folder / chosen[clip]), problem, "fetch it again, or check that it is so")
-                    )
+                    where = str(folder / chosen[clip])
+                    doubts.append(Problem(where, problem, "fetch it again, or check that it is so"))
             elif missing is not None:
                 found.append(missing(split, clip))
-    clip_table = pd.DataFrame(rows, columns=["clip", "split", "duration", "digest", "description"]).astype(
-        {"clip": "str", "split": "str", "duration": "float64", "digest": "str", "description": "str"}
-    )
-    caption_table = pd.DataFrame(texts, columns=["clip", "caption"], dtype="str")
     if doubts:
         first = ": ".join(doubts[0][:2])
         warnings.warn(f"{len(doubts)} of {len(rows)} files of {name} are too long or short, as {first}", stacklevel=3)
     digests = {clip: digest for clip, _, _, digest, _ in rows}
-    reader = FileReader(folder, chosen, digests, {split: len(clips) for split, clips in lists.items()})
-    known = (name, clip_table, caption_table, no_events(), reader, source)
-    return Corpus(*known, found=tuple(found), repeats=True, doubts=tuple(doubts))
+    reader = FileReader(folder, digests, chosen, {split: len(clips) for split, clips in lists.items()})
+    tables = clip_table(rows), caption_table(texts), no_events()
+    return Corpus(name, *tables, reader, source, found=tuple(found), repeats=True, doubts=tuple(doubts))
 
 
 def _fits(seconds: float, least: float, most: float) -> bool:

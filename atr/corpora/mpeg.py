@@ -117,9 +117,8 @@ def _tag(frame: bytes, form: Format) -> int:
 
 def _followed(data: bytes, end: int, form: Format) -> bool:
     following = _frame(int.from_bytes(data[end : end + 4])) if end + 4 <= len(data) else None
-    return (
-        end == len(data) or data[end : end + 3] in (b"TAG", b"ID3", b"APE") or bool(following and following[0] == form)
-    )
+    tagged = data[end : end + 3] in (b"TAG", b"ID3", b"APE")
+    return end == len(data) or tagged or bool(following and following[0] == form)
 
 
 def _after_tag(data: bytes, at: int) -> int | None:

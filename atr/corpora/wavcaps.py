@@ -8,7 +8,7 @@ from typing import Any
 
 from atr import register
 from atr.corpora import audio, files
-from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
+from atr.corpora.corpus import Corpus, CorpusError, Problem
 from atr.system import places
 
 LISTS = {
@@ -90,11 +90,10 @@ def _read(folder: Path, name: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         for entry in content["data"] if name != BLACKLIST else ():
-            if not (
-                isinstance(entry["id"], str) and isinstance(entry["caption"], str) and float(entry["duration"]) >= 0
-            ):
+            texts = isinstance(entry["id"], str) and isinstance(entry["caption"], str)
+            if not texts or not float(entry["duration"]) >= 0:
                 raise ValueError(f"entry {entry['id']!r}")
     except (ValueError, KeyError, TypeError) as error:
         problem = Problem(str(path), f"no list of id, caption and duration ({error!r})", "run: atr data wavcaps")
-        raise CorpusError("wavcaps", problem_table([problem])) from None
+        raise CorpusError("wavcaps", [problem]) from None
     return content

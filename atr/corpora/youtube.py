@@ -1,6 +1,5 @@
 """AudioCaps's audio from YouTube, by yt-dlp and ffmpeg."""
 
-import csv
 import os
 import re
 import shutil
@@ -8,6 +7,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from atr.corpora import audio, audiocaps, containers, files
@@ -77,13 +77,8 @@ def fetch(root: Path, workers: int = 4, again: bool = False, quiet: bool = False
     finally:
         pool.shutdown(cancel_futures=True)
         if lost != gone(root):
-            atomic.write_atomic(root / "gone.csv", lambda path: _write_gone(path, lost))
+            atomic.write_csv(pd.DataFrame(sorted(lost.items()), columns=["clip", "reason"]), root / "gone.csv")
     return failed
-
-
-def _write_gone(path: Path, lost: dict[str, str]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("clip", "reason"), *sorted(lost.items())])
 
 
 def _fetch_clip(clip: str, start: float, target: Path) -> str:

@@ -201,9 +201,8 @@ def load(encoder: Any, path: str | Path) -> None:
     (`num_batches_tracked`) may be missing: files from before they existed.
     """
     own = encoder.state_dict()
-    tensors = {
-        name: tensor for name, tensor in _named(encoder, path, own).items() if not name.startswith(encoder.dropped)
-    }
+    named = _named(encoder, path, own)
+    tensors = {name: tensor for name, tensor in named.items() if not name.startswith(encoder.dropped)}
     missing = [name for name in own.keys() - tensors.keys() if not name.endswith(".num_batches_tracked")]
     wrong = [f"missing {listed(missing)}"] if missing else []
     if unexpected := tensors.keys() - own.keys():
@@ -220,9 +219,8 @@ def load(encoder: Any, path: str | Path) -> None:
     check(path, tensors, own)
     if any(tensor.is_meta for tensor in own.values()):  # laid out, but without memory of its own
         complete = {name: torch.zeros((), dtype=torch.int64) for name in own} | tensors
-        encoder.load_state_dict(
-            {name: tensor.to(own[name].dtype, copy=True) for name, tensor in complete.items()}, assign=True
-        )
+        copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in complete.items()}
+        encoder.load_state_dict(copies, assign=True)
     else:
         encoder.load_state_dict(tensors, strict=False)
 

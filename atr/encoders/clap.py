@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from atr.corpora.audio import from_int16
 from atr.encoders import text
 from atr.system.packed import Packed
 
@@ -113,8 +114,7 @@ class Clap:
     def _features(self, waveform: np.ndarray, seed: int) -> Tensor:
         """Log-mel (1 or 4, frames, bands) of one clip, as the extractor gives it."""
         with _drawing_from(seed, waveform):
-            wave = waveform.astype(np.float32) / 32767
-            output = self.extractor(wave, sampling_rate=self.sample_rate, return_tensors="pt")
+            output = self.extractor(from_int16(waveform), sampling_rate=self.sample_rate, return_tensors="pt")
         return output["input_features"][0]
 
     def _longer(self, waveform: np.ndarray) -> bool:

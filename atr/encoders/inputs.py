@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from atr.corpora.audio import MAX_PEAK, resample
+from atr.corpora.audio import MAX_PEAK, from_int16, resample, to_int16
 from atr.corpora.corpus import Corpus
 from atr.encoders import registry
 from atr.encoders.audio.compact import Compact
 from atr.encoders.registry import AudioEncoder
 from atr.system import devices, hashes, packed, store
-from atr.system.devices import ahead
-from atr.system.hashes import content_key
-from atr.system.packed import Packed, open_packed, pack
-from atr.system.store import cached
+from atr.system.packed import Packed
 
 AUDIO_BATCH = 16  # clips that an audio encoder takes at a time outside of training
 
@@ -32,7 +29,7 @@ def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: flo
         def rows():
             for start in tqdm(range(0, len(sounds), 16), desc=f"{corpus.name} {split}: log-mel", disable=quiet):
                 batch, lengths = sounds.batch(np.arange(start, min(start + 16, len(sounds))))
-                features = encoder.frontend(batch.float() / 32767, lengths).transpose(1, 2).numpy()
+                features = encoder.frontend(from_int16(batch), lengths).transpose(1, 2).numpy()
                 for row, length in zip(features, encoder.feature_lengths(lengths).tolist(), strict=True):
                     yield row[:length]
 
@@ -57,7 +54,7 @@ def encode(encoder: AudioEncoder, batch: Tensor, lengths: Tensor | None) -> tupl
     (B, frames, bands); lengths None: all as long as the batch.
     """
     if batch.dtype == torch.int16:
-        return encoder(batch.float() / 32767, lengths)
+        return encoder(from_int16(batch), lengths)
     return encoder.encode(batch.transpose(1, 2), lengths)
 
 
@@ -68,7 +65,7 @@ SHORTEST = 0.1  # seconds of a packed waveform
 def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: float | None = None) -> Packed:
     """16-bit waveforms of the clips of a one-split corpus, in order, decoded and resampled once.
 
-    Rows are (samples,) int16; divide by 32767 for the range -1 to 1. seconds: keep only the beginning of each clip, cut
+    Rows are (samples,) int16, for `audio.from_int16`. seconds: keep only the beginning of each clip, cut
     before it is resampled; None keeps all. Raises AudioError, or what else the corpus's reader raises.
     """
     if seconds is not None and seconds <= 0:
@@ -83,12 +80,12 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
         return quantised(waveform, rate, sample_rate)
 
     def build(folder: Path) -> None:
-        title = f"{corpus.name} {split}: audio"
-        pack(folder, tqdm(ahead(decode, clips), total=len(clips), desc=title, unit="clip", disable=quiet))
+        rows = devices.ahead(decode, clips)
+        packed.pack(folder, tqdm(rows, f"{corpus.name} {split}: audio", len(clips), unit="clip", disable=quiet))
 
     beginning = [] if seconds is None else [float(seconds)]
-    key = content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION, *beginning)
-    return open_packed(cached("waveforms", key, build))
+    key = hashes.content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION, *beginning)
+    return packed.open_packed(store.cached("waveforms", key, build))
 
 
 def quantised(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
@@ -100,5 +97,5 @@ def quantised(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     if not peak <= MAX_PEAK:
         held = f"samples up to {peak:,.0f}" if waveform.dtype.kind == "f" else f"a waveform of {waveform.dtype}"
         raise ValueError(f"{held}, where 1 is full scale; give floats in the range -1 to 1")
-    samples = np.round(np.clip(resample(waveform, rate, sample_rate), -1, 1) * 32767).astype(np.int16)
+    samples = to_int16(resample(waveform, rate, sample_rate))
     return np.pad(samples, (0, max(0, round(SHORTEST * sample_rate) - len(samples))))

@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def frame_mask(lengths: Tensor, size: int) -> Tensor:
+    """Lengths (B,) → (B, size) bool, True before each end."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
 def mean(frames: Tensor, mask: Tensor) -> Tensor:
     """Mean of the frames that count: (B, T, dim), (B, T) → (B, dim)."""
     keep = mask[:, :, None]

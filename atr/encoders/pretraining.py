@@ -14,6 +14,7 @@ from atr import register
 from atr.corpora.corpus import Corpus
 from atr.encoders import registry
 from atr.encoders.audio.compact import ENCODER_VERSION, Compact
+from atr.encoders.pooling import frame_mask
 from atr.system import devices, hashes, packed, places, store
 
 PRETRAINING_VERSION = 1
@@ -111,8 +112,7 @@ def train(
             for step in range(steps):
                 chosen = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
                 batch, lengths = features.batch(chosen)
-                padding = torch.arange(batch.shape[1]) >= lengths[:, None]
-                batch = batch.masked_fill(padding[:, :, None], SILENCE)
+                batch = batch.masked_fill(~frame_mask(lengths, batch.shape[1])[:, :, None], SILENCE)
                 target = targets[chosen]
                 share = torch.from_numpy(generator.beta(0.5, 0.5, (len(chosen), 1)).astype(np.float32))
                 batch = share[:, :, None] * batch + (1 - share[:, :, None]) * batch.flip(0)

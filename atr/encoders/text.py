@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from atr.encoders import checkpoints
+from atr.encoders.pooling import frame_mask, mean
 from atr.system.devices import threads
 from atr.system.hashes import content_key, file_hash
 from atr.system.packed import Packed, open_packed, pack
@@ -189,7 +190,7 @@ class TextEncoder(nn.Module):
         return self._pooled(inputs, lengths)
 
     def _pooled(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        mask = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        mask = frame_mask(lengths, inputs.shape[1])
         if inputs.is_floating_point():
             hidden = self._top(inputs, mask)
         else:
@@ -198,10 +199,7 @@ class TextEncoder(nn.Module):
         return self.pool(hidden, mask)
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        if self.pooling == "first":
-            return hidden[:, 0]
-        keep = mask[:, :, None]
-        return (hidden * keep).sum(1) / keep.sum(1)
+        return hidden[:, 0] if self.pooling == "first" else mean(hidden, mask)
 
     def _top(self, states: Tensor, mask: Tensor) -> Tensor:
         assert self.layers is not None
@@ -223,7 +221,7 @@ class TextEncoder(nn.Module):
         for start in range(0, len(order), 128):
             chosen = order[start : start + 128]
             batch, lengths = tokens.batch(chosen)
-            mask = torch.arange(batch.shape[1]) < lengths[:, None]
+            mask = frame_mask(lengths, batch.shape[1])
             batch, mask = batch.masked_fill(~mask, self.padding).to(device), mask.to(device)
             output = self.model(input_ids=batch, attention_mask=mask.long(), output_hidden_states=True)
             hidden = output.hidden_states[-1 - (below or 0)]

@@ -26,14 +26,15 @@ def flat(run: Run) -> dict[str, Any]:
         "validation.": run.validation,
         "run.": {"best_epoch": run.best_epoch} | {name: run.environment.get(name) for name in kept},
     }
-    return {prefix + name: value for prefix, part in parts.items() for name, value in _leaves(part).items()}
+    return {prefix + name: value for prefix, part in parts.items() for name, value in leaves(part).items()}
 
 
-def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings, under their names joined by dots; lists are JSON."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}.{inner}": leaf for inner, leaf in _leaves(value).items()}
+            found |= {f"{name}.{inner}": leaf for inner, leaf in leaves(value).items()}
         else:
             found[name] = _json(value) if isinstance(value, list) else value
     return found

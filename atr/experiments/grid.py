@@ -1,21 +1,24 @@
 """Many configs: skip what is finished, continue what was cut off, run several side by side, survive what fails."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from atr.config import RunConfig
-from atr.corpora.corpus import Corpus
-from atr.experiments import executors
-from atr.experiments.executors import Task
-from atr.experiments.planning import seconds
+from atr.corpora import corpus_of, loaded_once
+from atr.experiments import executors, planning
+from atr.experiments.executors import Executor, Task
+from atr.experiments.export import leaves
 from atr.experiments.profiles import profile as profile_of
-from atr.system import devices, hashes
+from atr.system import devices
 from atr.training import fit, identity, records, tracking
 from atr.training.preparation import prepare
 from atr.training.records import RecordError, Run, said
@@ -81,6 +84,26 @@ def describe(config: RunConfig) -> str:
     )
 
 
+def overview(configs: Sequence[RunConfig]) -> pd.DataFrame:
+    """One row per group of configs that differ by their seed alone: what it trains with, each field in which groups
+    differ, empty where it is at its default, and how many runs it has.
+
+    >>> overview([atr.RunConfig(epochs=epochs, seed=seed) for epochs in (5, 9) for seed in (0, 1)])
+       batch_size  epochs  learning_rates.heads  runs
+    0          32       5                 0.001     2
+    1          32       9                 0.001     2
+    """
+    rows = []
+    for config in {json.dumps(config.to_dict(), sort_keys=True): config for config in configs}.values():
+        always = {name: config.to_dict()[name] for name in ("batch_size", "epochs", "learning_rates")}
+        needs = {name: describe(needed.replace(seed=0)) for name, needed in config.needs().items()}
+        fields = leaves(always | config.identity() | always | needs)
+        rows.append({name: value for name, value in fields.items() if name != "seed"})
+    table = pd.DataFrame(rows, dtype=object)
+    differing = [name for name in table if str(name).split(".")[0] in always or table[name].nunique(dropna=False) > 1]
+    return table.groupby(differing, sort=False, dropna=False).size().rename("runs").reset_index().fillna("")
+
+
 def run_all(
     configs: Sequence[RunConfig],
     *,
@@ -110,67 +133,76 @@ def run_all(
     executors.known(executor)
     # A cluster may have a GPU where this machine has none.
     here = devices.resolve_device("auto" if executor == "ray" and device == "cuda" else device)
-    trackers = tracking.chosen(track)
+    options = {"root": root, "runs": runs, "track": tracking.chosen(track)}
     outcome = Runs(list(configs), [None] * len(configs))
-    corpora: dict[str, Corpus] = {}
-    tasks: dict[str, Task] = {}  # by the run's address
-
-    def settle(task: Task, reason: str) -> None:
-        run = Run(task.run.path)
-        done = fit.at_hand(run, task.config)
-        for place in task.places:
-            if done:
-                outcome.runs[place] = run
-                if on_run is not None:
-                    on_run(outcome.configs[place], run)
-            else:
-                outcome.failures[place] = _where(run, reason or run.problem or f"{run.path}: {run.status}")
-            bar.update()
-
-    with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar:
-        for place, config in enumerate(configs):
-            try:
-                key = hashes.content_key(dict(config.corpus))
-                if key not in corpora:
-                    corpora[key] = identity.corpus_of(config, root)
-                run = identity.locate(config, corpora[key], runs, quiet, root=root)
-                if run.address not in tasks:
-                    needed = identity.needed(config, corpora[key], root).values()
-                    needs = {identity.locate(*one, runs, quiet, root=root).address for one in needed}
-                    tasks[run.address] = Task(config, corpora[key], run, [], needs)
-                tasks[run.address].places.append(place)
-            except Exception as error:
-                outcome.failures[place] = said(error)
-                bar.update()
-        todo = []
-        for task in tasks.values():
-            if fit.at_hand(task.run, task.config):
-                settle(task, "")
-            else:
-                todo.append(task)
-        if not todo:
-            return outcome
-        with closing(executors.EXECUTORS[executor](device, workers, runs)) as cluster:
-            ready = []
-            for task in todo:
-                try:  # once, here, on all cores or the GPU
-                    on = cluster.device if cluster.device == here else "cpu"
-                    prepare(task.config, task.corpus, quiet=quiet, device=on)
-                    ready.append(task)
-                except Exception as error:
-                    settle(task, said(error))
-            if here == "cuda":
-                torch.cuda.empty_cache()  # what preparing took is the runs' now
-            options = {"root": root, "device": cluster.device, "runs": runs, "track": trackers}
-            ordered = sorted(reversed(ready), key=_order)
-            for task, reason in executors.side_by_side(ordered, cluster, options):
-                settle(task, reason)
+    start = partial(executors.EXECUTORS[executor], device, workers, runs)
+    with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar, loaded_once():
+        tasks = _tasks(outcome, root, runs, quiet)
+        bar.update(len(outcome.failures))
+        with closing(_ended(tasks, start, here, options, quiet)) as ended:
+            for task, reason in ended:
+                run = Run(task.run.path)
+                done = fit.at_hand(run, task.config)
+                for place in task.places:
+                    if done:
+                        outcome.runs[place] = run
+                    else:
+                        outcome.failures[place] = _where(run, reason or run.problem or f"{run.path}: {run.status}")
+                    bar.update()
+                    if done and on_run is not None:
+                        on_run(outcome.configs[place], run)
     return outcome
+
+
+def _tasks(outcome: Runs, root: str | Path | None, runs: Path | None, quiet: bool) -> list[Task]:
+    """Each distinct run once; a config whose run cannot be named is a failure."""
+    tasks: dict[str, Task] = {}  # by the run's address
+    for place, config in enumerate(outcome.configs):
+        try:
+            corpus = corpus_of(config.corpus, root)
+            run = identity.locate(config, corpus, runs, quiet, root=root)
+            if run.address not in tasks:
+                needed = identity.needed(config, corpus, root).values()
+                needs = {identity.locate(*one, runs, quiet, root=root).address for one in needed}
+                tasks[run.address] = Task(config, corpus, run, [], needs)
+            tasks[run.address].places.append(place)
+        except Exception as error:
+            outcome.failures[place] = said(error)
+    return list(tasks.values())
+
+
+def _ended(
+    tasks: list[Task], start: Callable[[], Executor], here: str, options: dict[str, Any], quiet: bool
+) -> Generator[tuple[Task, str]]:
+    """Each task as it ends, finished ones first, and why if it failed; `start` starts an executor if one is needed."""
+    todo = []
+    for task in tasks:
+        if fit.at_hand(task.run, task.config):
+            yield task, ""
+        else:
+            todo.append(task)
+    if not todo:
+        return
+    with closing(start()) as executor:
+        ready = []
+        for task in todo:
+            try:  # once, here, on all cores or the GPU
+                prepare(
+                    task.config, task.corpus, quiet=quiet, device=executor.device if executor.device == here else "cpu"
+                )
+                ready.append(task)
+            except Exception as error:
+                yield task, said(error)
+        if here == "cuda":
+            torch.cuda.empty_cache()  # what preparing took is the runs' now
+        ordered = sorted(reversed(ready), key=_order)
+        yield from executors.side_by_side(ordered, executor, options | {"device": executor.device})
 
 
 def _order(task: Task) -> tuple:
     """The released recipe first, heads before encoders, the shortest first, so that a table soon has rows."""
-    return task.config.recipe != "released", task.config.training in ("finetuned", "scratch"), seconds(task.config)
+    seconds = planning.seconds(task.config, planning.size(task.config, task.corpus))
+    return task.config.recipe != "released", task.config.training in ("finetuned", "scratch"), seconds
 
 
 def _where(run: Run, reason: str) -> str:

@@ -159,6 +159,36 @@ def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
     )  # a new state is written beside the old one
 
 
+# What `measure` finds of the small encoders on one core of the machine where `speed` is 1, by training: seconds of a
+# pair, of a clip and of a caption in evaluation. A study of minutes is not worth a measurement; others take longer.
+TYPICAL = {
+    "external": (0.0, 0.0, 0.0),
+    "frozen": (5e-5, 0.0, 0.0),
+    "frozen_released": (2e-2, 4e-3, 2e-3),
+    "finetuned": (8e-3, 1e-3, 1e-3),
+    "scratch": (8e-3, 1e-3, 1e-3),
+}
+STEP_SECONDS = 1e-3
+HEAD_SECONDS = 4e-8  # of a step, for each of the embedding dimension's square: the heads' parameters
+RUN_SECONDS = 1.0  # of starting a run and writing it
+YARDSTICK_SECONDS = 0.1  # that `speed` measures there
+
+
+def seconds(config: RunConfig, data: Size) -> float:
+    """Rough seconds of a run on one core where `speed` is 1, as `cost` has them."""
+    pair, clip, caption = TYPICAL[config.training]
+    fixed = STEP_SECONDS + HEAD_SECONDS * config.embedding_dim**2
+    length = 0.0 if config.training == "frozen" else 10.0
+    measured = Measured(fixed, pair, clip, caption, *(0.0,) * 5, seconds=length)
+    return RUN_SECONDS + cost(config, measured, data).seconds
+
+
+def preparation(data: Size, cores: int) -> float:
+    """Rough seconds to decode a corpus, pre-train its encoder and encode its captions, where `speed` is 1."""
+    decoding, encoding = 0.03 / cores * sum(data.clips.values()), 6e-3 * sum(data.captions.values())
+    return decoding + encoding + data.clips["train"] * 0.0022 * pretraining.EPOCHS
+
+
 def measure(config: RunConfig, device: str) -> Measured:
     """Time a few steps of a config's networks, with random weights, on random sound and words.
 
@@ -263,7 +293,7 @@ def shell(
         if frozen:
             return torch.randn(captions, width, device=device), None
         lengths = torch.full((captions,), TOKENS, device=device)
-        if config.text_layers is not None and config.training != "frozen_released":
+        if config.state_layers is not None:
             return torch.randn(captions, TOKENS, width, device=device), lengths
         return torch.randint(5, 1000, (captions, TOKENS), device=device), lengths
 
@@ -289,41 +319,35 @@ def _language(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tupl
         architecture = AutoConfig.for_model(known[0], **known[1] | dict(sizes or {}))
     else:
         architecture = AutoConfig.from_pretrained(text.folder(config.text_encoder, fetch=False), local_files_only=True)
-    if config.text_layers is not None and config.training != "frozen_released":
-        architecture.num_hidden_layers = config.text_layers
+    layers = 0 if config.training == "frozen" else config.state_layers  # frozen: only its width counts
+    if layers is not None:
+        architecture.num_hidden_layers = layers
     network = AutoModel.from_config(architecture)
     network.pooler = None
     return _Language(network), architecture.hidden_size
 
 
-def summary(
-    plan: pd.DataFrame, corpora: dict[str, Corpus | None], device: str, side_by_side: int, cluster: str = ""
-) -> tuple[pd.DataFrame, str]:
+def summary(plan: pd.DataFrame, device: str, side_by_side: int, cluster: str = "") -> tuple[pd.DataFrame, str]:
     """What the runs of a plan need: a row for each group of like runs, and the sum in words.
 
-    plan: as `study.plan` makes it; corpora: by the content key of their options, None where absent. Columns: runs,
-    finished, steps of a run, memory of a run, disk of all when done, time of those not finished, one after another;
-    `.attrs["seconds"]` is the sum of that.
+    plan: as `study.plan` makes it. Columns: runs, finished, steps of a run, memory of a run, disk of all when done,
+    time of those not finished, one after another; `.attrs["seconds"]` is the sum of that.
     cluster: in words, where the runs are not for this machine alone.
     """
     measured: dict[tuple, Measured] = {}
-    sizes: dict[str, Size] = {}
     rows, audio = [], {}
     state = 0.0
-    for notebooks, finished, config in zip(plan["notebooks"], plan["finished"], plan["config"], strict=True):
+    for notebooks, finished, config, data in plan[["notebooks", "finished", "config", "size"]].itertuples(index=False):
         if config.training == "external":
             continue  # nothing is trained
-        key = hashes.content_key(dict(config.corpus))
-        if key not in sizes:
-            sizes[key] = size(config, corpora.get(key))
-        data, kind = sizes[key], signature(config)
+        kind = signature(config)
         if kind not in measured:
             measured[kind] = measure(config, device)
         needs = cost(config, measured[kind], data)
         state = max(state, 0.0 if finished else needs.state)
         rate = registry.facts(config.audio_encoder).sample_rate
         seconds = min(data.seconds, config.max_seconds or data.seconds)
-        audio[key, rate] = 2.0 * rate * seconds * sum(data.clips.values())
+        audio[hashes.content_key(dict(config.corpus)), rate] = 2.0 * rate * seconds * sum(data.clips.values())
         rows.append(
             {
                 "notebooks": notebooks,
@@ -375,40 +399,6 @@ def queries_a_second(dim: int, clips: int, queries: int = 50, top: int = 10) -> 
                 (index @ index[row]).topk(top)
 
         return queries / _timed(search, "cpu")
-
-
-# Seconds a run takes on one core of the machine that the estimate was made on, and a yardstick to scale them by.
-YARDSTICK_SECONDS = 0.1
-PAIR_SECONDS = {"external": 0.0, "frozen": 5e-5, "frozen_released": 2e-2, "finetuned": 8e-3, "scratch": 8e-3}
-STEP_SECONDS = 1e-3
-HEAD_SECONDS = 4e-8  # of a step, for each of the embedding dimension's square: the heads' parameters
-
-
-def pairs(config: RunConfig) -> int:
-    """(clip, caption) pairs that a run visits in its stages; a corpus of unknown size counts as 1,200 clips."""
-    clips = training_clips(config.corpus)
-    return sum(part.epochs * clips * (5 if part.sampler == "all_captions" else 1) for part in config.parts())
-
-
-def training_clips(corpus: Mapping[str, Any]) -> int:
-    """How many a corpus trains on, by its options."""
-    train = corpus.get("train", 1200)
-    if "hold_out" in corpus:
-        return train + corpus.get("validation", 200) + corpus.get("test", 500) - corpus["hold_out"]
-    return train
-
-
-def seconds(config: RunConfig) -> float:
-    """Rough seconds of a run on one core, before scaling by `speed`."""
-    visits = pairs(config)
-    step = STEP_SECONDS + HEAD_SECONDS * config.embedding_dim**2
-    return 1 + visits * PAIR_SECONDS[config.training] + visits / config.batch_size * step
-
-
-def preparation(corpus: Mapping[str, Any], cores: int) -> float:
-    """Rough seconds to decode a corpus, pre-train its encoder and encode its captions, before scaling by `speed`."""
-    clips = corpus.get("train", 1200) + corpus.get("validation", 200) + corpus.get("test", 500)
-    return clips * (0.03 / cores + 5 * 2 * 3e-3) + training_clips(corpus) * 0.0022 * pretraining.EPOCHS
 
 
 def speed() -> float:

@@ -1,7 +1,7 @@
 """What each profile fixes: the one table behind `profile=` in every notebook."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from atr.experiments.recipes import (
     THESIS_RECIPES,
 )
 from atr.system import places
-
-QUICK_NETWORK = {"examples": 2_000, "epochs": 2}  # a voxel network that tests can wait for
 
 
 @dataclass(frozen=True)
@@ -43,31 +41,19 @@ class Profile:
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": {"frozen": "frozen"}})
     base: Mapping[str, Any] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
-    sizes: tuple[int, ...] = (32, 128)  # batch sizes compared in notebook 02
-    dims: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # embedding dimensions compared in notebook 03
-    compared_dims: tuple[int, int] = (256, 512)  # of them fine-tuned; the first is also that of notebook 04
-    many_seeds: tuple[int, ...] = tuple(range(10))  # where runs are cheap
-    voxel_network: Mapping[str, Any] = field(default_factory=dict)  # fields of `atr.losses.voxels.VoxelRecipe`
-    reference_sets: int = 4  # of each kind that a reading of notebook 04 is averaged over
-    reference_draws: int | None = None  # of dimensions for each of them; None: as many as `readings.values` takes
-    stage_epochs: tuple[int, int, int] = (1, 1, 3)  # of the three stages of notebook 05
-    # Shares of the full rates, notebooks 05 and 06, by batches: chosen on validation data of demo (seed 0).
+    # Shares of the full rates, by how batches are drawn: chosen on validation data of demo (seed 0).
     shares: Mapping[str, float] = field(default_factory=lambda: {"random": 0.5, "mined": 0.25})
-    mined_sizes: tuple[int, ...] = (16, 32, 64)  # batch sizes of notebook 05, its own among them
-    cnns: tuple[str, str] = ("compact", "compact_resnet")  # in notebook 06 for CNN14 and ResNet38
-    members: tuple[int, ...] = tuple(range(5))  # seeds of an ensemble
-    submitted: tuple[int, ...] = (0, 1)  # seeds of an ensemble that is submitted
+    cnns: tuple[str, str] = ("compact", "compact_resnet")  # for CNN14 and ResNet38
     source: Mapping[str, Any] = field(default_factory=dict)  # corpus that transfer starts on
     submission: Mapping[str, Any] = field(default_factory=dict)  # corpus that a challenge's systems are trained on
     thesis_recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": SMALL_THESIS})
-    audio_shares: tuple[float, ...] = (0.04, 0.2, 1.0, 5.0)  # of the audio encoder's rate, notebook 08; two published
     # Of the heads' rate, for text-aware pooling: the best of 1, 0.3 and 0.1 on validation data of demo (seed 0).
     pooling_share: float = 0.1
-    sigmoid_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256)  # batch sizes of notebook 07
     notebooks: tuple[str, ...] = ()  # that the profile serves; all if none are named
     needs_clips: bool = False
     needs_captions: bool = False
     published: bool = False
+    quick: bool = False  # the smallest grids: whether everything runs, and not what comes of it
 
     @property
     def results(self) -> Path:
@@ -194,11 +180,6 @@ class Profile:
         short = self.config(corpus, training, loss, seed)
         return short.replace(epochs=factor * short.epochs, step_epochs=factor * short.step_epochs)
 
-    @property
-    def compared_sizes(self) -> tuple[int, int]:
-        """The two batch sizes that Mei et al. 2022, table 2, compare: 32 and 128, or the profile's ends."""
-        return (32, 128) if {32, 128} <= set(self.sizes) else (self.sizes[0], self.sizes[-1])
-
 
 # Half of the embedded ones.
 OTHER_EVENTS = "bees bell clapping clock crickets dripping engine fire footsteps frog telephone wind".split()
@@ -217,20 +198,9 @@ PROFILES = {
         rates=SMALL_RATES,
         base={"embedding_dim": 64},
         batch_sizes={"soundscapes": 16},
-        sizes=(16, 32),
-        dims=(8, 128, 512),
-        compared_dims=(64, 128),
-        many_seeds=(0, 1),
-        voxel_network=QUICK_NETWORK,
-        reference_sets=2,
-        reference_draws=10,
-        stage_epochs=(1, 1, 1),
-        mined_sizes=(8, 16),
-        members=(0, 1),
+        quick=True,
         source={**scenes(48, 12, 24), "duration": 4.0, "seed": 1, "events": OTHER_EVENTS},
         submission={**scenes(48, 12, 0), "duration": 4.0, "hold_out": 8},
-        audio_shares=(0.2, 1.0),
-        sigmoid_sizes=(8, 16),
     ),
     "demo": Profile(
         "demo",
@@ -240,7 +210,6 @@ PROFILES = {
         rates=SMALL_RATES,
         schedules=SMALL_SCHEDULES,
         base=SMALL_BASE,
-        sizes=(16, 32, 128, 512),
         source={**scenes(1000, 200, 300), "seed": 1, "events": OTHER_EVENTS},
         submission={**scenes(1000, 200, 0), "hold_out": 100},
     ),
@@ -253,7 +222,6 @@ PROFILES = {
         rates=SMALL_RATES,
         schedules=SMALL_SCHEDULES,
         base=SMALL_BASE,
-        sizes=(16, 32, 128, 512),
         source=scenes(1000, 200, 500),
         submission={**scenes(1000, 200, 0, "clipfolder"), "hold_out": 100},
         needs_clips=True,
@@ -269,45 +237,15 @@ PROFILES = {
         thesis_recipes=THESIS_RECIPES,
         pooling_share=1.0,
         batch_sizes={"AudioCaps": 32, "Clotho": 24},
-        compared_dims=(512, 1024),
-        stage_epochs=(50, 50, 50),
         shares={"random": 1.0, "mined": 1.0},
         cnns=("cnn14_mei2022", "resnet38"),
         source={"name": "audiocaps"},
         submission={"name": "clotho", "hold_out": 100},
-        submitted=tuple(range(5)),
         published=True,
     ),
 }
 # Real captions by people and by a language model, without their sounds: nothing is trained.
 PROFILES["captions"] = Profile("captions", {}, (0, 1, 2), {}, {}, notebooks=("10", "11"), needs_captions=True)
-# Every `paper` grid with two steps a run and the smallest PANNs, over files of the true layout that tests make.
-PROFILES["miniature"] = replace(
-    PROFILES["paper"],
-    name="miniature",
-    base=MEI2022 | {"audio_weights": "miniature", "audio_encoder": "cnn6"},
-    cnns=("cnn6", "cnn10"),
-    seeds=(0,),
-    epochs={"frozen": 1, "finetuned": 1},
-    batch_sizes={"AudioCaps": 4, "Clotho": 4},
-    sizes=(4, 8),
-    dims=(128, 512),
-    many_seeds=(0,),
-    voxel_network=QUICK_NETWORK,
-    reference_sets=2,
-    reference_draws=10,
-    stage_epochs=(1, 1, 1),
-    mined_sizes=(4, 8),
-    members=(0, 1),
-    submission={"name": "clotho", "hold_out": 2},
-    submitted=(0,),
-    thesis_recipes={
-        name: {**recipe, "PaSST": {}, "ATST": {}, "batch_size": 4, "epochs": 1}
-        for name, recipe in THESIS_RECIPES.items()
-    },
-    audio_shares=(0.2, 1.0),
-    sigmoid_sizes=(4, 8),
-)
 
 
 def profile(name: str) -> Profile:

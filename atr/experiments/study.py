@@ -17,6 +17,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
 from atr.config import RunConfig
+from atr.corpora import corpus_of, loaded_once
 from atr.corpora.corpus import Corpus, CorpusError
 from atr.experiments import executors, planning
 from atr.experiments.grid import describe
@@ -55,7 +56,12 @@ def notebooks(numbers: Sequence[str] = (), profile: Profile | None = None) -> li
 
 
 def grid(notebook: Path, parameters: dict[str, Any]) -> list[RunConfig]:
-    """The configs of a notebook: its cells tagged "parameters" and "grid", run here; they define `grid`."""
+    """The configs of a notebook: what its cells tagged "parameters" and "grid" define as `grid`."""
+    return list(namespace(notebook, parameters)["grid"])
+
+
+def namespace(notebook: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What the cells of a notebook that are tagged "parameters" and "grid" define, run here."""
     space: dict[str, Any] = {}
     for cell in nbformat.read(notebook, as_version=4).cells:
         tags = cell.metadata.get("tags", [])
@@ -65,49 +71,47 @@ def grid(notebook: Path, parameters: dict[str, Any]) -> list[RunConfig]:
             space.update(parameters)
     if "grid" not in space:
         raise StudyError(f"{notebook}: no cell tagged 'grid' that defines `grid`")
-    return list(space["grid"])
+    return space
 
 
 def plan(
     paths: Sequence[Path],
     profile: str,
     seeds: Sequence[int] | None = None,
-    corpora: dict[str, Corpus | None] | None = None,
     strict: bool = False,
 ) -> pd.DataFrame:
     """A row a distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core.
 
-    Trains and fetches nothing. `corpora` is filled with those of the runs, by the content key of their options, None
-    for one that is not at hand. strict: CorpusError for one that is there and has problems.
+    Trains and fetches nothing. strict: CorpusError for a corpus that is there and has problems.
     """
     chosen = profile_of(profile)
-    corpora = {} if corpora is None else corpora
     rows: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        for config in grid(path, {"profile": profile, "seeds": list(seeds) if seeds else None}):
-            key = json.dumps(config.to_dict(), sort_keys=True)
-            if key not in rows:
-                name = hashes.content_key(dict(config.corpus))
-                if name not in corpora:
-                    corpora[name] = _corpus(config, chosen, strict)
-                rows[key] = {
-                    "notebooks": "",
-                    "run": describe(config),
-                    "epochs": sum(part.epochs for part in config.parts()),
-                    "finished": _finished(config, corpora[name], chosen),
-                    "seconds": planning.seconds(config),
-                    "config": config,
-                }
-            if path.stem[:2] not in rows[key]["notebooks"].split():
-                rows[key]["notebooks"] = f"{rows[key]['notebooks']} {path.stem[:2]}".strip()
-    columns = ["notebooks", "run", "epochs", "finished", "seconds", "config"]
+    with loaded_once():
+        for path in paths:
+            for config in grid(path, {"profile": profile, "seeds": list(seeds) if seeds else None}):
+                key = json.dumps(config.to_dict(), sort_keys=True)
+                if key not in rows:
+                    corpus = _corpus(config, chosen, strict)
+                    size = planning.size(config, corpus)
+                    rows[key] = {
+                        "notebooks": "",
+                        "run": describe(config),
+                        "epochs": sum(part.epochs for part in config.parts()),
+                        "finished": _finished(config, corpus, chosen),
+                        "seconds": planning.seconds(config, size),
+                        "config": config,
+                        "size": size,
+                    }
+                if path.stem[:2] not in rows[key]["notebooks"].split():
+                    rows[key]["notebooks"] = f"{rows[key]['notebooks']} {path.stem[:2]}".strip()
+    columns = ["notebooks", "run", "epochs", "finished", "seconds", "config", "size"]
     return pd.DataFrame(list(rows.values()), columns=columns).astype({"finished": bool})
 
 
 def _corpus(config: RunConfig, profile: Profile, strict: bool) -> Corpus | None:
     """The corpus of a config, None if it cannot be had: a plan needs no data."""
     try:
-        return identity.corpus_of(config, profile.root)
+        return corpus_of(config.corpus, profile.root)
     except (ValueError, OSError) as error:
         if strict and isinstance(error, CorpusError):
             raise
@@ -133,8 +137,9 @@ def estimate(table: pd.DataFrame, cores: int, slots: int | None = None) -> float
     seconds = float(todo["seconds"].sum()) / (slots or cores)
     if len(todo):
         started = {json.dumps(config.to_dict()["corpus"]) for config in table.loc[table["finished"], "config"]}
-        corpora = {json.dumps(config.to_dict()["corpus"]): config.corpus for config in todo["config"]}
-        seconds += sum(planning.preparation(corpus, cores) for key, corpus in corpora.items() if key not in started)
+        pairs = zip(todo["config"], todo["size"], strict=True)
+        sizes = {json.dumps(config.to_dict()["corpus"]): size for config, size in pairs}
+        seconds += sum(planning.preparation(size, cores) for key, size in sizes.items() if key not in started)
     return seconds * planning.speed()
 
 

@@ -32,9 +32,8 @@ from scipy import sparse
 from torch import Tensor
 
 from atr.corpora import audio as audio_files
-from atr.corpora.corpus import CLIP_COLUMNS, DENSE, Corpus, alike, no_events
-from atr.corpora.csvfolder import FolderReader
-from atr.corpora.files import LONGEST_LINE, frame, shown
+from atr.corpora.corpus import DENSE, Corpus, alike, clip_table, no_events
+from atr.corpora.files import LONGEST_LINE, FileReader, frame, shown
 from atr.inference import embedder
 from atr.metrics import retrieval
 from atr.metrics.retrieval import Matrix, Relevance
@@ -161,7 +160,7 @@ def score(
     hits = np.isin(places + len(names) * np.arange(len(queries))[:, None], len(names) * asked.astype(np.int64) + files)
     # Files that are not relevant, and relevant ones that are not listed, stand behind the list, where no cut reaches.
     ranked = np.sort(np.where(hits, np.arange(1, top + 1), top + 1), axis=1)[:, : relevant.max()]
-    precision = np.where(ranked <= map_at, np.arange(1, ranked.shape[1] + 1) / ranked, 0.0).sum(1) / relevant
+    precision = retrieval.precision_sums(ranked, map_at) / relevant
     recall = {f"t2a_r{k}": 100 * float((ranked[:, 0] <= k).mean()) for k in ks}
     return recall | {f"t2a_map{map_at}": 100 * float(precision.mean())}
 
@@ -190,10 +189,8 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
         table["file_name"] = lists
         table = table[table["file_name"].map(len) > 0].explode("file_name")
     of_query, distinct = pd.factorize(np.array(queries, dtype=object))  # a text may be the query of several rows
-    pairs = (
-        pd.Index(distinct).get_indexer(pd.Index(table[text])),
-        _index(names).get_indexer(pd.Index(table["file_name"])),
-    )
+    given = (pd.Index(distinct), table[text]), (_index(names), table["file_name"])
+    pairs = tuple(index.get_indexer(pd.Index(column)) for index, column in given)
     for found, column, mend in zip(pairs, (text, "file_name"), ("queries", "names"), strict=True):
         if (found < 0).any():
             first = table[column].iloc[int(np.argmax(found < 0))]
@@ -271,12 +268,11 @@ def embed(
     device = devices.resolve_device(device)
     clips = [(path, "test", audio_files.duration(path), hashes.file_hash(Path(path)), "") for path in paths]
     captions = pd.DataFrame({"clip": paths[0], "caption": list(queries)})  # a caption needs a clip, any will do
-    reader = FolderReader(Path(), {path: digest for path, _, _, digest, _ in clips})
-    held = Corpus("files", pd.DataFrame(clips, columns=list(CLIP_COLUMNS)), captions, no_events(), reader)
+    reader = FileReader(Path(), {path: digest for path, _, _, digest, _ in clips})
+    held = Corpus("files", clip_table(clips), captions, no_events(), reader)
     with torch.random.fork_rng():
         prepared = preparation.prepare(config, held, ("test",), quiet, device)
-        torch.manual_seed(config.seed)  # as in training: a random encoder that stays random is in no checkpoint
-        network = model.load(model.build(config, prepared), run)
+    network = model.restore(run, prepared, config)
     fabric = trainer.fabric_of(config, device)
     with devices.threads(threads):
         sounds, words = evaluation.embed(fabric.setup(network), prepared.splits["test"], lambda x: x.to(fabric.device))

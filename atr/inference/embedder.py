@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from atr.config import RunConfig
-from atr.corpora import audio
+from atr.corpora import audio, corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders import clap, inputs, registry, text
 from atr.encoders.clap import CLAP_VERSION, Clap
@@ -38,7 +38,7 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     if not os.path.lexists(run.path / "metrics.json"):
         raise FileNotFoundError(f"{run.path}: not finished; atr.fit(run.config) continues it")
     config = run.config.replace(penalty=None)  # training's alone; it would have to be fetched
-    start = identity.weights(config, corpus or identity.corpus_of(config), quiet)
+    start = identity.weights(config, corpus or corpus_of(config.corpus), quiet)
     recorded = run.environment.get("weights", {})
     for part, fingerprint in start.fingerprints.items():
         if fingerprint != recorded.get(part):
@@ -100,13 +100,12 @@ class Embedder:
             self.seconds = min(self._clap.seconds, self.seconds or self._clap.seconds)
             return
         assert run is not None
-        self._below = config.text_layers if config.training in ("finetuned", "scratch") else None
+        self._below = config.state_layers
         facts = registry.facts(config.audio_encoder)
         with torch.random.fork_rng():
             self._reader = text.TextEncoder(start.text_folder, config.text_pooling, self._below).to(device).eval()
             nothing = Inputs(torch.empty(0, facts.dim), torch.empty(0, self._reader.dim), np.empty(0), np.empty(0))
-            torch.manual_seed(config.seed)  # as in training: a random encoder that stays random is in no checkpoint
-            network = model.load(model.build(config, replace(start, splits={"test": nothing})), run)
+            network = model.restore(run, replace(start, splits={"test": nothing}), config)
             if config.training == "frozen":
                 hears = registry.build(config.audio_encoder, start.audio_weights, pooling=config.pooling)
                 network.audio_encoder, network.text_encoder = hears, self._reader

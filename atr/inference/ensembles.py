@@ -75,5 +75,4 @@ def ensemble(runs: Sequence[Run]) -> Ranks:
 
 
 def _test_clips(run: Run) -> list[str]:
-    split = "test" if run.clips["split"].eq("test").any() else "validation"  # as `features.prepare` has it
-    return run.clips.loc[run.clips["split"] == split, "clip"].tolist()
+    return run.clips.loc[run.clips["split"] == run.tested_split, "clip"].tolist()

@@ -1,6 +1,7 @@
 """Which sounds lie in a folder."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import soundfile
 from tqdm.auto import tqdm
+
+from atr.corpora import files
 
 # Endings of the formats that libsndfile knows by their content; RAW has none, and .mat seldom holds a sound.
 READ = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw", ".mat4", ".mat5"}
@@ -25,7 +28,7 @@ def check(folder: Path) -> None:
         str(folder).encode()
     except UnicodeEncodeError:  # libsndfile opens nothing below it
         raise ValueError(f"{folder}: a name that is not UTF-8; rename it") from None
-    if next(walk(folder), None) is None:
+    if next(walk(folder, {}), None) is None:
         raise ValueError(f"{folder}: no sounds here (WAV, FLAC, OGG, MP3, AIFF, …); give a folder that has some")
 
 
@@ -39,33 +42,10 @@ def scan(folder: Path, quiet: bool = False) -> tuple[pd.DataFrame, dict[str, str
     return pd.DataFrame(rows, columns=["path", "size", "mtime_ns"]), closed
 
 
-def walk(folder: Path, closed: dict[str, str] | None = None) -> Iterator[tuple[str, int, int]]:
-    """Path relative to the folder, size and mtime_ns of each sound in it, by its ending; nothing hidden, and each
-    folder that links lead to once. `closed` is filled with the folders that cannot be listed.
-    """
-    entered: set[tuple[int, int]] = set()
-    folders, links = [""], list[str]()
-    while folders or links:
-        links.sort(reverse=True)
-        below = folders.pop() if folders else links.pop()  # last, so that a folder keeps its own name
-        try:
-            state = os.stat(folder / below)
-            if (state.st_dev, state.st_ino) in entered:
-                continue
-            entered.add((state.st_dev, state.st_ino))
-            entries = os.scandir(folder / below)
-        except OSError as error:
-            if closed is not None:
-                closed[below] = f"{error.strerror}; make it readable"
-            continue
-        with entries:
-            for entry in entries:
-                path = os.path.join(below, entry.name)
-                with suppress(OSError):  # a link that leads nowhere
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        (links if entry.is_symlink() else folders).append(path)
-                    elif os.path.splitext(entry.name)[1].lower() in READ | UNREAD and entry.is_file():
-                        state = entry.stat()
-                        yield path, state.st_size, state.st_mtime_ns
+def walk(folder: Path, closed: dict[str, str]) -> Iterator[tuple[str, int, int]]:
+    """Path below the folder, size and mtime_ns of each sound in it, by its ending; `closed` as in `files.walk`."""
+    for path in files.walk(folder, READ | UNREAD, closed, links_last=True):
+        with suppress(OSError):  # a link that leads nowhere
+            state = os.stat(folder / path)
+            if stat.S_ISREG(state.st_mode):
+                yield path, state.st_size, state.st_mtime_ns

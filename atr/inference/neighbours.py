@@ -56,9 +56,9 @@ class Neighbours:
         shapes = {part.shape[1:] for part in self.parts}
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
         self.rows = int(self.starts[-1])
-        if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or not self.rows:
+        if len(shapes) != 1 or len(min(shapes)) != 1 or not self.rows:
             raise ValueError(f"embeddings of {self.rows} rows, {sorted(shapes)}: give (N, D), N and D at least 1")
-        (self.dim,) = shape
+        ((self.dim,),) = shapes
         self.path, self.reason = path, ""
 
     def search(self, queries: np.ndarray, top: int = 10) -> tuple[np.ndarray, np.ndarray]:

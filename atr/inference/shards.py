@@ -6,7 +6,6 @@ rows follow in this order. The name is the hash of the second file: no shard is 
 tells whether it is whole. Of a path in several shards the last one counts.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -70,7 +69,7 @@ class Shard:
             content = self.paths[0].read_bytes()
         except OSError as error:
             raise Damaged(self.paths[0], error.strerror) from error
-        if _name(content) != self.name:
+        if hashes.sha256(content)[:24] != self.name:
             raise Damaged(self.paths[0], "other bytes than were written")
         known, *rows = map(json.loads, content.splitlines())
         return known, pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
@@ -106,10 +105,6 @@ class Shard:
         return Part(self.table[files], self.tensors["embeddings"][rows], self.tensors["times"][rows])
 
 
-def _name(table: bytes) -> str:
-    return hashlib.sha256(table).hexdigest()[:24]
-
-
 def stored(folder: Path) -> list[Shard]:
     """The complete shards of a folder, the last written one last."""
     found = []
@@ -134,7 +129,7 @@ def write(folder: Path, parts: Sequence[Part]) -> Shard:
     unnamed = folder / ".new.safetensors"
     write_atomic(unnamed, lambda path: save_file({"embeddings": embeddings, "times": times}, path))
     table = "".join(json.dumps(line) + "\n" for line in [hashes.blocks(unnamed), *rows]).encode()
-    shard = Shard(folder, _name(table))
+    shard = Shard(folder, hashes.sha256(table)[:24])
     os.replace(unnamed, shard.paths[1])
     write_atomic(shard.paths[0], lambda path: path.write_bytes(table))
     return shard

@@ -26,7 +26,10 @@ SameClip = Literal["mask", "negative", "positive"]
 
 
 class PairLoss(nn.Module):
-    """What all losses share: cosine similarity, and who is whose positive and negative."""
+    """What all losses share: cosine similarity, and who is whose positive and negative.
+
+    A `title` is what tables and figures call a loss; one without goes by the name that it is registered under.
+    """
 
     same_clip_options: tuple[str, ...] = ("mask", "negative")
 
@@ -71,6 +74,8 @@ class PairLoss(nn.Module):
 class TripletSum(PairLoss):
     """Hinge over every negative: Mei 2022, eq. 2. Text and code agree."""
 
+    title = "Triplet-sum"
+
     def __init__(self, variant: Variant = "paper", margin: float = 0.2, same_clip: SameClip = "mask") -> None:
         super().__init__(same_clip)
         self.margin = margin
@@ -93,6 +98,8 @@ class TripletSum(PairLoss):
 class TripletMax(TripletSum):
     """Hinge over the hardest negative of each query: Mei 2022, eq. 3. Text and code agree."""
 
+    title = "Triplet-max"
+
     def compute(self, similarity: Tensor, same: Tensor) -> Tensor:
         texts, audios = self.hinges(similarity, same)
         return (texts.amax(1) + audios.amax(1)).mean()
@@ -109,6 +116,8 @@ class TripletWeighted(PairLoss):
 
     positive, negative: coefficients, constant first.
     """
+
+    title = "Triplet-weighted"
 
     def __init__(
         self,
@@ -159,6 +168,7 @@ class NTXent(PairLoss):
     the batch, as a control for mining over the whole training set (Chao 2022). None: all.
     """
 
+    title = "NT-Xent"
     same_clip_options = ("mask", "negative", "positive")
 
     def __init__(
@@ -213,6 +223,7 @@ class Sigmoid(PairLoss):
     same_clip: by default "positive" in `paper`, whose label is 1 for "paired", and "negative" in `released`.
     """
 
+    title = "Sigmoid"
     same_clip_options = ("mask", "negative", "positive")
 
     def __init__(

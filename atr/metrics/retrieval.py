@@ -116,14 +116,20 @@ def retrieval_metrics(
     for direction, table in (("t2a", found.t2a), ("a2t", found.a2t)):
         table = table[table[:, 0] > 0]
         best = table[:, 0]
-        hits = (table > 0) & (table <= map_at)
-        precision = np.where(hits, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0)
-        average_precision = precision.sum(1) / (table > 0).sum(1)
+        average_precision = precision_sums(table, map_at) / (table > 0).sum(1)
         metrics |= {f"{direction}_r{k}": 100 * float((best <= k).mean()) for k in ks}
         metrics[f"{direction}_map{map_at}"] = 100 * float(average_precision.mean())
         metrics[f"{direction}_median_rank"] = float(np.floor(np.median(best)))
         metrics[f"{direction}_mean_rank"] = float(best.mean())
     return metrics
+
+
+def precision_sums(table: np.ndarray, k: int) -> np.ndarray:
+    """(queries,) sums of the precision at each rank up to k of a direction of Ranks; by the number of a query's
+    relevant candidates, it is the query's average precision.
+    """
+    found = (table > 0) & (table <= k)
+    return np.where(found, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0).sum(1)
 
 
 def chance(relevance: Relevance, ks: Sequence[int] = (1, 5, 10), map_at: int = 10) -> dict[str, float]:
@@ -215,13 +221,11 @@ def _reaching(block: Tensor, scores: Tensor) -> Tensor:
 
 
 def _products(queries: Tensor, candidates: Tensor, chunk: int | None) -> Iterator[Tensor]:
-    for rows in queries.split(chunk or max(1, BLOCK // len(candidates))):
-        yield rows @ candidates.t()
+    return (rows @ candidates.t() for rows in queries.split(chunk or max(1, BLOCK // len(candidates))))
 
 
 def _rows(matrix: Tensor, chunk: int | None) -> Iterator[Tensor]:
-    for rows in matrix.split(chunk or max(1, BLOCK // matrix.shape[1])):
-        yield rows.contiguous()
+    return (rows.contiguous() for rows in matrix.split(chunk or max(1, BLOCK // matrix.shape[1])))
 
 
 def _grouped(groups: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from atr.metrics.retrieval import Direction, Ranks, Relevance, relevant_pairs
+from atr.metrics.retrieval import Direction, Ranks, Relevance, precision_sums, relevant_pairs
 
 BLOCK = 2**22  # resampled clips drawn at a time
 
@@ -48,11 +48,7 @@ def clip_scores(ranks: Ranks, relevance: Relevance, k: int = 10, direction: Dire
     t2a: the share of the clip's captions whose rank is up to k; a2t: whether the clip's own rank is.
     relevance: as `metrics.ranks` took it. The mean over clips is R@k; with t2a, where clips have equally many captions.
     """
-    hits = 100.0 * (ranks.best(direction) <= k)
-    captions, clips = relevant_pairs(relevance, (len(ranks.t2a), len(ranks.a2t)))
-    if direction == "a2t":
-        return hits[np.unique(clips)]
-    return (np.bincount(clips, weights=hits[captions]) / np.maximum(np.bincount(clips), 1))[np.unique(clips)]
+    return _by_clip(100.0 * (ranks.best(direction) <= k), ranks, relevance, direction)
 
 
 def clip_precision(ranks: Ranks, relevance: Relevance, k: int = 10, direction: Direction = "t2a") -> np.ndarray:
@@ -62,13 +58,16 @@ def clip_precision(ranks: Ranks, relevance: Relevance, k: int = 10, direction: D
     The mean over clips is mAP@k; with t2a, where clips have equally many captions.
     """
     table = getattr(ranks, direction)
-    found = (table > 0) & (table <= k)
-    precision = np.where(found, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0)
-    average = 100 * precision.sum(1) / np.maximum((table > 0).sum(1), 1)
+    average = 100 * precision_sums(table, k) / np.maximum((table > 0).sum(1), 1)
+    return _by_clip(average, ranks, relevance, direction)
+
+
+def _by_clip(values: np.ndarray, ranks: Ranks, relevance: Relevance, direction: Direction) -> np.ndarray:
+    """(clips,) of each clip that a caption fits: its own value of (clips,), or with t2a its captions' mean."""
     captions, clips = relevant_pairs(relevance, (len(ranks.t2a), len(ranks.a2t)))
-    if direction == "a2t":
-        return average[np.unique(clips)]
-    return (np.bincount(clips, weights=average[captions]) / np.maximum(np.bincount(clips), 1))[np.unique(clips)]
+    if direction == "t2a":
+        values = np.bincount(clips, weights=values[captions]) / np.maximum(np.bincount(clips), 1)
+    return values[np.unique(clips)]
 
 
 def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
@@ -111,7 +110,8 @@ def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, l
     """a - b of numbers (seeds,), paired by seed: Student's t test and interval.
 
     For measures of a whole set, such as its uniformity, of which no clip has a share. With a single seed the interval
-    is NaN and p is 1; with differences that are all equal the interval has no width.
+    is NaN and p is 1; with differences that are all equal, where `scipy.stats.ttest_rel` gives NaN or infinity, the
+    interval has no width.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim != 1 or a.shape != b.shape or not a.size or not np.isfinite([a, b]).all():
@@ -222,20 +222,18 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def judge(
-    comparison: Comparison | tuple[float, float], alpha: float = 0.05, claim: Literal["greater", "less"] = "greater"
+    comparison: Comparison | tuple[float, float], alpha: float = 0.05
 ) -> Literal["holds", "contradicted", "undecided"]:
     """What a comparison, or (difference, p) with a corrected p, says of the claim that the difference is above 0.
 
-    claim "less": that it is below 0. "undecided" where p exceeds alpha.
+    "undecided" where p exceeds alpha.
     """
-    if claim not in ("greater", "less"):
-        raise ValueError(f"claim is {claim!r}; known: 'greater', 'less'")
     difference, p = (comparison.difference, comparison.p) if isinstance(comparison, Comparison) else comparison
     if not (np.isfinite(difference) and 0 <= p <= 1):
         raise ValueError(f"difference {difference}, p {p}; give a finite difference and a p from 0 to 1")
     if p > alpha or difference == 0:
         return "undecided"
-    return "holds" if (difference > 0) == (claim == "greater") else "contradicted"
+    return "holds" if difference > 0 else "contradicted"
 
 
 def _scores(values: np.ndarray, name: str) -> np.ndarray:

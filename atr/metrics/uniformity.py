@@ -25,14 +25,14 @@ Unit = Literal["nats", "bits"]
 BLOCK = 2**24  # numbers held at a time unless `chunk` says otherwise: 64 MiB in float32
 
 
-def point_to_point(x: Tensor, dims: Tensor | list[int] | None = None, chunk: int | None = None) -> float:
+def point_to_point(x: Tensor, chunk: int | None = None) -> float:
     """σ, eq. 4: standard deviation over mean of the points' distances to their nearest neighbours.
 
-    x: (N, D); dims: indices of the dimensions that count, None for all. The deviation is over N, as eq. 4 has it, not
-    over N - 1. 0 where all distances are equal (the paper says 1), larger for less uniform sets; NaN where every point
-    has a duplicate, as the mean is 0. ValueError: as `nearest_distances`.
+    x: (N, D). The deviation is over N, as eq. 4 has it, not over N - 1. 0 where all distances are equal (the paper says
+    1), larger for less uniform sets; NaN where every point has a duplicate, as the mean is 0. ValueError: as
+    `nearest_distances`.
     """
-    distances = nearest_distances(x if dims is None else x[:, dims], chunk).cpu().double()
+    distances = nearest_distances(x, chunk).cpu().double()
     return float(distances.std(correction=0) / distances.mean())
 
 
@@ -43,7 +43,7 @@ def nearest_distances(x: Tensor, chunk: int | None = None) -> Tensor:
     candidates' distances are then taken from differences, so near neighbours far from the origin keep their digits.
     ValueError: fewer than two points, or one that is not finite.
     """
-    x = _points(x)
+    x = matrix(x)
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} points; a nearest neighbour needs at least two")
     chunk = _chunk(chunk, len(x))
@@ -93,12 +93,7 @@ def entropy(histogram: Tensor, reading: Histogram = "softmax") -> Tensor:
 
 
 def voxel_entropy(
-    x: Tensor,
-    draws: int = 100,
-    dims: int = 8,
-    histogram: Histogram = "softmax",
-    seed: int = 0,
-    unit: Unit = "nats",
+    x: Tensor, draws: int = 100, dims: int = 8, histogram: Histogram = "softmax", seed: int = 0, unit: Unit = "nats"
 ) -> float:
     """h, eq. 5: entropy over the 2^dims voxels of `dims` dimensions drawn without replacement, averaged over `draws`.
 
@@ -106,7 +101,7 @@ def voxel_entropy(
     paper does not name the logarithm; nats are what scipy and PyTorch compute, and "its maximum value of log I" has
     no base. ValueError: fewer dimensions than `dims`, no point, no draw, or a point that is not finite.
     """
-    x = _points(x)
+    x = matrix(x)
     if not 1 <= dims <= x.shape[1] or draws < 1 or not len(x):
         raise ValueError(
             f"x is {tuple(x.shape)}, dims {dims}, draws {draws}; give at least one point, one draw, and dims from 1 to "
@@ -114,21 +109,24 @@ def voxel_entropy(
         )
     if unit not in ("nats", "bits"):
         raise ValueError(f'unit is {unit!r}; known: "nats", "bits"')
-    generator = torch.Generator().manual_seed(seed)
-    total = 0.0
-    for _ in range(draws):
-        chosen = draw(x.shape[1], dims, generator).to(x.device)
-        counts = torch.bincount(voxels(x[:, chosen]), minlength=2**dims).cpu().double()
-        total += float(entropy(counts, histogram))
-    return total / draws / (math.log(2) if unit == "bits" else 1)
+
+    def of_counts(drawn: Tensor) -> float:
+        return float(entropy(torch.bincount(voxels(drawn), minlength=2**dims).cpu().double(), histogram))
+
+    return over_draws(of_counts, x, draws, dims, seed) / (math.log(2) if unit == "bits" else 1)
 
 
 def drawn_sigma(x: Tensor, draws: int = 100, dims: int = 8, seed: int = 0) -> float:
     """σ over `dims` drawn dimensions, as h takes them, averaged over `draws`: a reading of table 3. See
     `point_to_point`.
     """
+    return over_draws(point_to_point, x, draws, dims, seed)
+
+
+def over_draws(measure: Callable[[Tensor], float], x: Tensor, draws: int, dims: int, seed: int = 0) -> float:
+    """Mean of a measure over so many draws of `dims` dimensions of x (N, D)."""
     generator = torch.Generator().manual_seed(seed)
-    return sum(point_to_point(x, draw(x.shape[1], dims, generator)) for _ in range(draws)) / draws
+    return sum(measure(x[:, draw(x.shape[1], dims, generator).to(x.device)]) for _ in range(draws)) / draws
 
 
 def over_subsets(measure: Callable[[Tensor], float], x: Tensor, points: int, subsets: int = 10, seed: int = 0) -> float:
@@ -157,7 +155,7 @@ def alignment(audio: Tensor, text: Tensor, power: float = 2) -> float:
     """
     if audio.shape != text.shape:
         raise ValueError(f"audio is {tuple(audio.shape)}, text {tuple(text.shape)}; give pairs, row by row")
-    difference = F.normalize(_points(audio), dim=1) - F.normalize(_points(text), dim=1)
+    difference = F.normalize(matrix(audio), dim=1) - F.normalize(matrix(text), dim=1)
     return float(torch.linalg.vector_norm(difference, dim=1).pow(power).mean())
 
 
@@ -167,7 +165,7 @@ def uniformity(x: Tensor, t: float = 2, chunk: int | None = None) -> float:
     x: (N, D), normalised here. 0 where all points coincide, down to about -2t on a uniform sphere of many dimensions;
     lower is more uniform. ValueError: fewer than two points.
     """
-    x = F.normalize(_points(x), dim=1)
+    x = F.normalize(matrix(x), dim=1)
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} points; a pair needs two")
     chunk = _chunk(chunk, len(x))
@@ -184,7 +182,7 @@ def modality_gap(audio: Tensor, text: Tensor) -> float:
 
     From 0 to 2.
     """
-    return float((F.normalize(_points(audio), dim=1).mean(0) - F.normalize(_points(text), dim=1).mean(0)).norm())
+    return float((F.normalize(matrix(audio), dim=1).mean(0) - F.normalize(matrix(text), dim=1).mean(0)).norm())
 
 
 def measures(audio: Tensor, text: Tensor) -> dict[str, float]:
@@ -205,13 +203,7 @@ def uniform_set(points: int, dim: int, low: float = -1, high: float = 1, seed: i
 
 
 def gaussian_mixture(
-    points: int,
-    dim: int,
-    components: int = 10,
-    std: float = 0.1,
-    low: float = -1,
-    high: float = 1,
-    seed: int = 0,
+    points: int, dim: int, components: int = 10, std: float = 0.1, low: float = -1, high: float = 1, seed: int = 0
 ) -> Tensor:
     """(points, dim) float32 from equally likely Gaussians, centroids uniform in the cube: a reference set of table 3.
 
@@ -231,13 +223,13 @@ def ceiling(batch_size: int, dims: int = 8) -> float:
     return min(dims * math.log(2), math.log(batch_size))
 
 
-def _points(x: Tensor) -> Tensor:
+def matrix(x: Tensor, name: str = "x") -> Tensor:
     """x as (N, D) of float32 or float64; ValueError if it is no such matrix or holds what is not finite."""
     if x.ndim != 2:
-        raise ValueError(f"embeddings are {tuple(x.shape)}; give a matrix (N, D)")
+        raise ValueError(f"{name} is {tuple(x.shape)}; give a matrix (N, D), a point a row")
     x = x.detach() if x.dtype == torch.float64 else x.detach().float()
     if not x.isfinite().all():
-        raise ValueError(f"embeddings {tuple(x.shape)} hold NaN or infinity; look for the epoch that diverged")
+        raise ValueError(f"{name} {tuple(x.shape)} holds NaN or infinity; look for the epoch that diverged")
     return x
 
 

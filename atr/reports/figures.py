@@ -2,21 +2,22 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.scale import LogScale, register_scale
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 from atr.metrics.statistics import nested_bootstrap
-from atr.reports import provenance
-from atr.reports.names import HEADINGS
+from atr.reports.names import HEADINGS, heading
+from atr.reports.output import provenance
 from atr.reports.verdicts import scores
 from atr.system import atomic
 from atr.training.records import Run
@@ -24,6 +25,7 @@ from atr.training.records import Run
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, full page width
 STYLE = Path(__file__).with_name("style.mplstyle")
 GLYPH = r"Glyph (\d+) .* missing from font"
+BARS: dict[str, Any] = {"marker": "o", "ms": 3, "capsize": 2}
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -33,6 +35,47 @@ def style() -> None:
     """
     plt.style.use(STYLE)
     warnings.filterwarnings("ignore", GLYPH, UserWarning)
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, height: float = 2.5, width: float | None = None, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure in this style and its axes (rows, columns). height, width in inches, by default of a page, or of one
+    column for one panel.
+    """
+    style()
+    width = width or (PAGE if columns > 1 else COLUMN)
+    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
+
+
+def legend_below(figure: Figure, axis: Axes, most: int = 99, **options: Any) -> None:
+    """The labels of one panel below all, at `most` so many side by side; nothing where there are none."""
+    handles, labels = axis.get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), most), **options)
+
+
+def mark(
+    axis: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], upright: bool = True, **options: Any
+) -> None:
+    """A dotted line, upright or level, through the place (x, y) where its words stand, moved by `offset` points."""
+    (axis.axvline if upright else axis.axhline)(at[not upright], color="0.5", lw=1, ls=":")
+    look: dict[str, Any] = {"size": 7, "color": "0.4"} | options
+    axis.annotate(words, at, offset, "data", "offset points", **look)
+
+
+def log2_axis(axis: Axes, ticks: Iterable[float], **options: Any) -> None:
+    """A logarithmic x axis of base 2 with these ticks alone."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks], **options)
+    axis.minorticks_off()
+
+
+def band(axis: Axes, tables: Sequence[pd.DataFrame], x: str, y: str, label: str, **look: Any) -> None:
+    """The mean of a column y over tables of one x as a line, and shaded from their minimum to their maximum."""
+    values = np.stack([table[y] for table in tables])
+    axis.plot(tables[0][x], values.mean(0), label=legible(label), **look)
+    axis.fill_between(tables[0][x], values.min(0), values.max(0), color=look["color"], alpha=0.2, lw=0)
 
 
 def legible(label: object) -> str:
@@ -70,25 +113,18 @@ def curves(
     steps of a scale, and colours go from dark to light. A dotted line marks where a "step" schedule lowers the rate,
     a dashed one where a stage begins.
     """
-    style()
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     scale = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(labels)))
     colors = {label: scale[number] if ordered else f"C{number}" for number, label in enumerate(labels)}
-    figure, axes = plt.subplots(
-        len(columns), len(panels), figsize=(PAGE, 2.1 * len(columns)), squeeze=False, sharex="col", sharey="row"
-    )
+    figure, axes = subplots(len(columns), len(panels), 2.1 * len(columns), PAGE, sharex="col", sharey="row")
     for place, (title, lines) in enumerate(panels.items()):
         for row, (column, label) in enumerate(columns.items()):
             axis = axes[row, place]
             for name, runs in lines.items():
                 histories = [run.history for run in runs if len(run.history)]
-                if not histories:
-                    continue
-                values = np.stack([history[column] for history in histories])
-                epochs = histories[0]["epoch"]
-                mark = "." if len(epochs) < 12 else ""
-                axis.plot(epochs, values.mean(0), label=legible(name), marker=mark, color=colors[name])
-                axis.fill_between(epochs, values.min(0), values.max(0), color=colors[name], alpha=0.2, lw=0)
+                if histories:
+                    marker = "." if len(histories[0]) < 12 else ""
+                    band(axis, histories, "epoch", column, name, marker=marker, color=colors[name])
             if row == 0:
                 axis.set_title(title)
             first = next(iter(lines.values()))[0]
@@ -106,8 +142,7 @@ def curves(
                 axis.set_xlabel("epoch")
             if place == 0:
                 axis.set_ylabel(label)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -117,11 +152,9 @@ def dots(
     """Recall at k of each system, text-to-audio and audio-to-text: a dot a seed, mean with its 95 % interval
     (nested bootstrap over seeds and clips). marks: label → level drawn as a vertical line, such as chance.
     """
-    style()
-    directions = ("t2a", "a2t")
     rows = sum(len(lines) for lines in panels.values()) + len(panels)
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 0.22 * rows + 0.9), sharey=True, squeeze=False)
-    for axis, direction in zip(axes[0], directions, strict=True):
+    figure, axes = subplots(1, 2, 0.22 * rows + 0.9, sharey=True)
+    for axis, direction in zip(axes[0], ("t2a", "a2t"), strict=True):
         height, ticks = 0.0, {}
         for title, lines in panels.items():
             axis.annotate(title, (0, height), (3, 0), "data", "offset points", weight="bold", va="center", size=8)
@@ -136,10 +169,7 @@ def dots(
                 ticks[height] = name
                 height -= 1
         for name, level in (marks or {}).items():
-            axis.axvline(level, color="0.5", lw=1, ls=":")
-            axis.annotate(
-                name, (level, height + 0.5), (3, 0), "data", "offset points", va="center", size=7, color="0.4"
-            )
+            mark(axis, name, (level, height + 0.5), (3, 0), va="center")
         axis.set_yticks(list(ticks), list(ticks.values()))
         axis.set_ylim(height, 0.7)
         axis.grid(axis="y", visible=False)
@@ -160,32 +190,19 @@ def lines(
 
     table: a row a point, with `column` and `<column>_std`. panels: a column of the table that splits it side by side.
     """
-    style()
     names = list(dict.fromkeys(table[panels])) if panels else [""]
-    figure, axes = plt.subplots(1, len(names), figsize=(PAGE if panels else COLUMN, 2.7), squeeze=False, sharey=True)
+    figure, axes = subplots(1, len(names), 2.7, PAGE if panels else COLUMN, sharey=True)
     for axis, name in zip(axes[0], names, strict=True):
         part = table[table[panels] == name] if panels else table
         for number, (label, group) in enumerate(part.groupby(hue, sort=False)):
             group = group.sort_values(x)
-            shift = 1 + 0.03 * (number - 1.5)  # bars that would hide each other
-            axis.errorbar(
-                group[x] * shift,
-                group[column],
-                group[f"{column}_std"],
-                label=legible(label),
-                marker="o",
-                ms=3,
-                capsize=2,
-            )
-        axis.set_xscale("log", base=2)
-        ticks = sorted(part[x].unique())
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.minorticks_off()
+            places = group[x] * (1 + 0.03 * (number - 1.5))  # bars that would hide each other
+            axis.errorbar(places, group[column], group[f"{column}_std"], label=legible(label), **BARS)
+        log2_axis(axis, sorted(part[x].unique()))
         axis.set_title(name)
         axis.set_xlabel((labels or {}).get(x, x.replace("_", " ")))
-    axes[0, 0].set_ylabel(f"{HEADINGS.get(column, column)} (%)")
-    handles, texts = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=len(texts))
+    axes[0, 0].set_ylabel(f"{heading(column)} (%)")
+    legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -197,8 +214,7 @@ def responses(
     table: a row a run; x in its order of appearance, or where it is a number. columns: column → axis label. levels:
     column → label → a level to mark by a dotted line.
     """
-    style()
-    figure, axes = plt.subplots(1, len(columns), figsize=(PAGE, 2.7), squeeze=False)
+    figure, axes = subplots(1, len(columns), 2.7, PAGE)
     order = list(dict.fromkeys(table[x]))
     at = {key: key if pd.api.types.is_numeric_dtype(table[x]) else place for place, key in enumerate(order)}
     for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
@@ -206,30 +222,25 @@ def responses(
             means, deviations = (group.groupby(x, sort=False)[column].agg(how) for how in ("mean", "std"))
             places = np.array([at[key] for key in means.index])
             places = places + 0.08 * (number - (table[hue].nunique() - 1) / 2)  # bars that would hide each other
-            axis.errorbar(places, means, deviations.fillna(0), label=legible(name), marker="o", ms=3, capsize=2)
+            axis.errorbar(places, means, deviations.fillna(0), label=legible(name), **BARS)
         for words, level in levels.get(column, {}).items():
-            axis.axhline(level, color="0.5", lw=1, ls=":")
-            axis.annotate(
-                words, (max(at.values()), level), (0, 2), "data", "offset points", ha="right", size=7, color="0.4"
-            )
+            mark(axis, words, (max(at.values()), level), (0, 2), upright=False, ha="right")
         axis.set_xticks(list(at.values()), order)
         axis.set_xlabel(x)
         axis.set_ylabel(label)
-    handles, texts = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=min(len(texts), 4))
+    legend_below(figure, axes[0, 0], 4)
     return figure
 
 
 def batches(reports: Mapping[str, pd.DataFrame]) -> Figure:
     """Mean cosine within each batch by order of construction. reports: label → table of `mining.report`."""
-    style()
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.4))
+    figure, ((axis,),) = subplots(height=2.4)
     for name, table in reports.items():
-        mark = "." if len(table) < 60 else ""
-        axis.plot(np.arange(1, len(table) + 1), table["mean_cosine"], label=legible(name), marker=mark)
+        marker = "." if len(table) < 60 else ""
+        axis.plot(np.arange(1, len(table) + 1), table["mean_cosine"], label=legible(name), marker=marker)
     axis.set(xlabel="batch, by order of construction", ylabel="mean cosine\nwithin a batch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside lower center", ncols=len(reports))
+    legend_below(figure, axis)
     return figure
 
 
@@ -238,25 +249,20 @@ def learned(groups: Mapping[str, Sequence[Run]]) -> Figure:
 
     groups: label → runs that differ by seed (`Run.learned`).
     """
-    style()
     tables = {label: [run.learned for run in runs] for label, runs in groups.items()}
     names = list(next(iter(tables.values()))[0].columns[3:])
-    figure, axes = plt.subplots(1, len(names), figsize=(PAGE if len(names) > 1 else COLUMN, 2.2), squeeze=False)
+    figure, axes = subplots(1, len(names), 2.2)
     for axis, name in zip(axes[0], names, strict=True):
         for number, (label, histories) in enumerate(tables.items()):
-            values = np.stack([history[name] for history in histories])
-            axis.plot(histories[0]["step"], values.mean(0), color=f"C{number}", label=legible(label))
-            axis.fill_between(histories[0]["step"], values.min(0), values.max(0), color=f"C{number}", alpha=0.2, lw=0)
+            band(axis, histories, "step", name, label, color=f"C{number}")
         axis.set(xlabel="step", ylabel=name.replace("_", " "))
-    if any(groups):
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(groups))
+    legend_below(figure, axes[0, 0])
     return figure
 
 
 def forest(table: pd.DataFrame, names: str, label: str) -> Figure:
     """Differences with their intervals, a row each, beside 0. table: the column `names`, difference, low, high."""
-    style()
-    figure, axis = plt.subplots(figsize=(PAGE, 0.3 * len(table) + 0.8))
+    figure, ((axis,),) = subplots(height=0.3 * len(table) + 0.8, width=PAGE)
     places = -np.arange(len(table))
     axis.hlines(places, table["low"], table["high"], color="C0", lw=2.5, alpha=0.45)
     axis.plot(table["difference"], places, "o", color="C0", ms=4)
@@ -272,7 +278,7 @@ def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> F
     of letters that the font lacks.
     """
     target, stem = folder / "figures", atomic.file_name(name)
-    origin = provenance.provenance(runs)
+    origin = provenance(runs)
     lacking: dict[str, None] = {}
     for ending in ("png", "pdf"):
         metadata: dict[str, Any] = {"Title": name, "Keywords" if ending == "pdf" else "Comment": origin["note"]}

@@ -10,12 +10,12 @@ from typing import Any
 
 import nbformat
 
-from atr.config import RunConfig
-from atr.corpora.corpus import Corpus
+from atr.config import RESULT_VERSION, RunConfig
+from atr.corpora import corpus_of
 from atr.experiments.profiles import Profile
 from atr.experiments.study import code
-from atr.reports.provenance import content
-from atr.training import identity, origin
+from atr.reports.output import content
+from atr.training import identity
 from atr.training.records import Run
 
 
@@ -26,13 +26,11 @@ def check(
     configs: Sequence[RunConfig],
     profile: Profile,
     runs: Path,
-    corpora: dict[str, Corpus],
 ) -> tuple[dict[Path, list[str]], str]:
     """For each file why it is stale, nothing if it is not; and what could not be checked, in words.
 
     copy: the notebook as it was executed; made: file → its provenance, of all that this notebook made; configs: its
-    grid today; runs: folder of the run store. `corpora` is filled with those of the runs, by the content key of their
-    options.
+    grid today; runs: folder of the run store.
     """
     stale: dict[Path, list[str]] = {path: [] for path in made}
     unchecked = [] if copy else ["no executed copy of the notebook lies beside its results"]
@@ -45,8 +43,8 @@ def check(
             stale[path].append("its notebook has changed since it was run")
         if copy and by[path] and by[path] != code(copy):
             stale[path].append("its notebook did not write it when it was last run")
-        if provenance["result_version"] != origin.RESULT_VERSION:
-            stale[path].append(f"made by result version {provenance['result_version']}, now {origin.RESULT_VERSION}")
+        if provenance["result_version"] != RESULT_VERSION:
+            stale[path].append(f"made by result version {provenance['result_version']}, now {RESULT_VERSION}")
     used = {address for provenance in made.values() for address in provenance["runs"]}
     if not used and not configs:
         return stale, "; ".join(unchecked)
@@ -54,7 +52,7 @@ def check(
         return stale, "; ".join([*unchecked, "the runs are not here"])
     today = None
     try:
-        today = _addresses(configs, profile, corpora)
+        today = _addresses(configs, profile)
     except (ValueError, OSError) as error:
         unchecked.append(f"what the grid needs is not here ({str(error).splitlines()[0]})")
     status = {address: Run(runs / address).status for address in used}
@@ -72,8 +70,8 @@ def check(
     return stale, "; ".join(unchecked)
 
 
-def _addresses(configs: Sequence[RunConfig], profile: Profile, corpora: dict[str, Corpus]) -> set[str]:
+def _addresses(configs: Sequence[RunConfig], profile: Profile) -> set[str]:
     """Of the runs of a grid; nothing is made or fetched for it."""
     root = profile.root
-    pairs = [(config, identity.loaded(config, root, corpora)) for config in configs]
-    return {identity.locate(*pair, fetch=False, root=root, corpora=corpora).address for pair in pairs}
+    pairs = [(config, corpus_of(config.corpus, root)) for config in configs]
+    return {identity.locate(*pair, fetch=False, root=root).address for pair in pairs}

@@ -1,5 +1,10 @@
 """What columns, losses and data sets are called in tables and figures."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from atr.losses.pair import LOSSES
+
 RECALLS = ("t2a_r1", "t2a_r5", "t2a_r10", "a2t_r1", "a2t_r5", "a2t_r10")
 HEADINGS = {
     **{f"t2a_r{k}": f"T→A R@{k}" for k in (1, 5, 10)},
@@ -16,10 +21,18 @@ HEADINGS = {
 UNIFORMITY = tuple(HEADINGS)[-8:]  # as `uniformity.measures` names them
 DIGITS = dict.fromkeys(UNIFORMITY, 2)  # after the point; 1 for all others
 DATASETS = {"audiocaps": "AudioCaps", "clotho": "Clotho"}
-LOSS_NAMES = {
-    "triplet_sum": "Triplet-sum",
-    "triplet_max": "Triplet-max",
-    "triplet_weighted": "Triplet-weighted",
-    "nt_xent": "NT-Xent",
-    "sigmoid": "Sigmoid",
-}
+
+
+def heading(column: str) -> str:
+    return HEADINGS.get(column, column)
+
+
+def display_title(registry: Mapping[str, Any], name: str) -> str:
+    """What a registered loss or audio encoder is called: its own `title`, not one that it inherits, or else the name
+    that it is registered under.
+    """
+    return vars(registry[name]).get("title", name) if name in registry else name
+
+
+def loss_title(name: str) -> str:
+    return display_title(LOSSES, name)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from atr.metrics import statistics
-from atr.reports.names import DATASETS, DIGITS, HEADINGS, LOSS_NAMES, RECALLS
-from atr.reports.tables import plus_minus, shown, summary
+from atr.reports.names import DATASETS, DIGITS, HEADINGS, RECALLS, loss_title
+from atr.reports.tables import cells, plus_minus, shown, summary
 from atr.system import places
 
 
@@ -21,17 +21,17 @@ def published(name: str) -> pd.DataFrame:
     table = pd.read_csv(path)
     if "fine_tuned" in table:
         table["training"] = table["fine_tuned"].map({True: "finetuned", False: "frozen"})
-        table["loss"] = table["loss"].map(LOSS_NAMES)
+        table["loss"] = table["loss"].map(loss_title)
     return table.rename(columns={"batch_size": "batch", "embedding_dim": "dim"})
 
 
 def as_printed(reference: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """A published table as it was printed: rows `by`, `mean ± deviation` of each metric."""
-    cells = [
+    printed = [
         plus_minus(mean, std, DIGITS.get(metric, 1))
         for mean, std, metric in reference[["mean", "std", "metric"]].itertuples(index=False)
     ]
-    table = reference.assign(cell=cells, dataset=reference["dataset"].map(DATASETS), order=range(len(reference)))
+    table = reference.assign(cell=printed, dataset=reference["dataset"].map(DATASETS), order=range(len(reference)))
     wide = table.pivot(index=list(by), columns="metric", values="cell")
     first = table.groupby(list(by))["order"].min().sort_values()
     columns = list(dict.fromkeys(reference["metric"]))
@@ -46,10 +46,8 @@ def beside(ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], colum
     """
     parts: dict[tuple[str, str], pd.Series] = {}
     for column in columns:
-        cells = reference[reference["metric"] == column]
-        for dataset, group in cells.groupby("dataset", sort=False):
-            digits = DIGITS.get(column, 1)
-            values = [plus_minus(mean, std, digits) for mean, std in zip(group["mean"], group["std"], strict=True)]
+        for dataset, group in reference[reference["metric"] == column].groupby("dataset", sort=False):
+            values = cells(group["mean"], group["std"], DIGITS.get(column, 1))
             index = group.set_index(list(by)).index
             parts[HEADINGS[column], f"{DATASETS[str(dataset)]}, published"] = pd.Series(values, index=index)
         for corpus, group in ours.groupby("corpus", sort=False):
@@ -79,12 +77,12 @@ def differences(
         known["rate"] = known["learning_rate"]
     rows = []
     for keys, group in ours.groupby(list(by), sort=False):
-        cells = known[(known[list(by)] == list(keys)).all(axis=1)].set_index("metric")
-        for column in (column for column in columns if column in cells.index):
+        theirs = known[(known[list(by)] == list(keys)).all(axis=1)].set_index("metric")
+        for column in (column for column in columns if column in theirs.index):
             mean, deviation = statistics.mean_std(group[column].to_numpy())
-            theirs, spread = float(cells["mean"][column]), float(cells["std"][column])
-            low, high = statistics.welch_interval((mean, deviation, len(group)), (theirs, spread, published_seeds))
-            both = {"ours": plus_minus(mean, deviation), "published": plus_minus(theirs, spread)}
-            difference = {"difference": mean - theirs, "low": low, "high": high}
+            level, spread = float(theirs["mean"][column]), float(theirs["std"][column])
+            low, high = statistics.welch_interval((mean, deviation, len(group)), (level, spread, published_seeds))
+            both = {"ours": plus_minus(mean, deviation), "published": plus_minus(level, spread)}
+            difference = {"difference": mean - level, "low": low, "high": high}
             rows.append(dict(zip(by, keys, strict=True)) | {"metric": HEADINGS[column], **both, **difference})
     return pd.DataFrame(rows, columns=[*by, "metric", "ours", "published", "difference", "low", "high"])

@@ -2,14 +2,15 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from atr.reports.cells import VERDICTS
 from atr.reports.latex import SIGNS, checked, escape, prose, table
 from atr.reports.report import Report
+from atr.reports.verdicts import VERDICTS
 from atr.system import atomic
 
 ROWS = 45  # that fit on a page
@@ -27,11 +28,7 @@ def bundle(report: "Report", folder: Path) -> None:
             caption = f"{output.provenance['caption']} {output.provenance['note']}"
             text = table(output.readable, caption.strip(), output.name)
             (target / f"{output.name}.tex").write_text(text, encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("atr.reports"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    environment = _environment(
         block_start_string="<%",
         block_end_string="%>",
         variable_start_string="<<",
@@ -44,15 +41,15 @@ def bundle(report: "Report", folder: Path) -> None:
     (folder / "report.tex").write_text(text, encoding="utf-8")
 
 
+def _environment(**own: Any) -> Environment:
+    """Of the templates."""
+    loader = PackageLoader("atr.reports")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **own)
+
+
 def page(report: "Report") -> str:
     """The HTML of a report: images within it, no script, nothing from elsewhere."""
-    environment = Environment(
-        loader=PackageLoader("atr.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _environment(autoescape=True)
     markdown = MarkdownIt("commonmark", {"html": False})
     environment.filters["markdown"] = lambda text: Markup(markdown.render(text))
     environment.filters["inline"] = lambda text: Markup(markdown.renderInline(text))

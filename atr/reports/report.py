@@ -13,12 +13,13 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from atr.corpora.corpus import Corpus
+from atr.corpora import loaded_once
 from atr.experiments import study
 from atr.experiments.profiles import Profile
 from atr.experiments.profiles import profile as profile_of
 from atr.reports import freshness
-from atr.reports.cells import VERDICTS, readable
+from atr.reports.tables import readable
+from atr.reports.verdicts import VERDICTS
 from atr.system import places
 from atr.training.records import Run
 
@@ -188,9 +189,9 @@ def gather(profile: str, results: Path | None = None) -> Report:
     }
     if not files:
         raise ValueError(f"{results}: no tables or figures there; first: atr study --profile {profile}")
-    corpora: dict[str, Corpus] = {}
     notebooks = [path for path in study.notebooks((), chosen) if path.stem[:2] != EXPLORATION]
-    studies = [_study(path, chosen, results, files, corpora) for path in notebooks]
+    with loaded_once():
+        studies = [_study(path, chosen, results, files) for path in notebooks]
     numbers = {one.number for one in studies}
     strays = sorted(f"{folder}/{name}" for folder, name in files if name[:2] not in numbers)
     papers = []
@@ -209,7 +210,7 @@ def citations() -> list[str]:
     return [" ".join(line.removeprefix("> ") for line in block.splitlines()) for block in quoted]
 
 
-def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, str]], corpora: dict) -> Study:
+def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, str]]) -> Study:
     """A notebook and what it made."""
     cells = nbformat.read(path, as_version=4).cells
     title, _, words = cells[0].source.partition("\n")
@@ -230,7 +231,7 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
     grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile": profile.name})
     made = {output.path: output.provenance for output in found.outputs}
     runs = results / "runs"
-    stale, found.unchecked = freshness.check(path, copy, made, grid, profile, runs, corpora)
+    stale, found.unchecked = freshness.check(path, copy, made, grid, profile, runs)
     for output in found.outputs:
         output.stale = stale[output.path]
     for output in rest.outputs:

@@ -1,6 +1,7 @@
 """Tables: our numbers with their uncertainty, beside the published ones, as CSV, Markdown and LaTeX."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,15 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from atr.config import RunConfig
+from atr.experiments.grid import Runs, run_all
 from atr.experiments.profiles import Profile
+from atr.losses.pair import LOSSES
 from atr.metrics import retrieval, statistics
-from atr.reports.names import DIGITS, HEADINGS, LOSS_NAMES, RECALLS
+from atr.reports.names import DIGITS, HEADINGS, RECALLS, heading, loss_title
 from atr.reports.verdicts import scores
 from atr.training.records import Run
+
+NUMBER = r"-?\d+(\.\d+)?(e-?\d+)?"
 
 
 def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
@@ -26,7 +31,7 @@ def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFra
             "corpus": profile.name_of(config),
             "recipe": config.recipe,
             "training": config.training.removesuffix("_released"),
-            "loss": LOSS_NAMES.get(config.loss["name"], config.loss["name"]),
+            "loss": loss_title(config.loss["name"]),
             "rate": config.rate("heads"),
             "batch": config.batch_size,
             "dim": config.embedding_dim,
@@ -46,7 +51,7 @@ def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFra
 def in_order(values: Iterable[str]) -> list[str]:
     """Distinct losses in the order of the papers, others behind them as they come."""
     present = dict.fromkeys(values)
-    return [name for name in dict.fromkeys([*LOSS_NAMES.values(), *present]) if name in present]
+    return [name for name in dict.fromkeys([*map(loss_title, LOSSES), *present]) if name in present]
 
 
 def with_baselines(
@@ -121,18 +126,21 @@ def plus_minus(mean: float, deviation: float | None, digits: int = 1) -> str:
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if spread else f"{mean:.{digits}f}"
 
 
+def cells(means: pd.Series, deviations: pd.Series, digits: int) -> list[str]:
+    """`plus_minus` of each mean and its deviation."""
+    return [plus_minus(*pair, digits) for pair in zip(means, deviations, strict=True)]
+
+
 def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int | None = None) -> pd.DataFrame:
     """A summary as people read it: `mean ± deviation` under headings. digits: after the point, by default `DIGITS`."""
-    asked, result = digits, pd.DataFrame(index=table.index)
+    result = pd.DataFrame(index=table.index)
     for column in columns:
-        digits = DIGITS.get(column, 1) if asked is None else asked
+        places = DIGITS.get(column, 1) if digits is None else digits
         deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
-        result[HEADINGS.get(column, column)] = [
-            plus_minus(mean, deviation, digits) for mean, deviation in zip(table[column], deviations, strict=True)
-        ]
+        result[heading(column)] = cells(table[column], deviations, places)
         if f"{column}_low" in table:
-            result[f"{HEADINGS.get(column, column)}, 95 %"] = [
-                f"{low:.{digits}f} to {high:.{digits}f}" if np.isfinite(low) else "—"
+            result[f"{heading(column)}, 95 %"] = [
+                f"{low:.{places}f} to {high:.{places}f}" if np.isfinite(low) else "—"
                 for low, high in zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
             ]
     if "seeds" in table:
@@ -140,10 +148,80 @@ def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int | N
     return result
 
 
-def of(table: pd.DataFrame, configs: Iterable[RunConfig]) -> pd.DataFrame:
-    """The rows of a frame whose runs are those of `configs`."""
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """A saved table as people read it: `mean ± deviation` and `low to high` in one column, the numbers of a column to
+    the same digit, small ones to two that count; columns of short numbers as they are.
+    """
+    result: dict[str, list[str]] = {}
+    for name in table.columns:
+        mean = re.sub("_(std|low|high)$", "", name)
+        if mean != name and mean in table:
+            continue
+        texts, digits = table[name], _digits(table[name])
+        title = HEADINGS.get(name, name.replace("_", " "))
+        if f"{name}_std" in table:
+            result[title] = _joined(" ± ", texts, table[f"{name}_std"], digits)
+        elif all(cell.endswith(".0") for cell in texts if cell):
+            result[title] = [cell.removesuffix(".0") for cell in texts]
+        elif texts.str.len().max() <= 6:
+            result[title] = list(texts)
+        else:
+            result[title] = [_rounded(cell, digits, small=True) for cell in texts]
+        if {f"{name}_low", f"{name}_high"} <= set(table.columns):
+            result[f"{title}, 95 %"] = _joined(" to ", table[f"{name}_low"], table[f"{name}_high"], digits)
+    return pd.DataFrame(result)
+
+
+def _joined(sign: str, first: pd.Series, second: pd.Series, digits: int) -> list[str]:
+    pairs = zip(first, second, strict=True)
+    return [sign.join(_rounded(text, digits) for text in pair if text) for pair in pairs]
+
+
+def _digits(column: pd.Series) -> int:
+    """Digits after the point, at most four: three that count in the column's largest number."""
+    largest = pd.to_numeric(column, errors="coerce").abs().max()
+    return min(4, max(0, 2 - int(np.floor(np.log10(largest))))) if largest > 0 else 0
+
+
+def _rounded(text: str, digits: int, small: bool = False) -> str:
+    """A number with `digits` after the point, or two that count if it is `small`; other text as it is."""
+    if not re.fullmatch(NUMBER, text):
+        return text
+    number = float(text)
+    return f"{number:#.2g}" if small and 0 < abs(number) < 10.0 ** (1 - digits) else f"{number:.{digits}f}"
+
+
+def of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) -> pd.DataFrame:
+    """The rows of a frame whose runs are those of `configs`, with columns that hold a label each."""
     wanted = {json.dumps(config.to_dict(), sort_keys=True) for config in configs}
-    return table[[json.dumps(run.config.to_dict(), sort_keys=True) in wanted for run in table["run"]]]
+    rows = table[[json.dumps(run.config.to_dict(), sort_keys=True) in wanted for run in table["run"]]]
+    return rows.assign(**labels)
+
+
+def runs_of(table: pd.DataFrame, configs: Iterable[RunConfig]) -> list[Run]:
+    """The runs of `configs` in a frame, in order of their seeds."""
+    return runs_by(of(table, configs))
+
+
+def run_grid(
+    configs: Sequence[RunConfig], profile: Profile, by: Sequence[str], device: str = "auto", executor: str = "local"
+) -> Runs:
+    """Run the configs of a notebook; the table so far (`progress`) stands below its cell, renewed with each run.
+
+    RuntimeError: a run failed; the others have ended then.
+    """
+    from IPython.display import display
+
+    runs: list[tuple[RunConfig, Run]] = []
+    live = display("no run yet", display_id=True)
+
+    def show(config: RunConfig, run: Run) -> None:
+        runs.append((config, run))
+        live.update(progress(runs, len(configs), profile, by))
+
+    outcome = run_all(configs, root=profile.root, device=device, runs=profile.runs, executor=executor, on_run=show)
+    outcome.raise_failures()
+    return outcome
 
 
 def progress(runs: Sequence[tuple[RunConfig, Run]], total: int, profile: Profile, by: Sequence[str]) -> Styler:

@@ -9,6 +9,8 @@ import pandas as pd
 from atr.metrics import retrieval, statistics
 from atr.training.records import Run
 
+VERDICTS = ("holds", "contradicted", "undecided")
+
 
 def not_converged(table: pd.DataFrame, among: Sequence[str], by: Sequence[str], share: float = 0.5) -> pd.DataFrame:
     """How many runs did not converge, by `by`: validation T→A R@10 below `share` of the best run's that agrees in
@@ -36,6 +38,33 @@ def scores(
     """
     measure = statistics.clip_precision if precision else statistics.clip_scores
     return np.stack([measure(run.ranks, run.embeddings["relevance"], k, direction) for run in runs])
+
+
+def average_precision(runs: Sequence[Run]) -> np.ndarray:
+    """(seeds, clips), for runs that differ by seed: text-to-audio average precision at 10, in percent."""
+    return scores(runs, precision=True)
+
+
+def by_p(p: float, alpha: float = 0.05) -> str:
+    """The verdict on a claim that is never contradicted: that something is there at all."""
+    return "holds" if p < alpha else "undecided"
+
+
+def by_interval(low: float, high: float, level: float) -> str:
+    """The verdict on "it is at least `level`" of what lies from low to high."""
+    return "holds" if low >= level else "contradicted" if high < level else "undecided"
+
+
+def opposite(verdict: str) -> str:
+    """The verdict on the contrary of a claim."""
+    return {"holds": "contradicted", "contradicted": "holds"}.get(verdict, verdict)
+
+
+def in_words(judged: pd.DataFrame, difference: str = " ({:+.1f} points)") -> list[str]:
+    """Claims and their verdicts as Markdown, an item each. difference: how it is said, as `str.format` takes it."""
+    return [
+        f"- {row['claim']}: {row['verdict']}{difference.format(row.get('difference'))}." for _, row in judged.iterrows()
+    ]
 
 
 def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
@@ -67,14 +96,6 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
             verdict = "holds" if inside else "contradicted" if nearest >= margin else "undecided"
         else:
             verdict = statistics.judge((test.difference, adjusted[place]), alpha)
-        result.append(
-            {
-                "claim": row["claim"],
-                "difference": test.difference,
-                "low": test.low,
-                "high": test.high,
-                "p (Holm)": adjusted.get(place, np.nan),
-                "verdict": verdict,
-            }
-        )
-    return pd.DataFrame(result)
+        p = adjusted.get(place, np.nan)
+        result.append((row["claim"], test.difference, test.low, test.high, p, verdict))
+    return pd.DataFrame(result, columns=["claim", "difference", "low", "high", "p (Holm)", "verdict"])

@@ -38,9 +38,7 @@ MENDS = {
     errno.ENOSPC: f"free some space and {AGAIN}",
     errno.EDQUOT: f"free some space or have your quota raised, and {AGAIN}",
     errno.EFBIG: f"raise the limit of a file's size (ulimit -f) or use another file system, and {AGAIN}",
-    errno.EROFS: ELSEWHERE,
-    errno.EACCES: ELSEWHERE,
-    errno.EPERM: ELSEWHERE,
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), ELSEWHERE),
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # come of writing alone, the others of reading too
@@ -119,11 +117,8 @@ def sweep(folder: Path, locked: str | None = None) -> None:
             continue
         with suppress(OSError):
             parts = [path, *path.rglob("*")]
-            if (
-                name[1] == _machine()
-                and not _alive(int(name[2]))
-                or time.time() - DAY > max(part.lstat().st_mtime for part in parts)
-            ):
+            dead = name[1] == _machine() and not _alive(int(name[2]))
+            if dead or time.time() - DAY > max(part.lstat().st_mtime for part in parts):
                 _remove(path)
 
 
@@ -159,6 +154,25 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def make_folder(target: Path, write: Callable[[Path], object], usable: Callable[[], bool] | None = None) -> None:
+    """Let `write` fill a new folder that becomes `target`, one process at a time; nothing where it is `usable` by then.
+
+    usable: that it is there, unless given; one that says no has removed it. Raises WriteError.
+    """
+    temporary = beside(target)
+    try:
+        with writing(target, temporary):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(target.with_name(f".{target.name}.lock")):
+                if not (usable or target.exists)():
+                    sweep(target.parent, target.name)
+                    temporary.mkdir()
+                    write(temporary)
+                    os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_folder(target: Path, write: Callable[[Path], object]) -> None:

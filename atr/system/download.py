@@ -27,7 +27,7 @@ from filelock import FileLock
 from py7zr.callbacks import ExtractCallback
 from tqdm.auto import tqdm
 
-from atr.system.atomic import beside, sweep, write_atomic, writing
+from atr.system.atomic import make_folder, write_atomic, writing
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt while nothing new arrives
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
@@ -35,6 +35,7 @@ TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
 CHUNK = 1 << 18
 SLOWEST = 1 << 10  # bytes a second, over SPAN
 SPAN = 60.0  # seconds
+KEPT = "what has arrived is kept"
 SPARE = 1 << 26  # bytes of the disk that a file of unknown size leaves free
 
 
@@ -71,14 +72,14 @@ def fetch(file: File, folder: Path, quiet: bool = False) -> Path:
     if not path.exists():
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path), FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.exists():
-                part = path.with_name(f"{path.name}.part")
-                _download(file, part, quiet)
-                verify(part, file, quiet)
-                os.replace(part, path)
-                _validator_file(part).unlink(missing_ok=True)
-                _note(path, file)
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                if not path.exists():
+                    part = path.with_name(f"{path.name}.part")
+                    _download(file, part, quiet)
+                    verify(part, file, quiet)
+                    os.replace(part, path)
+                    _validator_file(part).unlink(missing_ok=True)
+                    _note(path, file)
     if not _noted(path, file):
         verify(path, file, quiet)
         _note(path, file)
@@ -173,16 +174,13 @@ def _download(file: File, part: Path, quiet: bool) -> None:
                     return
                 reason = "the connection ended early"
             except requests.exceptions.InvalidSchema as error:
-                raise DownloadError(f"{file.name}: {error}; {_by_hand(file, part)}") from error
+                raise _failure(file, part, str(error)) from error
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 reason = str(error)
             if _size(part) > farthest:
                 farthest, failures = _size(part), 0
             if failures == len(PAUSES):
-                raise DownloadError(
-                    f"{file.name}: cannot be fetched from {file.url} ({reason}); try again, what has arrived is kept, "
-                    f"or {_by_hand(file, part)}"
-                )
+                raise _failure(file, part, f"cannot be fetched from {file.url} ({reason})", f"try again, {KEPT}, or ")
             time.sleep(PAUSES[failures])
             failures += 1
 
@@ -209,18 +207,14 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
             length = response.headers.get("Content-Length", "")
             have, total = 0, int(length) if length.isdecimal() else None
         else:
-            raise DownloadError(f"{file.name}: HTTP {response.status_code} for {file.url}; {_by_hand(file, part)}")
+            raise _failure(file, part, f"HTTP {response.status_code} for {file.url}")
         kind = response.headers.get("Content-Type", "").lower()
         if _unknown(file) and ("text/html" in kind or "application/xhtml" in kind):
-            raise DownloadError(
-                f"{file.name}: {file.url} answers with a web page, such as a login, and not with the file; "
-                f"{_by_hand(file, part)}"
-            )
+            problem = f"{file.url} answers with a web page, such as a login, and not with the file"
+            raise _failure(file, part, problem)
         if file.size is not None and total not in (None, file.size):
-            raise DownloadError(
-                f"{file.name}: {file.url} offers {total:,} bytes instead of the published {file.size:,}; "
-                f"try again later, or {_by_hand(file, part)}"
-            )
+            problem = f"{file.url} offers {total:,} bytes instead of the published {file.size:,}"
+            raise _failure(file, part, problem, "try again later, or ")
         total = file.size if total is None else total
         _check_room(part.parent, (total or 0) - _size(part), file.name)
         if not have:
@@ -228,31 +222,32 @@ def _attempt(session: requests.Session, file: File, part: Path, bar: tqdm) -> bo
             _validator_file(part).write_text(_validator(response))
         bar.reset(total)
         bar.n = bar.initial = have
-        with open(part, "ab") as output:
-            try:
-                begun, start, came = time.monotonic(), have, 0
-                while chunk := response.raw.read1(CHUNK, decode_content=False):
-                    output.write(chunk)
-                    came += len(chunk)
-                    if total is None:  # a body that may have no end
-                        _check_room(part.parent, SPARE, file.name)
-                    elif have + came > total:
-                        output.truncate(have)
-                        raise DownloadError(
-                            f"{file.name}: {file.url} sends more than {total:,} bytes; {_by_hand(file, part)}"
-                        )
-                    if time.monotonic() - begun > SPAN:
-                        if have + came - start < SLOWEST * SPAN:
-                            raise DownloadError(
-                                f"{file.name}: {file.url} sends less than {SLOWEST:,} bytes a second; try again later, "
-                                f"what has arrived is kept, or {_by_hand(file, part)}"
-                            )
-                        begun, start = time.monotonic(), have + came
-                    bar.update(len(chunk))
-            finally:
-                output.flush()
-                os.fsync(output.fileno())
+        _receive(response, file, part, have, total, bar)
     return total is None or _size(part) >= total
+
+
+def _receive(response: requests.Response, file: File, part: Path, have: int, total: int | None, bar: tqdm) -> None:
+    """Append the body of an answer to `part`, which has `have` of `total` bytes; DownloadError if it cannot be that."""
+    begun, start, came = time.monotonic(), have, have
+    with open(part, "ab") as output:
+        try:
+            while chunk := response.raw.read1(CHUNK, decode_content=False):
+                output.write(chunk)
+                came += len(chunk)
+                if total is None:  # a body that may have no end
+                    _check_room(part.parent, SPARE, file.name)
+                elif came > total:
+                    output.truncate(have)
+                    raise _failure(file, part, f"{file.url} sends more than {total:,} bytes")
+                if time.monotonic() - begun > SPAN:
+                    if came - start < SLOWEST * SPAN:
+                        problem = f"{file.url} sends less than {SLOWEST:,} bytes a second"
+                        raise _failure(file, part, problem, f"try again later, {KEPT}, or ")
+                    begun, start = time.monotonic(), came
+                bar.update(len(chunk))
+        finally:
+            output.flush()
+            os.fsync(output.fileno())
 
 
 def _answer(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
@@ -286,8 +281,8 @@ def _validator(response: requests.Response) -> str:
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
-def _by_hand(file: File, part: Path) -> str:
-    return f"fetch it by hand and put it at {part.parent / file.name}"
+def _failure(file: File, part: Path, problem: str, mend: str = "") -> DownloadError:
+    return DownloadError(f"{file.name}: {problem}; {mend}fetch it by hand and put it at {part.parent / file.name}")
 
 
 def _check_room(folder: Path, needed: int, name: str) -> None:
@@ -306,36 +301,27 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
     or leads out of the folder.
     """
     archive, folder = Path(archive), Path(folder)
-    unpack = next((unpack for suffix, unpack in _UNPACK.items() if archive.name.lower().endswith(suffix)), None)
+    unpack = next((unpack for suffix, unpack in UNPACK.items() if archive.name.lower().endswith(suffix)), None)
     if unpack is None:
-        raise ValueError(f"{archive}: not one of {', '.join(_UNPACK)}")
-    if folder.exists():
-        return folder
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing(folder), FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.exists():
-            return folder
-        sweep(folder.parent, folder.name)
-        temporary = beside(folder)
+        raise ValueError(f"{archive}: not one of {', '.join(UNPACK)}")
+
+    def write(temporary: Path) -> None:
         try:
-            temporary.mkdir()
-            try:
-                files = unpack(archive, temporary, quiet)
-            except _DAMAGED as error:
-                raise DownloadError(
-                    f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it "
-                    "again; nothing was unpacked"
-                ) from error
-            there = sum(path.is_file() for path in temporary.rglob("*"))
-            if there != files:
-                raise DownloadError(
-                    f"{archive}: {files:,} files made {there:,} on disk: some share a name, or differ only in small "
-                    "and capital letters, which this disk does not tell apart; nothing was unpacked"
-                )
-            os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            files = unpack(archive, temporary, quiet)
+        except _DAMAGED as error:
+            raise DownloadError(
+                f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it again; "
+                "nothing was unpacked"
+            ) from error
+        there = sum(path.is_file() for path in temporary.rglob("*"))
+        if there != files:
+            raise DownloadError(
+                f"{archive}: {files:,} files made {there:,} on disk: some share a name, or differ only in small and "
+                "capital letters, which this disk does not tell apart; nothing was unpacked"
+            )
+
+    if not folder.exists():
+        make_folder(folder, write)
     return folder
 
 
@@ -444,7 +430,7 @@ class _Update(ExtractCallback):
     def report_postprocess(self) -> None: ...
 
 
-_UNPACK = {
+UNPACK = {
     ".zip": _unpack_zip,
     ".tar": _unpack_tar,
     ".tar.gz": _unpack_tar,

@@ -1,4 +1,4 @@
-"""Checksums of a file's blocks: bits that flipped on disk are noticed, by reading all of it or a sample."""
+"""Hashes of contents, and checksums of a file's blocks, by which bits that flipped on disk are noticed."""
 
 import hashlib
 import json
@@ -39,7 +39,18 @@ def check(path: Path, known: list[int], sample: bool = False, rest: int = 0) -> 
 
 def content_key(*parts: Any) -> str:
     """24 hexadecimal digits that name JSON-serialisable `parts` by their content."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return sha256(json.dumps(parts, sort_keys=True))[:24]
+
+
+def sha256(content: str | bytes) -> str:
+    """SHA-256 of bytes, or of a text in UTF-8, in hexadecimal."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read now."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 file_hashes: dict[tuple[str, int, int], str] = {}  # (path, size, time of change) → SHA-256; `runs` hands it to workers
@@ -50,6 +61,5 @@ def file_hash(path: Path) -> str:
     state = path.stat()
     key = (str(path), state.st_size, state.st_mtime_ns)
     if key not in file_hashes:
-        with open(path, "rb") as file:
-            file_hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        file_hashes[key] = file_sha256(path)
     return file_hashes[key]

@@ -6,7 +6,6 @@ size of each file and the SHA-256 of each BLOCK of it, by which a damaged entry 
 """
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -19,9 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
-
-from atr.system.atomic import beside, sweep, write_atomic, writing
+from atr.system import hashes
+from atr.system.atomic import beside, make_folder, write_atomic, writing
 from atr.system.places import home
 
 SUMS = "sums.json"
@@ -31,7 +29,7 @@ CHECKED = 64 << 20  # bytes of an entry that are read when it is opened: all of 
 
 def digests(file: IO[bytes]) -> list[str]:
     """SHA-256 of each BLOCK of a file."""
-    return [hashlib.sha256(block).hexdigest() for block in iter(partial(file.read, BLOCK), b"")]
+    return [hashes.sha256(block) for block in iter(partial(file.read, BLOCK), b"")]
 
 
 def write_sums(folder: Path, names: Iterable[str], contents: Mapping[str, bytes] | None = None) -> None:
@@ -65,7 +63,7 @@ def damage(folder: Path, name: str | None = None, whole: bool = False) -> str:
         for one, number in blocks:
             with open(folder / one, "rb") as file:
                 file.seek(number * BLOCK)
-                if hashlib.sha256(file.read(BLOCK)).hexdigest() != sums[one][1][number]:
+                if hashes.sha256(file.read(BLOCK)) != sums[one][1][number]:
                     return f"the bytes of {one} have changed"
     except FileNotFoundError as error:
         gone = Path(error.filename).name
@@ -91,9 +89,8 @@ def _damage(path: Path) -> str:
     if _intact.get(path) == files:
         return ""
     problem = damage(path)
-    if (
-        not problem and time.time_ns() - max((changed for *_, changed in files), default=0) > 1e9
-    ):  # clocks of file systems are coarse
+    newest = max((changed for *_, changed in files), default=0)
+    if not problem and time.time_ns() - newest > 1e9:  # clocks of file systems are coarse
         _intact[path] = files
     return problem
 
@@ -111,23 +108,18 @@ def cached(kind: str, key: str, build: Callable[[Path], object]) -> Path:
     damaged. Raises WriteError.
     """
     path = home() / "cache" / kind / key
-    if path.exists() and not _damage(path):
-        return path
-    temporary = beside(path)
-    try:
-        with writing(path, temporary):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(f".{key}.lock")):
-                if path.exists() and (problem := _damage(path)):
-                    warnings.warn(f"{path}: damaged ({problem}); made anew", stacklevel=2)
-                    discard(path)
-                if not path.exists():
-                    sweep(path.parent, path.name)
-                    temporary.mkdir()
-                    build(temporary)
-                    files = (file for file in temporary.rglob("*") if file.is_file())
-                    write_sums(temporary, sorted(file.relative_to(temporary).as_posix() for file in files))
-                    os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    def usable() -> bool:
+        if path.exists() and (problem := _damage(path)):
+            warnings.warn(f"{path}: damaged ({problem}); made anew", stacklevel=4)  # of whoever called `cached`
+            discard(path)
+        return path.exists()
+
+    def write(folder: Path) -> None:
+        build(folder)
+        files = (file for file in folder.rglob("*") if file.is_file())
+        write_sums(folder, sorted(file.relative_to(folder).as_posix() for file in files))
+
+    if not path.exists() or _damage(path):
+        make_folder(path, write, usable)
     return path

@@ -36,14 +36,14 @@ class Group:
     rank: int = 0
     size: int = 1
 
-    def share(self, count: int) -> slice:
+    def own_rows(self, count: int) -> slice:
         """Which of `count` rows are this process's own: all, where there are fewer rows than processes."""
         if count < self.size:
             return slice(0, count)
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def whole(self, own: Tensor, count: int, summed: bool = False) -> Tensor:
-        """All `count` rows of which each process has its `share`, with gradients.
+    def gather(self, own: Tensor, count: int, summed: bool = False) -> Tensor:
+        """All `count` rows of which each process has its `own_rows`, with gradients.
 
         A gradient goes back to each process's own rows, as it is where all processes compute the same from the whole;
         `summed`: as the sum over the processes, where each computes something else from it.
@@ -85,7 +85,7 @@ class _Whole(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, group: Group, count: int, summed: bool) -> Tensor:
         ctx.group, ctx.count, ctx.summed = group, count, summed
         rows = own.new_zeros(count, *own.shape[1:])
-        rows[group.share(count)] = own
+        rows[group.own_rows(count)] = own
         return group.sum(rows)
 
     @staticmethod
@@ -93,7 +93,7 @@ class _Whole(torch.autograd.Function):
         gradient = gradients[0]
         if ctx.summed:
             gradient = ctx.group.sum(gradient.clone(memory_format=torch.contiguous_format))
-        return gradient[ctx.group.share(ctx.count)], None, None, None
+        return gradient[ctx.group.own_rows(ctx.count)], None, None, None
 
 
 class _Elsewhere(Exception):
@@ -230,7 +230,7 @@ def _synchronised(norm: _BatchNorm, group: Group, x: Tensor) -> Tensor:
     others = [dim for dim in range(x.ndim) if dim != 1]
     var, mean = torch.var_mean(x.float(), others, correction=0)
     own = torch.cat([mean, var, mean.new_tensor([x.numel() // x.shape[1]])])
-    rows = group.whole(own[None], group.size, summed=True)
+    rows = group.gather(own[None], group.size, summed=True)
     means, variances, counts = rows.split([len(mean), len(mean), 1], 1)
     count = counts.sum()
     mean = (counts * means).sum(0) / count

@@ -33,6 +33,13 @@ class Evaluated:
         """As `metrics.retrieval_metrics` names them."""
         return retrieval.retrieval_metrics(self.ranks)
 
+    def kept(self) -> dict[str, Tensor]:
+        """What a run keeps of its test split: see `Run.embeddings`."""
+        relevance = self.split.relevance
+        dense = relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
+        ranks = {"t2a": self.ranks.t2a, "a2t": self.ranks.a2t}
+        return self.tensors | {name: torch.from_numpy(array) for name, array in ({"relevance": dense} | ranks).items()}
+
     @torch.no_grad()
     def loss(self, loss_function: nn.Module, batch_size: int) -> float:
         """Mean over batches of all the split's pairs, in one order for all models."""
@@ -68,8 +75,8 @@ def evaluate(
         return Evaluated(split, retrieval.ranks((text, audio), split.relevance), {"audio": audio, "text": text})
     training = network.training
     network.eval()
-    own = network.similarity(to(audio), to(text[group.share(len(text))]))
-    similarity = group.whole(own.cpu(), len(text))
+    own = network.similarity(to(audio), to(text[group.own_rows(len(text))]))
+    similarity = group.gather(own.cpu(), len(text))
     network.train(training)
     return Evaluated(split, retrieval.ranks(similarity, split.relevance), {"similarity": similarity, "text": text})
 

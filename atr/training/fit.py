@@ -1,23 +1,23 @@
 """Fit one config: find its run, and train it unless it is finished."""
 
-import os
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atr.config import RunConfig
+from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
 from atr.system import atomic, devices, store
 from atr.system.devices import resolve_device
-from atr.training import batches, distributed, evaluation, model, origin, preparation, tracking
+from atr.training import batches, distributed, evaluation, model, preparation, tracking
 from atr.training.distributed import ALONE, Group
-from atr.training.identity import Prepared, corpus_of, locate, needed
+from atr.training.identity import Prepared, locate, needed
 from atr.training.records import RecordError, Run
 from atr.training.trainer import Trainer, fabric_of, train
 
@@ -54,37 +54,24 @@ def fit(
     """
     device, trackers = resolve_device(device), tracking.chosen(track)
     distributed.check(processes, device, config.batch_size)
-    corpus = corpus or corpus_of(config, root)
+    corpus = corpus or corpus_of(config.corpus, root)
     run = locate(config, corpus, runs, quiet, root=root)
     if at_hand(run, config):
         return run
+    options: dict[str, Any] = {"device": device, "threads": threads, "processes": processes, "track": trackers}
     others = {
-        name: fit(
-            other,
-            given,
-            root=root,
-            device=device,
-            runs=runs,
-            threads=threads,
-            processes=processes,
-            track=trackers,
-            quiet=quiet,
-        )
+        name: fit(other, given, root=root, runs=runs, quiet=quiet, **options)
         for name, (other, given) in needed(config, corpus, root).items()
     }
     with atomic.writing(run.path), run.lock("trained"):
         if not at_hand(run, config):
-            if os.path.lexists(run.path / "metrics.json"):
+            if run.ended:
                 problem = run.problem or f"{run.path / 'config.json'}: not what this version writes for the run"
                 warnings.warn(f"{problem}. Now trained anew; kept as {run.set_aside()}", stacklevel=2)
-            run.path.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):
-                (run.path / "error.txt").unlink()
+            run.begin()
             try:
                 prepared = preparation.prepare(config, corpus, quiet=quiet, device=device)
-                atomic.write_csv(corpus.clips[["clip", "split"]], run.path / "clips.csv")
-                settings = {"result_version": origin.RESULT_VERSION, "config": config.to_dict()}
-                atomic.write_json(run.path / "config.json", settings)
+                run.describe(config, corpus)
                 work = (run, config, corpus, others, device, threads, trackers)
                 if processes == 1:
                     _train(ALONE, *work, prepared)
@@ -93,9 +80,7 @@ def fit(
                         ancillary(others["ancillary"], corpus, device, threads)
                     distributed.start(_train, processes, device, *work)
             except Exception:
-                with suppress(OSError):  # a full disk must not hide the cause
-                    text = traceback.format_exc()
-                    (run.path / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+                run.fail(traceback.format_exc())
                 raise
     return Run(run.path)
 
@@ -136,16 +121,11 @@ def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -
 
     def build(folder: Path) -> None:
         prepared = preparation.prepare(run.config, corpus, ("train",), True, device)
-        with torch.random.fork_rng():
-            torch.manual_seed(run.config.seed)  # a random encoder that stays random is in no checkpoint
-            network = model.load(model.build(run.config, prepared), run)
-        fabric = fabric_of(run.config, device)
-        split = prepared.splits["train"]
+        fabric, split = fabric_of(run.config, device), prepared.splits["train"]
+        network = fabric.setup(model.restore(run, prepared))
         size = run.config.batch_size if run.config.padding == "released" else None
         with devices.threads(threads):
-            audio, text = evaluation.embed(
-                fabric.setup(network), split, lambda x: x.to(fabric.device), released_batch=size
-            )
+            audio, text = evaluation.embed(network, split, lambda x: x.to(fabric.device), released_batch=size)
             pairs = batches.ancillary(audio[torch.tensor(split.clip_of_caption)], text)
         save_file({"embeddings": pairs}, folder / "embeddings.safetensors")
 

@@ -45,8 +45,8 @@ class Embedder:
         """
         audio, text = [], []
         for count, heard, read in self._parts(inputs, captions):
-            audio.append(self.group.whole(heard, count))
-            text.append(self.group.whole(read, count))
+            audio.append(self.group.gather(heard, count))
+            text.append(self.group.gather(read, count))
         return _joined(audio), _joined(text)
 
     def similarity(self, inputs: Inputs, captions: np.ndarray) -> Tensor:
@@ -54,9 +54,9 @@ class Embedder:
         captions.
         """
         parts = list(self._parts(inputs, captions))
-        frames = _joined([self.group.whole(heard, count, summed=True) for count, heard, _ in parts])
+        frames = _joined([self.group.gather(heard, count, summed=True) for count, heard, _ in parts])
         run = self._runner(len(parts))
-        return _joined([self.group.whole(run(self.network.similarity, frames, read), n) for n, _, read in parts])
+        return _joined([self.group.gather(run(self.network.similarity, frames, read), n) for n, _, read in parts])
 
     def _parts(self, inputs: Inputs, captions: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Of each chunk: its number of pairs, and what the network makes of this process's share of them."""
@@ -65,7 +65,7 @@ class Embedder:
         run = self._runner(len(chunks))
         longest = int(inputs.audio.lengths[clips[captions]].max()) if isinstance(inputs.audio, Packed) else 0
         for chunk in chunks:
-            own = chunk[self.group.share(len(chunk))]
+            own = chunk[self.group.own_rows(len(chunk))]
             sound, lengths = inputs.audio_batch(clips[own])
             if lengths is not None and sound.shape[1] < longest:
                 whole = sound.new_zeros(len(sound), longest, *sound.shape[2:])

@@ -8,7 +8,7 @@ from scipy import sparse
 from torch import Tensor
 
 from atr.config import RunConfig
-from atr.corpora import in_folder, load_corpus
+from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders import checkpoints, clap, pretraining, text
 from atr.encoders.clap import CLAP_VERSION
@@ -106,13 +106,6 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
     return {f"{kind} {name}": found for kind, name in used if (found := code(kind, name))}
 
 
-def corpus_of(config: RunConfig, root: str | Path | None = None) -> Corpus:
-    """The corpus that a config names; `root` goes to the corpora that lie in a folder."""
-    options = dict(config.corpus)
-    name = options.pop("name")
-    return load_corpus(name, root if in_folder(name) else None, **options)
-
-
 def locate(
     config: RunConfig,
     corpus: Corpus,
@@ -120,31 +113,19 @@ def locate(
     quiet: bool = True,
     fetch: bool = True,
     root: str | Path | None = None,
-    corpora: dict[str, Corpus] | None = None,
 ) -> Run:
     """The run of a config, finished or not; makes or fetches the weights that it starts from where they are missing,
-    or raises FileNotFoundError without `fetch`. `corpora`: as of `needed`.
+    or raises FileNotFoundError without `fetch`.
     """
     fingerprints = weights(config, corpus, quiet, fetch).fingerprints
-    for name, (other, given) in needed(config, corpus, root, corpora).items():
-        fingerprints = fingerprints | {name: locate(other, given, runs, quiet, fetch, root, corpora).address}
+    for name, (other, given) in needed(config, corpus, root).items():
+        fingerprints = fingerprints | {name: locate(other, given, runs, quiet, fetch, root).address}
     return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
 
 
-def needed(
-    config: RunConfig, corpus: Corpus, root: str | Path | None, corpora: dict[str, Corpus] | None = None
-) -> dict[str, tuple[RunConfig, Corpus]]:
-    """The configs of the runs that a run needs, each with its corpus. `corpora` keeps those that are loaded for it, by
-    the content key of their options, for further calls.
-    """
-    corpora = {} if corpora is None else corpora
-    corpora[hashes.content_key(dict(config.corpus))] = corpus
-    return {name: (other, loaded(other, root, corpora)) for name, other in config.needs().items()}
-
-
-def loaded(config: RunConfig, root: str | Path | None, corpora: dict[str, Corpus]) -> Corpus:
-    """The corpus of a config, from `corpora` if it is there, else loaded and put there."""
-    key = hashes.content_key(dict(config.corpus))
-    if key not in corpora:
-        corpora[key] = corpus_of(config, root)
-    return corpora[key]
+def needed(config: RunConfig, corpus: Corpus, root: str | Path | None) -> dict[str, tuple[RunConfig, Corpus]]:
+    """The configs of the runs that a run needs, each with its corpus."""
+    return {
+        name: (other, corpus if other.corpus == config.corpus else corpus_of(other.corpus, root))
+        for name, other in config.needs().items()
+    }

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from atr.config import RunConfig
@@ -115,9 +116,7 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
         config.audio_encoder, prepared.audio_weights, config.augment, config.audio_dropout, config.pooling
     )
     released = config.training == "frozen_released"
-    text = TextEncoder(
-        prepared.text_folder, config.text_pooling, None if released else config.text_layers, config.text_dropout
-    )
+    text = TextEncoder(prepared.text_folder, config.text_pooling, config.state_layers, config.text_dropout)
     if released:
         audio.requires_grad_(False)
         text.requires_grad_(False)
@@ -148,6 +147,16 @@ def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]
         for name, parameters in trained.items()
         if parameters
     ]
+
+
+def restore(run: Run, prepared: Prepared, config: RunConfig | None = None) -> DualEncoder:
+    """The network of a finished run's selected epoch, in evaluation mode, over what is prepared for its config, or for
+    `config`, which says the same of the network. RecordError: the checkpoint does not fit.
+    """
+    config = config or run.config
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)  # as in training: a random encoder that stays random is in no checkpoint
+        return load(build(config, prepared), run).eval()
 
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:

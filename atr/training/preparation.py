@@ -80,12 +80,10 @@ def prepare(
     prepared = weights(config, corpus, quiet)
     # Built only if the store lacks something: loading a model takes longer than many a frozen run's epoch.
     language: list[text.TextEncoder] = []
-    over_states = config.training in ("finetuned", "scratch") and config.text_layers is not None
 
     def text_encoder() -> text.TextEncoder:
         if not language:
-            layers = config.text_layers if over_states else None
-            language.append(text.TextEncoder(prepared.text_folder, config.text_pooling, layers))
+            language.append(text.TextEncoder(prepared.text_folder, config.text_pooling, config.state_layers))
         return language[0]
 
     def moved() -> text.TextEncoder:
@@ -113,8 +111,8 @@ def prepare(
         else:
             audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
             spoken = (
-                text.computed(captions, known, moved, below=config.text_layers, quiet=quiet)
-                if over_states
+                text.computed(captions, known, moved, below=config.state_layers, quiet=quiet)
+                if config.state_layers is not None
                 else text.tokenized(captions, known, text_encoder)
             )
         prepared.splits[name] = Inputs(audio, spoken, clip_of_caption, part.relevance())

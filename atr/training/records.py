@@ -1,24 +1,18 @@
 """One finished or unfinished run on disk, and the folder that holds them.
 
-`<runs>/<address>/` holds config.json, environment.json, clips.csv, history.csv, metrics.json, embeddings.safetensors
-and checkpoint.safetensors; state.pt while unfinished; error.txt if it failed. sums.json has the digests of all
-(`store.damage`; runs by older versions lack it), metrics.json is written last: a run is finished where it is there and
-all of them are whole. What is not whole is never used, and never deleted: `atr.fit` trains such a run anew and keeps
-its folder as `<address>.aside-1`.
+`<runs>/<address>/` holds the files below; state.pt while unfinished; error.txt if it failed. sums.json has the digests
+of all (`store.damage`; runs by older versions lack it), metrics.json is written last: a run is finished where it is
+there and all of them are whole. What is not whole is never used, and never deleted: `atr.fit` trains such a run anew
+and keeps its folder as `<address>.aside-1`.
 """
 
-import errno
-import hashlib
 import io
 import json
 import math
 import os
-import pickle
 import platform
 import re
 import shutil
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,17 +26,28 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atr import config as configs
-from atr.config import RunConfig
+from atr.config import RESULT_VERSION, RunConfig
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.metrics.retrieval import Ranks, relevant_pairs
 from atr.system import atomic, hashes, places, store
-from atr.training.origin import RECORDED, RESULT_VERSION
+from atr.system.environment import RECORDED
+from atr.training import state
+from atr.training.state import State
 
 Content = TypeVar("Content")
+CONFIG, ENVIRONMENT, CLIPS, HISTORY, LEARNED = (
+    "config.json",
+    "environment.json",
+    "clips.csv",
+    "history.csv",
+    "learned.csv",
+)
+EMBEDDINGS, CHECKPOINT, METRICS = "embeddings.safetensors", "checkpoint.safetensors", "metrics.json"
+STATE, ERROR = "state.pt", "error.txt"
 SCORES = {
     f"{way}_{name}" for way in ("t2a", "a2t") for name in ("r1", "r5", "r10", "map10", "median_rank", "mean_rank")
 }
@@ -87,22 +92,26 @@ class Run:
         return self.path.name
 
     @property
+    def ended(self) -> bool:
+        """Whether it came to its end, whatever has become of its files."""
+        return os.path.lexists(self.path / METRICS)
+
+    @property
     def finished(self) -> bool:
         return self.status == "finished"
 
     @property
     def status(self) -> str:
         """finished, stale (by an older version), newer (by a newer one), damaged, failed or unfinished."""
-        ended = os.path.lexists(self.path / "metrics.json")
         try:
             version = self._record["result_version"]
         except (RecordError, FileNotFoundError):
             version = RESULT_VERSION
         if version != RESULT_VERSION:
             return "stale" if version < RESULT_VERSION else "newer"
-        if ended:
+        if self.ended:
             return "damaged" if self.problem else "finished"
-        return "failed" if os.path.lexists(self.path / "error.txt") else "unfinished"
+        return "failed" if os.path.lexists(self.path / ERROR) else "unfinished"
 
     @property
     def stale(self) -> bool:
@@ -112,19 +121,18 @@ class Run:
     @property
     def problem(self) -> str:
         """What is wrong with the files of a run that came to its end, the first of them; nothing if they are whole."""
-        if not os.path.lexists(self.path / "metrics.json"):
+        if not self.ended:
             return ""
         run = Run(self.path)  # reads anew, and keeps nothing
         try:
             clips, audio = run.clips, len(run.embeddings["a2t"])
             _ = run._record, run._metrics, run.environment, run.history
-            if os.path.lexists(self.path / "learned.csv"):
+            if os.path.lexists(self.path / LEARNED):
                 _ = run.learned
-            self._read("checkpoint.safetensors", lambda path: safe_open(path, "pt"))
+            self._read(CHECKPOINT, lambda path: safe_open(path, "pt"))
         except RecordError as error:
             return str(error)
-        split = "test" if clips["split"].eq("test").any() else "validation"  # as `features.prepare` has it
-        if clips["split"].eq(split).sum() != audio:
+        if clips["split"].eq(run.tested_split).sum() != audio:
             return f"{self.path / 'clips.csv'}: other clips than the {audio} of embeddings.safetensors; {AGAIN}"
         return ""
 
@@ -132,13 +140,13 @@ class Run:
         """What `parse` makes of a file."""
         path = self.path / name
         try:
-            if os.path.lexists(self.path / "metrics.json") and (problem := store.damage(self.path, name)):
+            if self.ended and (problem := store.damage(self.path, name)):
                 raise RecordError(f"{path}: damaged ({problem}); {AGAIN}")
             return parse(path)
         except RecordError:
             raise
         except FileNotFoundError as error:
-            if not os.path.lexists(self.path / "metrics.json"):
+            if not self.ended:
                 missing = f"{path}: missing, as the run is not finished; atr.fit(run.config) continues it"
                 raise FileNotFoundError(missing) from error
             raise RecordError(f"{path}: missing; {AGAIN}") from error
@@ -149,15 +157,15 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        return self._read("config.json", lambda _: configs.from_dict(self._record["config"]))
+        return self._read(CONFIG, lambda _: configs.from_dict(self._record["config"]))
 
     @property
     def _record(self) -> dict[str, Any]:
-        return self._read("config.json", lambda path: _fitting(_object(path), {"result_version": int, "config": dict}))
+        return self._read(CONFIG, lambda path: _fitting(_object(path), {"result_version": int, "config": dict}))
 
     @cached_property
     def _metrics(self) -> dict[str, Any]:
-        return self._read("metrics.json", lambda path: _complete(_object(path)))
+        return self._read(METRICS, lambda path: _complete(_object(path)))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -192,7 +200,7 @@ class Run:
             _fitting(found, {"weights": dict} if "weights" in found else {})
             return found
 
-        return self._read("environment.json", parse)
+        return self._read(ENVIRONMENT, parse)
 
     @cached_property
     def clips(self) -> pd.DataFrame:
@@ -204,7 +212,12 @@ class Run:
                 raise ValueError("not a table of clip and split")
             return table
 
-        return self._read("clips.csv", parse)
+        return self._read(CLIPS, parse)
+
+    @property
+    def tested_split(self) -> str:
+        """ "test", or "validation" where the corpus had no test clips."""
+        return "test" if self.clips["split"].eq("test").any() else "validation"
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -222,11 +235,11 @@ class Run:
                 raise ValueError("holds other things than numbers")
             if table["epoch"].tolist() != list(range(1, len(table) + 1)) or table["loss"].isna().any():
                 raise ValueError("an epoch or its loss is missing")
-            if os.path.lexists(self.path / "metrics.json") and len(table) < self.best_epoch:
+            if self.ended and len(table) < self.best_epoch:
                 raise ValueError(f"ends before the selected epoch {self.best_epoch}")
             return table
 
-        return self._read("history.csv", parse)
+        return self._read(HISTORY, parse)
 
     @cached_property
     def learned(self) -> pd.DataFrame:
@@ -234,7 +247,7 @@ class Run:
 
         FileNotFoundError: the loss learns nothing.
         """
-        path = self.path / "learned.csv"
+        path = self.path / LEARNED
         if not os.path.lexists(path):
             raise FileNotFoundError(f"{path}: missing, as the loss of the run learns nothing")
 
@@ -246,19 +259,19 @@ class Run:
                 raise ValueError("a step is missing")
             return table
 
-        return self._read("learned.csv", parse)
+        return self._read(LEARNED, parse)
 
     @cached_property
     def embeddings(self) -> dict[str, torch.Tensor]:
         """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t; of a
         text-aware model similarity (captions, clips) in place of audio.
         """
-        return self._read("embeddings.safetensors", lambda path: _agreeing(load_file(path)))
+        return self._read(EMBEDDINGS, lambda path: _agreeing(load_file(path)))
 
     @property
     def checkpoint(self) -> dict[str, torch.Tensor]:
         """Weights of the selected epoch, as `DualEncoder.kept` names them."""
-        return self._read("checkpoint.safetensors", load_file)
+        return self._read(CHECKPOINT, load_file)
 
     @property
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -282,16 +295,54 @@ class Run:
 
     def damage(self) -> str:
         """What is wrong with its files, "" if nothing is known to be: of a finished run all of them, else its state."""
-        pass
-
-        if os.path.lexists(self.path / "metrics.json"):
+        if self.ended:
             return store.damage(self.path, whole=True) or self.problem
         try:
-            if (self.path / "state.pt").is_file():
-                check_state(self.path / "state.pt")
+            if (self.path / STATE).is_file():
+                state.check(self.path / STATE)
         except ValueError as error:
             return f"state.pt: {error}"
         return ""
+
+    def begin(self) -> None:
+        """Make the folder, and forget why the run failed before."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            (self.path / ERROR).unlink()
+
+    def describe(self, config: RunConfig, corpus: Corpus) -> None:
+        """Write what is trained, on which clips."""
+        atomic.write_csv(corpus.clips[["clip", "split"]], self.path / CLIPS)
+        atomic.write_json(self.path / CONFIG, {"result_version": RESULT_VERSION, "config": config.to_dict()})
+
+    def fail(self, traceback: str) -> None:
+        with suppress(OSError):  # a full disk must not hide the cause
+            (self.path / ERROR).write_text(traceback, encoding="utf-8", errors="backslashreplace")
+
+    def write_history(self, now: State) -> None:
+        columns = None if now.history else ["epoch", "loss", "learning_rate"]
+        atomic.write_csv(pd.DataFrame(now.history, columns=columns), self.path / HISTORY)
+        if now.learned:
+            learned = pd.DataFrame(now.learned)
+            learned.insert(2, "step", np.arange(1, len(learned) + 1))
+            atomic.write_csv(learned, self.path / LEARNED)
+
+    def finish(
+        self, now: State, embeddings: dict[str, Tensor], environment: dict[str, Any], stages: dict[str, Any]
+    ) -> None:
+        """Write what a run came to. embeddings: as the property of that name; stages: of a run that has several."""
+        for name, tensors in ((EMBEDDINGS, embeddings), (CHECKPOINT, now.best)):
+            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            atomic.write_atomic(self.path / name, partial(save_file, whole))
+        self.write_history(now)
+        atomic.write_json(self.path / ENVIRONMENT, environment)
+        metrics = json.dumps(now.stages[-1] | stages, indent=1) + "\n"
+        names = (CONFIG, ENVIRONMENT, CLIPS, HISTORY, LEARNED, EMBEDDINGS, CHECKPOINT)
+        store.write_sums(
+            self.path, [name for name in names if (self.path / name).exists()], {METRICS: metrics.encode()}
+        )
+        atomic.write_atomic(self.path / METRICS, lambda path: path.write_text(metrics))
+        (self.path / STATE).unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, verb: str, timeout: float = -1) -> Iterator[None]:
@@ -428,9 +479,8 @@ def tested(run: Run, corpus: Corpus) -> Corpus:
     """The split that a finished run was tested on; validation where it had no test clips. corpus: what it was trained
     on. ValueError: it is another.
     """
-    split = "test" if run.clips["split"].eq("test").any() else "validation"
-    theirs = run.clips.loc[run.clips["split"] == split, "clip"].tolist()
-    part = corpus.split(split)
+    theirs = run.clips.loc[run.clips["split"] == run.tested_split, "clip"].tolist()
+    part = corpus.split(run.tested_split)
     if part.clips["clip"].tolist() != theirs or len(part.captions) != len(run.embeddings["text"]):
         raise ValueError(
             f"{run.path}: embeddings of {len(theirs)} clips and {len(run.embeddings['text'])} captions; the corpus has "
@@ -441,95 +491,3 @@ def tested(run: Run, corpus: Corpus) -> Corpus:
 
 class TrainingError(RuntimeError):
     """A run cannot go on."""
-
-
-class _Keeper:
-    """Writes a run's state after each epoch, or, where writing takes longer than QUICK seconds, as often as keeps it
-    below a tenth of the time.
-    """
-
-    QUICK = 0.3
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.took, self.ended = path, 0.0, 0.0
-
-    def keep(self, state: dict[str, Any]) -> None:
-        started = time.perf_counter()
-        if self.took > self.QUICK and started - self.ended < 9 * self.took:
-            return
-        atomic.write_atomic(self.path, partial(_save_state, state))
-        self.ended = time.perf_counter()
-        self.took = self.ended - started
-
-
-SEAL = b"SHA-256:"  # behind a state, before the digest of all before it
-
-
-def _save_state(state: dict[str, Any], path: Path) -> None:
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)  # slower than the digest, and not looked at when it is loaded
-    try:
-        torch.save(state, path)
-    finally:
-        torch.serialization.set_crc32_options(before)
-    with open(path, "r+b") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-        file.write(SEAL + digest)
-
-
-def load_state(path: Path) -> dict[str, Any] | None:
-    """The state that a run goes on from; None if there is none, and with a warning if it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        check_state(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except ValueError as error:
-        reason = str(error)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # of an older version, or of none
-        reason = "it cannot be read"
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        reason = str(error)
-    warnings.warn(f"{path}: damaged ({reason}); the run starts again from its beginning", stacklevel=2)
-    return None
-
-
-def check_state(path: Path) -> None:
-    """ValueError for a state whose bytes are not those that were written; older versions wrote no digest."""
-    with open(path, "rb") as file:
-        size = path.stat().st_size - len(SEAL) - hashlib.sha256().digest_size
-        file.seek(max(0, size))
-        seal, digest = file.read(len(SEAL)), file.read()
-        if seal == SEAL:
-            file.seek(0)
-            sha256 = hashlib.sha256()
-            while size > 0:
-                block = file.read(min(size, store.BLOCK))
-                sha256.update(block)
-                size -= len(block)
-            if sha256.digest() != digest:
-                raise ValueError("its bytes have changed")
-
-
-def _write_history(folder: Path, state: dict[str, Any]) -> None:
-    columns = None if state["history"] else ["epoch", "loss", "learning_rate"]
-    tables = {"history": pd.DataFrame(state["history"], columns=columns)}
-    if state["learned"]:
-        tables["learned"] = pd.DataFrame(state["learned"])
-        tables["learned"].insert(2, "step", np.arange(1, len(state["learned"]) + 1))
-    for name, table in tables.items():
-        atomic.write_atomic(folder / f"{name}.csv", partial(_write_table, table))
-
-
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    table.to_csv(path, index=False)
-
-
-def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-
-
-def _contiguous(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}

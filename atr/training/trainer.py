@@ -1,29 +1,27 @@
 """A config's networks on their device, an epoch's steps, and the run that they come to: a loop on Lightning Fabric."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.losses import pair, penalty
-from atr.system import atomic, store
 from atr.system.devices import chosen
-from atr.training import evaluation, identity, model, origin, preparation
+from atr.system.environment import environment
+from atr.training import evaluation, identity, model, preparation
 from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import Evaluated
 from atr.training.gradient_cache import Embedder
-from atr.training.records import Run, TrainingError, _contiguous, _copy, _Keeper, _write_history, load_state
+from atr.training.records import STATE, Run, TrainingError
+from atr.training.state import Keeper, State, load
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -99,39 +97,27 @@ class Trainer:
         groups = model.groups(self.network, loss_function, part)
         if not groups:
             return None
-        return self.fabric.setup_optimizers(
-            kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=self.switches.fused)
-        )
+        made = kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=self.switches.fused)
+        return self.fabric.setup_optimizers(made)
 
     def splits(self, part: RunConfig, first: bool) -> tuple[identity.Inputs, identity.Inputs]:
         """Training and validation split as a stage sees them: of a fixed encoder, its output."""
-        splits = {name: self.prepared.splits[name] for name in ("train", "validation")}
-        if (
-            part.fixed == "text" and first and not self.config.start
-        ):  # as the encoder starts: other runs know its output
-            texts = {
-                name: preparation.pooled_text(self.config, self.corpus.split(name), self.device) for name in splits
-            }
-            return replace(splits["train"], text=texts["train"]), replace(
-                splits["validation"], text=texts["validation"]
-            )
-        if part.fixed is None:
-            return splits["train"], splits["validation"]
-        fix = partial(evaluation.fix, self.dual, side=part.fixed, to=self.to_device, released_batch=self.released_batch)
-        return fix(splits["train"], group=self.group), fix(splits["validation"], group=self.group)
+        names = ("train", "validation")
+        splits = [self.prepared.splits[name] for name in names]
+        if part.fixed == "text" and first and not self.config.start:  # as it starts: other runs know its output
+            texts = [preparation.pooled_text(self.config, self.corpus.split(name), self.device) for name in names]
+            splits = [replace(split, text=text) for split, text in zip(splits, texts, strict=True)]
+        elif part.fixed is not None:
+            work = (self.to_device, self.released_batch, self.group)
+            splits = [evaluation.fix(self.dual, split, part.fixed, *work) for split in splits]
+        return splits[0], splits[1]
 
     @property
     def device(self) -> str:
         return self.fabric.device.type
 
     def epoch(
-        self,
-        part: RunConfig,
-        train: identity.Inputs,
-        loss_function: pair.PairLoss,
-        optimizer: Any,
-        epoch: int,
-        before: int,
+        self, part: RunConfig, train: identity.Inputs, loss: pair.PairLoss, optimizer: Any, epoch: int, before: int
     ) -> tuple[dict[str, float], list[dict[str, float]]]:
         """Train for one epoch, counted from 0 over all stages, `before` of which were before this stage.
 
@@ -139,46 +125,31 @@ class Trainer:
         """
         seed = self.config.seed * 100_003 + epoch + 1  # dropout and SpecAugment: a function of seed and epoch
         torch.manual_seed(seed + (self.group.rank << 40))  # another for each process
-        batches = epoch_batches(
-            train.clip_of_caption,
-            part.batch_size,
-            part.sampler,
-            part.seed,
-            epoch,
-            drop_last=part.drop_last,
-            mining=part.mining,
-            embeddings=self.mined_by,
-        )
-        self.network.train()
-        total = torch.zeros((), device=self.fabric.device)
-        evenness = torch.zeros(2, device=self.fabric.device)
         drawing = torch.Generator().manual_seed(seed)  # so that dropout is undisturbed
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        own = set(loss_function.parameters())  # whose gradients are whole in every process
-        learned = {name: parameter for name, parameter in loss_function.named_parameters() if parameter.ndim == 0}
+        order = (train.clip_of_caption, part.batch_size, part.sampler, part.seed, epoch)
+        batches = epoch_batches(*order, drop_last=part.drop_last, mining=part.mining, embeddings=self.mined_by)
+        self.network.train()
+        total, evenness = torch.zeros((), device=self.fabric.device), torch.zeros(2, device=self.fabric.device)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        shared = set(loss.parameters())  # whose gradients are whole in every process
+        learned = {name: parameter for name, parameter in loss.named_parameters() if parameter.ndim == 0}
         values = []
         for number, captions in enumerate(batches):
             for group in optimizer.param_groups:
                 step = (epoch - before) * len(batches) + number
                 group["lr"] = learning_rate(part, group["peak"], step, len(batches))
-            ids = self.to_device(torch.from_numpy(train.clip_of_caption[captions]))
-            if part.text_aware:
-                loss = loss_function.from_similarity(self.embedder.similarity(train, captions).T, ids, ids)
-            else:
-                audio, text = self.embedder.embeddings(train, captions)
-                loss = loss_function(audio, text, ids)
-            if number == epoch == 0 and not loss.isfinite():
+            value, h = self.objective(part, train, captions, loss, drawing)
+            if number == epoch == 0 and not value.isfinite():
                 raise TrainingError(BROKEN_WEIGHTS)
-            total += loss.detach()
-            if self.penalty is not None and self.weighed is not None:
-                h = self.penalty(torch.stack([audio, text]), self.penalty.choose(part.embedding_dim, drawing))
+            total += value.detach()
+            if h is not None and self.weighed is not None:
                 evenness += h.detach()
-                loss = loss - self.weighed.alpha * h.sum()
+                value = value - self.weighed.alpha * h.sum()
             optimizer.zero_grad()
-            self.fabric.backward(loss)
-            self.group.sum_gradients(parameter for parameter in trained if parameter not in own)
+            self.fabric.backward(value)
+            self.group.sum_gradients(parameter for parameter in parameters if parameter not in shared)
             if part.clip_norm is not None:
-                _clip(trained, part.clip_norm)
+                _clip(parameters, part.clip_norm)
             optimizer.step()
             if learned:
                 values.append(torch.stack([parameter.detach().float() for parameter in learned.values()]))
@@ -192,97 +163,88 @@ class Trainer:
         steps = torch.stack(values).tolist() if values else []
         return row, [dict(zip(learned, step, strict=True)) for step in steps]
 
+    def objective(
+        self, part: RunConfig, train: identity.Inputs, captions: np.ndarray, loss: pair.PairLoss, drawing: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Loss of a batch, and where embeddings are penalised their estimates of h, of audio and of text (2,)."""
+        ids = self.to_device(torch.from_numpy(train.clip_of_caption[captions]))
+        if part.text_aware:
+            return loss.from_similarity(self.embedder.similarity(train, captions).T, ids, ids), None
+        audio, text = self.embedder.embeddings(train, captions)
+        value = loss(audio, text, ids)
+        if self.penalty is None:
+            return value, None
+        return value, self.penalty(torch.stack([audio, text]), self.penalty.choose(part.embedding_dim, drawing))
+
+    def surroundings(self, threads: int, seconds: float) -> dict[str, Any]:
+        """Where and with what a run was made, in so many seconds."""
+        name = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
+        work = {"processes": self.group.size, "switches": asdict(self.switches)}
+        made = {"seconds": round(seconds, 3), "weights": self.prepared.fingerprints}
+        return environment(name, threads) | work | made
+
 
 def train(trainer: Trainer, run: Run, threads: int) -> None:
     """Train a run stage by stage, from its last epoch if it has one, and write what it comes to.
 
     Of several processes the first one writes, and all read the state that a run continues from.
     """
-    config, network, prepared, writes = trainer.config, trainer.network, trainer.prepared, trainer.group.rank == 0
-    keeper = _Keeper(run.path / "state.pt")
-    state = load_state(keeper.path)
-    if state is None:
-        state = {"epoch": 0, "history": [], "learned": [], "stages": [], "seconds": 0.0}
-        if not trainer.last_epoch:  # else the first epoch is the best so far
-            scores = trainer.evaluate(prepared.splits["validation"]).scores
-            state |= {"best": _copy(network.kept()), "best_epoch": 0, "validation": scores}
+    config, network, splits = trainer.config, trainer.network, trainer.prepared.splits
+    writes, parts = trainer.group.rank == 0, config.parts()
+    keeper = Keeper(run.path / STATE)
+    if (now := load(keeper.path)) is not None:
+        network.load_state_dict(now.model, strict=False)
     else:
-        network.load_state_dict(state["model"], strict=False)
-    spent = state["seconds"]
+        now = State()
+        if not trainer.last_epoch:  # else the first epoch is the best so far
+            now.select(0, -math.inf, trainer.evaluate(splits["validation"]).scores, network.kept())
+    started = trainer.started - now.seconds
     for logger in trainer.fabric.loggers:
         logger.log_hyperparams(config.to_dict())
 
-    parts = config.parts()
     for stage, part in enumerate(parts):
-        if stage < len(state["stages"]):
+        if stage < len(now.stages):
             continue
         before = sum(part.epochs for part in parts[:stage])
-        loss_function = pair.build(**part.loss, variant=part.recipe).to(trainer.fabric.device)
-        optimizer = trainer.optimizer(part, loss_function)
-        if state["epoch"] > before:
-            loss_function.load_state_dict(state["loss"])
-            optimizer.load_state_dict(state["optimizer"])
+        loss = pair.build(**part.loss, variant=part.recipe).to(trainer.fabric.device)
+        optimizer = trainer.optimizer(part, loss)
+        if now.epoch > before:
+            loss.load_state_dict(now.loss)
+            optimizer.load_state_dict(now.optimizer)
         else:
-            state["best_score"] = -math.inf
+            now.best_score = -math.inf
             if stage:
-                network.load_state_dict(state["best"], strict=False)
+                network.load_state_dict(now.best, strict=False)
         training, validation = trainer.splits(part, first=not stage)
 
-        for epoch in range(state["epoch"], before + part.epochs):
-            trained, learned = trainer.epoch(part, training, loss_function, optimizer, epoch, before)
+        for epoch in range(now.epoch, before + part.epochs):
+            row, learned = trainer.epoch(part, training, loss, optimizer, epoch, before)
             evaluated = trainer.evaluate(validation)
-            row = {"stage": stage + 1} | trained if config.stages else trained
-            row |= evaluated.scores | {"validation_loss": evaluated.loss(loss_function, part.batch_size)}
-            state["history"].append(row)
-            state["learned"] += [{"stage": stage + 1, "epoch": epoch + 1, **step} for step in learned]
+            row = {"stage": stage + 1} | row if config.stages else row
+            row |= evaluated.scores | {"validation_loss": evaluated.loss(loss, part.batch_size)}
+            now.history.append(row)
+            now.learned += [{"stage": stage + 1, "epoch": epoch + 1, **step} for step in learned]
             score = selection_score(part, evaluated.scores, epoch + 1)
-            if score >= state["best_score"]:
-                best = {"best_score": score, "best_epoch": epoch + 1, "validation": evaluated.scores}
-                state |= best | {"best": _copy(network.kept())}
-            state |= {"epoch": epoch + 1, "seconds": spent + time.perf_counter() - trainer.started}
-            state |= {"model": network.kept(), "loss": loss_function.state_dict(), "optimizer": optimizer.state_dict()}
+            if score >= now.best_score:
+                now.select(epoch + 1, score, evaluated.scores, network.kept())
+            now.epoch, now.seconds = epoch + 1, time.perf_counter() - started
+            now.model, now.loss, now.optimizer = network.kept(), loss.state_dict(), optimizer.state_dict()
             if writes:
                 if epoch + 1 < trainer.last_epoch:  # what follows the last epoch is short
-                    keeper.keep(state)
-                _write_history(run.path, state)
+                    keeper.keep(now)
+                run.write_history(now)
             trainer.fabric.log_dict(row, step=epoch + 1)
 
-        network.load_state_dict(state["best"], strict=False)
-        tested = trainer.evaluate(prepared.splits["test"])
-        chosen_epoch = {"best_epoch": state["best_epoch"], "validation": state["validation"]}
-        state["stages"].append({"test": tested.scores, **chosen_epoch})
+        network.load_state_dict(now.best, strict=False)
+        tested = trainer.evaluate(splits["test"])
+        now.stages.append({"test": tested.scores, "best_epoch": now.best_epoch, "validation": now.validation})
 
     if writes:
-        _write_results(trainer, run, state, tested, threads, spent)
-
-
-def _write_results(
-    trainer: Trainer, run: Run, state: dict[str, Any], tested: Evaluated, threads: int, spent: float
-) -> None:
-    prepared = trainer.prepared
-    relevance = prepared.splits["test"].relevance
-    dense = relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
-    embeddings = tested.tensors | {"relevance": torch.from_numpy(dense)}
-    embeddings |= {"t2a": torch.from_numpy(tested.ranks.t2a), "a2t": torch.from_numpy(tested.ranks.a2t)}
-    atomic.write_atomic(run.path / "embeddings.safetensors", lambda path: save_file(_contiguous(embeddings), path))
-    atomic.write_atomic(run.path / "checkpoint.safetensors", lambda path: save_file(_contiguous(state["best"]), path))
-    _write_history(run.path, state)
-    name = torch.cuda.get_device_name() if trainer.device == "cuda" else "cpu"
-    where = origin.environment(name, threads) | {"processes": trainer.group.size, "switches": asdict(trainer.switches)}
-    seconds = spent + time.perf_counter() - trainer.started
-    atomic.write_json(
-        run.path / "environment.json", {**where, "seconds": round(seconds, 3), "weights": prepared.fingerprints}
-    )
-    stages = {"stages": state["stages"]} if trainer.config.stages else {}
-    metrics = json.dumps(state["stages"][-1] | stages, indent=1) + "\n"
-    tables, tensors = ("clips.csv", "history.csv", "learned.csv"), ("embeddings.safetensors", "checkpoint.safetensors")
-    kept = [name for name in ("config.json", "environment.json", *tables, *tensors) if (run.path / name).exists()]
-    store.write_sums(run.path, kept, {"metrics.json": metrics.encode()})
-    atomic.write_atomic(run.path / "metrics.json", lambda path: path.write_text(metrics))
-    (run.path / "state.pt").unlink(missing_ok=True)
-    trainer.fabric.log_dict({f"test_{name}": value for name, value in tested.scores.items()}, step=state["epoch"])
-    for logger in trainer.fabric.loggers:
-        logger.finalize("success")
+        surroundings = trainer.surroundings(threads, time.perf_counter() - started)
+        run.finish(now, tested.kept(), surroundings, {"stages": now.stages} if config.stages else {})
+        trainer.fabric.log_dict({f"test_{name}": value for name, value in tested.scores.items()}, step=now.epoch)
+        for logger in trainer.fabric.loggers:
+            logger.finalize("success")
 
 
 def _clip(parameters: list[Tensor], largest: float) -> None:

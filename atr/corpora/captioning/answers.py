@@ -19,9 +19,7 @@ NEAR_COPY = 0.8  # share of words in common from which a caption is a near copy
 # What an answer must keep to, and what is only counted.
 RULES = ("count", "empty", "words", "digits", "names", "repeated")
 REMARKS = ("number words", "near copies")
-COMMON = frozenset(
-    "tv tvs am fm cd cds dvd dvds lp pa dj djs mc ac hvac pc pcs suv suvs atm atv rv vcr vhs id ok".split()
-)
+COMMON = set("tv tvs am fm cd cds dvd dvds lp pa dj djs mc ac hvac pc pcs suv suvs atm atv rv vcr vhs id ok".split())
 
 
 class Finding(NamedTuple):
@@ -120,11 +118,9 @@ def findings(captions: Sequence[str], originals: Sequence[str]) -> Iterator[Find
 def problems(captions: Sequence[str], originals: Sequence[str]) -> list[str]:
     """The rules that new captions of a clip break, one text each; empty if they keep to all. See `findings`."""
     return [
-        f"{found.rule}: {found.detail}"
-        if found.caption is None
-        else f"{found.rule}: caption {found.caption + 1}: {found.detail}"
-        for found in findings(captions, originals)
-        if found.rule in RULES
+        f"{rule}: {detail}" if place is None else f"{rule}: caption {place + 1}: {detail}"
+        for rule, place, detail in findings(captions, originals)
+        if rule in RULES
     ]
 
 
@@ -177,9 +173,8 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         named = [held for key, held in value.items() if isinstance(held, list | dict) and _HOLDERS.search(str(key))]
         held = named or [held for held in value.values() if isinstance(held, list | dict)]
-        return next(
-            (found for one in held if (found := _texts(one))), [v for v in value.values() if isinstance(v, str)]
-        )
+        texts = [one for one in value.values() if isinstance(one, str)]
+        return next((found for one in held if (found := _texts(one))), texts)
     if not isinstance(value, list | tuple):
         return []
     inner = [max(_texts(item), key=len, default="") if isinstance(item, Mapping) else item for item in value]
@@ -212,14 +207,9 @@ def audit(captions: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
             broken[found.rule] |= {(str(clip), place) for place in places}
     kinds = {rule: "rule" if rule in RULES else "remark" for rule in broken}
     broken["any rule"] = set().union(*(found for rule, found in broken.items() if kinds[rule] == "rule"))
+    number = max(1, len(captions))
     rows = [
-        (
-            rule,
-            kinds.get(rule, "rule"),
-            len(found),
-            len({clip for clip, _ in found}),
-            100 * len(found) / max(1, len(captions)),
-        )
+        (rule, kinds.get(rule, "rule"), len(found), len({clip for clip, _ in found}), 100 * len(found) / number)
         for rule, found in broken.items()
     ]
     return pd.DataFrame(rows, columns=["rule", "kind", "captions", "clips", "share"])

@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from atr.corpora import files
-from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS, audit, parse, problems
-from atr.corpora.captioning.language_models import CaptioningError, Endpoint, Local, Model, Refused, Reply
-from atr.corpora.captioning.record import REFUSED, Answer, Record, read
+from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS
+from atr.corpora.captioning.language_models import CaptioningError, Model, Refused, Reply
+from atr.corpora.captioning.record import REFUSED, Answer, read
 from atr.corpora.corpus import Corpus
 from atr.system.atomic import writing as storing
 from atr.system.hashes import content_key
@@ -58,9 +58,8 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
     """
     sheet = files.frame(table, latin=True)
     if missing := {"file_name", "keywords"} - set(sheet.columns):
-        raise ValueError(
-            f"{table}: no column {', '.join(sorted(missing))}; it has {files.shown(sheet.columns.tolist())}"
-        )
+        columns = files.shown(sheet.columns.tolist())
+        raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; it has {columns}")
     known = {}
     for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):
         known[Path(name).stem] = known[name] = [word.strip() for word in text.split(";") if word.strip()]
@@ -98,9 +97,8 @@ class Report:
             shown = ", ".join(map(repr, clips[:3])) + (", …" if len(clips) > 3 else "")
             lines.append(f"missing, {reason}: {len(clips):,} ({shown})")
         if self.damaged:
-            lines.append(
-                f"{len(self.damaged)} damaged lines, left out: {', '.join(str(n) for n, _ in self.damaged[:9])}"
-            )
+            numbers = ", ".join(str(number) for number, _ in self.damaged[:9])
+            lines.append(f"{len(self.damaged)} damaged lines, left out: {numbers}")
         return "\n".join(lines)
 
 
@@ -130,100 +128,118 @@ def generate(
         raise ValueError(f"concurrency {concurrency}, attempts {attempts}: give 1 or more")
     table = source.split("train").captions if isinstance(source, Corpus) else source
     if keywords is None:
-        keywords = _kinds(source) if isinstance(source, Corpus) else {}
+        keywords = {str(clip): kinds for clip, kinds in source.kinds().items()} if isinstance(source, Corpus) else {}
     given = {str(clip): texts.tolist() for clip, texts in table.groupby("clip", sort=False)["caption"]}
     requests = {clip: messages(texts, keywords.get(clip, ())) for clip, texts in given.items()}
-    keys = {clip: content_key(request, ask.model) for clip, request in requests.items()}
-    report = Report(record, clips=len(given))
     with _writing(record) as (held, append):
         if others := {answer.model for answer in held.answers} - {ask.model}:
             raise CaptioningError(f"{record}: holds answers of {', '.join(sorted(others))}; name another record")
-        answers: dict[str, list[Answer]] = {clip: [] for clip in given}
-        for answer in held.answers:
-            if keys.get(answer.clip) == answer.key:
-                answers[answer.clip].append(answer)
-        stop, counting, refused_in_a_row = threading.Event(), threading.Lock(), 0
-        first: list[str] | None = []  # why the answers so far have no captions; None as soon as they differ
-
-        def work(clip: str) -> None:
-            try:
-                while not stop.is_set() and _state(answers[clip], attempts) == "" and once(clip):
-                    pass
-            except BaseException:
-                stop.set()  # before another clip is begun
-                raise
-
-        def once(clip: str) -> bool:
-            """Ask and record; false if asking again would bring the same: refused, or reasoning alone."""
-            nonlocal refused_in_a_row, first
-            refusal = ""
-            with counting:
-                report.asked += 1
-            try:
-                reply = ask(requests[clip])
-            except Refused as error:
-                refusal, reply = str(error), Reply(str(error), REFUSED, {})
-            number = 1 + sum(answer.counts for answer in answers[clip])
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            answer = Answer(clip, tuple(given[clip]), ask.model, keys[clip], number, *reply, now)
-            append(answer.line())
-            answers[clip].append(answer)
-            with counting:
-                report.answered += not refusal
-                report.tokens += reply.usage.get("total_tokens", 0)
-                refused_in_a_row = refused_in_a_row + 1 if refusal else 0
-                if refused_in_a_row >= REFUSALS:
-                    raise CaptioningError(refusal)
-                if not refusal and first is not None:
-                    first.append("" if answer.whole else _reason(answer))
-                    if len(set(first)) > 1 or first == [""]:
-                        first = None
-                    elif len(first) >= ALIKE:
-                        raise CaptioningError(f"{ask.model}: the first {ALIKE} answers fail alike, {first[0]}")
-            return answer.counts
-
-        wanted = [clip for clip in given if _state(answers[clip], attempts) == ""]
-        pool = ThreadPoolExecutor(concurrency)
-        try:
-            waiting = [pool.submit(work, clip) for clip in wanted]
-            bar = tqdm(as_completed(waiting), total=len(wanted), desc="captions", unit="clip", disable=quiet or None)
-            for finished in bar:
-                finished.result()
-        except CaptioningError as error:
-            failure: CaptioningError | None = error
-        else:
-            failure = None
-        finally:  # what is under way is paid for: it is waited for and recorded
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-    for clip in given:
-        state = _state(answers[clip], attempts)
-        if state == "valid":
-            report.valid += 1
-        else:
-            reason = _reason(answers[clip][-1]) if answers[clip] else "not asked"
-            report.missing.setdefault(reason, []).append(clip)
-    report.damaged = held.damaged
+        run = _Run(ask, given, requests, held.answers, append, attempts)
+        failure = run.ask_all(concurrency, quiet)
+    report = run.report(record, held.damaged)
     if failure is not None:
         done = f"{report.valid:,} of {report.clips:,} clips are done and kept in {record}"
         raise CaptioningError(f"{failure}. {done}; the same command goes on from there") from failure
     return report
 
 
-def _state(answers: Sequence[Answer], attempts: int) -> str:
-    """Of a clip with these answers: "valid", "given up", or "" if it is still to be asked for."""
-    if any(not answer.problems for answer in answers):
-        return "valid"
-    return "given up" if sum(answer.counts for answer in answers) >= attempts else ""
+class _Run:
+    """Asks for the clips whose captions a record lacks, from several threads, and adds each answer to it."""
+
+    def __init__(
+        self,
+        ask: Model,
+        given: Mapping[str, list[str]],
+        requests: Mapping[str, list[dict[str, str]]],
+        recorded: Iterable[Answer],
+        append: Callable[[bytes], None],
+        attempts: int,
+    ) -> None:
+        self.ask, self.given, self.requests, self.append, self.attempts = ask, given, requests, append, attempts
+        self.keys = {clip: content_key(request, ask.model) for clip, request in requests.items()}
+        self.answers: dict[str, list[Answer]] = {clip: [] for clip in given}
+        for answer in recorded:
+            if self.keys.get(answer.clip) == answer.key:
+                self.answers[answer.clip].append(answer)
+        self.asked = self.answered = self.tokens = self.refused_in_a_row = 0
+        self.first: list[str] | None = []  # why the answers so far have no captions; None as soon as they differ
+        self.stop, self.counting = threading.Event(), threading.Lock()
+
+    def ask_all(self, concurrency: int, quiet: bool) -> CaptioningError | None:
+        """Ask for every clip that needs it. Returns why the model cannot be asked on."""
+        wanted = [clip for clip in self.given if self._state(clip) == ""]
+        pool = ThreadPoolExecutor(concurrency)
+        try:
+            waiting = [pool.submit(self._ask_for, clip) for clip in wanted]
+            bar = tqdm(as_completed(waiting), total=len(wanted), desc="captions", unit="clip", disable=quiet or None)
+            for finished in bar:
+                finished.result()
+        except CaptioningError as error:
+            return error
+        finally:  # what is under way is paid for: it is waited for and recorded
+            self.stop.set()
+            pool.shutdown(cancel_futures=True)
+        return None
+
+    def report(self, record: Path, damaged: list[tuple[int, str]]) -> Report:
+        missing: dict[str, list[str]] = {}
+        for clip, answers in self.answers.items():
+            if self._state(clip) != "valid":
+                missing.setdefault(_reason(answers[-1]) if answers else "not asked", []).append(clip)
+        clips, lacking = len(self.given), sum(map(len, missing.values()))
+        return Report(record, clips, self.asked, self.answered, self.tokens, clips - lacking, missing, damaged)
+
+    def _state(self, clip: str) -> str:
+        """ "valid", "given up", or "" if the clip is still to be asked for."""
+        if any(not answer.problems for answer in self.answers[clip]):
+            return "valid"
+        return "given up" if sum(answer.counts for answer in self.answers[clip]) >= self.attempts else ""
+
+    def _ask_for(self, clip: str) -> None:
+        try:
+            while not self.stop.is_set() and self._state(clip) == "" and self._ask_once(clip):
+                pass
+        except BaseException:
+            self.stop.set()  # before another clip is begun
+            raise
+
+    def _ask_once(self, clip: str) -> bool:
+        """Ask and record; false if asking again would bring the same: refused, or reasoning alone."""
+        with self.counting:
+            self.asked += 1
+        try:
+            reply = self.ask(self.requests[clip])
+        except Refused as error:
+            reply = Reply(str(error), REFUSED, {})
+        number = 1 + sum(answer.counts for answer in self.answers[clip])
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        answer = Answer(clip, tuple(self.given[clip]), self.ask.model, self.keys[clip], number, *reply, now)
+        self.append(answer.line())
+        self.answers[clip].append(answer)
+        with self.counting:
+            self._count(answer)
+        return answer.counts
+
+    def _count(self, answer: Answer) -> None:
+        """CaptioningError: one refusal after another, or all first answers without captions for one reason."""
+        self.tokens += answer.usage.get("total_tokens", 0)
+        if answer.finish == REFUSED:
+            self.refused_in_a_row += 1
+            if self.refused_in_a_row >= REFUSALS:
+                raise CaptioningError(answer.text)
+            return
+        self.answered += 1
+        self.refused_in_a_row = 0
+        if self.first is not None:
+            self.first.append("" if answer.whole else _reason(answer))
+            if len(set(self.first)) > 1 or self.first == [""]:
+                self.first = None
+            elif len(self.first) >= ALIKE:
+                raise CaptioningError(f"{answer.model}: the first {ALIKE} answers fail alike, {self.first[0]}")
 
 
 def _reason(answer: Answer) -> str:
     return answer.problems[0].partition(":")[0]
-
-
-def _kinds(corpus: Corpus) -> dict[str, list[str]]:
-    events = corpus.events.groupby("clip")["event"]
-    return {str(clip): sorted(set(names)) for clip, names in events}
 
 
 @contextmanager
@@ -287,21 +303,3 @@ def _mend(record: Path) -> None:
             file.truncate(len(whole))
         file.flush()
         os.fsync(file.fileno())
-
-
-__all__ = [
-    "CaptioningError",
-    "Endpoint",
-    "Local",
-    "Model",
-    "Record",
-    "Refused",
-    "Reply",
-    "Report",
-    "audit",
-    "generate",
-    "keywords_of",
-    "messages",
-    "parse",
-    "problems",
-]

@@ -113,13 +113,8 @@ class Endpoint:
         own = {self._key, parts.password or "", unquote(parts.password or "")} - {"", "none"}
         other = {parts.username or "", *(value for _, value in parse_qsl(parts.query))}
         self._secrets = sorted(own | {value for value in other if len(value) >= 6}, key=len, reverse=True)
-        self._client = openai.OpenAI(
-            base_url=address,
-            api_key=self._key,
-            timeout=timeout,
-            max_retries=retries,
-            http_client=_client(timeout),
-        )
+        client: dict[str, Any] = {"max_retries": retries, "timeout": timeout, "http_client": _client(timeout)}
+        self._client = openai.OpenAI(base_url=address, api_key=self._key, **client)
 
     def __call__(self, messages: list[dict[str, str]]) -> Reply:
         for pause in [*(min(0.5 * 2**n, 8.0) for n in range(self.retries)), None]:

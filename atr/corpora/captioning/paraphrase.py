@@ -176,9 +176,8 @@ def _arrangements(body: str) -> list[str]:
             found = [f"{joint} {second}, {first}"]
         else:
             found = [f"{first}, then {second}", f"{first} and then {second}", f"{first}, and afterwards {second}"]
-            found += [f"first {first}, then {second}", f"{second} after {first}", f"after {first}, {second}"] * bool(
-                subject
-            )
+            if subject:
+                found += [f"first {first}, then {second}", f"{second} after {first}", f"after {first}, {second}"]
         return [text for text in found if text != body]
     if len(parts) > 3:
         return []

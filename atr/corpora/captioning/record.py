@@ -13,12 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from atr.corpora.captioning.answers import parse, problems
 from atr.corpora.captioning.language_models import ONLY_REASONING, REFUSAL, spoken
 from atr.corpora.captioning.paraphrase import paraphrase
-from atr.corpora.corpus import Corpus
+from atr.corpora.corpus import Corpus, caption_table
 from atr.system import places
 
 PARAPHRASE = "paraphrase"  # the name of the captions made by rules
@@ -156,9 +154,7 @@ def with_synthetic(corpus: Corpus, name: str, use: str = "both") -> Corpus:
         new = _recorded(path(name), given)
     for clip, captions in new.items():
         texts[clip] = captions if use == "synthetic" else texts[clip] + captions
-    table = pd.DataFrame(
-        [(clip, caption) for clip, captions in texts.items() for caption in captions], columns=["clip", "caption"]
-    ).astype(corpus.captions.dtypes[["clip", "caption"]].to_dict())
+    table = caption_table([(clip, caption) for clip, captions in texts.items() for caption in captions])
     said = "of rules" if name == PARAPHRASE else f"of the record {name}"
     source = f"{corpus.source}; training captions {'' if use == 'synthetic' else 'and those '}{said}"
     return replace(corpus, captions=table, source=source)
@@ -176,9 +172,8 @@ def _recorded(record: Path, given: Mapping[str, list[str]]) -> dict[str, list[st
     missing = [clip for clip in given if clip not in answers]
     if missing:
         shown = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
-        damaged = (
-            f" ({len(held.damaged)} damaged lines, the first is line {held.damaged[0][0]})" if held.damaged else ""
-        )
+        numbers = [number for number, _ in held.damaged]
+        damaged = f" ({len(numbers)} damaged lines, the first is line {numbers[0]})" if numbers else ""
         raise ValueError(
             f"{record}{damaged}: no valid captions for {len(missing)} of {len(given)} training clips ({shown}); run "
             f"`atr caption` again with --name {record.stem}, with more --attempts if it has used them up"

@@ -3,7 +3,6 @@
 Captions state only what the mixer controls: class, order, overlap, repetition and gain.
 """
 
-import hashlib
 import os
 import random
 import re
@@ -16,16 +15,16 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
 from atr import register
 from atr.corpora import audio, containers, copies, files
-from atr.corpora.corpus import Corpus, CorpusError, Problem, problem_table
+from atr.corpora.corpus import Corpus, CorpusError, Problem, caption_table, clip_table, event_table
+from atr.corpora.scenes import scene as scene_shapes
 from atr.corpora.scenes.scene import MANY, RATE, RECORDED, Kind, Scene, Words, captions, distinct, draw, fade, mix
+from atr.system.hashes import sha256
 
 MIXER_VERSION = 1  # raise it when the same scene sounds different
-SECONDS = (4.0, 30.0)  # shortest and longest scene
 FOLDS = {1: "train", 2: "train", 3: "train", 4: "validation", 5: "test"}
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}  # where file names carry no folds
 HOP = 160  # samples of the 10 ms in which pauses are looked for
@@ -129,12 +128,10 @@ def load(
 
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
     """
-    if not SECONDS[0] <= duration <= SECONDS[1]:
-        raise ValueError(f"clipfolder: duration {duration} s; give {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s")
-    root = Path(root).resolve()
-    wanted = {"train": train, "validation": validation, "test": test}
+    root, wanted = Path(root).resolve(), {"train": train, "validation": validation, "test": test}
+    scene_shapes.check("clipfolder", wanted, duration)
     sources, together = _sources(root, [split for split, count in wanted.items() if count])
-    hashes = {source.path: source.sha256 for source in sources}
+    digests = {source.path: source.sha256 for source in sources}
     names = sorted({source.event for source in sources})
     words = {name: _words(name) for name in names}
     owner: dict[Words, str] = {}
@@ -142,38 +139,30 @@ def load(
         if (other := owner.setdefault(words[name], name)) != name:
             problem = "worded alike, so that a caption of one would fit the other"
             twins = Problem(f"{root}, classes {other!r} and {name!r}", problem, "put them into one folder")
-            raise CorpusError(f"clipfolder-{root.name}", problem_table([twins]))
+            raise CorpusError(f"clipfolder-{root.name}", [twins])
     clips, texts, spans, counts = [], [], [], []
     scenes: dict[str, tuple[int, Scene]] = {}
     for split, count in wanted.items():
-        if count < 0:
-            raise ValueError(f"clipfolder: {split}={count}; give 0 or more")
         mine = [source for source in sources if source.split == split]
         mend = "add classes or recordings, or ask for fewer clips"
         found = distinct(_scenes(seed, split, mine, duration), count, f"{root}, {split}", mend, repeats=True)
         for index, scene in enumerate(found):
             clip = f"{split}-{index:05d}"
-            scenes[clip] = (int(hashlib.sha256(f"{seed} {clip}".encode()).hexdigest()[:16], 16), scene)
+            scenes[clip] = (int(sha256(f"{seed} {clip}")[:16], 16), scene)
             wording = random.Random(f"captions {seed} {split} {index}")
             texts += [(clip, text) for text in captions(wording, scene, words, RECORDED, TIMES)]
             spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
-            used = [(hashes[part.source], *part.spans, part.level) for part in scene.parts]
-            content = (MIXER_VERSION, RECORDED.noise, seed, split, index, duration, scene.description, used)
-            clips.append((clip, split, duration, hashlib.sha256(repr(content).encode()).hexdigest(), scene.description))
+            used = [(digests[part.source], *part.spans, part.level) for part in scene.parts]
+            made = MIXER_VERSION, RECORDED.noise, seed, split, index, duration, scene.description, used
+            clips.append((clip, split, duration, sha256(repr(made)), scene.description))
         alike = count - len({scene.description for scene in found})
-        counts.append(
-            f"{split} {count} scenes of {len(mine)} recordings" + (f" ({alike} repeat a description)" if alike else "")
-        )
+        repeats = f" ({alike} repeat a description)" if alike else ""
+        counts.append(f"{split} {count} scenes of {len(mine)} recordings{repeats}")
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
-    return Corpus(
-        name=f"clipfolder-{root.name}",
-        clips=pd.DataFrame(clips, columns=["clip", "split", "duration", "digest", "description"]),
-        captions=pd.DataFrame(texts, columns=["clip", "caption"]),
-        events=pd.DataFrame(spans, columns=["clip", "event", "onset", "offset"]),
-        read=SceneReader(str(root), duration, scenes, hashes),
-        source=f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{copies.said(together)}; "
-        f"seed {seed}; licence: {licence}",
-    )
+    origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{copies.said(together)}"
+    tables = clip_table(clips), caption_table(texts), event_table(spans)
+    reader = SceneReader(str(root), duration, scenes, digests)
+    return Corpus(f"clipfolder-{root.name}", *tables, reader, f"{origin}; seed {seed}; licence: {licence}")
 
 
 @dataclass(frozen=True)
@@ -191,7 +180,7 @@ class SceneReader:
         seed, scene = self.scenes[clip]
         sounds = []
         for part in scene.parts:
-            wave = recording(str(Path(self.root) / part.source), self.hashes[part.source]).astype(np.float32) / 32_767
+            wave = audio.from_int16(recording(str(Path(self.root) / part.source), self.hashes[part.source]))
             for onset, offset in part.spans:
                 piece = _stretch(wave, round((offset - onset) * RATE))
                 sounds.append((onset, fade(piece, 0.005, 0.05), part.level))
@@ -208,8 +197,8 @@ def recording(path: str, sha256: str) -> np.ndarray:
     wave = audio.resample(waveform, rate, RATE)
     wave = wave / max(np.abs(wave).max(), 1e-9)
     heard = np.flatnonzero(np.abs(wave) > SILENCE)
-    wave = wave[heard[0] : heard[-1] + 1][: int(SECONDS[1] * RATE)]
-    return (wave * 32_767).astype(np.int16)
+    wave = wave[heard[0] : heard[-1] + 1][: int(scene_shapes.SECONDS[1] * RATE)]
+    return (wave * audio.FULL_SCALE).astype(np.int16)  # not rounded: as the clips of MIXER_VERSION 1 are
 
 
 def _stretch(wave: np.ndarray, length: int) -> np.ndarray:
@@ -227,7 +216,7 @@ def _kind(wave: np.ndarray) -> Kind:
     """How a recording (int16) can be used: repeated if short, as a background if long and without pauses."""
     seconds = len(wave) / RATE
     frames = np.abs(wave[: len(wave) // HOP * HOP].astype(np.float32)).reshape(-1, HOP).max(axis=1, initial=0)
-    loud = np.flatnonzero(frames > PAUSE * 32_767)
+    loud = np.flatnonzero(frames > PAUSE * audio.FULL_SCALE)
     pause = np.diff(loud).max(initial=1) * HOP / RATE
     if seconds < COUNTABLE and pause < LONGEST_PAUSE:
         return Kind(False, (seconds, seconds), step=seconds + 0.5)
@@ -239,12 +228,8 @@ def _words(name: str) -> Words:
     key = "_".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in composed).split())
     key = re.sub(r"^\d+_+(?=\D)", "", key)  # "001 - Dog bark"
     plain = key.replace("_", " ")
-    general = (
-        f"the sound of {plain}|being heard|is heard",
-        f"a *{plain} sound|playing|plays",
-        f"{plain}|sounding|sounds",
-    )
-    return Words(SYNONYMS.get(key, general))
+    sound, general = f"the sound of {plain}|being heard|is heard", f"a *{plain} sound|playing|plays"
+    return Words(SYNONYMS.get(key, (sound, general, f"{plain}|sounding|sounds")))
 
 
 def _scenes(seed: int, split: str, sources: list[Source], duration: float) -> Iterator[Scene | None]:
@@ -283,15 +268,13 @@ def _sources(root: Path, splits: list[str]) -> tuple[list[Source], dict[str, str
         together, errors = copies.grouped(root, {source.path: source.sha256 for source in sources})
         problems += [Problem(error.where, error.problem, error.mend) for error in errors]
         sources = _drawn(sources, together)
+    mend = "add recordings of this class (of the folds 1-3, 4 and 5 if names carry folds) or remove its folder"
     for event in sorted({event for event, _, _ in found}):
         for split in splits:
             if not any(source.event == event and source.split in (split, "") for source in sources):
-                mend = (
-                    "add recordings of this class (of the folds 1-3, 4 and 5 if names carry folds) or remove its folder"
-                )
                 problems.append(Problem(f"{root}, class {event!r}", f"no recording for the split {split!r}", mend))
     if problems:
-        raise CorpusError(f"clipfolder-{root.name}", problem_table(problems))
+        raise CorpusError(f"clipfolder-{root.name}", problems)
     return sources, together
 
 
@@ -301,7 +284,7 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
     """
 
     def failure(problem: str, mend: str) -> CorpusError:
-        return CorpusError(f"clipfolder-{root.name}", problem_table([Problem(str(root), problem, mend)]))
+        return CorpusError(f"clipfolder-{root.name}", [Problem(str(root), problem, mend)])
 
     if not root.is_dir():
         raise failure("no such folder", "give the folder that holds one folder of recordings a class")
@@ -312,10 +295,8 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
     found = {folder.name: sorted(p for p in folder.iterdir() if files.is_audio(p.name)) for folder in folders}
     found = {event: paths for event, paths in found.items() if paths}
     if not found:
-        raise failure(
-            f"no class folders with {', '.join(sorted(files.SUFFIXES))} files",
-            "lay the recordings out as <root>/<class>/<clip>.wav",
-        )
+        problem = f"no class folders with {', '.join(sorted(files.SUFFIXES))} files"
+        raise failure(problem, "lay the recordings out as <root>/<class>/<clip>.wav")
     everything = [(event, path) for event, paths in found.items() for path in paths]
     if all(re.match("[1-5]-", path.name) for _, path in everything):
         return [(event, FOLDS[int(path.name[0])], path) for event, path in everything]
@@ -328,7 +309,7 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
 
 
 def _hashed(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(unicodedata.normalize("NFC", path.name))).hexdigest()
+    return sha256(os.fsencode(unicodedata.normalize("NFC", path.name)))
 
 
 def _drawn(sources: list[Source], together: dict[str, str]) -> list[Source]:
@@ -360,5 +341,5 @@ def esc50(root: Path) -> list[tuple[dict[str, str], str, str]]:
             where = f"{table}, {row['filename']!r}"
             problems.append(Problem(where, f"fold {row['fold']!r}", "correct it to one of 1 to 5, or fetch it again"))
     if problems:
-        raise CorpusError("esc50", problem_table(problems))
+        raise CorpusError("esc50", problems)
     return [(row, FOLDS[int(row["fold"])], found.get(row["filename"], f"audio/{row['filename']}")) for row in rows]

@@ -14,10 +14,11 @@ from typing import TypeVar
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
-from atr.corpora.corpus import CorpusError, Problem, problem_table
+from atr.corpora.corpus import CorpusError, Problem
 
 Choice = TypeVar("Choice")
 RATE = 16_000
+SECONDS = (4.0, 30.0)  # shortest and longest scene
 CAPTIONS = 5
 WORDS = (5, 16)  # fewest and most words of a caption
 
@@ -134,10 +135,8 @@ def draw(rng: random.Random, names: Sequence[str], kind: Callable[[str], Kind], 
     parts = []
     for index, (name, one) in enumerate(zip(chosen, kinds, strict=True)):
         if index == len(front):
-            pitch = rng.uniform(*PITCHES[""])
-            parts.append(
-                Part(name, ((0.0, duration),), level=rng.uniform(*BACKGROUND_LEVEL), pitch=pitch, source=one.source)
-            )
+            pitch, level = rng.uniform(*PITCHES[""]), rng.uniform(*BACKGROUND_LEVEL)
+            parts.append(Part(name, ((0.0, duration),), level=level, pitch=pitch, source=one.source))
             continue
         spans = _spans(rng, one, slots[index], relation.startswith("while"))
         if spans is None:
@@ -148,6 +147,15 @@ def draw(rng: random.Random, names: Sequence[str], kind: Callable[[str], Kind], 
         count = 0 if one.sustained else len(spans)
         parts.append(Part(name, spans, count, degree, register, level, pitch, one.source))
     return Scene(relation, tuple(parts))
+
+
+def check(corpus: str, counts: Mapping[str, int], duration: float) -> None:
+    """ValueError: no corpus has so many scenes by split, or scenes of so many seconds."""
+    if not SECONDS[0] <= duration <= SECONDS[1]:
+        raise ValueError(f"{corpus}: duration {duration} s; give {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s")
+    for split, count in counts.items():
+        if count < 0:
+            raise ValueError(f"{corpus}: {split}={count}; give 0 or more")
 
 
 def distinct(scenes: Iterator[Scene | None], count: int, where: str, mend: str, repeats: bool = False) -> list[Scene]:
@@ -166,8 +174,7 @@ def distinct(scenes: Iterator[Scene | None], count: int, where: str, mend: str, 
             found.append(scene)
             stale = 0
         if stale > 3_000:
-            problem = Problem(where, f"{len(found)} different scenes found, {count} wanted", mend)
-            raise CorpusError(where, problem_table([problem]))
+            raise CorpusError(where, [Problem(where, f"{len(found)} different scenes found, {count} wanted", mend)])
     return found
 
 
@@ -214,11 +221,8 @@ def _spans(rng: random.Random, kind: Kind, slot: tuple[float, float], fill: bool
         step = 0.0
     else:
         widest = (end - start - seconds) / (count - 1)
-        step = (
-            rng.uniform(max(kind.step, 0.7 * widest), widest)
-            if fill
-            else rng.uniform(kind.step, min(widest, kind.step + 1.2))
-        )
+        bounds = (max(kind.step, 0.7 * widest), widest) if fill else (kind.step, min(widest, kind.step + 1.2))
+        step = rng.uniform(*bounds)
         seconds = min(seconds, step - 0.05)
     onset = start + rng.random() * (end - start - seconds - step * (count - 1))
     onsets = [onset + step * k for k in range(count)]

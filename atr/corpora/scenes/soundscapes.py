@@ -4,28 +4,28 @@ Each clip is a pure function of (seed, split, index): asking for more clips neve
 audio is generated when it is read.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from atr import register
-from atr.corpora.corpus import SPLITS, Corpus
-from atr.corpora.scenes.scene import RATE, SYNTHETIC, Kind, Scene, Words, captions, distinct, draw, fade, mix
-from atr.corpora.scenes.synthesis import SYNTHESISERS
+from atr.corpora.corpus import SPLITS, Corpus, caption_table, clip_table, event_table
+from atr.corpora.scenes.scene import RATE, SYNTHETIC, Kind, Scene, Words, captions, check, distinct, draw, fade, mix
+from atr.corpora.scenes.synthesis import synthesise
+from atr.system.hashes import sha256
 
 GENERATOR_VERSION = 1  # raise it when the same scene sounds different
-SECONDS = (4.0, 30.0)  # shortest and longest scene
 
 
 def sustained(shortest: float, *phrases: str, pitched: bool = False, loops: bool = True) -> tuple[Kind, Words]:
+    """An event of one stretch, of `shortest` to 60 s; phrases as in `Words`."""
     return Kind(True, (shortest, 60.0), pitched=pitched, loops=loops), Words(phrases)
 
 
 def counted(seconds: tuple[float, float], step: float, *phrases: str, pitched: bool = False, **adjectives):
+    """An event of occurrences of so many seconds, their onsets at least `step` seconds apart."""
     return Kind(False, seconds, step, pitched), Words(phrases, **adjectives)
 
 
@@ -145,13 +145,11 @@ def load(
     unknown = sorted(set(names) - set(EVENTS))
     if unknown or not names:
         raise ValueError(f"soundscapes: unknown events {unknown}; known: {', '.join(EVENTS)}")
-    if not SECONDS[0] <= duration <= SECONDS[1]:
-        raise ValueError(f"soundscapes: duration {duration} s; give {SECONDS[0]:.0f} to {SECONDS[1]:.0f} s")
+    counts = dict(zip(SPLITS, (train, validation, test), strict=True))
+    check("soundscapes", counts, duration)
     scenes: dict[str, Scene] = {}
     clips, texts, spans = [], [], []
-    for split, count in zip(SPLITS, (train, validation, test), strict=True):
-        if count < 0:
-            raise ValueError(f"soundscapes: {split}={count}; give 0 or more")
+    for split, count in counts.items():
         mend = f"ask for fewer clips in {split!r} or use more events"
         stream = _scenes(seed, split, names, duration)
         for index, scene in enumerate(distinct(stream, count, f"soundscapes, {split}", mend)):
@@ -160,27 +158,11 @@ def load(
             wording = random.Random(f"captions {seed} {split} {index}")
             texts += [(clip, text) for text in captions(wording, scene, WORDS, SYNTHETIC)]
             spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
-            content = (
-                GENERATOR_VERSION,
-                SYNTHETIC.noise,
-                seed,
-                split,
-                index,
-                names,
-                duration,
-                scene.description,
-                scene,
-            )
-            digest = hashlib.sha256(repr(content).encode()).hexdigest()
-            clips.append((clip, split, duration, digest, scene.description))
-    return Corpus(
-        name="soundscapes",
-        clips=pd.DataFrame(clips, columns=["clip", "split", "duration", "digest", "description"]),
-        captions=pd.DataFrame(texts, columns=["clip", "caption"]),
-        events=pd.DataFrame(spans, columns=["clip", "event", "onset", "offset"]),
-        read=SceneReader(seed, duration, scenes),
-        source=f"synthesised scenes of {len(names)} kinds of sound, generator {GENERATOR_VERSION}, seed {seed}; MIT",
-    )
+            made = GENERATOR_VERSION, SYNTHETIC.noise, seed, split, index, names, duration, scene.description, scene
+            clips.append((clip, split, duration, sha256(repr(made)), scene.description))
+    tables = clip_table(clips), caption_table(texts), event_table(spans)
+    source = f"synthesised scenes of {len(names)} kinds of sound, generator {GENERATOR_VERSION}, seed {seed}; MIT"
+    return Corpus("soundscapes", *tables, SceneReader(seed, duration, scenes), source)
 
 
 WORDS = {name: words for name, (_, words) in EVENTS.items()}
@@ -194,7 +176,7 @@ def _scenes(seed: int, split: str, names: Sequence[str], duration: float) -> Ite
 
 @dataclass(frozen=True)
 class SceneReader:
-    """Generates the audio of a clip."""
+    """Generates the audio of a clip, (samples,) float32 at 16 kHz. KeyError: a clip that the corpus has not."""
 
     seed: int
     duration: float
@@ -209,7 +191,7 @@ class SceneReader:
         for part in self.scenes[clip].parts:
             timbre = int(rng.integers(1 << 32))  # one dog barks three times, not three dogs
             for onset, offset in part.spans:
-                wave = SYNTHESISERS[part.event](np.random.default_rng(timbre), offset - onset, part.pitch)
+                wave = synthesise(part.event, np.random.default_rng(timbre), offset - onset, part.pitch)
                 ends = (0.15, 0.4) if EVENTS[part.event][0].sustained else (0.001, 0.02)
                 sounds.append((onset, fade(wave, *ends), part.level + float(rng.uniform(-1, 1))))
         return mix(rng, sounds, self.duration, SYNTHETIC.noise), RATE

@@ -1,4 +1,4 @@
-"""Parametric sound events: each a function of (random generator, seconds, pitch) returning float32 at 16 kHz.
+"""Parametric sound events: each a function of a random generator, a length and a pitch.
 
 Every call draws its own timbre, rhythm and noise, so two barks are two dogs. `pitch` multiplies the frequencies of an
 event that has a pitch and is ignored by the others. Levels are arbitrary; the mixer of `scenes` sets them.
@@ -28,15 +28,13 @@ from atr.corpora.scenes.waveforms import (
 )
 
 
-def rain(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def rain(rng, n, seconds, pitch):
     hiss = noise(rng, n, rng.uniform(500, 1500), rng.uniform(5000, 7500), rng.uniform(-2, 2))
     drops = resonate(pulses(rng, n, rng.uniform(40, 250), 0.9), rng.uniform(2000, 4500), rng.uniform(600, 1500))
     return hiss * upsample(wander(rng, n, 1.5, 0.7, 1.0), n) + drops / drops.std() * rng.uniform(0.5, 1.5)
 
 
-def wind(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def wind(rng, n, seconds, pitch):
     gust = wander(rng, n, rng.uniform(0.6, 1.4), 0.15, 1.0)
     howl = tone(rng.uniform(300, 600) * (0.7 + 0.7 * gust), np.array([1.0, 0.15]), rng, n)
     howl *= upsample(wander(rng, n, 30, -1, 1) * gust**2, n) * rng.uniform(0.3, 2.0)
@@ -45,8 +43,7 @@ def wind(rng, seconds, pitch):
     return body * upsample(gust, n) + 0.5 * howl + rng.uniform(0.2, 0.6) * air
 
 
-def thunder(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def thunder(rng, n, seconds, pitch):
     t = controls(n)
     rolls = [
         rng.uniform(0.3, 1) * np.exp(-np.maximum(t - s, 0) / rng.uniform(0.3, 0.9)) * np.clip((t - s) / 0.05, 0, 1)
@@ -54,14 +51,12 @@ def thunder(rng, seconds, pitch):
     ]
     rumble = noise(rng, n, 25, rng.uniform(100, 220), -3) * upsample(sum(rolls) * wander(rng, n, 9, 0.4, 1), n)
     body = noise(rng, n, 80, rng.uniform(400, 900), -5) * decay(n, 0.03, rng.uniform(0.3, 0.8))
-    crack = (
-        noise(rng, n, 200, 5000, -3) * decay(n, 0.004, rng.uniform(0.05, 0.2)) * upsample(wander(rng, n, 40, 0, 1), n)
-    )
+    snap = noise(rng, n, 200, 5000, -3) * decay(n, 0.004, rng.uniform(0.05, 0.2))
+    crack = snap * upsample(wander(rng, n, 40, 0, 1), n)
     return (rumble + rng.uniform(0.4, 1.0) * body + rng.uniform(0.2, 1.2) * crack) * hump(n, 0.005, 0.3)
 
 
-def waves(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def waves(rng, n, seconds, pitch):
     t = controls(n)
     period = rng.uniform(2.5, 4.5)
     phase = (t / period + rng.uniform(0, 0.3) + 0.08 * np.sin(t * rng.uniform(0.3, 0.8))) % 1.0
@@ -73,16 +68,14 @@ def waves(rng, seconds, pitch):
     return body + rng.uniform(0.8, 1.8) * wash
 
 
-def fire(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def fire(rng, n, seconds, pitch):
     crackle = resonate(pulses(rng, n, rng.uniform(10, 35), 1.3), rng.uniform(2500, 5500), rng.uniform(1500, 3000))
     pops = resonate(pulses(rng, n, rng.uniform(1.5, 5), 0.7), rng.uniform(700, 1600), rng.uniform(300, 700))
     roar = noise(rng, n, 60, rng.uniform(300, 800), -4) * upsample(wander(rng, n, 8, 0.5, 1), n)
     return crackle / crackle.std() + 0.7 * pops / pops.std() + rng.uniform(0.2, 0.45) * roar
 
 
-def engine(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def engine(rng, n, seconds, pitch):
     cycle = rng.uniform(24, 30) * pitch * wander(rng, n, 1.0, 0.93, 1.07)  # one harmonic a cylinder and turn
     amplitudes = harmonics(rng, 90, 0.75, 0.7)
     amplitudes[int(rng.integers(1, 4)) :: int(rng.integers(2, 5))] *= 3
@@ -92,8 +85,7 @@ def engine(rng, seconds, pitch):
     return resonate(wave, rng.uniform(110, 220) * pitch, 200) * 2 + 0.7 * wave + rng.uniform(0.3, 0.8) * hiss
 
 
-def helicopter(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def helicopter(rng, n, seconds, pitch):
     rate = rng.uniform(10, 17)
     slap = tone(rate * wander(rng, n, 0.5, 0.98, 1.02), np.exp(-np.arange(12) / 6.0), rng, n)
     slap = np.maximum(slap / slap.std(), 0) ** 1.5
@@ -104,8 +96,7 @@ def helicopter(rng, seconds, pitch):
     return (chop + rng.uniform(0.2, 0.6) * air + rng.uniform(0, 0.12) * whine) * distance
 
 
-def siren(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def siren(rng, n, seconds, pitch):
     t = controls(n)
     low, high = rng.uniform(420, 520) * pitch, rng.uniform(950, 1200) * pitch
     style = rng.integers(3)
@@ -119,8 +110,7 @@ def siren(rng, seconds, pitch):
     return resonate(wave, rng.uniform(800, 1800), 900) * 2 + 0.4 * wave
 
 
-def alarm(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def alarm(rng, n, seconds, pitch):
     frequency = rng.uniform(1700, 2200) * pitch
     amplitudes = np.where(np.arange(4) % 2 == 0, harmonics(rng, 4, 1), 0.05)
     period, share = rng.uniform(0.18, 0.5), rng.uniform(0.4, 0.6)
@@ -131,8 +121,7 @@ def alarm(rng, seconds, pitch):
     return tone(frequency, amplitudes, rng, n) * gate
 
 
-def telephone(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def telephone(rng, n, seconds, pitch):
     rate = rng.uniform(16, 24)
     first = rng.uniform(900, 1300) * pitch
     second = first * rng.uniform(1.15, 1.35)
@@ -146,8 +135,7 @@ def telephone(rng, seconds, pitch):
     return wave * hump(n, 0.01, 0.12)
 
 
-def bell(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def bell(rng, n, seconds, pitch):
     base = rng.uniform(380, 480) * pitch
     ratios = np.array([0.5, 1, 1.2, 1.5, 2, 2.6, 3.0, 4.1, 5.4]) * (1 + rng.normal(0, 0.01, 9))
     falls = rng.uniform(0.7, 1.4) / ratios**0.7
@@ -155,8 +143,7 @@ def bell(rng, seconds, pitch):
     return modes(base * ratios, falls, harmonics(rng, 9, 0.5, 0.6), n) + rng.uniform(0.1, 0.5) * strike
 
 
-def clock(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def clock(rng, n, seconds, pitch):
     frequencies = rng.uniform(1500, 5500, 4)
     ratio = rng.uniform(0.75, 0.95)
 
@@ -168,8 +155,7 @@ def clock(rng, seconds, pitch):
     return place(n, beats(rng, seconds, rng.uniform(0.2, 0.5), 0.005), lambda k: pair[k % 2])
 
 
-def footsteps(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def footsteps(rng, n, seconds, pitch):
     hard, low, high = rng.uniform(0.0, 1.0), rng.uniform(70, 130), rng.uniform(1500, 4500)
 
     def step(k):
@@ -181,15 +167,13 @@ def footsteps(rng, seconds, pitch):
     return place(n, beats(rng, seconds, rng.uniform(0.4, 0.7), 0.06), step)
 
 
-def knocking(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def knocking(rng, n, seconds, pitch):
     frequencies = rng.uniform(130, 220) * np.array([1, 1.8, 2.9, 4.4]) * rng.uniform(0.9, 1.1, 4)
     wood = modes(frequencies, rng.uniform(0.015, 0.05, 4), rng.uniform(0.3, 1, 4), n)
     return wood + rng.uniform(0.2, 0.5) * noise(rng, n, 500, 3500, -3) * decay(n, 0.001, 0.006)
 
 
-def clapping(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def clapping(rng, n, seconds, pitch):
     wave = np.zeros(n, np.float32)
     for _ in range(int(rng.integers(3, 8))):
         hands, width = rng.uniform(900, 2000), rng.uniform(500, 1200)
@@ -201,8 +185,7 @@ def clapping(rng, seconds, pitch):
     return wave
 
 
-def bark(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def bark(rng, n, seconds, pitch):
     x = np.linspace(0, 1, n // HOP + 2)
     contour = rng.uniform(330, 420) * pitch * (0.75 + 0.5 * np.sin(np.pi * x ** rng.uniform(0.5, 0.9)))
     contour *= 1 + rng.normal(0, 0.03, len(x))  # roughness
@@ -213,8 +196,7 @@ def bark(rng, seconds, pitch):
     return wave * hump(n, rng.uniform(0.08, 0.2), rng.uniform(0.4, 0.7))
 
 
-def birdsong(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def birdsong(rng, n, seconds, pitch):
     base = rng.uniform(2800, 3600) * pitch
 
     def syllable():
@@ -236,8 +218,7 @@ def birdsong(rng, seconds, pitch):
     return place(n, np.array(times)[np.array(times) < seconds], lambda k: rng.uniform(0.6, 1) * songs[order[k]])
 
 
-def crickets(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def crickets(rng, n, seconds, pitch):
     wave = np.zeros(n, np.float32)
     for _ in range(int(rng.integers(1, 4))):
         t = np.arange(n, dtype=np.float32) / RATE
@@ -250,8 +231,7 @@ def crickets(rng, seconds, pitch):
     return wave
 
 
-def frog(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def frog(rng, n, seconds, pitch):
     x = np.linspace(0, 1, n // HOP + 2)
     rate = rng.uniform(38, 65) * (1 + rng.uniform(-0.2, 0.3) * x)
     buzz = tone(rate, np.ones(100), rng, n) ** 3
@@ -261,8 +241,7 @@ def frog(rng, seconds, pitch):
     return wave * hump(n, rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.3))
 
 
-def bees(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def bees(rng, n, seconds, pitch):
     wave = np.zeros(n, np.float32)
     for _ in range(int(rng.integers(3, 6))):
         wing = rng.uniform(170, 260) * wander(rng, n, rng.uniform(1, 5), 0.9, 1.1)
@@ -270,8 +249,7 @@ def bees(rng, seconds, pitch):
     return wave
 
 
-def whistle(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def whistle(rng, n, seconds, pitch):
     x = np.linspace(0, 1, n // HOP + 2)
     t = np.arange(n, dtype=np.float32) / RATE
     frequency = rng.uniform(2100, 2500) * pitch * (1 + rng.uniform(-0.03, 0.05) * x)
@@ -280,8 +258,7 @@ def whistle(rng, seconds, pitch):
     return (wave + rng.uniform(0.05, 0.25) * noise(rng, n, 1500, 5000)) * hump(n, 0.06, 0.1)
 
 
-def dripping(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def dripping(rng, n, seconds, pitch):
     base = rng.uniform(600, 1400)
 
     def drop(k):
@@ -294,8 +271,7 @@ def dripping(rng, seconds, pitch):
     return place(n, beats(rng, seconds, rng.uniform(0.3, 0.8), 0.25), drop)
 
 
-def saw(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def saw(rng, n, seconds, pitch):
     stroke = controls(n) * rng.uniform(1.2, 2.2)  # strokes back and forth
     speed = np.abs(np.sin(np.pi * stroke)) ** 0.7
     forth = np.floor(stroke) % 2 == 0
@@ -306,17 +282,22 @@ def saw(rng, seconds, pitch):
     return (0.5 * rasp + 1.5 * body) * level
 
 
-def horn(rng, seconds, pitch):
-    n = int(seconds * RATE)
+def horn(rng, n, seconds, pitch):
     base = rng.uniform(330, 400) * pitch
     amplitudes = harmonics(rng, 24, rng.uniform(0.5, 1.0), 0.4)
     wave = tone(base, amplitudes, rng, n) + tone(base * rng.uniform(1.18, 1.28), amplitudes, rng, n)
     return (resonate(wave, rng.uniform(900, 2200), 900) * 2 + 0.4 * wave) * hump(n, 0.04, 0.08)
 
 
-Synthesiser = Callable[[np.random.Generator, float, float], np.ndarray]
+# (rng, samples, seconds, pitch) → (samples,); see `synthesise`.
+Synthesiser = Callable[[np.random.Generator, int, float, float], np.ndarray]
 SOUNDS: tuple[Synthesiser, ...] = (
     rain, wind, thunder, waves, fire, engine, helicopter, siren, alarm, telephone, bell, clock, footsteps, knocking,
     clapping, bark, birdsong, crickets, frog, bees, whistle, dripping, saw, horn,
 )  # fmt: skip
 SYNTHESISERS: dict[str, Synthesiser] = {sound.__name__: sound for sound in SOUNDS}
+
+
+def synthesise(event: str, rng: np.random.Generator, seconds: float, pitch: float = 1.0) -> np.ndarray:
+    """A sound of so many seconds, (samples,) at RATE. KeyError: an event that is none of SYNTHESISERS."""
+    return SYNTHESISERS[event](rng, int(seconds * RATE), seconds, pitch)

@@ -12,6 +12,7 @@ from atr.encoders.audio.vit import Block, SegmentEncoder, initialise, layer_norm
 LAYOUTS = ("model.teacher.encoder.", "encoder.encoder.frame_encoder.", "encoder.encoder.")
 
 
+@register.encoder("atst_frame")
 class ATSTFrame(SegmentEncoder):
     """Log-mel → four frames a patch → transformer → 250 frames for each segment of 10 s, 768 wide: one every 40 ms.
 
@@ -66,8 +67,3 @@ class ATSTFrame(SegmentEncoder):
         patches = features[:, :, : 4 * self.frames_out].unflatten(2, (-1, 4)).transpose(1, 2).flatten(2)
         x = self.patch_embed(patches) + self.pos_embed[:, 1:]
         return self.norm_frame(self.blocks(self.dropout(x)))
-
-
-@register.encoder("atst_frame")
-def atst_frame(augment: str | None = None, dropout: float | None = None) -> ATSTFrame:
-    return ATSTFrame(augment, dropout)

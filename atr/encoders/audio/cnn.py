@@ -4,12 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from atr.encoders.audio.frontends import LogMel, SpecAugment
-from atr.encoders.pooling import mean
-
-
-def frame_mask(lengths: Tensor, size: int) -> Tensor:
-    """Lengths (B,) → (B, size) bool, True before each end."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
+from atr.encoders.pooling import frame_mask, mean
 
 
 class SpectrogramCNN(nn.Module):

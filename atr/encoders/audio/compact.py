@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from atr import register
-from atr.encoders.audio.cnn import SpectrogramCNN, frame_mask
+from atr.encoders.audio.cnn import SpectrogramCNN
 from atr.encoders.audio.frontends import LogMel
+from atr.encoders.pooling import frame_mask
 
 ENCODER_VERSION = 1  # raised when the same weights would give other features
 
@@ -50,16 +51,18 @@ class Compact(SpectrogramCNN):
     cached = True
     head_hidden = 1
 
-    def __init__(self, block: type[nn.Module], augment: str | None, width: int = 32, dim: int = 192) -> None:
+    def __init__(self, block: type[nn.Module], augment: str | None, dropout: None) -> None:
+        if dropout is not None:
+            raise ValueError(f"dropout: {dropout} is nothing for a compact encoder, which has none; leave it at None")
         # PANNs' bn0 without its scale and shift, which the stem can absorb: no gradient through the largest map.
         # Frames of 20 ms: stripes of half PANNs' number.
         logmel = LogMel(self.sample_rate, window=1024, hop=320, bands=64, low=50, high=8000)
         super().__init__(logmel, nn.BatchNorm1d(64, affine=False), augment, stripe=32)
-        self.dim = dim
+        width, self.dim = 32, 192
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 8, stride=(8, 4), padding=(4, 2), bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
-        self.blocks = nn.ModuleList([block(width, 2 * width, 2), block(2 * width, dim, 2)])
+        self.blocks = nn.ModuleList([block(width, 2 * width, 2), block(2 * width, self.dim, 2)])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -79,15 +82,9 @@ class Compact(SpectrogramCNN):
 
 @register.encoder("compact")
 def compact(augment: str | None = None, dropout: None = None) -> Compact:
-    return _build(PlainBlock, augment, dropout)
+    return Compact(PlainBlock, augment, dropout)
 
 
 @register.encoder("compact_resnet")
 def compact_resnet(augment: str | None = None, dropout: None = None) -> Compact:
-    return _build(ResidualBlock, augment, dropout)
-
-
-def _build(block: type[nn.Module], augment: str | None, dropout: float | None) -> Compact:
-    if dropout is not None:
-        raise ValueError(f"dropout: {dropout} is nothing for a compact encoder, which has none; leave it at None")
-    return Compact(block, augment)
+    return Compact(ResidualBlock, augment, dropout)

@@ -1,7 +1,8 @@
 """PANNs (Kong et al. 2020): CNN6, CNN10, CNN14 and ResNet38, under the names of the official checkpoint files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from atr import register
 from atr.encoders.audio.cnn import SpectrogramCNN
 from atr.encoders.audio.frontends import LogMel
+from atr.encoders.pooling import frame_mask
 
 FREQUENCIES = ("mean", "mean_max", "max")
 SAMPLE_RATE, WINDOW, BANDS, LOW, HIGH = 32_000, 1024, 64, 50, 14_000
@@ -173,8 +175,8 @@ class Panns(SpectrogramCNN):
         least = self.shrinks * self.logmel.hop
         waveform = F.pad(waveform, (0, max(0, least - waveform.shape[1])))
         if lengths is not None and int(lengths.min()) < least:
-            place = torch.arange(waveform.shape[1], device=waveform.device)
-            waveform, lengths = waveform.masked_fill(place >= lengths[:, None], 0), lengths.clamp(min=least)
+            waveform = waveform.masked_fill(~frame_mask(lengths, waveform.shape[1]), 0)
+            lengths = lengths.clamp(min=least)
         return super().forward(waveform, lengths)
 
     def feature_map(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -211,25 +213,26 @@ class Panns(SpectrogramCNN):
 # inside ResNet38's basic blocks; a number for all of them (Mei et al. 2022 train with 0.2). frequency: see `Panns`.
 
 
-@register.encoder("cnn6")
-def cnn6(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
-    return _cnn((64, 128, 256, 512), augment, dropout, frequency, size=5)
+def _cnn(name: str, widths: tuple[int, ...], size: int = 3, last_pooled: bool = True) -> Callable[..., Panns]:
+    """The factory, registered, of a network with a block for each of `widths`."""
+
+    @register.encoder(name)
+    def build(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
+        blocks = {}
+        for number, (inputs, outputs) in enumerate(pairwise((1, *widths)), 1):
+            pooled = number < len(widths) or last_pooled
+            block = ConvBlock(inputs, outputs, 0.2 if dropout is None else dropout, size, pooled)
+            blocks[f"conv_block{number}"] = block
+        return Panns(blocks, widths[-1], augment, frequency)
+
+    return build
 
 
-@register.encoder("cnn10")
-def cnn10(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
-    return _cnn((64, 128, 256, 512), augment, dropout, frequency)
-
-
-@register.encoder("cnn14")
-def cnn14(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
-    return _cnn((64, 128, 256, 512, 1024, 2048), augment, dropout, frequency, last_pooled=False)
-
-
-@register.encoder("cnn14_mei2022")
-def cnn14_mei2022(augment: str | None = None, dropout: float | None = None, frequency: str = "mean") -> Panns:
-    """CNN14 whose last block is pooled too, as in the released code of Mei et al. 2022: the same weights fit."""
-    return _cnn((64, 128, 256, 512, 1024, 2048), augment, dropout, frequency)
+cnn6 = _cnn("cnn6", (64, 128, 256, 512), size=5)
+cnn10 = _cnn("cnn10", (64, 128, 256, 512))
+cnn14 = _cnn("cnn14", (64, 128, 256, 512, 1024, 2048), last_pooled=False)
+# The last block is pooled too, as in the released code of Mei et al. 2022: the same weights fit.
+cnn14_mei2022 = _cnn("cnn14_mei2022", (64, 128, 256, 512, 1024, 2048))
 
 
 @register.encoder("resnet38")
@@ -241,19 +244,3 @@ def resnet38(augment: str | None = None, dropout: float | None = None, frequency
         "conv_block_after1": ConvBlock(512, 2048, outer, pooled=False),
     }
     return Panns(blocks, 2048, augment, frequency)
-
-
-def _cnn(
-    widths: tuple[int, ...],
-    augment: str | None,
-    dropout: float | None,
-    frequency: str,
-    size: int = 3,
-    last_pooled: bool = True,
-) -> Panns:
-    dropout, blocks, inputs = 0.2 if dropout is None else dropout, {}, 1
-    for number, outputs in enumerate(widths, 1):
-        pooled = number < len(widths) or last_pooled
-        blocks[f"conv_block{number}"] = ConvBlock(inputs, outputs, dropout, size, pooled)
-        inputs = outputs
-    return Panns(blocks, widths[-1], augment, frequency)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from atr.encoders.pooling import mean
+from atr.encoders.pooling import frame_mask, mean
 
 SECONDS = 10  # of a segment: what both networks were trained on
 HOPS = 1000  # feature frames begin every 10 ms
@@ -103,8 +103,7 @@ class SegmentEncoder(nn.Module):
         if size == 0 or lengths is not None and int(lengths.min()) < 1:
             raise ValueError("a clip of 0 samples cannot be heard: leave it out")
         if lengths is not None:
-            place = torch.arange(size, device=waveform.device)
-            waveform = waveform.masked_fill(place >= lengths[:, None], 0)
+            waveform = waveform.masked_fill(~frame_mask(lengths, size), 0)
         segments = nn.functional.pad(waveform, (0, -size % segment)).unflatten(1, (-1, segment))
         with torch.autocast(waveform.device.type, enabled=False):
             features = self.mel(segments.flatten(0, 1).float())
@@ -125,8 +124,7 @@ class SegmentEncoder(nn.Module):
             lengths = torch.full((len(features),), features.shape[2], device=features.device)
         rest = (lengths % self.frames_in * self.frames_out + HOPS - 1) // HOPS
         counts = lengths // self.frames_in * self.frames_out + rest
-        place = torch.arange(segments.shape[1] * self.frames_out, device=features.device)
-        mask = place < counts[:, None]
+        mask = frame_mask(counts, segments.shape[1] * self.frames_out)
         heard = mask[:, :: self.frames_out]  # segments whose first frame counts
         made = self.network(segments[heard])
         frames = made.new_zeros(*heard.shape, *made.shape[1:])
@@ -139,6 +137,4 @@ class SegmentEncoder(nn.Module):
             lengths = torch.full((len(waveform),), waveform.shape[1], device=waveform.device)
         return self.encode(features, self.feature_lengths(lengths))
 
-    def pool(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Mean of the frames that count: (B, T, dim), (B, T) → (B, dim)."""
-        return mean(frames, mask)
+    pool = staticmethod(mean)

@@ -1,5 +1,6 @@
-"""An epoch's batches, mined from all pairs: how fast, in how much memory, and how good they are."""
+"""Work on many embeddings: an epoch's batches mined from all pairs, and the measures of uniformity."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,24 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atr.bench.harness import Case, Released, timed
+from atr.metrics import uniformity
 from atr.training.batches import mine, report
 
-# pairs, D, clusters; the last of `paper` is AudioCaps' training set
-SIZES = {
-    "smoke": ((64,), 16, 8),
-    "demo": ((5000, 15_000, 49_274), 1024, 1000),
-    "paper": ((5000, 15_000, 49_274), 1024, 1000),
-}
 BATCH = 32
+MEASURES: dict[str, Callable[[Tensor], Any]] = {
+    "h": uniformity.voxel_entropy,
+    "uniformity": uniformity.uniformity,
+    "σ": uniformity.point_to_point,
+}
+# pairs, D, clusters (the last pairs are AudioCaps' training set); points, D
+PAIRS = {"smoke": ((64,), 16, 8)} | dict.fromkeys(("demo", "paper"), ((5000, 15_000, 49_274), 1024, 1000))
+POINTS = {"smoke": ((50,), 16), "demo": ((1000, 3000, 10_000), 2048), "paper": ((1000, 5000, 50_000), 2048)}
 
 
 def cases(scale: str, device: str, released: Released) -> list[Case]:
-    pairs, dim, clusters = SIZES[scale]
+    pairs, dim, clusters = PAIRS[scale]
     sizes = [{"pairs": number, "dim": dim, "clusters": clusters, "device": device} for number in pairs]
-    return [Case("mining", how, "mining.mined", size | {"how": how}) for size in sizes for how in ("easy", "hard")]
+    found = [
+        Case("mining", how, "embeddings.mining", size | {"how": how}) for size in sizes for how in ("easy", "hard")
+    ]
+    points, dim = POINTS[scale]
+    sizes = [{"points": number, "dim": dim} for number in points]
+    return found + [
+        Case("measures", name, "embeddings.measures", size | {"measure": name}) for size in sizes for name in MEASURES
+    ]
 
 
-def made(clips: np.ndarray, dim: int, clusters: int) -> Tensor:
+def clustered(clips: np.ndarray, dim: int, clusters: int) -> Tensor:
     """(pairs, D) normalised embeddings: a common direction, a direction of the clip's cluster and noise, all about as
     long. The sizes of clusters fall as one over their rank.
     """
@@ -38,12 +49,12 @@ def made(clips: np.ndarray, dim: int, clusters: int) -> Tensor:
     return F.normalize(noise.add_(centres[cluster_of[torch.from_numpy(clips)]]), dim=1)
 
 
-def mined(pairs: int, dim: int, clusters: int, how: str, device: str) -> dict[str, Any]:
+def mining(pairs: int, dim: int, clusters: int, how: str, device: str) -> dict[str, Any]:
     """Also the mean cosine within a batch, of all batches and of each quarter as they were built; `floor` is the lowest
     mean that any division into batches could have, that of all pairs in every batch.
     """
     clips = np.arange(pairs)
-    embeddings = made(clips, dim, clusters).to(device)
+    embeddings = clustered(clips, dim, clusters).to(device)
     batches: list[np.ndarray] = []
 
     def work() -> None:
@@ -56,3 +67,8 @@ def mined(pairs: int, dim: int, clusters: int, how: str, device: str) -> dict[st
     found["mean_cosine"] = round(float(np.average(cosines["mean_cosine"].fillna(0), weights=cosines["size"])), 4)
     found["by_quarter"] = [round(float(quarter.mean()), 4) for quarter in quarters if len(quarter)]
     return found | {"floor": round((BATCH * square - 1) / (BATCH - 1), 4)}
+
+
+def measures(points: int, dim: int, measure: str) -> dict[str, Any]:
+    x = torch.randn(points, dim, generator=torch.Generator().manual_seed(0))
+    return timed(lambda: MEASURES[measure](x), repeats=2, least=0.0)

@@ -1,4 +1,4 @@
-"""Where a run comes from: versions, device, commit."""
+"""Where and with what something was made: machine, versions, commit."""
 
 import importlib.metadata
 import os
@@ -9,12 +9,10 @@ from typing import Any
 
 from atr.system import places
 
-RESULT_VERSION = 2  # raised when a fix changes results
 RECORDED = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
-    """Where and with what a run was made."""
     return {
         "device": device,
         "threads": threads,
