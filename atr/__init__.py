@@ -8,14 +8,25 @@ if TYPE_CHECKING:
     from atr.corpora import load_corpus
     from atr.corpora.corpus import Corpus
     from atr.experiments.grid import load_run, run_all
-    from atr.experiments.profiles import profile
+    from atr.experiments.profiles import get_profile
     from atr.inference.embedder import Embedder
     from atr.register import extend
     from atr.training.fit import fit
     from atr.training.records import Run
 
 __version__ = "0.1.0"
-__all__ = ["Corpus", "Embedder", "Run", "RunConfig", "extend", "fit", "load_corpus", "load_run", "profile", "run_all"]
+__all__ = [
+    "Corpus",
+    "Embedder",
+    "Run",
+    "RunConfig",
+    "extend",
+    "fit",
+    "get_profile",
+    "load_corpus",
+    "load_run",
+    "run_all",
+]
 
 _HOMES = {
     "Corpus": "atr.corpora",
@@ -26,7 +37,7 @@ _HOMES = {
     "fit": "atr.training.fit",
     "load_corpus": "atr.corpora",
     "load_run": "atr.experiments.grid",
-    "profile": "atr.experiments.profiles",
+    "get_profile": "atr.experiments.profiles",
     "run_all": "atr.experiments.grid",
 }
 _FACES = ("corpora", "encoders", "losses", "metrics", "register", "reports")

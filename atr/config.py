@@ -12,7 +12,7 @@ from typing import Any
 RESULT_VERSION = 2  # raised when a fix or another default changes results
 TRAININGS = ("frozen", "frozen_released", "finetuned", "scratch", "external")
 CHOICES: dict[str, tuple] = {
-    "recipe": ("released", "paper"),
+    "recipe": ("code", "text"),
     "training": TRAININGS,
     "text_pooling": ("mean", "first"),
     "caption_style": ("mei2022", "tymofieiev2025", None),
@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple] = {
     "select_by": ("t2a_recall_sum", "recall_sum", "t2a_map10", "last"),
     "precision": ("32", "bf16"),
 }
+RECIPES_BEFORE = {"released": "code", "paper": "text"}  # what records and addresses call them
 GROUPS = ("heads", "audio", "text", "pooling", "loss")
 MINED = ("easy", "hard")  # by embeddings
 # What a stage of training may have of its own.
@@ -52,7 +53,7 @@ class RunConfig:
     for what `atr.fit` says of processes.
 
     corpus          name, or {"name": …, options of its loader}; the folder it lies in is not part of it
-    recipe          "released" or "paper": the variant of the loss (see `atr.losses.pair`)
+    recipe          "code" or "text": the variant of the loss (see `atr.losses.pair`)
     audio_encoder   name for `atr.encoders.build`
     audio_weights   "pretrained" (published checkpoint; compact encoders: on this corpus's events), None (random), a
                     checkpoint file, or a folder with a file named after the encoder; relative paths also below
@@ -109,7 +110,7 @@ class RunConfig:
     """
 
     corpus: Any = "soundscapes"  # a mapping once the config is built
-    recipe: str = "released"
+    recipe: str = "code"
     audio_encoder: str = "compact"
     audio_weights: str | None = "pretrained"
     audio_dropout: float | None = None
@@ -312,7 +313,8 @@ class RunConfig:
         default, own = RunConfig().to_dict(), self.to_dict()
         if self.chunk is not None and self.chunk >= self.batch_size:
             own["chunk"] = None
-        return {name: value for name, value in own.items() if value != default[name]}
+        changed = {name: value for name, value in own.items() if value != default[name]}
+        return changed | {"recipe": "paper"} if self.recipe == "text" else changed  # as runs have been addressed by it
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -327,6 +329,8 @@ def from_dict(fields: Mapping[str, Any]) -> RunConfig:
     """A config from plain fields; an unknown one is an error."""
     known = {entry.name for entry in dataclasses.fields(RunConfig)}
     unknown = sorted(set(fields) - known)
+    if fields.get("recipe") in RECIPES_BEFORE:
+        fields = {**fields, "recipe": RECIPES_BEFORE[fields["recipe"]]}
     if unknown:
         raise ConfigError(f"unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     return RunConfig(**fields)

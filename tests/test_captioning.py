@@ -23,7 +23,7 @@ from atr.corpora import load_corpus
 from atr.corpora.captioning import language_models
 from atr.corpora.captioning.answers import audit, parse
 from atr.corpora.captioning.generate import generate, keywords_of, messages
-from atr.corpora.captioning.language_models import CaptioningError, Endpoint, Local, Refused, Reply
+from atr.corpora.captioning.language_models import CaptioningError, Endpoint, LocalModel, Refused, Reply
 from atr.corpora.captioning.record import read
 from atr.reports import output
 from atr.system.credentials import without_credentials
@@ -562,7 +562,7 @@ def folder(tmp_path_factory):
 
 class TestLocal:
     def test_it_answers_with_text_tokens_and_the_reason_of_its_end(self, folder):
-        ask, asked = Local(folder, longest=6), messages(["a dog"])
+        ask, asked = LocalModel(folder, longest=6), messages(["a dog"])
         assert ask.model == "tiny-llama"
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -576,7 +576,7 @@ class TestLocal:
 
     @pytest.mark.parametrize("tokens, finish", [([30, 31, 2], "stop"), ([30, 2], "stop"), ([30, 31, 32], "length")])
     def test_it_says_why_the_answer_ended(self, folder, monkeypatch, tokens, finish):
-        ask = Local(folder, longest=3)
+        ask = LocalModel(folder, longest=3)
 
         def generate(input_ids, **options):
             return torch.cat([input_ids, torch.tensor([tokens])], dim=1)
@@ -588,14 +588,14 @@ class TestLocal:
     def test_its_answers_are_recorded_as_any_others(self, folder, record):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            report = run(1, Local(folder, longest=4), record, attempts=2)
+            report = run(1, LocalModel(folder, longest=4), record, attempts=2)
         assert report.asked == 2 == len(lines(record)) and report.missing == {"cut off": ["clip a"]}
 
     def test_a_model_that_knows_no_chat_is_refused(self, folder, tmp_path):
         made_models.roberta_tokenizer(tmp_path / "plain")
         (tmp_path / "plain" / "config.json").write_bytes((folder / "config.json").read_bytes())
         with pytest.raises(ValueError, match="no chat template; take a model tuned to follow instructions"):
-            Local(tmp_path / "plain")
+            LocalModel(tmp_path / "plain")
 
 
 class TestAudit:
@@ -750,9 +750,9 @@ class TestWhatIsTheAnswer:
         server.answer = lambda clip: reply({"content": None, "reasoning": "hm"}, "length")
         report = run(3, ask, record, attempts=1)
         mend = "switch the model's thinking off, or raise the limit of tokens at its server"
-        said = f"missing, only reasoning ({mend}, or longest of atr.corpora.captioning.language_models.Local): 3 "
+        said = f"missing, only reasoning ({mend}, or longest of atr.corpora.captioning.language_models.LocalModel): 3 "
         assert report.asked == 3 and said in str(report)
-        assert "longest" in inspect.signature(language_models.Local).parameters
+        assert "longest" in inspect.signature(language_models.LocalModel).parameters
         server.answer = lambda clip: completion(json.dumps(GOOD))
         assert run(3, ask, record, attempts=1).valid == 3
 

@@ -12,7 +12,7 @@ from made_runs import made_run
 from typer.testing import CliRunner
 
 import atr
-from atr import profile
+from atr import get_profile
 from atr.cli import app, console
 from atr.cli.study import workload
 from atr.corpora.corpus import CorpusError
@@ -123,7 +123,9 @@ class TestVariables:
 
 class TestPackage:
     def test_names_and_modules_are_loaded_on_use(self):
-        assert atr.reports.tables.__name__ == "atr.reports.tables" and atr.profile is profile and callable(atr.fit)
+        assert (
+            atr.reports.tables.__name__ == "atr.reports.tables" and atr.get_profile is get_profile and callable(atr.fit)
+        )
         faces = {"corpora", "encoders", "losses", "metrics", "register", "reports"}
         assert set(dir(atr)) == faces | set(atr.__all__) and len(atr.__all__) == 10
 
@@ -136,7 +138,7 @@ class TestStudy:
     def test_the_plan_lists_the_runs_and_trains_nothing(self, results, monkeypatch):
         monkeypatch.setattr(study, "execute", None)
         text = call("study", "2", "--profile", "smoke", "--plan", "--seeds", "5")
-        runs = len(study.grid(study.notebooks(["02"])[0], {"profile": "smoke", "seeds": [5]}))
+        runs = len(study.grid(study.notebooks(["02"])[0], {"profile_name": "smoke", "seeds": [5]}))
         assert f"{runs} runs of profile smoke" in text and text.count("seed 5") == runs
         assert not results.exists()
 
@@ -190,7 +192,7 @@ class TestStudy:
             and "'executor': 'ray'" in text
         )
         assert app.os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
-        assert [(one.closed, *given) for one, *given in made] == [(True, "cpu", profile("smoke").runs)] * 2
+        assert [(one.closed, *given) for one, *given in made] == [(True, "cpu", get_profile("smoke").runs)] * 2
 
     @pytest.mark.parametrize(
         "words, message",
@@ -230,7 +232,7 @@ class TestStudy:
     def test_notebooks_run_side_by_side_where_nothing_is_left_to_train(self, monkeypatch):
         monkeypatch.setattr(executors, "default_workers", lambda device: 4)
         left, done = (pd.DataFrame({"finished": [True, finished]}) for finished in (False, True))
-        paper = profile("paper")
+        paper = get_profile("paper")
         said = [workload(table, paper, 3, "cpu", None, jobs) for table, jobs in ((left, None), (done, None), (left, 2))]
         assert said == [(1, "2 runs, 1 of them finished"), (3, "2 runs, 2 of them finished"), (2, said[0][1])]
 
@@ -295,7 +297,7 @@ class TestCheck:
         "words, message",
         [
             (["csv"], "lies in a folder: give root"),
-            (["music"], "unknown corpus 'music'; known: soundscapes, clipfolder, csv"),
+            (["music"], "unknown corpus 'music'; known: audiocaps, clotho, csv, wavcaps"),
             (["soundscapes", "--root", "."], "takes no root"),
             (["soundscapes", "--write-clean", "x.csv"], "--write-clean goes with: atr check csv --root <folder>"),
         ],
@@ -310,7 +312,7 @@ class TestTerminals:
 
     @pytest.mark.parametrize("words", [["--help"], ["runs", "list", "--help"], ["data"], ["runs", "list"], ["nothing"]])
     def test_what_it_cannot_show_is_spelled(self, results, words):
-        smoke = profile("smoke")
+        smoke = get_profile("smoke")
         made_run(smoke.runs, "aa0", smoke.config("soundscapes", "frozen", "nt_xent", 0), [1, 2], [1, 2])
         if words == ["runs", "list"]:
             words = [*words, "--profile", "smoke"]
@@ -329,7 +331,7 @@ class TestRuns:
     @pytest.fixture
     def stored(self, results):
         """Two finished runs of smoke, one that failed, one of an older version."""
-        smoke = profile("smoke")
+        smoke = get_profile("smoke")
         made = []
         for seed, name in enumerate(["aa0" + "0" * 13, "ab1" + "0" * 13, "ac2" + "0" * 13, "ad3" + "0" * 13]):
             config = smoke.config("soundscapes", "frozen", "nt_xent", seed)
@@ -517,7 +519,7 @@ class TestNames:
         self.said("check", "csv", "--root", folder, status=1)
 
     def test_of_what_is_written(self, results, tmp_path, monkeypatch):
-        smoke = profile("smoke")
+        smoke = get_profile("smoke")
         made_run(smoke.runs, "aa0", smoke.config("soundscapes", "frozen", "nt_xent", 0), [1, 2], [1, 2])
         self.said("runs", "export", tmp_path / f"{FORGED}.csv", "--profile", "smoke", status=0)
         folder_of_sounds(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 
 from atr.config import CHOICES, ConfigError, RunConfig, from_dict, read
 from atr.experiments import profiles
-from atr.experiments.profiles import PROFILES, profile
+from atr.experiments.profiles import PROFILES, get_profile
 from atr.training.batches import SAMPLERS
 
 
@@ -70,7 +70,7 @@ FAULTS = [
     ("loss", {"name": "nt_xnt"}, "loss: .*nt_xnt.*nt_xent"),
     ("loss", {"name": "nt_xent", "temprature": 0.1}, "loss: nt_xent: no parameter 'temprature'; known: 'temperature'"),
     ("loss", {"name": "nt_xent", "temperature": "hot"}, "loss: "),
-    ("loss", {"name": "nt_xent", "variant": "paper"}, "loss: .*variant"),
+    ("loss", {"name": "nt_xent", "variant": "text"}, "loss: .*variant"),
     ("learning_rates", {"audio": 1e-3}, "learning_rates: no heads; known groups: heads, audio, text, pooling, loss"),
     ("learning_rates", {"heads": 1e-3, "haeds": 1e-3}, "learning_rates: 'haeds'"),
     ("learning_rates", {"heads": -1e-3}, "learning_rates: heads: -0.001"),
@@ -151,17 +151,17 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, content):
 @pytest.mark.parametrize("name", PROFILES)
 @pytest.mark.parametrize("training", ["frozen", "finetuned"])
 def test_every_profile_makes_configs_for_its_corpora(name, training):
-    setting = profile(name)
+    setting = get_profile(name)
     for corpus in setting.corpora:
         config = setting.config(corpus, training, "nt_xent", seed=5)
         assert config.corpus == setting.corpora[corpus] and setting.name_of(config) == corpus
         assert (config.epochs, config.seed, config.loss) == (setting.epochs[training], 5, {"name": "nt_xent"})
-        frozen = setting.recipes["released"]["frozen"]
+        frozen = setting.recipes["code"]["frozen"]
         assert config.training == (frozen if training == "frozen" else training)
 
 
 def test_the_paper_profile_is_the_published_experiment():
-    paper = profile("paper")
+    paper = get_profile("paper")
     frozen = paper.config("AudioCaps", "frozen", "nt_xent", 0)
     tuned = paper.config("Clotho", "finetuned", "nt_xent", 0, rate=0.5)
     assert (frozen.training, frozen.batch_size, tuned.batch_size) == ("frozen_released", 32, 24)
@@ -179,12 +179,12 @@ def test_the_paper_profile_is_the_published_experiment():
 
 
 def test_the_texts_recipe_differs_from_the_released_one_where_the_two_do():
-    paper = profile("paper")
+    paper = get_profile("paper")
     for training in ("frozen", "finetuned"):
         released = paper.config("Clotho", training, "nt_xent", 0).to_dict()
-        text = paper.config("Clotho", training, "nt_xent", 0, recipe="paper").to_dict()
+        text = paper.config("Clotho", training, "nt_xent", 0, recipe="text").to_dict()
         changed = {name: text[name] for name in text if text[name] != released[name]}
-        expected = {"recipe": "paper", "pooling": "frequency_mean_max", "padding": "masked", "augment": None}
+        expected = {"recipe": "text", "pooling": "frequency_mean_max", "padding": "masked", "augment": None}
         expected |= {"audio_dropout": None, "text_dropout": None, "clip_norm": None, "select_by": "recall_sum"}
         assert changed == expected | ({"training": "frozen"} if training == "frozen" else {})
 
@@ -196,7 +196,7 @@ def test_a_field_at_its_default_does_not_name_a_run():
 
 
 def test_a_rate_scales_every_group_and_changes_win():
-    demo = profile("demo")
+    demo = get_profile("demo")
     half = demo.config("soundscapes", "finetuned", "nt_xent", 0, rate=0.5, batch_size=128)
     whole = demo.config("soundscapes", "finetuned", "nt_xent", 0)
     assert half.learning_rates == {group: rate / 2 for group, rate in whole.learning_rates.items()}
@@ -204,7 +204,7 @@ def test_a_rate_scales_every_group_and_changes_win():
 
 
 def test_a_longer_run_stretches_its_schedule():
-    demo = profile("demo")
+    demo = get_profile("demo")
     short = demo.config("soundscapes", "frozen", "nt_xent", 0)
     longer = demo.longer("soundscapes", "frozen", "nt_xent", 0)
     assert (longer.epochs, longer.step_epochs) == (2 * short.epochs, 2 * short.step_epochs)
@@ -212,22 +212,22 @@ def test_a_longer_run_stretches_its_schedule():
 
 
 def test_a_corpus_of_no_profile_goes_by_its_own_name():
-    assert profile("demo").name_of(RunConfig(corpus="csv")) == "csv"
+    assert get_profile("demo").name_of(RunConfig(corpus="csv")) == "csv"
 
 
 def test_results_lie_in_a_folder_of_the_profile(monkeypatch, tmp_path):
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
-    assert profile("demo").results == tmp_path / "demo" and profile("demo").runs == tmp_path / "demo" / "runs"
+    assert get_profile("demo").results == tmp_path / "demo" and get_profile("demo").runs == tmp_path / "demo" / "runs"
 
 
 def test_only_the_profile_of_real_clips_asks_for_their_folder(monkeypatch, tmp_path):
-    assert profile("demo").root is None
+    assert get_profile("demo").root is None
     with pytest.raises(ValueError, match="profile esc10: needs a folder .* CLIPS=<folder>"):
-        _ = profile("esc10").root
+        _ = get_profile("esc10").root
     monkeypatch.setenv("ATR_CLIPS", str(tmp_path))
-    assert profile("esc10").root == tmp_path
+    assert get_profile("esc10").root == tmp_path
 
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="profile: unknown 'demmo'; known: smoke, demo, esc10, paper"):
-        profiles.profile("demmo")
+        profiles.get_profile("demmo")

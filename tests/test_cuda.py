@@ -20,7 +20,7 @@ common = dict(corpus=corpus, epochs=2, batch_size=16, embedding_dim=16, training
 said = {}
 published = {"audio_encoder": "cnn6", "audio_weights": None, "text_layers": None, "padding": "released"}
 thesis = {"precision": "bf16", "head": "linear", "text_aware": {"projection_dim": 32, "dropout": 0.1}}
-thesis |= {"recipe": "paper", "loss": {"name": "sigmoid"}, "learning_rates": {"heads": 1e-3, "loss": 0.1}}
+thesis |= {"recipe": "text", "loss": {"name": "sigmoid"}, "learning_rates": {"heads": 1e-3, "loss": 0.1}}
 kinds = {"first": {}, "again": {}, "bf16": {"precision": "bf16"}, "waveforms": published, "text-aware": thesis}
 for name, fields in kinds.items():
     run = atr.fit(atr.RunConfig(**common, **fields), device="cuda", runs=Path(sys.argv[1]) / name)

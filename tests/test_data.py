@@ -18,7 +18,7 @@ from atr.corpora import catalogue, load_corpus, youtube
 from atr.corpora.corpus import CorpusError
 from atr.corpora.scenes import clipfolder
 from atr.encoders import checkpoints
-from atr.experiments.profiles import profile
+from atr.experiments.profiles import get_profile
 from atr.inference import search
 from atr.system import download, store
 
@@ -251,7 +251,7 @@ def test_the_dcase_evaluation_set_is_counted_in_clips_and_queries(home, server, 
 def test_generated_captions_are_fetched_and_found_by_their_profile(home, server, monkeypatch):
     columns = ["file_name", *(f"caption_{number}" for number in range(1, 11))]
     dataset_layouts.table(server[1] / catalogue.PHI4.name, columns, [["a.wav", *"abcdefghij"]])
-    setting = profile("captions")
+    setting = get_profile("captions")
     with pytest.raises(ValueError, match="atr data phi4, or pass the table: make study PROFILE=captions CAPTIONS="):
         setting.captions  # noqa: B018
     publish(monkeypatch, "phi4", server)
@@ -261,7 +261,7 @@ def test_generated_captions_are_fetched_and_found_by_their_profile(home, server,
     with pytest.raises(ValueError, match=f"ATR_CAPTIONS: {home / 'mine.csv'}: no such file"):
         setting.captions  # noqa: B018
     (home / "mine.csv").touch()
-    assert setting.captions == home / "mine.csv" and profile("demo").captions is None
+    assert setting.captions == home / "mine.csv" and get_profile("demo").captions is None
 
 
 def test_a_checkpoint_is_fetched_by_the_same_command(home, server, monkeypatch):
@@ -317,7 +317,7 @@ def flip(path):
 
 def test_verify_reads_all_that_has_hashes_and_removes_what_can_be_made_anew(home, published_clotho, monkeypatch):
     call("clotho", "--yes", "--quiet")
-    folder = store.cached("kind", "key", lambda folder: (folder / "file").write_bytes(b"content"))
+    folder = store.cached_folder("kind", "key", lambda folder: (folder / "file").write_bytes(b"content"))
     (home / "indexes" / "one").mkdir(parents=True)
     assert call("verify", "--quiet").strip() == "nothing is damaged"
     monkeypatch.setattr(search, "verify", lambda path: [f"{path}: damaged"], raising=False)

@@ -23,7 +23,7 @@ from atr.training import distributed, identity
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import embed
 from atr.training.fit import _train
-from atr.training.gradient_cache import Embedder
+from atr.training.gradient_cache import BatchEncoder
 from atr.training.identity import Inputs
 from atr.training.model import DualEncoder
 from atr.training.records import Run
@@ -54,12 +54,12 @@ def network(frames=False, text_aware=False):
         return DualEncoder(encoder, None, encoder.dim if frames else 10, 10, 6, text_aware=pooling).train()
 
 
-def step(group, loss="nt_xent", variant="released", pairs=PAIRS, chunk=None, frames=False, text_aware=False, alpha=0.0):
+def step(group, loss="nt_xent", variant="code", pairs=PAIRS, chunk=None, frames=False, text_aware=False, alpha=0.0):
     """Loss, gradients and batch statistics of one step."""
     dual, data = network(frames, text_aware), inputs(frames)
     loss_function = losses.build(loss, variant)
     synchronise(dual, group)
-    embedder = Embedder(dual, dual, group=group, chunk=chunk)
+    embedder = BatchEncoder(dual, dual, group=group, chunk=chunk)
     captions = np.random.default_rng(3).permutation(48)[:pairs]
     ids = torch.from_numpy(data.clip_of_caption[captions])
     if text_aware:
@@ -87,9 +87,7 @@ def evaluation(group, text_aware):
 
 
 CASES = {
-    f"{loss} {variant}": {"loss": loss, "variant": variant}
-    for loss in losses.LOSSES
-    for variant in ("paper", "released")
+    f"{loss} {variant}": {"loss": loss, "variant": variant} for loss in losses.LOSSES for variant in ("text", "code")
 }
 CASES |= {
     "equal shares": {"pairs": 32},

@@ -13,7 +13,7 @@ from atr import RunConfig, fit, losses
 from atr.config import ConfigError
 from atr.system import devices
 from atr.training import gradient_cache, records
-from atr.training.gradient_cache import Embedder
+from atr.training.gradient_cache import BatchEncoder
 
 PAIRS = 20
 
@@ -30,7 +30,7 @@ def with_dropout(kind):
 def gradients(kind, chunk, dual=None):
     """Loss, gradients, batch statistics and what the random numbers are after a step."""
     dual, data = dual or with_dropout(kind), inputs(kind.get("frames", False))
-    embedder = Embedder(dual, dual, chunk=chunk)
+    embedder = BatchEncoder(dual, dual, chunk=chunk)
     captions = np.random.default_rng(4).permutation(48)[:PAIRS]
     ids = torch.from_numpy(data.clip_of_caption[captions])
     loss_function = losses.build("nt_xent")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lexicalrichness import LexicalRichness
 
-from atr import profile
+from atr import get_profile
 from atr.analysis import lexical, lexical_figures
 from atr.corpora.corpus import CorpusError
 from atr.reports import figures
@@ -262,7 +262,7 @@ class TestSources:
             path, index=False
         )
         monkeypatch.setenv("ATR_CAPTIONS", str(path))
-        found = lexical.sources(profile("captions"))
+        found = lexical.sources(get_profile("captions"))
         joined = found.groupby(["clip", "source"], sort=False)["caption"].agg("".join).to_dict()
         assert list(joined.items()) == [
             (("a.wav", "human"), "12345"),
@@ -272,11 +272,11 @@ class TestSources:
         ]
         path.write_text("file_name,caption_1\na.wav,b\n")
         with pytest.raises(CorpusError, match="no column 'caption_2'"):
-            lexical.sources(profile("captions"))
+            lexical.sources(get_profile("captions"))
 
     def test_elsewhere_the_training_captions_of_the_profile(self):
-        clips = profile("smoke").corpora["soundscapes"]["train"]
-        found = lexical.sources(profile("smoke"))
+        clips = get_profile("smoke").corpora["soundscapes"]["train"]
+        found = lexical.sources(get_profile("smoke"))
         assert len(found) == 5 * clips and found["clip"].nunique() == clips and set(found["source"]) == {"grammar"}
 
 

@@ -127,7 +127,7 @@ import numpy as np, soundfile, atr
 from atr.inference import search
 small = dict(name="soundscapes", train=16, validation=4, test=4, duration=4.0)
 config = atr.RunConfig(corpus=small, epochs=1, batch_size=8, embedding_dim=8)
-run = atr.fit(config, device="cpu", runs=atr.profile("smoke").runs)
+run = atr.fit(config, device="cpu", runs=atr.get_profile("smoke").runs)
 embedder = atr.Embedder(run)
 for number in range(2):
     soundfile.write(f"{{number}}.wav", 0.1 * np.random.default_rng(number).standard_normal(64000), 32000)

@@ -12,7 +12,7 @@ from atr import losses
 
 GOLDEN = Path(__file__).parent / "golden"
 TRIPLETS = ("triplet_sum", "triplet_max", "triplet_weighted")
-CONFIGURED = [(name, variant) for name in losses.LOSSES for variant in ("paper", "released")]
+CONFIGURED = [(name, variant) for name in losses.LOSSES for variant in ("text", "code")]
 
 
 def batch(seed=0, size=8, dim=5, clips=5, dtype=torch.float64):
@@ -35,7 +35,7 @@ def test_released_losses_match_the_released_code(name, case):
     golden = np.load(GOLDEN / "losses_mei2022.npz")
     audio = torch.tensor(golden[f"{case}/audio"], requires_grad=True)
     text = torch.tensor(golden[f"{case}/text"], requires_grad=True)
-    loss = losses.build(name, "released")(audio, text, torch.tensor(golden[f"{case}/audio_id"]))
+    loss = losses.build(name, "code")(audio, text, torch.tensor(golden[f"{case}/audio_id"]))
     loss.backward()
     assert loss.item() == pytest.approx(float(golden[f"{case}/{name}"]), rel=1e-4)
     for side, tensor in (("audio", audio), ("text", text)):
@@ -50,7 +50,7 @@ def test_released_sigmoid_matches_the_released_module(case, scaling):
     golden = np.load(GOLDEN / "sigmoid_tymofieiev2025.npz")
     temperature = 1.0 if scaling == "beforehand" else 0.05
     similarity = torch.tensor(golden[f"{case}/similarity"], requires_grad=True)
-    loss = losses.build("sigmoid", "released", temperature=temperature)
+    loss = losses.build("sigmoid", "code", temperature=temperature)
     ids = torch.arange(len(similarity))
     value = loss.from_similarity(similarity * temperature, ids, ids)
     value.backward()
@@ -98,7 +98,7 @@ def test_triplet_weighted_released_counts_only_rows_with_a_hard_negative():
     # Texts of row 0 and audios of text 1 meet 0.6 > 0.7 - 0.2; the other two queries meet 0.1.
     rows = [[0.7, 0.6], [0.1, 0.7]]
     one = (0.5 - 0.7 * 0.7 + 0.2 * 0.49) + (0.03 - 0.4 * 0.6 + 0.9 * 0.36)
-    assert from_rows(losses.build("triplet_weighted", "released"), rows) == pytest.approx(2 * one / 2)
+    assert from_rows(losses.build("triplet_weighted", "code"), rows) == pytest.approx(2 * one / 2)
 
 
 def test_triplet_weighted_released_clamps_the_two_polynomials_apart():
@@ -106,23 +106,23 @@ def test_triplet_weighted_released_clamps_the_two_polynomials_apart():
     rows = [[0.2, 0.2], [-0.5, 0.2]]
     one = 0.5 - 0.7 * 0.2 + 0.2 * 0.04
     assert 0.03 - 0.4 * 0.2 + 0.9 * 0.04 < 0
-    assert from_rows(losses.build("triplet_weighted", "released"), rows) == pytest.approx(2 * one / 2)
+    assert from_rows(losses.build("triplet_weighted", "code"), rows) == pytest.approx(2 * one / 2)
 
 
 def test_triplet_weighted_released_skips_a_perfect_positive():
-    assert from_rows(losses.build("triplet_weighted", "released"), [[1.0, 0.9], [0.9, 1.0]]) == 0
+    assert from_rows(losses.build("triplet_weighted", "code"), [[1.0, 0.9], [0.9, 1.0]]) == 0
 
 
 def test_nt_xent_by_hand_and_half_of_it_as_released():
     rows = [[0.14, 0.0], [0.07, 0.14]]
     texts = np.log(1 + np.exp(-2)) + np.log(1 + np.exp(-1))
     assert from_rows(losses.build("nt_xent"), rows) == pytest.approx(texts)  # the audios give the same two terms
-    assert from_rows(losses.build("nt_xent", "released"), rows) == pytest.approx(texts / 2)
+    assert from_rows(losses.build("nt_xent", "code"), rows) == pytest.approx(texts / 2)
 
 
 def test_nt_xent_of_the_hardest_negatives_by_hand():
     rows = [[0.9, 0.2, 0.1], [0.3, 0.8, 0.7], [0.0, 0.6, 0.5]]  # audio by text
-    loss = losses.build("nt_xent", "paper", temperature=0.1, hardest=1)
+    loss = losses.build("nt_xent", "text", temperature=0.1, hardest=1)
 
     def one(positive, negative):
         return np.log1p(np.exp((negative - positive) / 0.1))
@@ -130,14 +130,14 @@ def test_nt_xent_of_the_hardest_negatives_by_hand():
     of_audio = one(0.9, 0.2) + one(0.8, 0.7) + one(0.5, 0.6)
     of_text = one(0.9, 0.3) + one(0.8, 0.6) + one(0.5, 0.7)
     assert from_rows(loss, rows) == pytest.approx((of_audio + of_text) / 3)
-    everything = losses.build("nt_xent", "paper", temperature=0.1)
-    assert from_rows(losses.build("nt_xent", "paper", temperature=0.1, hardest=2), rows) == from_rows(everything, rows)
+    everything = losses.build("nt_xent", "text", temperature=0.1)
+    assert from_rows(losses.build("nt_xent", "text", temperature=0.1, hardest=2), rows) == from_rows(everything, rows)
     assert from_rows(loss, rows) < from_rows(everything, rows)
 
 
 def test_a_masked_caption_is_no_hardest_negative():
     rows = [[0.9, 0.8, 0.1], [0.8, 0.9, 0.2], [0.1, 0.2, 0.9]]
-    loss = losses.build("nt_xent", "paper", temperature=0.1, hardest=1)
+    loss = losses.build("nt_xent", "text", temperature=0.1, hardest=1)
     shared = from_rows(loss, rows, [0, 0, 1], [0, 0, 1])
     assert shared == pytest.approx(2 / 3 * sum(np.log1p(np.exp((n - 0.9) / 0.1)) for n in (0.1, 0.2, 0.2)))
 
@@ -150,16 +150,14 @@ def test_hardest_has_to_be_one_or_more():
 
 def test_nt_xent_positive_averages_all_pairs_of_a_clip():
     rows = [[0.5, 0.2, 0.1], [0.3, 0.4, 0.0], [0.2, 0.1, 0.6]]
-    value = from_rows(
-        losses.build("nt_xent", "released", same_clip="positive", temperature=0.05), rows, *[[7, 7, 9]] * 2
-    )
+    value = from_rows(losses.build("nt_xent", "code", same_clip="positive", temperature=0.05), rows, *[[7, 7, 9]] * 2)
     exps = np.exp(np.array(rows) / 0.05)
     pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)]
     texts, audios = (-np.log(exps / exps.sum(axis, keepdims=True)) for axis in (1, 0))
     assert value == pytest.approx(np.mean([texts[p] for p in pairs]) / 2 + np.mean([audios[p] for p in pairs]) / 2)
 
 
-@pytest.mark.parametrize("variant, scale", [("paper", 1.0), ("released", np.e / 0.05)])
+@pytest.mark.parametrize("variant, scale", [("text", 1.0), ("code", np.e / 0.05)])
 def test_sigmoid_by_hand(variant, scale):
     rows = [[0.8, 0.1], [0.2, 0.5]]
     loss = losses.build("sigmoid", variant, b=-2.0)
@@ -169,13 +167,13 @@ def test_sigmoid_by_hand(variant, scale):
 
 
 def test_sigmoid_learns_t_and_b_from_one_and_minus_ten():
-    for variant in ("paper", "released"):
+    for variant in ("text", "code"):
         start = {name: value.item() for name, value in losses.build("sigmoid", variant).named_parameters()}
         assert start == {"t": 1.0, "b": -10.0}
 
 
 @pytest.mark.parametrize("name", [*TRIPLETS, "nt_xent", "sigmoid"])
-@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("variant", ["text", "code"])
 def test_mask_leaves_captions_of_one_clip_out_and_false_makes_them_negatives(name, variant):
     # Given two rows of one clip beside a third clip, the similarity across the two must matter only unmasked.
     def value(across, **parameters):
@@ -189,9 +187,9 @@ def test_mask_leaves_captions_of_one_clip_out_and_false_makes_them_negatives(nam
 
 @pytest.mark.parametrize(
     "name, variant, same_clip",
-    [(name, variant, "mask") for name in TRIPLETS for variant in ("paper", "released")]
-    + [("nt_xent", "paper", "mask"), ("nt_xent", "released", "negative")]
-    + [("sigmoid", "paper", "positive"), ("sigmoid", "released", "negative")],
+    [(name, variant, "mask") for name in TRIPLETS for variant in ("text", "code")]
+    + [("nt_xent", "text", "mask"), ("nt_xent", "code", "negative")]
+    + [("sigmoid", "text", "positive"), ("sigmoid", "code", "negative")],
 )
 def test_what_captions_of_one_clip_are_by_default(name, variant, same_clip):
     audio, text, ids = batch(clips=3)
@@ -273,8 +271,8 @@ def test_a_non_finite_embedding_is_not_hidden(name, variant):
 def test_errors_name_what_is_known():
     with pytest.raises(ValueError, match=r"'ntxent'; known: 'triplet_sum'.*'nt_xent', 'sigmoid'"):
         losses.build("ntxent")
-    with pytest.raises(ValueError, match=r"variant 'text'; known: 'paper', 'released'"):
-        losses.build("nt_xent", "text")
+    with pytest.raises(ValueError, match=r"variant 'paper'; known: 'text', 'code'"):
+        losses.build("nt_xent", "paper")
     with pytest.raises(
         ValueError, match=r"'margin'; known: 'temperature', 'same_clip', 'hardest', 'learned', 'mask_same_clip'"
     ):

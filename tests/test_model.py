@@ -198,7 +198,7 @@ def test_kept_tensors_restore_a_model(case, prepared):
 def test_every_trained_parameter_is_in_one_group_at_its_rate(case):
     setting, dual, _ = case
     rates = {"heads": 1e-3, "audio": 1e-4, "text": 1e-5, "loss": 0.1}
-    groups = model.groups(dual, losses.build("sigmoid"), setting.replace(learning_rates=rates))
+    groups = model.parameter_groups(dual, losses.build("sigmoid"), setting.replace(learning_rates=rates))
     present = ["heads", "loss"] if setting.training.startswith("frozen") else ["heads", "audio", "text", "loss"]
     assert [group["name"] for group in groups] == present
     assert [group["lr"] for group in groups] == [group["peak"] for group in groups] == [rates[n] for n in present]
@@ -209,7 +209,7 @@ def test_every_trained_parameter_is_in_one_group_at_its_rate(case):
 
 
 def test_a_loss_without_parameters_has_no_group(build, config):
-    groups = model.groups(build("frozen")[0], losses.build("nt_xent"), config("frozen"))
+    groups = model.parameter_groups(build("frozen")[0], losses.build("nt_xent"), config("frozen"))
     assert [group["name"] for group in groups] == ["heads"]
 
 

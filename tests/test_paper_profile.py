@@ -13,7 +13,7 @@ import pytest
 import torch
 from golden_weights import fill, keys
 
-from atr import fit, profile
+from atr import fit, get_profile
 from atr.experiments import study
 
 
@@ -50,7 +50,7 @@ for path in sys.argv[1:]:
         if cell.cell_type == "code":
             shell.run_cell(cell.source).raise_error()
         if "parameters" in cell.metadata.get("tags", []):
-            shell.user_ns.update(profile="miniature", device="cpu")
+            shell.user_ns.update(profile_name="miniature", device="cpu")
 """
 
 
@@ -67,21 +67,21 @@ def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     setting, results = miniature.MINIATURE, tmp_path / "miniature"
-    assert setting.recipes == profile("paper").recipes and setting.corpora == profile("paper").corpora
+    assert setting.recipes == get_profile("paper").recipes and setting.corpora == get_profile("paper").corpora
     compared = pd.read_csv(results / "tables" / "01_differences.csv")
     assert len(compared) == 2 * 2 * 4 * 6  # each published cell of table 1 beside one of ours
     assert (
         compared["difference"]
         - (compared["ours"].astype(float) - compared["published"].str.split(" ± ").str[0].astype(float))
     ).abs().max() < 0.06
-    assert set(pd.read_csv(results / "tables" / "01_recipes.csv")["recipe"]) == {"released", "paper"}
+    assert set(pd.read_csv(results / "tables" / "01_recipes.csv")["recipe"]) == {"code", "text"}
     (clips,) = {path.read_text() for path in (results / "runs").glob("*/clips.csv") if "_bC-" in path.read_text()}
     assert clips.count("train") == 8  # each AudioCaps run knows which clips it had
     published = pd.read_csv(results / "tables" / "06_published.csv")["system"]
     assert set(published) == {"DCASE baseline", "CNN14", "ResNet38", "CNN14, transfer", "CNN14, no SpecAugment"}
     for number, column in (("07", "loss"), ("08", "audio_share"), ("09", "pooling")):
         apart = pd.read_csv(results / "tables" / f"{number}_differences.csv")
-        assert set(apart["recipe"]) == {"released", "paper"} and apart[column].nunique() == 2
+        assert set(apart["recipe"]) == {"code", "text"} and apart[column].nunique() == 2
         assert len(apart) == 2 * 2 * 4  # each published cell in both recipes
     for number in range(1, 5):
         assert len(pd.read_csv(results / "submissions" / f"submission_{number}.csv")) == 3
@@ -90,7 +90,7 @@ def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
 @pytest.mark.parametrize("training", ["frozen", "finetuned"])
 def test_a_cell_of_the_paper_profile_with_its_own_network(home, tmp_path, monkeypatch, training):
     monkeypatch.setenv("ATR_HOME", str(home))
-    config = profile("paper").config("Clotho", training, "nt_xent", 0)
+    config = get_profile("paper").config("Clotho", training, "nt_xent", 0)
     small = config.replace(audio_weights="miniature", epochs=1, batch_size=4)
     run = fit(small, runs=tmp_path)
     assert config.audio_encoder == "resnet38" and run.config.training == (

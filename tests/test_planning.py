@@ -3,13 +3,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from atr import profile
+from atr import get_profile
 from atr.config import RunConfig
 from atr.experiments import planning, study
-from atr.experiments.planning import Measured, Size
+from atr.experiments.planning import CorpusSize, Measured
 from atr.system import units
 
-DATA = Size({"train": 100, "validation": 10, "test": 20}, {"train": 500, "validation": 50, "test": 100}, 5.0)
+DATA = CorpusSize({"train": 100, "validation": 10, "test": 20}, {"train": 500, "validation": 50, "test": 100}, 5.0)
 FROZEN = Measured(
     fixed=1.0,
     pair=0.1,
@@ -53,7 +53,7 @@ def test_what_sound_costs_grows_with_its_length_and_words_do_not():
     assert twice.pair == pytest.approx(0.1 * (2 * 0.75 + 0.25))  # three quarters of a pair are sound
     assert FROZEN.at(20.0) == FROZEN
     config = RunConfig(max_seconds=2.0)
-    short, long = (Size(DATA.clips, DATA.captions, seconds) for seconds in (2.0, 30.0))
+    short, long = (CorpusSize(DATA.clips, DATA.captions, seconds) for seconds in (2.0, 30.0))
     assert planning.cost(config, MEASURED, short) == planning.cost(config, MEASURED, long)
 
 
@@ -66,7 +66,7 @@ def test_batches_are_as_long_as_their_longest_clip():
 
 
 def test_sizes_are_of_the_corpus_at_hand_else_published_else_what_its_options_say(corpus):
-    assert planning.size(RunConfig(), corpus) == Size(
+    assert planning.size(RunConfig(), corpus) == CorpusSize(
         {"train": 48, "validation": 12, "test": 16}, {"train": 240, "validation": 60, "test": 80}, 4.0, 4.0
     )
     clotho = planning.size(RunConfig(corpus="clotho"), None)
@@ -115,7 +115,7 @@ def test_known_text_encoders_are_planned_for_without_a_download():
 def test_like_runs_are_summed(monkeypatch):
     monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
     path = study.notebooks(["02"])[0]
-    configs = study.grid(path, {"profile": "paper", "seeds": [0]})
+    configs = study.grid(path, {"profile_name": "paper", "seeds": [0]})
     finished = [config.loss["name"] == "nt_xent" for config in configs]
     plan = pd.DataFrame({"notebooks": "02", "finished": finished, "config": configs})
     plan["size"] = [planning.size(config, None) for config in configs]
@@ -146,7 +146,7 @@ def test_planning_fetches_no_text_encoder(monkeypatch):
 
 def test_the_corpora_at_hand_count(corpus, monkeypatch):
     monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
-    config = profile("smoke").config("soundscapes", "frozen", "nt_xent", 0)
+    config = get_profile("smoke").config("soundscapes", "frozen", "nt_xent", 0)
     size = planning.size(config, corpus)
     plan = pd.DataFrame({"notebooks": ["01"], "finished": [False], "config": [config], "size": [size]})
     groups, _ = planning.summary(plan, "cpu", 1)

@@ -82,7 +82,7 @@ def test_what_training_depends_on_is_in_the_key_and_the_other_splits_are_not(cor
         built.append(key)
         return home
 
-    monkeypatch.setattr(store, "cached", cached)
+    monkeypatch.setattr(store, "cached_folder", cached)
 
     def key(corpus=corpus, name="compact", **options):
         pretraining.weights(corpus, name, **options)

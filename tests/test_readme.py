@@ -31,7 +31,7 @@ def test_the_lines_that_embed_and_rank_run(corpus, tmp_path, monkeypatch, capsys
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
     tiny = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     config = atr.RunConfig(corpus=tiny, epochs=1, batch_size=16, embedding_dim=16)
-    run = atr.fit(config, corpus, runs=atr.profile("demo").runs, device="cpu")
+    run = atr.fit(config, corpus, runs=atr.get_profile("demo").runs, device="cpu")
     monkeypatch.chdir(tmp_path)
     for name, clip in zip(("rain", "dog"), corpus.split("test").clips["clip"], strict=False):
         soundfile.write(f"{name}.wav", *corpus.read(clip))

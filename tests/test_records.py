@@ -247,7 +247,7 @@ def uses(corpus, other):
         "load_run": lambda run: atr.load_run(run.address[:6], "smoke"),
         "flat": export.flat,
         "provenance": lambda run: output.provenance([run]),
-        "frame": lambda run: tables.chance(tables.frame([(config(), run)], atr.profile("smoke"))),
+        "frame": lambda run: tables.chance(tables.run_table([(config(), run)], atr.get_profile("smoke"))),
         "scores": lambda run: verdicts.scores([run]),
         "tested": lambda run: records.tested(run, corpus),
         "embedder": lambda run: atr.Embedder(run, corpus, device="cpu"),
@@ -263,8 +263,8 @@ class TestDamage:
     @pytest.fixture
     def at(self, run, tmp_path, monkeypatch):
         monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
-        atr.profile("smoke").runs.mkdir(parents=True)
-        return damage.copy(run, atr.profile("smoke").runs)
+        atr.get_profile("smoke").runs.mkdir(parents=True)
+        return damage.copy(run, atr.get_profile("smoke").runs)
 
     @pytest.mark.parametrize("name", damage.RECORDS + damage.TENSORS)
     def test_every_use_ends_right_or_names_the_file(self, name, run, at, corpus, tmp_path):

@@ -60,7 +60,7 @@ def test_the_first_lines_of_the_page_do_what_they_say(tmp_path, monkeypatch):
 
 def test_the_pages_loss_is_what_its_docstring_says(tmp_path):
     atr.extend(file(tmp_path, LOSS))
-    loss = losses.build("soft_margin", variant="released", scale=2.0)
+    loss = losses.build("soft_margin", variant="code", scale=2.0)
     similarity, ids = torch.tensor([[0.5, 0.1, 0.3], [0.2, 0.9, 0.4], [0.0, 0.6, 0.7]]), torch.tensor([0, 1, 1])
     off = {(0, 1), (0, 2), (1, 0), (2, 0)}  # clips 1 and 2 are the same one
 
@@ -183,7 +183,7 @@ def test_the_command_line_takes_extensions_from_the_environment(tmp_path, monkey
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
     path = file(tmp_path, NUMBER.format(factor=1))
     atr.extend(path)
-    atr.fit(config(loss={"name": "number"}), runs=atr.profile("smoke").runs, device="cpu")
+    atr.fit(config(loss={"name": "number"}), runs=atr.get_profile("smoke").runs, device="cpu")
     register._forget(path)
     shown = CliRunner().invoke(app, ["runs", "list", "--profile", "smoke"], env={"COLUMNS": "300"})
     assert "oneofyourown:firstatr.extend" in re.sub(r"[│\s]", "", shown.output)  # a table's cells are wrapped

@@ -1,6 +1,7 @@
 """A project of two small notebooks, whose results are reported, go stale, break."""
 
 import base64
+import dataclasses
 import json
 import os
 import re
@@ -21,16 +22,16 @@ from atr.cli.app import app
 from atr.config import RESULT_VERSION
 from atr.corpora import corpus_of
 from atr.experiments import profiles, study
-from atr.reports import figures, latex, output, render, report
+from atr.reports import figures, freshness, latex, output, render, report
 from atr.reports.tables import readable
 from atr.system import places
 from atr.training import identity, records
 
 GRID = """
 import atr
-setting = atr.profile(profile)
+profile = atr.get_profile(profile_name)
 corpus = {"name": "soundscapes", "train": 8, "validation": 2, "test": 4, "duration": 4.0}
-configs = [setting.config("soundscapes", "scratch", "nt_xent", seed) for seed in seeds or setting.seeds]
+configs = [profile.config("soundscapes", "scratch", "nt_xent", seed) for seed in seeds or profile.seeds]
 grid = [config.replace(corpus=corpus) for config in configs]
 """
 README = """# small
@@ -49,7 +50,7 @@ VOID = {"meta", "img", "br", "hr", "link"}
 
 
 def notebook(title, paper, *saving):
-    parameters = new_code_cell('profile = "demo"\nseeds = None', metadata={"tags": ["parameters"]})
+    parameters = new_code_cell('profile_name = "demo"\nseeds = None', metadata={"tags": ["parameters"]})
     grid = new_code_cell(GRID, metadata={"tags": ["grid"]})
     opening = new_markdown_cell(f"# {title}\n\nThem 2001, *{paper}*, table 1.\n\nLet *x* < 5 & so. **Is it so?**")
     cells = [opening, parameters, new_markdown_cell("## The grid"), grid]
@@ -63,7 +64,7 @@ def execute(results, path, seeds=None):
     copy = nbformat.read(path, as_version=4)
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     copy.cells[1].metadata["execution"] = {"iopub.execute_input": now}
-    injected = new_code_cell(f'# Parameters\nprofile = "smoke"\nseeds = {seeds}\n')
+    injected = new_code_cell(f'# Parameters\nprofile_name = "smoke"\nseeds = {seeds}\n')
     injected.metadata["tags"] = ["injected-parameters"]
     copy.cells.insert(2, injected)
     (results / "notebooks").mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ def results(project, monkeypatch):
     monkeypatch.setenv("ATR_COMMAND", "atr study 01 --profile smoke")
     monkeypatch.setenv("ATR_NOTEBOOK", study.code(nbformat.read(path, as_version=4)))
     runs = []
-    for config in study.grid(path, {"profile": "smoke", "seeds": None}):
+    for config in study.grid(path, {"profile_name": "smoke", "seeds": None}):
         corpus = corpus_of(config.corpus)
         place = identity.locate(config, corpus, folder / "runs")
         runs.append(made_run(folder / "runs", place.address, config, [1, 2, 3, 4], [1, 2, 3, 4]))
@@ -338,14 +339,16 @@ class TestStaleness:
         assert why in " ".join(gathered.notes) and why in " ".join(Reader(render.page(gathered)).words)
 
     def test_runs_that_a_grid_has_gained_make_all_of_it_stale(self, results, monkeypatch):
-        larger = profiles.replace(profiles.PROFILES["smoke"], seeds=(0, 1, 2))
+        larger = dataclasses.replace(profiles.PROFILES["smoke"], seeds=(0, 1, 2))
         monkeypatch.setitem(profiles.PROFILES, "smoke", larger)
         reasons = [one.stale for one in report.gather("smoke").outputs]
         assert reasons == [["the grid has 1 runs that nothing here rests on"]] * 5
 
     def test_the_seeds_that_a_notebook_was_run_with_are_its_grid(self, results, project, monkeypatch):
         execute(results, project / "01_first.ipynb", seeds=[0, 1])
-        monkeypatch.setitem(profiles.PROFILES, "smoke", profiles.replace(profiles.PROFILES["smoke"], seeds=(0, 1, 2)))
+        monkeypatch.setitem(
+            profiles.PROFILES, "smoke", dataclasses.replace(profiles.PROFILES["smoke"], seeds=(0, 1, 2))
+        )
         assert not report.gather("smoke").stale
 
     def test_changed_words_of_a_notebook_change_no_number(self, results, project):
@@ -364,7 +367,7 @@ class TestStaleness:
         def gone(config, root):
             raise FileNotFoundError("clotho: no such folder\nand more")
 
-        monkeypatch.setattr(identity, "corpus_of", gone)
+        monkeypatch.setattr(freshness, "corpus_of", gone)
         gathered = report.gather("smoke")
         assert not gathered.stale
         assert gathered.studies[0].unchecked == "what the grid needs is not here (clotho: no such folder)"

@@ -13,7 +13,7 @@ from atr import RunConfig
 from atr.cli import app
 from atr.cli import search as commands
 from atr.experiments import study
-from atr.experiments.profiles import profile
+from atr.experiments.profiles import get_profile
 from atr.inference import neighbours, search
 from atr.system import atomic, hashes, units
 from atr.training import records
@@ -79,7 +79,7 @@ class TestDefault:
         shutil.rmtree(results / "demo", ignore_errors=True)
         first = call("index", folder, "--quiet").output
         assert "No model is named, so the demo's is trained first, once: about" in first
-        (run,) = records.stored(profile("demo").runs)
+        (run,) = records.stored(get_profile("demo").runs)
         for words in (
             "trained on synthetic soundscapes alone",
             f"the right one of 16 among its first ten for {run.metrics['t2a_r10']:.0f} % of captions",
@@ -189,7 +189,7 @@ class TestSearch:
         expected = call("search", "rain", "--json").stdout
         (file,) = (tmp_path / "indexes").glob("*/index.json")
         model = described(file)["model"]
-        (run,) = records.stored(profile("demo").runs)
+        (run,) = records.stored(get_profile("demo").runs)
         assert model["run"] == str(run.path)
         described(file, model=model | {"run": f"/elsewhere/results/demo/runs/{run.address}"})
         assert call("search", "rain", "--json").stdout == expected
@@ -293,7 +293,7 @@ class TestIndex:
 
     def test_a_named_run_is_taken_and_remembered(self, folder, results):
         call("index", folder, "--quiet")
-        (run,) = records.stored(profile("demo").runs)
+        (run,) = records.stored(get_profile("demo").runs)
         text = call("index", folder, "--quiet", "--run", run.address[:6]).output
         assert "Model:" not in text and "5 unchanged" in text
         outcome = call("search", "rain")

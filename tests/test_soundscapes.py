@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import stft
 
+from atr import load_corpus
 from atr.corpora.corpus import CorpusError
 from atr.corpora.scenes import soundscapes
 from atr.corpora.scenes.synthesis import SYNTHESISERS, synthesise
@@ -25,6 +26,11 @@ def test_the_corpus_is_sound(corpus):
     assert (corpus.captions.groupby("clip").size() == 5).all()
     for split in SIZES:
         assert corpus.split(split).clips["description"].is_unique
+
+
+def test_its_fingerprint_by_which_runs_are_addressed_stays():
+    corpus = load_corpus("soundscapes", train=48, validation=12, test=24, duration=4.0)
+    assert corpus.fingerprint.startswith("7d6b45045f4317a0")
 
 
 def test_asking_for_more_changes_nothing_earlier(corpus):

@@ -100,7 +100,7 @@ class TestStages:
         kind = config(training="finetuned", text_dropout=0.2, fixed="text", epochs=2)
         untrained = config(training="finetuned", text_dropout=0.2, epochs=0)
         asked = fit(kind.replace(start=untrained.identity()), corpus, runs=tmp_path)
-        monkeypatch.setattr(evaluation, "fix", None)  # nothing to compute
+        monkeypatch.setattr(evaluation, "precompute_side", None)  # nothing to compute
         stored = fit(kind, corpus, runs=tmp_path)
         assert stored.history["loss"].tolist() == pytest.approx(asked.history["loss"].tolist(), abs=1e-4)
         assert torch.allclose(stored.embeddings["audio"], asked.embeddings["audio"], atol=1e-3)

@@ -125,18 +125,18 @@ def test_an_entry_is_built_once(home):
         built.append(folder)
         build_number(folder)
 
-    first, second = store.cached("kind", "key", build), store.cached("kind", "key", build)
+    first, second = store.cached_folder("kind", "key", build), store.cached_folder("kind", "key", build)
     assert first == second == home / "cache" / "kind" / "key"
     assert (first / "number").read_text() == "7" and len(built) == 1
 
 
 def test_entries_of_other_kinds_and_keys_are_others(home):
-    folders = {store.cached(kind, key, build_number) for kind in "ab" for key in "xy"}
+    folders = {store.cached_folder(kind, key, build_number) for kind in "ab" for key in "xy"}
     assert len(folders) == 4
 
 
 def test_others_may_read_an_entry_as_they_may_read_the_cache(home):
-    folder = store.cached("kind", "key", build_number)
+    folder = store.cached_folder("kind", "key", build_number)
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode)
 
 
@@ -146,9 +146,9 @@ def test_a_build_that_raises_leaves_nothing_and_may_be_tried_again(home):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        store.cached("kind", "key", full_disk)
+        store.cached_folder("kind", "key", full_disk)
     assert entries(home) == []
-    assert (store.cached("kind", "key", build_number) / "number").read_text() == "7"
+    assert (store.cached_folder("kind", "key", build_number) / "number").read_text() == "7"
 
 
 def build_and_wait(home):
@@ -158,7 +158,7 @@ def build_and_wait(home):
         (folder / "half").write_text("7")
         time.sleep(60)
 
-    store.cached("kind", "key", build)
+    store.cached_folder("kind", "key", build)
 
 
 def test_the_leftover_of_a_killed_build_is_no_entry_and_is_cleaned_up(home):
@@ -170,7 +170,7 @@ def test_the_leftover_of_a_killed_build_is_no_entry_and_is_cleaned_up(home):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     leftover = next(home.rglob("half"))
-    folder = store.cached("kind", "key", build_number)
+    folder = store.cached_folder("kind", "key", build_number)
     assert sorted(path.name for path in folder.iterdir()) == ["number", "sums.json"]
     assert not leftover.parent.exists() and len(entries(home)) == 2
 
@@ -185,7 +185,7 @@ def build_slowly(home, barrier, results):
         time.sleep(0.2)
 
     barrier.wait()
-    results.put((store.cached("kind", "key", build) / "pid").read_text())
+    results.put((store.cached_folder("kind", "key", build) / "pid").read_text())
 
 
 def test_processes_that_want_the_same_entry_at_once_build_it_once_and_agree(home):
@@ -449,7 +449,7 @@ def flip(path, place=None):
 
 
 def packed_entry():
-    return open_packed(store.cached("kind", "key", lambda folder: pack(folder, ROWS)))
+    return open_packed(store.cached_folder("kind", "key", lambda folder: pack(folder, ROWS)))
 
 
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-2]), Path.unlink])
@@ -480,7 +480,7 @@ def test_a_copied_entry_is_intact_without_its_times_and_one_without_hashes_is_ta
     (home / "cache" / "older" / "key" / "sums.json").unlink()
     with warnings.catch_warnings(action="error"):
         for kind in ("copied", "older"):
-            folder = store.cached(kind, "key", lambda folder: pytest.fail("built again"))
+            folder = store.cached_folder(kind, "key", lambda folder: pytest.fail("built again"))
             np.testing.assert_array_equal(open_packed(folder)[0], ROWS[0])
 
 
@@ -488,7 +488,7 @@ def test_a_large_entry_is_sampled_when_it_is_opened_and_read_whole_when_it_is_ve
     monkeypatch.setattr(store, "BLOCK", 1024)
     monkeypatch.setattr(store, "CHECKED", 4096)
     content = np.random.default_rng(0).bytes(100_000)
-    folder = store.cached("kind", "key", lambda folder: (folder / "raw").write_bytes(content))
+    folder = store.cached_folder("kind", "key", lambda folder: (folder / "raw").write_bytes(content))
     assert store.damage(folder) == store.damage(folder, whole=True) == ""
     flip(folder / "raw", 99_999)
     assert store.damage(folder, whole=True) == "the bytes of raw have changed"
@@ -534,7 +534,7 @@ def said(path, kind):
     try:
         if kind == "entry":
             os.environ["ATR_HOME"] = str(path.parent)
-            store.cached("kind", "key", lambda folder: pack(folder, [np.zeros(10**6)] * 2))
+            store.cached_folder("kind", "key", lambda folder: pack(folder, [np.zeros(10**6)] * 2))
         else:
             atomic.write_atomic(path, WAYS[kind])
     except OSError as error:
@@ -599,9 +599,9 @@ def test_what_cannot_be_read_or_computed_is_not_taken_for_it(home, tmp_path):
         raise RuntimeError("it has diverged")
 
     with pytest.raises(PermissionError, match="dog.wav"):
-        store.cached("kind", "key", unreadable)
+        store.cached_folder("kind", "key", unreadable)
     with pytest.raises(RuntimeError, match="^it has diverged$"):
-        store.cached("kind", "key", diverged)
+        store.cached_folder("kind", "key", diverged)
 
 
 # --- what a kill leaves behind

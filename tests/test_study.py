@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from made_runs import made_run
 from processes import alive, wait_until
 from typer.testing import CliRunner
 
-from atr import profile
+from atr import get_profile
 from atr.cli import app
 from atr.corpora import corpus_of
 from atr.experiments import executors, planning, study
@@ -29,12 +30,12 @@ LOSSES = {"triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"}
 
 
 def grid(number, name, seeds=None):
-    return study.grid(study.notebooks([number])[0], {"profile": name, "seeds": seeds})
+    return study.grid(study.notebooks([number])[0], {"profile_name": name, "seeds": seeds})
 
 
 def defined(number, name):
     """What the grid cell of a notebook defines."""
-    return study.namespace(study.notebooks([number])[0], {"profile": name, "seeds": None})
+    return study.namespace(study.notebooks([number])[0], {"profile_name": name, "seeds": None})
 
 
 def distinct(configs):
@@ -66,15 +67,24 @@ class TestNotebooks:
         space = {}
         exec(tagged[0].source, space)
         assert len(tagged) == 1
-        found = {name: space[name] for name in ("profile", "seeds", "device", "executor")}
-        assert found == {"profile": "demo", "seeds": None, "device": "auto", "executor": "local"}
+        found = {name: space[name] for name in ("profile_name", "seeds", "device", "executor")}
+        assert found == {"profile_name": "demo", "seeds": None, "device": "auto", "executor": "local"}
         assert notebook.cells[0].cell_type == "markdown" and "?" in notebook.cells[0].source
+
+    @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+    def test_their_cells_are_short_and_the_grid_is_shown(self, path):
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        for source in (cell.source for cell in cells if not cell.source.startswith("%%")):
+            defined = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+            assert len(source.split("\n")) <= 25 and len(defined) <= 1, source
+        last = [cell.source for cell in cells if "grid" in cell.metadata.get("tags", [])][-1]
+        assert last.endswith(("overview(grid)", "grid = []"))
 
 
 class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_losses_by_corpora_trainings_rates_and_seeds(self, name):
-        setting, configs = profile(name), grid("01", name)
+        setting, configs = get_profile(name), grid("01", name)
         seeds, corpora = len(setting.seeds), len(setting.corpora)
         assert len(distinct(configs)) == len(configs)
         # four losses, two kinds of training, two rates; untrained and longer besides; one rate by a second recipe
@@ -85,7 +95,7 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_batch_sizes_by_losses_rates_and_seeds(self, name):
-        setting, configs, cell = profile(name), grid("02", name), defined("02", name)
+        setting, configs, cell = get_profile(name), grid("02", name), defined("02", name)
         cells = len(cell["sizes"]) * 4 * len(setting.seeds)
         assert len(distinct(configs)) == len(configs) == cells * 2 + cells * (len(setting.recipes) - 1)
         assert {config.batch_size for config in configs} == set(cell["sizes"])
@@ -95,7 +105,7 @@ class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_the_notebooks_share_the_runs_at_the_usual_batch_size(self, name):
         shared = distinct(grid("01", name)) & distinct(grid("02", name))
-        assert len(shared) == 4 * (2 + len(profile(name).recipes) - 1) * len(profile(name).seeds)
+        assert len(shared) == 4 * (2 + len(get_profile(name).recipes) - 1) * len(get_profile(name).seeds)
 
     @pytest.mark.parametrize("name", ["demo", "esc10"])
     def test_further_sizes_either_side_of_the_published_ones(self, name):
@@ -107,7 +117,7 @@ class TestGrids:
         assert {config.seed for number in ("01", "02") for config in grid(number, "demo", [7, 8])} == {7, 8}
 
     def test_the_paper_grid_of_losses_is_the_published_one(self):
-        configs = [config for config in grid("01", "paper") if config.epochs == 50 and config.recipe == "released"]
+        configs = [config for config in grid("01", "paper") if config.epochs == 50 and config.recipe == "code"]
         assert len(configs) == 2 * 2 * 4 * 2 * 3
         published = pd.read_csv(places.PROJECT / "data" / "reference" / "mei2022_table1.csv")
         ours = {
@@ -120,7 +130,7 @@ class TestGrids:
         assert {(config.corpus["name"], config.batch_size) for config in configs} == {("audiocaps", 32), ("clotho", 24)}
 
     def test_the_texts_recipe_runs_each_published_cell_at_its_published_rate(self):
-        configs = [config for config in grid("01", "paper", [0]) if config.recipe == "paper"]
+        configs = [config for config in grid("01", "paper", [0]) if config.recipe == "text"]
         published = pd.read_csv(places.PROJECT / "data" / "reference" / "mei2022_table1.csv")
         ours = [
             (c.corpus["name"], c.training == "finetuned", c.loss["name"], c.rate("heads"), c.batch_size)
@@ -137,9 +147,9 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_dimensions_by_seeds_and_rates_and_a_fine_tuned_pair(self, name):
-        setting, configs, cell = profile(name), grid("03", name), defined("03", name)
+        setting, configs, cell = get_profile(name), grid("03", name), defined("03", name)
         assert len(distinct(configs)) == len(configs)
-        frozen = [c for c in configs if c.recipe == "released" and c.training != "finetuned"]
+        frozen = [c for c in configs if c.recipe == "code" and c.training != "finetuned"]
         seeds = {dim: {c.seed for c in frozen if c.embedding_dim == dim} for dim in cell["dims"]}
         assert seeds == {dim: set(cell["many"] if dim <= 512 else setting.seeds) for dim in cell["dims"]}
         rates = {c.rate("heads") for c in frozen}
@@ -149,13 +159,13 @@ class TestGrids:
         assert {c.batch_size for c in frozen} == {
             2 * setting.config(next(iter(setting.corpora)), "frozen", "nt_xent", 0).batch_size
         }
-        tuned = [c for c in configs if c.recipe == "released" and c.training == "finetuned"]
+        tuned = [c for c in configs if c.recipe == "code" and c.training == "finetuned"]
         small, large = cell["compared_dims"]
         assert {c.embedding_dim for c in tuned} == {small, large} and large == 2 * small
         assert len(tuned) == 2 * len(setting.seeds) and {c.seed for c in tuned} == set(setting.seeds)
 
     def test_the_paper_grid_of_dimensions_is_the_published_one(self):
-        configs = [config for config in grid("03", "paper") if config.recipe == "released"]
+        configs = [config for config in grid("03", "paper") if config.recipe == "code"]
         ours = {
             (c.corpus["name"], c.training == "finetuned", c.rate("heads"), c.batch_size, c.embedding_dim)
             for c in configs
@@ -164,11 +174,11 @@ class TestGrids:
         for number in (1, 2):
             published = pd.read_csv(places.PROJECT / "data" / "reference" / f"tourbabin2023_table{number}.csv")
             assert set(published[columns].itertuples(index=False, name=None)) <= ours
-        assert all(c.pooling == "frequency_max" for c in grid("03", "paper") if c.recipe == "paper")
+        assert all(c.pooling == "frequency_max" for c in grid("03", "paper") if c.recipe == "text")
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_penalties_by_estimator_weight_and_seed(self, name):
-        setting, configs = profile(name), grid("04", name)
+        setting, configs = get_profile(name), grid("04", name)
         tuned = [c for c in configs if c.training == "finetuned" and c.penalty]
         cells = {(c.penalty.get("estimator", "network"), c.penalty["alpha"], c.seed) for c in tuned}
         assert cells == {(by, a, s) for by in ("network", "logistic") for a in (0.1, 0.33, 1.0) for s in setting.seeds}
@@ -195,7 +205,7 @@ class TestGrids:
     @pytest.mark.parametrize("number", ["01", "02", "03", "04", "05", "06"])
     def test_the_paper_recipe(self, number):
         for config in grid(number, "paper"):
-            frozen = {"released": "frozen_released", "paper": "frozen"}[config.recipe]
+            frozen = {"code": "frozen_released", "text": "frozen"}[config.recipe]
             assert config.embedding_dim == 1024 or number in ("03", "04")
             assert config.sampler == "all_captions" and config.max_seconds == 30
             assert config.audio_encoder == "resnet38" or number == "06" and config.audio_encoder == "cnn14_mei2022"
@@ -206,7 +216,7 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_stages_by_audio_encoder_mining_and_batch_size(self, name):
-        setting, configs = profile(name), grid("05", name)
+        setting, configs = get_profile(name), grid("05", name)
         rates = {kind: share * setting.rates["finetuned"]["heads"] for kind, share in setting.shares.items()}
         assert [len(c.stages) for c in configs if c.stages and c.parts()[0].fixed_head] == [1] * len(setting.seeds)
         full = [
@@ -245,12 +255,12 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", ["demo", "esc10"])
     def test_in_the_small_profiles_the_stages_have_as_many_epochs_as_the_baseline(self, name):
-        assert sum(defined("05", name)["stage_epochs"]) == profile(name).epochs["finetuned"]
+        assert sum(defined("05", name)["stage_epochs"]) == get_profile(name).epochs["finetuned"]
         assert len(distinct(grid("05", name))) == 40
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_systems_by_encoder_transfer_and_corpus(self, name):
-        setting, configs, cell = profile(name), grid("06", name), defined("06", name)
+        setting, configs, cell = get_profile(name), grid("06", name), defined("06", name)
         full = [c for c in configs if c.rate("heads") == setting.shares["random"] * setting.rates["finetuned"]["heads"]]
         full.remove(
             setting.config(
@@ -283,7 +293,7 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_the_grids_of_the_thesis_by_recipe_loss_rate_and_pooling(self, name):
-        setting = profile(name)
+        setting = get_profile(name)
         sigmoid, rates, pooling = ([c for c in grid(n, name) if c.training == "finetuned"] for n in ("07", "08", "09"))
         recipes, seeds = len(setting.thesis_recipes), len(setting.seeds)
         assert len(distinct(sigmoid)) == 2 * recipes * seeds
@@ -319,9 +329,9 @@ class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_exploring_trains_nothing_that_no_other_notebook_needs(self, name):
         explored = grid("00", name)
-        assert [config.audio_encoder for config in explored] == list(profile(name).cnns)
+        assert [config.audio_encoder for config in explored] == list(get_profile(name).cnns)
         assert distinct(explored) <= distinct(grid("06", name))
-        if not profile(name).published:
+        if not get_profile(name).published:
             assert distinct(explored[:1]) <= distinct(grid("01", name))
         assert {config.seed for config in grid("00", name, [7, 8])} == {7}
 
@@ -347,7 +357,7 @@ class TestPlan:
     def test_every_distinct_run_once_with_its_notebooks(self, results):
         table = study.plan(FIRST[:2], "smoke")
         assert len(table) == len(distinct(grid("01", "smoke") + grid("02", "smoke")))
-        shared = 4 * 2 * len(profile("smoke").seeds)
+        shared = 4 * 2 * len(get_profile("smoke").seeds)
         assert (table["notebooks"] == "01 02").sum() == shared and set(table["notebooks"]) == {"01", "02", "01 02"}
         assert not table["finished"].any() and (table["seconds"] > 0).all()
 
@@ -394,14 +404,14 @@ class TestExecute:
         return tmp_path / "results"
 
     def notebook(self, folder, *cells, name="99_test"):
-        made = [nbformat.v4.new_code_cell("profile, x = 'demo', 1", metadata={"tags": ["parameters"]})]
+        made = [nbformat.v4.new_code_cell("profile_name, x = 'demo', 1", metadata={"tags": ["parameters"]})]
         notebook = nbformat.v4.new_notebook(cells=made + [nbformat.v4.new_code_cell(cell) for cell in cells])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, folder / f"{name}.ipynb")
         return folder / f"{name}.ipynb"
 
     def test_parameters_are_passed_and_a_failure_keeps_the_last_good_copy(self, tmp_path, results):
-        path = self.notebook(tmp_path, "print(profile, x)\nassert x > 0, 'x is too small'")
+        path = self.notebook(tmp_path, "print(profile_name, x)\nassert x > 0, 'x is too small'")
         done = study.execute(path, "smoke", {"x": 7}, quiet=True)
         assert done == results / "smoke" / "notebooks" / "99_test.ipynb"
         assert "smoke 7" in done.read_text()
@@ -511,26 +521,26 @@ class TestExecute:
 class TestProfiles:
     def test_an_unknown_profile_is_refused_with_the_known_ones(self):
         with pytest.raises(ValueError, match="profile: unknown 'big'; known: smoke, demo, esc10, paper"):
-            profile("big")
+            get_profile("big")
 
     def test_a_folder_of_clips_is_asked_for_where_it_is_needed(self, monkeypatch, tmp_path):
         with pytest.raises(ValueError, match="make study PROFILE=esc10 CLIPS=<folder>, or set ATR_CLIPS"):
-            _ = profile("esc10").root
+            _ = get_profile("esc10").root
         monkeypatch.setenv("ATR_CLIPS", str(tmp_path))
-        assert profile("esc10").root == tmp_path and profile("demo").root is None
+        assert get_profile("esc10").root == tmp_path and get_profile("demo").root is None
 
     def test_from_scratch_everything_is_trained_at_the_rates_of_fine_tuning(self):
-        setting = profile("demo")
+        setting = get_profile("demo")
         tuned, scratch = (setting.config("soundscapes", how, "nt_xent", 0) for how in ("finetuned", "scratch"))
         assert scratch == tuned.replace(training="scratch")
 
     def test_the_corpus_is_shown_by_the_profiles_name(self):
-        paper = profile("paper")
+        paper = get_profile("paper")
         config = paper.config("Clotho", "frozen", "nt_xent", 0)
-        assert paper.name_of(config) == "Clotho" and profile("demo").name_of(config) == "clotho"
+        assert paper.name_of(config) == "Clotho" and get_profile("demo").name_of(config) == "clotho"
 
     def test_longer_stretches_the_schedule(self):
-        demo = profile("demo")
+        demo = get_profile("demo")
         short, long = (
             demo.config("soundscapes", "frozen", "nt_xent", 0),
             demo.longer("soundscapes", "frozen", "nt_xent", 0),

@@ -17,16 +17,16 @@ def network():
 
 def test_a_cpu_has_none_but_the_fused_optimiser_and_a_gpu_what_is_its_own(monkeypatch):
     monkeypatch.delenv("ATR_SWITCHES", raising=False)
-    assert devices.chosen("cpu") == CPU == Switches(tf32=False, channels_last=False, fused=True, compiled=False)
-    assert devices.chosen("cuda") == GPU == Switches(tf32=True, channels_last=True, fused=True, compiled=False)
+    assert devices.switches_for("cpu") == CPU == Switches(tf32=False, channels_last=False, fused=True, compiled=False)
+    assert devices.switches_for("cuda") == GPU == Switches(tf32=True, channels_last=True, fused=True, compiled=False)
 
 
 def test_the_environment_switches_on_and_off(monkeypatch):
     monkeypatch.setenv("ATR_SWITCHES", "compiled, no-tf32")
-    assert devices.chosen("cuda") == Switches(tf32=False, channels_last=True, fused=True, compiled=True)
+    assert devices.switches_for("cuda") == Switches(tf32=False, channels_last=True, fused=True, compiled=True)
     monkeypatch.setenv("ATR_SWITCHES", "fast")
     with pytest.raises(ValueError, match="ATR_SWITCHES: unknown 'fast'; known: tf32, channels_last, fused, compiled"):
-        devices.chosen("cpu")
+        devices.switches_for("cpu")
 
 
 def test_channels_last_lays_out_weights_and_leaves_names_and_embeddings_as_they_are():

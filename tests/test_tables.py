@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 from made_runs import made_run, ranks_with
 
-from atr import RunConfig, profile, register
+from atr import RunConfig, get_profile, register
 from atr.experiments.grid import Runs
 from atr.losses.pair import LOSSES
 from atr.reports import names, output, tables, verdicts
-from atr.reports.reference import as_printed, beside, differences, published
+from atr.reports.reference import as_printed, beside_published, differences, published
 
 CLIPS = 60
 
 
 def results(**columns):
-    """A frame of runs as `tables.frame` gives it, columns by name."""
+    """A frame of runs as `tables.run_table` gives it, columns by name."""
     return pd.DataFrame(columns)
 
 
@@ -65,7 +65,7 @@ def test_a_cell_is_mean_plus_minus_deviation(mean, deviation, text):
 
 def test_shown_names_columns_for_readers_and_keeps_the_number_of_seeds():
     table = results(loss=["a", "a", "b"], t2a_r10=[1.0, 3.0, 4.0])
-    shown = tables.shown(tables.summary(table, ["loss"], ["t2a_r10"]), ["t2a_r10"])
+    shown = tables.formatted(tables.summary(table, ["loss"], ["t2a_r10"]), ["t2a_r10"])
     assert shown.to_dict("index") == {
         "a": {"seeds": "2", "T→A R@10": "2.0 ± 1.4"},
         "b": {"seeds": "1", "T→A R@10": "4.0"},
@@ -160,10 +160,10 @@ def test_a_claim_may_ask_for_another_k_and_direction(tmp_path):
 
 
 def test_frame_has_a_row_a_run_with_the_words_of_the_tables(tmp_path):
-    smoke = profile("smoke")
+    smoke = get_profile("smoke")
     config = smoke.config("soundscapes", "frozen", "triplet_max", seed=4, rate=0.5)
     run = made_run(tmp_path, "one", config, [1, 2, 11, 1], [1, 30], validation_r10=12.5)
-    row = tables.frame([(config, run)], smoke).iloc[0]
+    row = tables.run_table([(config, run)], smoke).iloc[0]
     assert row[["corpus", "training", "loss", "seed"]].tolist() == ["soundscapes", "frozen", "Triplet-max", 4]
     assert row["rate"] == 5e-4 and row["batch"] == 16 and row["epochs"] == config.epochs and row["best_epoch"] == 3
     assert row["validation_t2a_r10"] == 12.5 and row["t2a_r10"] == 75 and row["t2a_r1"] == 50 and row["a2t_r10"] == 50
@@ -171,9 +171,9 @@ def test_frame_has_a_row_a_run_with_the_words_of_the_tables(tmp_path):
 
 
 def test_the_released_kind_of_frozen_training_is_called_frozen(tmp_path):
-    paper = profile("paper")
+    paper = get_profile("paper")
     config = paper.config("Clotho", "frozen", "nt_xent", seed=0)
-    table = tables.frame([(config, made_run(tmp_path, "one", config, [1, 2], [1, 2]))], paper)
+    table = tables.run_table([(config, made_run(tmp_path, "one", config, [1, 2], [1, 2]))], paper)
     assert config.training == "frozen_released" and table["training"].tolist() == ["frozen"]
     assert table["corpus"].tolist() == ["Clotho"]
 
@@ -197,7 +197,7 @@ def test_baselines_follow_below_the_results():
     below = tables.with_baselines(summary, untrained, chance)
     assert below.index.tolist() == [("x", "frozen", "NT-Xent"), ("x", "", "untrained"), ("x", "", "chance")]
     assert below["t2a_r10"].tolist() == [41, 2, 0.5] and list(below.columns) == list(summary.columns)
-    assert tables.shown(below)["T→A R@10"].tolist() == ["41.0 ± 1.4", "2.0 ± 1.4", "0.5"]
+    assert tables.formatted(below)["T→A R@10"].tolist() == ["41.0 ± 1.4", "2.0 ± 1.4", "0.5"]
 
 
 def test_scores_hold_a_row_a_seed_and_a_column_a_clip(tmp_path):
@@ -233,7 +233,7 @@ def test_published_and_own_numbers_stand_side_by_side():
     ours = results(
         corpus=["soundscapes"] * 2, training=["frozen"] * 2, loss=["Triplet-sum"] * 2, seed=[0, 1], t2a_r1=[10.0, 12.0]
     )
-    side = beside(ours, published("mei2022_table1"), ["training", "loss"], ["t2a_r1"])
+    side = beside_published(ours, published("mei2022_table1"), ["training", "loss"], ["t2a_r1"])
     row = side.loc[("frozen", "Triplet-sum"), "T→A R@1"]
     assert row["AudioCaps, published"] == "17.2 ± 0.5" and row["soundscapes, ours"] == "11.0 ± 1.4"
     assert list(row.index) == ["AudioCaps, published", "Clotho, published", "soundscapes, ours"]
@@ -243,7 +243,7 @@ def test_published_and_own_numbers_stand_side_by_side():
 
 def test_rows_that_only_our_runs_have_are_not_lost_beside_the_published_ones():
     ours = results(corpus=["soundscapes"] * 2, batch=[16, 32], loss=["NT-Xent"] * 2, seed=[0, 0], t2a_r1=[10.0, 12.0])
-    side = beside(ours, published("mei2022_table2"), ["batch", "loss"], ["t2a_r1"])["T→A R@1"]
+    side = beside_published(ours, published("mei2022_table2"), ["batch", "loss"], ["t2a_r1"])["T→A R@1"]
     assert side.loc[(16, "NT-Xent")].tolist() == ["—", "10.0"]
     assert side.loc[(32, "NT-Xent"), "soundscapes, ours"] == "12.0"
     assert len(side) == 9
@@ -252,7 +252,7 @@ def test_rows_that_only_our_runs_have_are_not_lost_beside_the_published_ones():
 def test_beside_works_by_one_column():
     ours = results(corpus=["x"], loss=["NT-Xent"], t2a_r1=[12.0])
     reference = published("mei2022_table2").query("batch == 32")
-    side = beside(ours, reference, ["loss"], ["t2a_r1"])
+    side = beside_published(ours, reference, ["loss"], ["t2a_r1"])
     assert side.loc["NT-Xent", ("T→A R@1", "x, ours")] == "12.0"
 
 
@@ -327,8 +327,8 @@ def test_a_made_share_of_hits_is_what_the_metrics_count(tmp_path):
 def test_rows_of_some_configs_are_found_in_a_frame_by_what_their_runs_are(tmp_path):
     configs = [RunConfig(seed=seed, epochs=5) for seed in range(3)]
     pairs = [(config, made_run(tmp_path, f"{config.seed}", config, [1, 2], [1, 2])) for config in configs]
-    table = tables.frame(pairs, profile("demo"))
-    assert tables.of(table, [RunConfig(seed=2, epochs=5), RunConfig(seed=0, epochs=6)])["seed"].tolist() == [2]
+    table = tables.run_table(pairs, get_profile("demo"))
+    assert tables.rows_of(table, [RunConfig(seed=2, epochs=5), RunConfig(seed=0, epochs=6)])["seed"].tolist() == [2]
 
 
 def test_chance_is_that_of_each_corpus_of_a_frame(tmp_path):
@@ -356,7 +356,7 @@ def test_a_summary_may_carry_the_interval_over_seeds_and_clips(tmp_path, by):
     assert found["t2a_r10"].tolist() == pytest.approx([50, 90])
     assert (found["t2a_r10_low"] < found["t2a_r10"]).all() and (found["t2a_r10"] < found["t2a_r10_high"]).all()
     low, high = found["t2a_r10_low"].iloc[0], found["t2a_r10_high"].iloc[0]
-    assert tables.shown(found, ["t2a_r10"])["T→A R@10, 95 %"].iloc[0] == f"{low:.1f} to {high:.1f}"
+    assert tables.formatted(found, ["t2a_r10"])["T→A R@10, 95 %"].iloc[0] == f"{low:.1f} to {high:.1f}"
 
 
 def test_differences_from_published_cells_are_matched_by_rows():
@@ -417,16 +417,16 @@ def test_uniformity_is_shown_with_two_digits():
     table = tables.summary(
         results(alpha=[0, 0], audio_h=[3.999, 4.041], t2a_r1=[10.0, 12.0]), ["alpha"], ["audio_h", "t2a_r1"]
     )
-    shown = tables.shown(table, ["audio_h", "t2a_r1"])
+    shown = tables.formatted(table, ["audio_h", "t2a_r1"])
     assert shown.iloc[0].tolist() == ["2", "4.02 ± 0.03", "11.0 ± 1.4"]
-    assert tables.shown(table, ["t2a_r1"], digits=2).iloc[0].tolist()[-1] == "11.00 ± 1.41"
+    assert tables.formatted(table, ["t2a_r1"], digits=2).iloc[0].tolist()[-1] == "11.00 ± 1.41"
 
 
 def test_a_frame_knows_dimension_and_weight_of_the_penalty(tmp_path):
     penalty = {"alpha": 0.33, "estimator": "logistic"}
     configs = [RunConfig(embedding_dim=128), RunConfig(penalty=penalty)]
     runs = [(config, seeds(tmp_path, 0.5, f"r{place}", 1, config=config)[0]) for place, config in enumerate(configs)]
-    frame = tables.frame(runs, profile("demo"))
+    frame = tables.run_table(runs, get_profile("demo"))
     assert frame["dim"].tolist() == [128, 256] and frame["alpha"].tolist() == [0, 0.33]
 
 
@@ -449,7 +449,7 @@ def test_average_precision_has_an_interval_too(tmp_path):
 def test_a_run_that_two_parts_of_a_grid_ask_for_has_one_row(tmp_path):
     config = RunConfig()
     run = made_run(tmp_path, "one", config, [1, 2], [1, 2])
-    assert len(tables.frame([(config, run), (config, run)], profile("smoke"))) == 1
+    assert len(tables.run_table([(config, run), (config, run)], get_profile("smoke"))) == 1
 
 
 def test_differences_need_no_learning_rate():
@@ -511,9 +511,9 @@ def test_a_grid_runs_under_a_table_that_fills_and_failures_are_raised(tmp_path, 
     monkeypatch.setattr("IPython.display.display", lambda *_, display_id: Live())
     monkeypatch.setattr(tables, "run_all", run_all)
     configs = [run.config for run in runs]
-    assert tables.run_grid(configs, profile("smoke"), ["loss"]).runs == runs
+    assert tables.run_grid(configs, get_profile("smoke"), ["loss"]).runs == runs
     assert ["partial: 1 of 2 runs" in shown[0], "complete: 2 of 2 runs" in shown[1]] == [True, True]
-    table = tables.frame(zip(configs, runs, strict=True), profile("smoke"))
+    table = tables.run_table(zip(configs, runs, strict=True), get_profile("smoke"))
     assert tables.runs_of(table, configs[::-1]) == runs
-    assert tables.of(table, configs[:1], way="this")["way"].tolist() == ["this"]
+    assert tables.rows_of(table, configs[:1], way="this")["way"].tolist() == ["this"]
     assert verdicts.average_precision(runs).shape == (2, CLIPS)

@@ -31,7 +31,7 @@ def unfolded(module, frames, mask, text):
     return result
 
 
-def drawn(clips=3, frames=5, texts=4, dim=8, projection=6, variant="paper"):
+def drawn(clips=3, frames=5, texts=4, dim=8, projection=6, variant="text"):
     torch.manual_seed(0)
     module = TextAwarePooling(dim, projection, variant=variant).eval()
     mask = torch.arange(frames) < torch.tensor([frames, 1, 3])[:clips, None]
@@ -54,7 +54,7 @@ def test_folding_changes_nothing():
 
 
 @settings(deadline=None, max_examples=30)
-@given(memory=st.integers(1, 5000), variant=st.sampled_from(["paper", "released"]))
+@given(memory=st.integers(1, 5000), variant=st.sampled_from(["text", "code"]))
 def test_similarity_is_the_same_however_it_is_cut_up(memory, variant):
     module, frames, mask, text = drawn(variant=variant)
     whole = module.similarity(frames, mask, text)  # with gradients: at once
@@ -71,7 +71,7 @@ def test_similarity_is_the_cosine_of_caption_and_pooled_sound():
 
 
 def test_released_scoring_hands_on_captions_of_length_one_to_all_clips_but_the_first():
-    module, frames, mask, text = drawn(variant="released")
+    module, frames, mask, text = drawn(variant="code")
     long = 0.01 * text  # small enough for the layer norm's epsilon to count
     unit = F.normalize(long, dim=1)
     with torch.no_grad():

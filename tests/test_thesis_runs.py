@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from atr import RunConfig, fit, losses, metrics, profile
+from atr import RunConfig, fit, get_profile, losses, metrics
 from atr.analysis import attention
 from atr.config import ConfigError
 from atr.corpora import corpus_of
@@ -26,7 +26,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def corpus():
-    return corpus_of(config.corpus())
+    return corpus_of(config().corpus)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ class TestTextAware:
     def test_pooling_has_a_learning_rate_of_its_own(self, corpus):
         kind = config(text_aware=TEXT_AWARE, learning_rates={"heads": 1e-3, "pooling": 1e-4})
         network = model.build(kind, preparation.prepare(kind, corpus, ("test",), True))
-        groups = model.groups(network, losses.build("nt_xent"), kind)
+        groups = model.parameter_groups(network, losses.build("nt_xent"), kind)
         assert {group["name"]: group["peak"] for group in groups}["pooling"] == 1e-4
         count = sum(p.numel() for group in groups if group["name"] == "pooling" for p in group["params"])
         assert count == 3 * (16 * 24 + 24) + 24 * 16 + 16 + 2 * 16
@@ -79,7 +79,7 @@ class TestTextAware:
 
 class TestAttention:
     def test_weights_are_compared_with_when_a_sound_is_heard(self, pooled, corpus):
-        heard = attention.hear(pooled, corpus)
+        heard = attention.restore_frames(pooled, corpus)
         table = attention.looks(heard)
         assert len(table) and table["coverage"].between(0, 0.8, inclusive="right").all()
         assert table["attention"].between(0, 1).all() and set(table["hit"]) <= {True, False}
@@ -97,16 +97,16 @@ class TestAttention:
         assert table.loc[0, "others_hit"] == pytest.approx(inside[given.argmax(1)].mean())
 
     def test_attention_that_does_not_ask_finds_as_much_for_the_others(self, pooled, corpus, monkeypatch):
-        heard = attention.hear(pooled, corpus)
+        heard = attention.restore_frames(pooled, corpus)
         loud = torch.rand(heard.mask.shape, generator=torch.Generator().manual_seed(0)) * heard.mask
         flat = (loud / loud.sum(1, keepdim=True)).numpy()[:, None]
-        monkeypatch.setattr(attention.Heard, "attention", lambda self, words: flat.repeat(len(words), 1))
+        monkeypatch.setattr(attention.ClipFrames, "attention", lambda self, words: flat.repeat(len(words), 1))
         table = attention.looks(heard)
         np.testing.assert_allclose(table["attention"], table["others"], rtol=1e-5)
         assert (table["hit"] == table["others_hit"]).all()
 
     def test_its_picture_shows_each_clip(self, pooled, corpus):
-        heard = attention.hear(pooled, corpus)
+        heard = attention.restore_frames(pooled, corpus)
         clips = corpus.split("test").clips["clip"][:2].tolist()
         assert len(attention.picture(heard, clips).axes) == 4
 
@@ -128,7 +128,7 @@ class TestAttention:
     def test_other_runs_have_no_attention(self, corpus, tmp_path):
         run = fit(config(epochs=0), corpus, runs=tmp_path)
         with pytest.raises(ValueError, match="no text-aware pooling"):
-            attention.hear(run, corpus)
+            attention.restore_frames(run, corpus)
         with pytest.raises(ValueError, match="where its frames lie"):
             attention.frame_times(object(), 3)
 
@@ -226,7 +226,7 @@ class TestRecipe:
 
     def test_cosine_falls_to_its_floor_at_its_epoch(self):
         """The schedule of the thesis: up over the first epoch, down to 1e-7 at epoch 15, then level."""
-        kind = profile("paper").thesis(0)
+        kind = get_profile("paper").thesis(0)
         rates = [learning_rate(kind, 2e-5, step, 100) for step in (0, 50, 100, 800, 1500, 1900)]
         assert rates == pytest.approx([0, 1e-5, 2e-5, 1e-7 + (2e-5 - 1e-7) / 2, 1e-7, 1e-7])
         assert learning_rate(kind, 0.1, 800, 100) == pytest.approx(1e-7 + (0.1 - 1e-7) / 2)
@@ -237,8 +237,8 @@ class TestRecipe:
             config(schedule="cosine", warmup_epochs=1.0, cosine_epochs=value)
 
     def test_paper_grids_are_those_of_the_thesis(self):
-        setting = profile("paper")
-        released, text = (setting.thesis(1, "PaSST", "sigmoid", recipe=recipe) for recipe in ("released", "paper"))
+        setting = get_profile("paper")
+        released, text = (setting.thesis(1, "PaSST", "sigmoid", recipe=recipe) for recipe in ("code", "text"))
         assert (released.audio_encoder, released.augment, released.select_by) == (
             "passt_s_stride16",
             "patchout",

@@ -60,10 +60,10 @@ def test_being_tracked_changes_neither_the_address_nor_the_numbers(corpus, said,
 
 
 def test_the_environment_chooses_and_what_cannot_track_is_refused_before_any_training(monkeypatch, tmp_path):
-    assert tracking.chosen() == []
+    assert tracking.trackers_of() == []
     monkeypatch.setenv("ATR_TRACK", "tensorboard, wandb")
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: object())
-    assert tracking.chosen() == ["tensorboard", "wandb"] and tracking.chosen([]) == []
+    assert tracking.trackers_of() == ["tensorboard", "wandb"] and tracking.trackers_of([]) == []
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="ATR_TRACK: tensorboard is not installed; .* -m pip install tensorboard"):
         grid.run_all([config()], runs=tmp_path / "runs", quiet=True)

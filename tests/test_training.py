@@ -56,7 +56,7 @@ class TestRates:
     def test_each_group_has_its_own_rate_and_the_missing_ones_that_of_the_heads(self, corpus):
         kind = config(training="finetuned", learning_rates={"heads": 1e-3, "text": 1e-5}, loss={"name": "sigmoid"})
         network = model.build(kind, preparation.prepare(kind, corpus, quiet=True))
-        groups = model.groups(network, losses.build("sigmoid"), kind)
+        groups = model.parameter_groups(network, losses.build("sigmoid"), kind)
         assert {group["name"]: group["peak"] for group in groups} == {
             "heads": 1e-3,
             "audio": 1e-3,
@@ -148,7 +148,7 @@ class TestKinds:
             {"schedule": "cosine", "warmup_epochs": 1},
             {"learning_rates": {"heads": 1e-2}},
             {"loss": {"name": "triplet_max", "margin": 0.2}},
-            {"recipe": "paper"},
+            {"recipe": "text"},
             {"seed": 1},
         ],
         ids=lambda changes: next(iter(changes)),
@@ -157,7 +157,7 @@ class TestKinds:
         plain = fit(config(epochs=1), corpus, runs=tmp_path)
         other = fit(config(epochs=1, **changes), corpus, runs=tmp_path)
         assert other.address != plain.address
-        if changes != {"recipe": "paper"}:  # NT-Xent is the same in both on pairs of distinct clips
+        if changes != {"recipe": "text"}:  # NT-Xent is the same in both on pairs of distinct clips
             assert not torch.equal(other.embeddings["text"], plain.embeddings["text"])
 
     def test_a_penalty_raises_its_estimate_and_the_loss_is_logged_without_it(self, corpus, tmp_path):
@@ -207,7 +207,7 @@ class TestKinds:
             identity.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
         first = identity.locate(config(penalty=penalty), corpus, tmp_path)
         assert identity.locate(config(penalty=penalty), corpus, tmp_path, fetch=False).address == first.address
-        made = voxels.trained(recipe=read_settings(penalty).recipe, train=False) / "weights.safetensors"
+        made = voxels.network_folder(recipe=read_settings(penalty).recipe, train=False) / "weights.safetensors"
         made.write_bytes(made.read_bytes()[:-1])
         with pytest.raises(FileNotFoundError, match="voxel network is not trained"):
             identity.locate(config(penalty=penalty), corpus, tmp_path, fetch=False)
@@ -403,8 +403,8 @@ class TestInterrupted:
             interrupt_after(patch, 2)
             fit(kind, corpus, runs=tmp_path / "cut")
         state = torch.load(identity.locate(kind, corpus, tmp_path / "cut").path / "state.pt", weights_only=True)
-        initial = losses.build("sigmoid", "released").state_dict()
-        learned = dict(losses.build("sigmoid", "released").named_parameters())
+        initial = losses.build("sigmoid", "code").state_dict()
+        learned = dict(losses.build("sigmoid", "code").named_parameters())
         assert learned and all(not torch.equal(state["loss"][name], initial[name]) for name in learned)
         assert_same(whole, fit(kind, corpus, runs=tmp_path / "cut"))
 

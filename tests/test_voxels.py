@@ -78,7 +78,7 @@ def test_the_network_is_trained_once_and_kept_with_its_history(monkeypatch):
     x = uniform_set(4, 8)
     assert torch.equal(first(x), second(x)) and not second.training
     assert voxel_network_history(seed=5, recipe=recipe)["epoch"].tolist() == [1, 2]
-    folder = assignments.trained(5, recipe, train=False)
+    folder = assignments.network_folder(5, recipe, train=False)
     assert folder.parent == places.home() / "cache" / "voxel_network"
     assert sorted(file.name for file in folder.iterdir()) == ["history.csv", "sums.json", "weights.safetensors"]
     with pytest.raises(TypeError):  # another seed is not there yet

@@ -20,7 +20,7 @@ from atr.training.records import Run
 
 
 @dataclass(frozen=True)
-class Heard:
+class ClipFrames:
     """The test clips of a text-aware run: frames (clips, T, D) and mask (clips, T) behind the audio head, the time of
     each frame's centre (T,) in seconds, and the network.
     """
@@ -47,7 +47,7 @@ class Heard:
         return self.network.text_aware.attention(self.frames, self.mask, queries).numpy()
 
 
-def hear(run: Run, corpus: Corpus) -> Heard:
+def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
     """The test split of `corpus` as a finished text-aware run hears it. ValueError: another kind of run."""
     if not run.config.text_aware:
         raise ValueError(f"{run.path}: has no text-aware pooling, so there is no attention to look at")
@@ -56,7 +56,7 @@ def hear(run: Run, corpus: Corpus) -> Heard:
     inputs = prepared.splits["test"]
     with torch.no_grad():
         frames = evaluation.embed(network, inputs)[0]
-    return Heard(
+    return ClipFrames(
         network,
         frames,
         frames.any(2),
@@ -76,7 +76,7 @@ def frame_times(encoder: object, count: int) -> np.ndarray:
     raise ValueError(f"{type(encoder).__name__}: where its frames lie in time is not known")
 
 
-def looks(heard: Heard, most: float = 0.8) -> pd.DataFrame:
+def looks(heard: ClipFrames, most: float = 0.8) -> pd.DataFrame:
     """How well attention finds each sound when asked for it by its name: a row a (clip, event).
 
     Of clips of several sounds. coverage: share of the clip's frames within the event; attention: share of the weights
@@ -108,7 +108,7 @@ def looks(heard: Heard, most: float = 0.8) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["clip", "event", "coverage", "attention", "others", "hit", "others_hit"])
 
 
-def picture(heard: Heard, clips: list[str]) -> Figure:
+def picture(heard: ClipFrames, clips: list[str]) -> Figure:
     """Log-mel of each clip, and under it the weights by which each of its sounds' names pools it, beside when the sound
     is heard.
     """

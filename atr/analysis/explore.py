@@ -23,7 +23,7 @@ from atr.config import RunConfig
 from atr.corpora import audio, corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders.text import normalise
-from atr.experiments import grid as many
+from atr.experiments.grid import describe
 from atr.inference.embedder import Embedder
 from atr.reports import figures
 from atr.system import hashes
@@ -239,7 +239,7 @@ def similarity(run: Run, rows: Sequence[int]) -> Tensor:
 
 def _what(run: Run) -> str:
     try:
-        return many.describe(run.config)
+        return describe(run.config)
     except ValueError:  # fields that this version does not know; whoever chooses the run is told which
         return "of another version"
 

@@ -39,18 +39,22 @@ UNSPACED = re.compile(
 LONGEST_WORD = 4  # letters of theirs that a caption without any blank may have and still be one word
 
 
-class Size(NamedTuple):
+class WindowSizes(NamedTuple):
     """Words of a window of MATTR and of a draw of HD-D. Texts that have fewer have no value."""
 
     window: int
     draws: int
 
 
-SIZES: dict[Unit, Size] = {"caption": Size(8, 8), "clip": Size(25, 42), "corpus": Size(50, 42)}
+SIZES: dict[Unit, WindowSizes] = {
+    "caption": WindowSizes(8, 8),
+    "clip": WindowSizes(25, 42),
+    "corpus": WindowSizes(50, 42),
+}
 
 
 def sources(setting: Profile) -> pd.DataFrame:
-    """Training captions to compare, a row a caption: clip, source, caption.
+    """Training captions to compare, one row per caption: clip, source, caption.
 
     With `setting.captions`, a table: Clotho's, five a clip, "human", and after them five by a language model, "phi-4".
     Otherwise those of the profile's last corpus: "human" where the data are the published ones, else "grammar".
@@ -150,7 +154,7 @@ def falls(tokens: Sequence[str], threshold: float = THRESHOLD) -> bool:
 
 
 def texts(captions: pd.DataFrame, unit: Unit, parts: int = 1, seed: int = 0) -> pd.DataFrame:
-    """What is measured, a row a text: group, source, tokens (a list of words). captions: clip, source, caption.
+    """What is measured, one row per text: group, source, tokens (a list of words). captions: clip, source, caption.
 
     caption: each on its own, its clip is its group. clip: those of a clip, joined in order. corpus: those of all clips,
     in shuffled order; dealt to so many parts by clip, which are the groups, numbered from 0.
@@ -194,7 +198,7 @@ def levelled(table: pd.DataFrame, length: int | None = None) -> pd.DataFrame:
     return table.assign(tokens=pd.Series(cut, index=table.index, dtype=object))
 
 
-def measure(table: pd.DataFrame, size: Size) -> pd.DataFrame:
+def measure(table: pd.DataFrame, size: WindowSizes) -> pd.DataFrame:
     """Texts, as `texts` gives them, measured: group, source, tokens, types (how many words, and distinct ones), falls
     (see there), and the columns of `MEASURES`.
     """
@@ -211,7 +215,7 @@ def measure(table: pd.DataFrame, size: Size) -> pd.DataFrame:
 
 
 def richness(captions: pd.DataFrame, unit: Unit = "caption", parts: int = 1, seed: int = 0) -> pd.DataFrame:
-    """Captions (clip, source, caption) measured by one unit, a row a text: `measure` of its `texts`."""
+    """Captions (clip, source, caption) measured by one unit, one row per text: `measure` of its `texts`."""
     return measure(texts(captions, unit, parts, seed), SIZES[unit])
 
 
@@ -366,8 +370,8 @@ def distinctive(
 
 
 def closeness(captions: pd.DataFrame, embeddings: Tensor) -> pd.DataFrame:
-    """How alike a clip's captions are in meaning, a row a clip: mean cosine over all pairs of captions "within" each
-    source, "between" each two sources, and from a source to its captions of all "other clips", the floor.
+    """How alike a clip's captions are in meaning, one row per clip: mean cosine over all pairs of captions "within"
+    each source, "between" each two sources, and from a source to its captions of all "other clips", the floor.
 
     captions: clip, source, caption; embeddings: (captions, D) of length 1, as `encoders.text.sentences` gives them. NaN
     where a clip has no such pair. ValueError: not one embedding a caption.

@@ -58,9 +58,9 @@ def components(x: Tensor, number: int = 2) -> Tensor:
 def four_sets(sets: Mapping[str, Tensor]) -> Figure:
     """The first two principal components of each set: figure 3 of Tourbabin and Ben-Hur 2023.
 
-    sets: title → points (N, D); the paper's are text, audio, uniform and a mixture of Gaussians. A panel a set, each to
-    its own scale, both axes alike; in it the share of the set's variance that the two components hold. ValueError: as
-    `components`, or a set whose points all coincide.
+    sets: title → points (N, D); the paper's are text, audio, uniform and a mixture of Gaussians. One panel per set,
+    each to its own scale, both axes alike; in it the share of the set's variance that the two components hold.
+    ValueError: as `components`, or a set whose points all coincide.
     """
     figure, axes = figures.subplots(1, len(sets), 2.3, figures.PAGE)
     for axis, (title, x) in zip(axes[0], sets.items(), strict=True):

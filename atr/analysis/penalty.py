@@ -18,7 +18,7 @@ from atr.reports.figures import legend_below, legible, log2_axis, mark, subplots
 def h_by_points(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
     """Voxel entropy of sets against their number of points, beside log N and the published bands.
 
-    table: points, set, h in nats; published: set, mean, a row a printed value.
+    table: points, set, h in nats; published: set, mean, one row per printed value.
     """
     figure, ((axis,),) = subplots(height=2.9)
     for number, (name, group) in enumerate(table.groupby("set", sort=False)):
@@ -75,7 +75,7 @@ def errors_by_distance(network: VoxelAssignment, points: int = 100_000, bins: in
     """Where the network errs: fresh uniform 8-vectors by the distance to the nearest voxel boundary, the least of their
     absolute entries.
 
-    A row a bin of equally many points: distance (its mean), wrong (percent).
+    One row per bin of equally many points: distance (its mean), wrong (percent).
     """
     x = uniform_set(points, 8, seed=seed)
     with torch.no_grad():
@@ -91,8 +91,8 @@ def by_scale(
 ) -> pd.DataFrame:
     """What an assignment makes of embeddings x (N, D), normalised here, at each scale, over drawn dimensions.
 
-    A row a scale: scale; right (percent of points whose voxel is named); certainty (mean of the largest probability,
-    percent).
+    One row per scale: scale; right (percent of points whose voxel is named); certainty (mean of the largest
+    probability, percent).
     """
     unit = F.normalize(x.float(), dim=1)
     rows = []
@@ -131,9 +131,9 @@ def gradient_sizes(
 ) -> pd.DataFrame:
     """Gradients of the loss and of each penalty, at α = 1, with respect to the normalised embeddings of a batch.
 
-    audio, text: (N, D), paired row by row, of distinct clips; loss: as `atr.losses.build` makes it. A row a penalty:
-    loss and penalty, mean norms of the gradient over the batch's audio and text together; ratio of the two; cosine
-    between them: below 0 where raising h would raise the loss.
+    audio, text: (N, D), paired row by row, of distinct clips; loss: as `atr.losses.build` makes it. One row per
+    penalty: loss and penalty, mean norms of the gradient over the batch's audio and text together; ratio of the two;
+    cosine between them: below 0 where raising h would raise the loss.
     """
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in penalties}

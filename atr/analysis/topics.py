@@ -80,7 +80,7 @@ def fit(captions: list[str], embeddings: Tensor, seed: int = 0, smallest: int = 
         packed.save_array(folder / "labels.npy", labels)
         atomic.write_csv(table, folder / "table.csv")
 
-    folder = store.cached("topics", _key(embeddings, captions, seed, smallest, WORDS_VERSION), build)
+    folder = store.cached_folder("topics", _key(embeddings, captions, seed, smallest, WORDS_VERSION), build)
     table = pd.read_csv(folder / "table.csv", keep_default_na=False, dtype={"name": "str", "keywords": "str"})
     return Topics(seed, np.load(folder / "labels.npy"), table)
 
@@ -142,7 +142,7 @@ def reduced(embeddings: Tensor, seed: int = 0) -> np.ndarray:
         mapped = UMAP(neighbours, n_components=5, min_dist=0.0, metric="cosine", random_state=seed, n_jobs=1)
         packed.save_array(folder / "points.npy", mapped.fit_transform(embeddings.numpy()))
 
-    return np.load(store.cached("reduced", _key(embeddings, seed), build) / "points.npy")
+    return np.load(store.cached_folder("reduced", _key(embeddings, seed), build) / "points.npy")
 
 
 def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
@@ -152,7 +152,7 @@ def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
         parts = maps.project(embeddings[:1], embeddings[1:], seed)  # it maps two sets as one; here both are of one kind
         packed.save_array(folder / "points.npy", torch.cat(parts).numpy())
 
-    return np.load(store.cached("planes", _key(embeddings, seed), build) / "points.npy")
+    return np.load(store.cached_folder("planes", _key(embeddings, seed), build) / "points.npy")
 
 
 def _key(embeddings: Tensor, *parts: Any) -> str:
@@ -162,7 +162,7 @@ def _key(embeddings: Tensor, *parts: Any) -> str:
 
 
 def counts(embeddings: Tensor, seeds: Sequence[int], smallest: Sequence[int] = (SMALLEST,)) -> pd.DataFrame:
-    """How many topics there are, a row a seed and smallest size: seed, smallest, captions, number, outliers (%).
+    """How many topics there are, one row per seed and smallest size: seed, smallest, captions, number, outliers (%).
 
     Only the sizes, without BERTopic and its keywords: HDBSCAN's clusters are BERTopic's topics.
     """
@@ -194,7 +194,7 @@ def agreement(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 
 def stability(fits: Sequence[Topics]) -> pd.DataFrame:
-    """`agreement` of the topics of each two seeds, a row a pair: first, second (seeds), and its columns."""
+    """`agreement` of the topics of each two seeds, one row per pair: first, second (seeds), and its columns."""
     rows = [{"first": a.seed, "second": b.seed, **agreement(a.labels, b.labels)} for a, b in combinations(fits, 2)]
     columns = ["first", "second", "placed", "ami", "ari", "ami_all", "ari_all"]
     return pd.DataFrame(rows, columns=columns)

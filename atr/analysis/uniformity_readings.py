@@ -272,7 +272,7 @@ def search(
     draws: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A row a reading: its fields, and for each reference set what it gives beside what was printed.
+    """One row per reading: its fields, and for each reference set what it gives beside what was printed.
 
     For each set: `<set>`, mean over `sets` sets; `<set>_std`, their deviation; `<set>_published`, as printed;
     `<set>_fits`, whether the mean lies in the band of `bands`. fits: whether both do. A reading whose deviation is far
@@ -325,8 +325,8 @@ def _width(reading: Reading) -> str:
 
 
 def by_points(tables: Mapping[Metric, pd.DataFrame], table: pd.DataFrame | None = None) -> Figure:
-    """σ and h of both reference sets against the number of points: a row a metric, a line a reading, the published
-    values shaded, bars of one deviation over sets.
+    """σ and h of both reference sets against the number of points: one row per metric, one line per reading, the
+    published values shaded, bars of one deviation over sets.
 
     tables: metric → its `search`; table: the published one, as in `bands`.
     """

@@ -1,1 +1,1 @@
-"""How fast the parts are on the machine at hand, beside what people use today: `atr bench`, notebook 12."""
+"""How fast the parts are on the machine at hand, beside what people use today: `atr bench`."""

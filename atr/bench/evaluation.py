@@ -75,7 +75,7 @@ def looped(clips: int, dim: int) -> dict[str, Any]:
 
 def as_released(folder: str, clips: int, dim: int) -> dict[str, Any]:
     """`t2a` and `a2t` of `tools/utils.py`, given what `validate` of `trainer/trainer.py` gives them: arrays of
-    float64 with a row a caption, a clip's embedding repeated for each.
+    float64 with one row per caption, a clip's embedding repeated for each.
     """
     from sentence_transformers import util
 

@@ -28,8 +28,8 @@ MARKERS = "osDv^"
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """A row a line of the figure that has several sizes: part, how, shape where it has one, from, to, and the exponent
-    with which seconds grow between the two largest.
+    """One row per line of the figure that has several sizes: part, how, shape where it has one, from, to, and the
+    exponent with which seconds grow between the two largest.
     """
     found = []
     for (part, how), line in _lines(rows).items():
@@ -52,7 +52,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[f
 
 
 def sizes(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Seconds over size, both on a logarithmic scale of whole decades, a panel a part."""
+    """Seconds over size, both on a logarithmic scale of whole decades, one panel per part."""
     lines = _lines(rows)
     parts = [part for part in PARTS if any(key[0] == part for key in lines)]
     figure, axes = subplots(-(-len(parts) // 3), 3, 2.6 * -(-len(parts) // 3))

@@ -105,7 +105,7 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
         torch.manual_seed(config.seed)
         heads = model.DualEncoder(None, None, audio.dim, spoken.dim, config.embedding_dim, audio.head_hidden).to(device)
         loss_function = pair.build(**config.loss, variant=config.recipe)
-        optimizer = torch.optim.Adam(model.groups(heads, loss_function, config), fused=True)
+        optimizer = torch.optim.Adam(model.parameter_groups(heads, loss_function, config), fused=True)
 
         @torch.no_grad()
         def heard(split: Inputs, clips: np.ndarray) -> Tensor:

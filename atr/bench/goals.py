@@ -12,8 +12,8 @@ PEOPLE = "released code"
 
 
 def table(rows: Sequence[dict[str, Any]], device: str) -> pd.DataFrame:
-    """A row a goal: work, goal, ours and theirs in words, factor, and whether it is met: "yes", "no", or "not measured"
-    with the reason. rows: as `atr.bench.harness.run` gives them.
+    """One row per goal: work, goal, ours and theirs in words, factor, and whether it is met: "yes", "no", or "not
+    measured" with the reason. rows: as `atr.bench.harness.run` gives them.
     """
     lines = []
     for shape, least in (("Clotho", 100), ("AudioCaps", 25)):

@@ -1,4 +1,4 @@
-"""How fast the parts are on the machine at hand, beside what people use today: `atr bench`, notebook 12.
+"""How fast the parts are on the machine at hand, beside what people use today: `atr bench`.
 
 A case is a function of this package with its arguments. Each runs in a process of its own, so that the peak memory that
 it reports is its own, PyTorch and all. What is compared runs in one go on one machine, first with the same work, batch

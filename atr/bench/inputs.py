@@ -67,7 +67,7 @@ def spectrograms(clips: int, clip_seconds: float, device: str, encoder: str) -> 
     return timed(lambda: network.frontend(waveform, lengths), device) | {"clips": clips}
 
 
-class Reader:
+class WaveReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -85,7 +85,7 @@ def pack(clips: int, seconds: float) -> dict[str, Any]:
         names = [str(number) for number in range(clips)]
         table = pd.DataFrame({"clip": names, "split": "train", "duration": seconds, "description": ""})
         captions = pd.DataFrame({"clip": names, "caption": "noise"})
-        corpus = Corpus("noise", table.assign(digest=names), captions, no_events(), Reader(folder))
+        corpus = Corpus("noise", table.assign(digest=names), captions, no_events(), WaveReader(folder))
         started = time.perf_counter()
         inputs.waveforms(corpus, PACKED_RATE, quiet=True)
         return {"seconds": time.perf_counter() - started}

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from atr.cli import bench, caption, report, runs, study
-from atr.cli import search as searching
 from atr.cli.console import (
     Commands,
     CorpusArgument,
@@ -24,6 +23,7 @@ from atr.cli.console import (
     printed,
     say,
 )
+from atr.cli.search import index, search
 
 app = typer.Typer(
     cls=Commands,
@@ -49,8 +49,8 @@ def extended() -> None:
 
     places.home()
     places.results_home()
-    tracking.chosen()
-    devices.chosen("cpu")
+    tracking.trackers_of()
+    devices.switches_for("cpu")
     pretraining.default_epochs()
     for file in filter(None, os.environ.get("ATR_EXTENSIONS", "").split(os.pathsep)):
         try:
@@ -109,7 +109,7 @@ def data(
     the cache are removed, to be made anew; exit status 1 if anything is damaged.
     """
     from atr.cli.data import checkpoint_state, status, verify
-    from atr.corpora import catalogue as sets
+    from atr.corpora import catalogue
     from atr.encoders import checkpoints
     from atr.system import units
 
@@ -129,20 +129,20 @@ def data(
         say(f"{name}: {entry.file.name}", *facts)
         agree(checkpoint_state(entry.file))
         return say(f"→ {checkpoints.fetch(name, quiet)}")
-    if name not in sets.DATASETS:
-        known = ", ".join(sets.DATASETS) + ("" if source else f"; checkpoints: {', '.join(checkpoints.REGISTRY)}")
+    if name not in catalogue.DATASETS:
+        known = ", ".join(catalogue.DATASETS) + ("" if source else f"; checkpoints: {', '.join(checkpoints.REGISTRY)}")
         raise ValueError(f"unknown data set {name!r}; known: {known}")
     left, counts = "", None
     if source is not None:
-        counts = sets.adopt(name, source, quiet)
+        counts = catalogue.adopt(name, source, quiet)
     else:
-        say(*sets.announcement(name).split("\n"))
-        agree(sets.state(name))
-        left, counts = sets.obtain(name, workers, again, quiet)
+        say(*catalogue.announcement(name).split("\n"))
+        agree(catalogue.state(name))
+        left, counts = catalogue.obtain(name, workers, again, quiet)
     if left:
         say(*left.split("\n"))
     if counts is not None:
-        say(f"{name}: {sets.folder(name)}")
+        say(f"{name}: {catalogue.folder(name)}")
         printed(counts.clips)
         complain(counts.problems, "problems", most=50)
 
@@ -150,15 +150,15 @@ def data(
 @app.command()
 def reference(profile: ProfileOption = "demo") -> None:
     """Copy a profile's tables, figures and executed notebooks to results/reference/, to be committed."""
-    from atr.experiments import study as studies
+    from atr.experiments.study import StudyError, commit_reference
 
     try:
-        say(f"→ {studies.commit_reference(profile)}")
-    except studies.StudyError as error:
+        say(f"→ {commit_reference(profile)}")
+    except StudyError as error:
         raise fail(error) from error
 
 
-for command in (caption.caption, searching.index, searching.search, report.report, bench.bench):
+for command in (caption.caption, index, search, report.report, bench.bench):
     app.command()(command)
 
 if __name__ == "__main__":

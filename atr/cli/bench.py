@@ -39,19 +39,19 @@ def bench(
     it is given; the step of fine-tuning then needs torchlibrosa as well.
     """
     from atr.bench import goals
-    from atr.bench import harness as benches
+    from atr.bench.harness import PARTS, Released, run
     from atr.system import atomic
     from atr.system.devices import resolve_device
 
     if list_parts:
-        for name, what in benches.PARTS.items():
+        for name, what in PARTS.items():
             say(f"{name:12} {what}")
         return
     try:
         where = resolve_device(device)
-        released = benches.Released(mei2022, tymofieiev2025)
+        released = Released(mei2022, tymofieiev2025)
         os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
-        result = benches.run(parts or (), scale, where, released, again, show)
+        result = run(parts or (), scale, where, released, again, show)
         result["command"] = without_credentials(os.environ["ATR_COMMAND"])
         if out is not None:
             atomic.write_json(out, result)

@@ -52,7 +52,7 @@ def caption(
     record = path(name)
     ask: language_models.Model
     if local is not None:
-        ask = language_models.Local(local)
+        ask = language_models.LocalModel(local)
     else:
         ask = language_models.Endpoint(str(endpoint), str(model), timeout=timeout)
     if limit is not None:

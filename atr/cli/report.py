@@ -22,9 +22,9 @@ def report(
     Exit status 1, and nothing written, if a table or figure is not what its notebook would make today.
     """
     from atr.reports import render
-    from atr.reports import report as reports
+    from atr.reports.report import gather
 
-    gathered = reports.gather(profile, results)
+    gathered = gather(profile, results)
     for line in gathered.notes:
         say(line)
     if gathered.stale and not allow_stale:

@@ -12,17 +12,17 @@ app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
 
 
 def found_run(profile: str, address: str):
-    from atr.experiments.profiles import profile as profile_of
+    from atr.experiments.profiles import get_profile
     from atr.training import records
 
-    return records.find(address, profile_of(profile).runs)
+    return records.find(address, get_profile(profile).runs)
 
 
 def stored(profile: str) -> list:
-    from atr.experiments.profiles import profile as profile_of
+    from atr.experiments.profiles import get_profile
     from atr.training import records
 
-    return records.stored(profile_of(profile).runs)
+    return records.stored(get_profile(profile).runs)
 
 
 @app.command("list")
@@ -30,7 +30,7 @@ def runs_list(profile: ProfileOption = "demo") -> None:
     """All runs of a profile: address, state, what it is, text-to-audio R@10."""
     import pandas as pd
 
-    from atr.experiments import grid as many
+    from atr.experiments.grid import describe
     from atr.training import records
 
     found = stored(profile)
@@ -47,7 +47,7 @@ def runs_list(profile: ProfileOption = "demo") -> None:
                 what = run.problem
             else:
                 scored = f"{run.metrics['t2a_r10']:.1f}" if state == "finished" else ""
-                what = many.describe(run.config)
+                what = describe(run.config)
         except (ValueError, OSError) as error:
             what = str(error)
         return {"address": run.address, "state": state, "run": what, "R@10": scored}
@@ -101,7 +101,7 @@ def runs_export(
     target: Annotated[Path, typer.Argument(help="A file that ends in .csv or .parquet.")],
     profile: ProfileOption = "demo",
 ) -> None:
-    """All finished runs as one table: a row a run, with its config, metrics and environment.
+    """All finished runs as one table: one row per run, with its config, metrics and environment.
 
     Exit status 1 if damaged runs are left out.
     """

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atr.cli.console import DeviceOption, QuietOption, printed, say
-from atr.corpora import corpus_of
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
@@ -51,19 +50,19 @@ def index(
     same command continues where it stopped. Without --run or --clap it takes the demo's best single model, and trains
     it the first time.
     """
-    from atr.inference import search as searching
     from atr.inference.folder import check
+    from atr.inference.search import Index, check_segment
     from atr.system import units
 
     try:
         _check(run, profile, clap, device)  # all of it before a model is trained
-        searching.check_segment(segment)
+        check_segment(segment)
         check(folder.expanduser())
         record = _model(run, profile, clap, device, quiet)
         embedder = _embedder(record, device, quiet)
         if "trained_on" in record:
             say(_confession(record))
-        report = searching.Index(folder, embedder, segment, record).update(quiet)
+        report = Index(folder, embedder, segment, record).update(quiet)
     except KeyboardInterrupt:
         say("Stopped. What is done is kept: the same command continues.", error=True)
         raise typer.Exit(130) from None
@@ -95,7 +94,7 @@ def search(
     The score is a cosine: 1 at most, and to be compared within one search only. Without --run or --clap the model is
     the one that the folder was indexed with.
     """
-    from atr.inference import search as searching
+    from atr.inference.search import Index
 
     if not query.strip():
         raise ValueError('empty query; describe a sound in a few words, such as "a dog barks"')
@@ -114,7 +113,7 @@ def search(
         )
     chosen = fitting[0]
     with _remarks():
-        found = searching.Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
+        found = Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
     if found.empty:
         raise ValueError(f"{chosen['folder']}: no sound in its index; atr index says why")
     if "trained_on" in record:
@@ -129,28 +128,28 @@ def search(
 
 
 def default_config() -> "RunConfig":
-    """Of the model that is taken where none is named: notebook 06's residual CNN in profile demo, the first seed."""
-    from atr.experiments.profiles import profile
+    """Of the model that is taken where none is named: the residual CNN, fine-tuned in profile demo, first seed."""
+    from atr.experiments.profiles import get_profile
 
-    demo = profile("demo")
+    demo = get_profile("demo")
     encoder = {"audio_encoder": demo.cnns[1]}
     return demo.config(list(demo.corpora)[-1], "finetuned", "nt_xent", demo.seeds[0], demo.shares["random"], **encoder)
 
 
 def _check(run: str | None, profile: str, clap: str | None, device: str) -> None:
     """ValueError: options that name no model, or that are unknown."""
-    from atr.encoders import clap as models
-    from atr.experiments.profiles import profile as profile_of
+    from atr.encoders.clap import FILES, folder
+    from atr.experiments.profiles import get_profile
     from atr.system.devices import resolve_device
 
     if run is not None and clap is not None:
         raise ValueError("--run and --clap: give one of them")
     if "" in (run, clap):
         raise ValueError("--run or --clap: empty; name a model, or leave it out")
-    profile_of(profile)
+    get_profile(profile)
     resolve_device(device)
-    if clap and (Path(clap).expanduser().exists() or Path(clap).suffix in models.FILES):
-        models.folder(clap)  # which says what it takes
+    if clap and (Path(clap).expanduser().exists() or Path(clap).suffix in FILES):
+        folder(clap)  # which says what it takes
 
 
 def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: bool) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
     one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
     """
     from atr.cli.runs import found_run
-    from atr.experiments.profiles import profile as profile_of
+    from atr.experiments.profiles import get_profile
     from atr.system import places
 
     if clap:
@@ -167,24 +166,25 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
             return {"clap": str(path.relative_to(kept))}
         return {"clap": str(path) if path.is_dir() else clap}
     if run:
-        chosen, root = found_run(profile, run), profile_of(profile).root
+        chosen, root = found_run(profile, run), get_profile(profile).root
         return {"run": str(chosen.path.resolve()), "root": root and str(root.resolve())}
     return _default(device, quiet)
 
 
 def _default(device: str, quiet: bool) -> dict[str, Any]:
     """The record of the default model, which is trained if it is not in the store."""
+    from atr.corpora import corpus_of
     from atr.experiments import executors, planning
-    from atr.experiments.profiles import profile
+    from atr.experiments.profiles import get_profile
     from atr.system import units
     from atr.training import fit, identity
 
-    config, folder = default_config(), profile("demo").runs
+    config, folder = default_config(), get_profile("demo").runs
     corpus = corpus_of(config.corpus)
+    size = planning.size(config, corpus)
     try:
         known, preparation = identity.locate(config, corpus, folder, fetch=False).finished, 0.0
     except FileNotFoundError:
-        size = planning.size(config, corpus)
         known, preparation = False, planning.preparation(size, executors.default_workers("cpu"))
     if not known:
         took = units.duration((planning.seconds(config, size) + preparation) * planning.speed())
@@ -196,6 +196,7 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
 
 
 def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
+    from atr.corpora import corpus_of
     from atr.inference.embedder import Embedder
     from atr.system import places
     from atr.training.records import Run
@@ -212,9 +213,9 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
 
 def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
     """The indexes that may be meant, the last one first; ValueError that names the command if there are none."""
-    from atr.inference import search as searching
+    from atr.inference.search import INDEX_VERSION, described
 
-    kept = searching.described(folder)
+    kept = described(folder)
     if folder is None:
         if not kept:
             raise ValueError("no folder is indexed yet; run: atr index <folder>")
@@ -223,7 +224,7 @@ def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
         raise ValueError(f'{folder}: no such folder; a query of several words needs quotes: "{query} {folder}"')
     elif not kept:
         raise ValueError(f"{folder}: not indexed yet; run: atr index {shlex.quote(str(folder))}")
-    current = [one for one in kept if one["version"] == searching.INDEX_VERSION]
+    current = [one for one in kept if one["version"] == INDEX_VERSION]
     if not current:
         name = kept[0]["folder"]
         raise ValueError(f"{name}: indexed by another version of atr; run: atr index {shlex.quote(name)}")

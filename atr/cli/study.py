@@ -33,7 +33,7 @@ def study(
             min=1, help="Notebooks at a time; if not given, one a core where little is left to train, else 1."
         ),
     ] = None,
-    plan: Annotated[
+    dry: Annotated[
         bool, typer.Option("--plan", help="Print the runs, what they need and how long they take, and stop.")
     ] = False,
     quiet: QuietOption = False,
@@ -43,27 +43,27 @@ def study(
     Interrupt it whenever you like: the same command continues where it stopped.
     """
     from atr.experiments import executors
-    from atr.experiments import study as studies
-    from atr.experiments.profiles import profile as profile_of
+    from atr.experiments.profiles import get_profile
+    from atr.experiments.study import StudyError, execute_all, plan
     from atr.system.devices import resolve_device
 
     with ExitStack() as stack:
         try:
-            executors.known(executor)
-            setting = profile_of(profile)
+            executors.check_executor(executor)
+            setting = get_profile(profile)
             seed_list = whole_numbers(seeds)
-            paths = notebooks(numbers, setting)
+            paths = asked_for(numbers, setting)
             hand_on("--captions", captions, "ATR_CAPTIONS")
             hand_on("--clips", clips, "ATR_CLIPS", folder=True)
-            table = studies.plan(paths, profile, seed_list, strict=not plan)
-            if plan and not len(table):
+            table = plan(paths, profile, seed_list, strict=not dry)
+            if dry and not len(table):
                 return say(f"Profile {profile}: nothing to train.")
             cluster = None
-            if executor == "ray" and (plan or not table["finished"].all()):
+            if executor == "ray" and (dry or not table["finished"].all()):
                 cluster = stack.enter_context(closing(executors.Ray(device, runs=setting.runs)))
                 os.environ["RAY_ADDRESS"] = cluster.address  # for the notebooks: all on the same one
             where = cluster.device if cluster else resolve_device(device)
-            if plan:
+            if dry:
                 return show_plan(table, profile, where, cluster)
             assert not setting.needs_clips or setting.root is not None  # or they say what is missing
             assert not setting.needs_captions or setting.captions is not None
@@ -71,9 +71,9 @@ def study(
             say(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {words}.")
             os.environ["ATR_COMMAND"] = " ".join(["atr study", *(numbers or []), "--profile", profile])
             parameters = {"seeds": seed_list, "device": device, "executor": executor}
-            studies.execute_all(paths, profile, parameters, jobs, quiet, lambda path: say(f"  → {path}"))
+            execute_all(paths, profile, parameters, jobs, quiet, lambda path: say(f"  → {path}"))
             say(f"Tables: {setting.results / 'tables'}   figures: {setting.results / 'figures'}")
-        except studies.StudyError as error:
+        except StudyError as error:
             raise fail(error) from error
 
 
@@ -85,12 +85,12 @@ def whole_numbers(seeds: str | None) -> list[int] | None:
         raise ValueError(f"--seeds: {seeds!r}; give whole numbers, such as 0,1,2") from None
 
 
-def notebooks(numbers: Sequence[str] | None, profile: "Profile") -> list[Path]:
+def asked_for(numbers: Sequence[str] | None, profile: "Profile") -> list[Path]:
     """The notebooks of these numbers; without any, all but the one that must have the machine to itself."""
-    from atr.experiments import study as studies
+    from atr.experiments.study import TIMED, notebooks
 
-    paths = studies.notebooks(numbers or (), profile)
-    return paths if numbers else [path for path in paths if path.stem[:2] != studies.TIMED]
+    paths = notebooks(numbers or (), profile)
+    return paths if numbers else [path for path in paths if path.stem[:2] != TIMED]
 
 
 def hand_on(option: str, path: Path | None, variable: str, folder: bool = False) -> None:
@@ -119,16 +119,16 @@ def workload(
 ) -> tuple[int, str]:
     """How many notebooks run at a time, `jobs` if given, and in words how much there is to do."""
     from atr.experiments import executors
-    from atr.experiments import study as studies
+    from atr.experiments.study import LITTLE, NOTEBOOK_SECONDS, estimate
     from atr.system import units
 
     cores, finished = executors.default_workers("cpu"), int(table["finished"].sum())
     known = where == "cpu" and not profile.published
-    training = studies.estimate(table, cores, cluster.slots() if cluster else None) if known else 0.0
-    little = training < studies.LITTLE if known else finished == len(table)
+    training = estimate(table, cores, cluster.slots() if cluster else None) if known else 0.0
+    little = training < LITTLE if known else finished == len(table)
     jobs = min(jobs or (cores if little else 1), notebooks)
     words = f"{len(table)} runs, {finished} of them finished"
     if known:
-        seconds = training + studies.NOTEBOOK_SECONDS * notebooks / jobs
+        seconds = training + NOTEBOOK_SECONDS * notebooks / jobs
         words += f"; about {units.duration(seconds)} on {cluster or f'{cores} cores here'}"
     return jobs, words

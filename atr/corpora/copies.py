@@ -55,7 +55,7 @@ def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], l
     order = {digest: place for place, digest in enumerate(names)}
     same = DisjointSet(names)
     try:
-        kept = store.cached("copies", hashes.content_key(COPIES_VERSION, MOST, sorted(names)), build)
+        kept = store.cached_folder("copies", hashes.content_key(COPIES_VERSION, MOST, sorted(names)), build)
         for pair in json.loads((kept / "pairs.json").read_text()):
             same.merge(*pair)
     except containers.AudioError as error:
@@ -92,7 +92,7 @@ def _pairs(
             return None
         return seconds, _energies(waveform)
 
-    found = tqdm(devices.ahead(energies, names), "looking for copies", len(names), disable=None, leave=False)
+    found = tqdm(devices.prefetch(energies, names), "looking for copies", len(names), disable=None, leave=False)
     described = [one for one in found if one]
     if errors or not described:
         return []

@@ -287,7 +287,9 @@ def read_csv(path: Path, name: str, most: int = MOST_COLUMNS, encoding: str = "u
                 if any(map(str.strip, cells)):
                     if not table.header and len(cells) > most:
                         problem = f"{len(cells):,} columns, more than {most:,}"
-                        return Problem(name, problem, "name a table with a row a file, or keep its columns of captions")
+                        return Problem(
+                            name, problem, "name a table with one row per file, or keep its columns of captions"
+                        )
                     if table.header:
                         table.rows.append(cells)
                         table.lines.append(start)

@@ -38,7 +38,7 @@ def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: flo
 
     cut = [seconds] if seconds else []
     key = hashes.content_key(corpus.audio_fingerprint(split), encoder.logmel.description, WAVEFORM_VERSION, *cut)
-    return packed.open_packed(store.cached("logmel", key, build))
+    return packed.open_packed(store.cached_folder("logmel", key, build))
 
 
 def audio_input(corpus: Corpus, name: str, quiet: bool = False, seconds: float | None = None) -> Packed:
@@ -80,12 +80,12 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
         return quantised(waveform, rate, sample_rate)
 
     def build(folder: Path) -> None:
-        rows = devices.ahead(decode, clips)
+        rows = devices.prefetch(decode, clips)
         packed.pack(folder, tqdm(rows, f"{corpus.name} {split}: audio", len(clips), unit="clip", disable=quiet))
 
     beginning = [] if seconds is None else [float(seconds)]
     key = hashes.content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION, *beginning)
-    return packed.open_packed(store.cached("waveforms", key, build))
+    return packed.open_packed(store.cached_folder("waveforms", key, build))
 
 
 def quantised(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

@@ -27,7 +27,7 @@ class TextAwarePooling(nn.Module):
 
     dim, projection_dim: D and D_p of the thesis. One layer norm serves captions, frames and the pooled sound.
     dropout: of attention weights, in training.
-    variant: "paper", or "released", whose scoring hands on captions of length 1 from the second clip of a pass on, but
+    variant: "text", or "code", whose scoring hands on captions of length 1 from the second clip of a pass on, but
     as they are to the first, which matters only through the layer norm's epsilon.
 
     A pooled sound belongs to one caption, so every pair has to be scored. Products that no pair enters are made once:
@@ -35,7 +35,7 @@ class TextAwarePooling(nn.Module):
     softmax as it is; values go through W_v and W_0 together. Attention then runs in D instead of D_p dimensions.
     """
 
-    def __init__(self, dim: int, projection_dim: int, dropout: float = 0.0, variant: str = "paper") -> None:
+    def __init__(self, dim: int, projection_dim: int, dropout: float = 0.0, variant: str = "text") -> None:
         super().__init__()
         self.w_q, self.w_k, self.w_v = (nn.Linear(dim, projection_dim) for _ in range(3))
         self.w_0 = nn.Linear(projection_dim, dim)
@@ -64,11 +64,11 @@ class TextAwarePooling(nn.Module):
         size = 4 * (frames.shape[1] + 3 * frames.shape[2])  # bytes of a pair
         pairs = frames.shape[0] * text.shape[0] if torch.is_grad_enabled() else max(1, memory // size)
         target = F.normalize(text, dim=1)
-        queries = self._queries(target if self.variant == "released" else text)
-        first = self._queries(text) if self.variant == "released" else queries
+        queries = self._queries(target if self.variant == "code" else text)
+        first = self._queries(text) if self.variant == "code" else queries
         folded, texts = self._folded(), min(len(text), pairs)
         result = frames.new_empty(frames.shape[0], text.shape[0])
-        for clips in _blocks(frames.shape[0], max(1, pairs // texts), alone=self.variant == "released"):
+        for clips in _blocks(frames.shape[0], max(1, pairs // texts), alone=self.variant == "code"):
             here = mask[clips]
             last = int(here.any(0).nonzero().max()) + 1  # frames behind all clips of the block
             here, heard = here[:, :last], self.layer_norm(frames[clips, :last])

@@ -93,7 +93,7 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
         tensors = {key: tensor.contiguous() for key, tensor in encoder.state_dict().items()}
         save_file(tensors, folder / "weights.safetensors", {"events": listed(events)})
 
-    return store.cached("weights", key, build) / "weights.safetensors"
+    return store.cached_folder("weights", key, build) / "weights.safetensors"
 
 
 def train(

@@ -20,7 +20,7 @@ from atr.system.devices import threads
 from atr.system.hashes import content_key, file_hash
 from atr.system.packed import Packed, open_packed, pack
 from atr.system.places import home
-from atr.system.store import cached
+from atr.system.store import cached_folder
 
 MINILM = "minilm"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -248,7 +248,7 @@ def ids(captions: list[str], encoder: TextEncoder) -> Packed:
 def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> Packed:
     """`ids` from the store; `encoder()` is called only if it lacks them."""
     key = content_key(fingerprint, LONGEST, captions)
-    return open_packed(cached("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions))))
+    return open_packed(cached_folder("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions))))
 
 
 def sentences(captions: list[str], name: str = "minilm", device: str = "cpu", quiet: bool = True) -> Tensor:
@@ -276,4 +276,4 @@ def computed(
         with bars as bar, threads(os.cpu_count() or 1):
             pack(folder, encoder().rows(captions, below, bar))
 
-    return open_packed(cached("text", content_key(fingerprint, pooling, below, captions), build))
+    return open_packed(cached_folder("text", content_key(fingerprint, pooling, below, captions), build))

@@ -22,7 +22,7 @@ from atr.system import devices, hashes
 from atr.system.environment import RECORDED
 from atr.system.places import home, results_home
 from atr.training import distributed, fit, records
-from atr.training.records import Run, said
+from atr.training.records import Run, error_text
 
 RETRIES = 3  # of a run whose process or machine dies
 PROBE_SECONDS = 300.0  # for a machine to start a process and to import PyTorch
@@ -80,7 +80,7 @@ def side_by_side(tasks: list[Task], executor: Executor, options: dict[str, Any])
                 try:
                     running[executor.start(task, options)] = task
                 except Exception as error:  # memory, disk or processes are exhausted, or a part cannot be pickled
-                    yield task, said(error)
+                    yield task, error_text(error)
             if not running:
                 break
             for handle, reason in executor.ended(running):
@@ -100,7 +100,7 @@ def default_workers(device: str) -> int:
     )
 
 
-class Local:
+class LocalExecutor:
     """A process of this machine for each run, forked from a clean server."""
 
     def __init__(self, device: str = "auto", workers: int | None = None, runs: Path | None = None) -> None:
@@ -283,7 +283,7 @@ def _fit(corpus: Corpus, config: RunConfig, options: dict[str, Any]) -> str:
         fit.fit(config, corpus, **options)
     except Exception as error:
         traceback.print_exc()
-        return said(error)[:LONGEST]
+        return error_text(error)[:LONGEST]
     return ""
 
 
@@ -317,10 +317,10 @@ def _awaited(run: Run) -> str:
     return ""
 
 
-EXECUTORS: dict[str, Callable[..., Executor]] = {"local": Local, "ray": Ray}
+EXECUTORS: dict[str, Callable[..., Executor]] = {"local": LocalExecutor, "ray": Ray}
 
 
-def known(name: str) -> None:
+def check_executor(name: str) -> None:
     """ValueError for an unknown executor."""
     if name not in EXECUTORS:
         raise ValueError(f"executor: unknown {name!r}; known: {', '.join(EXECUTORS)}")

@@ -45,7 +45,7 @@ def _json(value: Any) -> str:
 
 
 def export(runs: Iterable[Run], target: Path) -> None:
-    """Write finished runs as a table, a row a run (`flat`), as CSV or Parquet by the file's ending.
+    """Write finished runs as a table, one row per run (`flat`), as CSV or Parquet by the file's ending.
 
     ValueError: another ending.
     """

@@ -17,11 +17,11 @@ from atr.corpora import corpus_of, loaded_once
 from atr.experiments import executors, planning
 from atr.experiments.executors import Executor, Task
 from atr.experiments.export import leaves
-from atr.experiments.profiles import profile as profile_of
+from atr.experiments.profiles import get_profile
 from atr.system import devices
 from atr.training import fit, identity, records, tracking
 from atr.training.preparation import prepare
-from atr.training.records import RecordError, Run, said
+from atr.training.records import RecordError, Run, error_text
 
 
 @dataclass
@@ -52,11 +52,11 @@ def load_run(address: str, profile: str = "demo") -> Run:
     by another version.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
-    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2), runs=atr.profile("demo").runs)
+    >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2), runs=atr.get_profile("demo").runs)
     >>> load_run(run.address[:8]) == run
     True
     """
-    run = records.find(address, profile_of(profile).runs)
+    run = records.find(address, get_profile(profile).runs)
     status = run.status
     if status == "damaged":
         raise RecordError(run.problem)
@@ -130,10 +130,10 @@ def run_all(
     >>> [(config.seed, run.status) for config, run in outcome]
     [(0, 'finished'), (1, 'finished')]
     """
-    executors.known(executor)
+    executors.check_executor(executor)
     # A cluster may have a GPU where this machine has none.
     here = devices.resolve_device("auto" if executor == "ray" and device == "cuda" else device)
-    options = {"root": root, "runs": runs, "track": tracking.chosen(track)}
+    options = {"root": root, "runs": runs, "track": tracking.trackers_of(track)}
     outcome = Runs(list(configs), [None] * len(configs))
     start = partial(executors.EXECUTORS[executor], device, workers, runs)
     with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar, loaded_once():
@@ -167,7 +167,7 @@ def _tasks(outcome: Runs, root: str | Path | None, runs: Path | None, quiet: boo
                 tasks[run.address] = Task(config, corpus, run, [], needs)
             tasks[run.address].places.append(place)
         except Exception as error:
-            outcome.failures[place] = said(error)
+            outcome.failures[place] = error_text(error)
     return list(tasks.values())
 
 
@@ -192,7 +192,7 @@ def _ended(
                 )
                 ready.append(task)
             except Exception as error:
-                yield task, said(error)
+                yield task, error_text(error)
         if here == "cuda":
             torch.cuda.empty_cache()  # what preparing took is the runs' now
         ordered = sorted(reversed(ready), key=_order)
@@ -202,7 +202,7 @@ def _ended(
 def _order(task: Task) -> tuple:
     """The released recipe first, heads before encoders, the shortest first, so that a table soon has rows."""
     seconds = planning.seconds(task.config, planning.size(task.config, task.corpus))
-    return task.config.recipe != "released", task.config.training in ("finetuned", "scratch"), seconds
+    return task.config.recipe != "code", task.config.training in ("finetuned", "scratch"), seconds
 
 
 def _where(run: Run, reason: str) -> str:

@@ -34,7 +34,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
 
 
 @dataclass(frozen=True)
-class Size:
+class CorpusSize:
     """Clips and captions by split, and the mean and the greatest length of a clip in seconds, 0 where unknown."""
 
     clips: dict[str, int]
@@ -43,14 +43,14 @@ class Size:
     longest: float = 0.0
 
 
-def size(config: RunConfig, corpus: Corpus | None) -> Size:
+def size(config: RunConfig, corpus: Corpus | None) -> CorpusSize:
     """Of a corpus at hand, else what is published of it, else what its options say."""
     if corpus is not None:
         split_of = corpus.clips.set_index("clip")["split"]
         counts = corpus.clips["split"].value_counts(), corpus.captions["clip"].map(split_of).value_counts()
         clips, captions = ({str(split): int(number) for split, number in count.items()} for count in counts)
         durations = corpus.clips["duration"]
-        return Size(clips, captions, float(durations.mean()), float(durations.max()))
+        return CorpusSize(clips, captions, float(durations.mean()), float(durations.max()))
     options = dict(config.corpus)
     synthetic, use = options.pop("synthetic", None), options.pop("use", "both")
     if synthetic is not None:
@@ -65,10 +65,10 @@ def size(config: RunConfig, corpus: Corpus | None) -> Size:
         clips = {"train": sum(whole.clips.values()) - held, "validation": int(held)}
         return replace(whole, clips=clips, captions={split: round(each * n) for split, n in clips.items()})
     if options["name"] in PUBLISHED:
-        return Size(**PUBLISHED[options["name"]])
+        return CorpusSize(**PUBLISHED[options["name"]])
     clips = {split: options.get(split, 1200) for split in ("train", "validation", "test")}
     seconds = options.get("duration", 10.0)
-    return Size(clips, {split: 5 * number for split, number in clips.items()}, seconds, seconds)
+    return CorpusSize(clips, {split: 5 * number for split, number in clips.items()}, seconds, seconds)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def signature(config: RunConfig) -> tuple:
     )
 
 
-def cost(config: RunConfig, measured: Measured, data: Size) -> Cost:
+def cost(config: RunConfig, measured: Measured, data: CorpusSize) -> Cost:
     """What a run needs, from a measurement of its signature and the size of its corpus.
 
     A batch is about as long as the longest clips; evaluation puts clips of like length together. A stage whose encoder
@@ -174,16 +174,16 @@ RUN_SECONDS = 1.0  # of starting a run and writing it
 YARDSTICK_SECONDS = 0.1  # that `speed` measures there
 
 
-def seconds(config: RunConfig, data: Size) -> float:
+def seconds(config: RunConfig, data: CorpusSize) -> float:
     """Rough seconds of a run on one core where `speed` is 1, as `cost` has them."""
     pair, clip, caption = TYPICAL[config.training]
     fixed = STEP_SECONDS + HEAD_SECONDS * config.embedding_dim**2
-    length = 0.0 if config.training == "frozen" else 10.0
+    length = 10.0 if clip else 0.0  # cached features cost the same, however long their clips
     measured = Measured(fixed, pair, clip, caption, *(0.0,) * 5, seconds=length)
     return RUN_SECONDS + cost(config, measured, data).seconds
 
 
-def preparation(data: Size, cores: int) -> float:
+def preparation(data: CorpusSize, cores: int) -> float:
     """Rough seconds to decode a corpus, pre-train its encoder and encode its captions, where `speed` is 1."""
     decoding, encoding = 0.03 / cores * sum(data.clips.values()), 6e-3 * sum(data.captions.values())
     return decoding + encoding + data.clips["train"] * 0.0022 * pretraining.EPOCHS

@@ -1,4 +1,4 @@
-"""What each profile fixes: the one table behind `profile=` in every notebook."""
+"""What each profile fixes: the one table behind `profile_name` in every notebook."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Profile:
     epochs: Mapping[str, int]
     rates: Mapping[str, Mapping[str, float]]
     schedules: Mapping[str, str] = field(default_factory=lambda: {"frozen": "step", "finetuned": "step"})
-    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": {"frozen": "frozen"}})
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"code": {"frozen": "frozen"}})
     base: Mapping[str, Any] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     # Shares of the full rates, by how batches are drawn: chosen on validation data of demo (seed 0).
@@ -46,7 +46,7 @@ class Profile:
     cnns: tuple[str, str] = ("compact", "compact_resnet")  # for CNN14 and ResNet38
     source: Mapping[str, Any] = field(default_factory=dict)  # corpus that transfer starts on
     submission: Mapping[str, Any] = field(default_factory=dict)  # corpus that a challenge's systems are trained on
-    thesis_recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"released": SMALL_THESIS})
+    thesis_recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"code": SMALL_THESIS})
     # Of the heads' rate, for text-aware pooling: the best of 1, 0.3 and 0.1 on validation data of demo (seed 0).
     pooling_share: float = 0.1
     notebooks: tuple[str, ...] = ()  # that the profile serves; all if none are named
@@ -248,10 +248,10 @@ PROFILES = {
 PROFILES["captions"] = Profile("captions", {}, (0, 1, 2), {}, {}, notebooks=("10", "11"), needs_captions=True)
 
 
-def profile(name: str) -> Profile:
+def get_profile(name: str) -> Profile:
     """A profile by its name. ValueError: there is none.
 
-    >>> demo = profile("demo")
+    >>> demo = get_profile("demo")
     >>> demo.seeds, list(demo.corpora)
     ((0, 1, 2), ['soundscapes'])
     """

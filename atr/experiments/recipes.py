@@ -22,9 +22,9 @@ MEI2022 = {
     "max_seconds": 30.0,
 }
 RECIPES: dict[str, Mapping[str, Any]] = {
-    "released": {"padding": "released", "audio_dropout": 0.2, "text_dropout": 0.2, "frozen": "frozen_released"},
-    "paper": {
-        "recipe": "paper",
+    "code": {"padding": "released", "audio_dropout": 0.2, "text_dropout": 0.2, "frozen": "frozen_released"},
+    "text": {
+        "recipe": "text",
         "pooling": "frequency_mean_max",
         "augment": None,
         "clip_norm": None,
@@ -59,17 +59,17 @@ TYMOFIEIEV2025 = {
     "ATST": {"audio_encoder": "atst_frame"},
 }
 THESIS_RECIPES: dict[str, Mapping[str, Any]] = {
-    "released": TYMOFIEIEV2025
+    "code": TYMOFIEIEV2025
     | {
-        "recipe": "released",
+        "recipe": "code",
         "cosine_epochs": 15.0,
         "select_by": "last",
         "PaSST": {"audio_encoder": "passt_s_stride16", "augment": "patchout"},
         "text_aware": {"projection_dim": 2048, "dropout": 0.1},
     },
-    "paper": TYMOFIEIEV2025
+    "text": TYMOFIEIEV2025
     | {
-        "recipe": "paper",
+        "recipe": "text",
         "select_by": "t2a_map10",
         "PaSST": {"audio_encoder": "passt_s"},
         "text_aware": {"projection_dim": 2048, "dropout": 0.05},

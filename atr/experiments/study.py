@@ -21,8 +21,7 @@ from atr.corpora import corpus_of, loaded_once
 from atr.corpora.corpus import Corpus, CorpusError
 from atr.experiments import executors, planning
 from atr.experiments.grid import describe
-from atr.experiments.profiles import Profile
-from atr.experiments.profiles import profile as profile_of
+from atr.experiments.profiles import Profile, get_profile
 from atr.system import atomic, hashes, places
 from atr.training import distributed, fit, identity
 
@@ -80,15 +79,15 @@ def plan(
     seeds: Sequence[int] | None = None,
     strict: bool = False,
 ) -> pd.DataFrame:
-    """A row a distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core.
+    """One row per distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core.
 
     Trains and fetches nothing. strict: CorpusError for a corpus that is there and has problems.
     """
-    chosen = profile_of(profile)
+    chosen = get_profile(profile)
     rows: dict[str, dict[str, Any]] = {}
     with loaded_once():
         for path in paths:
-            for config in grid(path, {"profile": profile, "seeds": list(seeds) if seeds else None}):
+            for config in grid(path, {"profile_name": profile, "seeds": list(seeds) if seeds else None}):
                 key = json.dumps(config.to_dict(), sort_keys=True)
                 if key not in rows:
                     corpus = _corpus(config, chosen, strict)
@@ -210,7 +209,7 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
     """
     import papermill
 
-    folder = profile_of(profile).results / "notebooks"
+    folder = get_profile(profile).results / "notebooks"
     target, partial = folder / path.name, folder / f"{path.stem}.failed.ipynb"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     found = [str(places.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -221,7 +220,7 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
             papermill.execute_notebook(
                 path,
                 partial,
-                parameters={"profile": profile, **parameters},
+                parameters={"profile_name": profile, **parameters},
                 kernel_name="python3",
                 language="python",
                 kernel_manager_class=type("Kernel", (OwnKernel,), {"environment": own}),
@@ -244,7 +243,7 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
 
 def commit_reference(profile: str) -> Path:
     """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`."""
-    chosen = profile_of(profile)
+    chosen = get_profile(profile)
     source = chosen.results
     target = places.results_home() / "reference" / profile
     parts = ("tables", "figures", "notebooks")

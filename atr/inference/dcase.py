@@ -1,12 +1,12 @@
 """The files of DCASE's language-based audio retrieval: submissions written, read and scored; clips that no corpus has.
 
-2022, task 6b: a row a query, its text and the names of the ten best files, best first:
+2022, task 6b: one row per query, its text and the names of the ten best files, best first:
     caption,file_name_1,…,file_name_10
 as the organisers' baseline writes it (utils/eval_utils.py and test.output.csv of
 github.com/xieh97/dcase2022-audio-retrieval; dcase.community/challenge2022/task-language-based-audio-retrieval).
 Ranked by mAP@10. Of queries with the same text, the organisers' script counts one.
 
-2025, task 6: a row a query, its text and the score of every file (d25_t6/predict.py of
+2025, task 6: one row per query, its text and the score of every file (d25_t6/predict.py of
 github.com/CPJKU/dcase2025_task6_baseline), as a query may have several relevant files. Ranked by mAP@16
 (dcase.community/challenge2025/task-language-based-audio-retrieval-results).
 """
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
-from atr.corpora import audio as audio_files
+from atr.corpora.audio import duration
 from atr.corpora.corpus import DENSE, Corpus, alike, clip_table, no_events
 from atr.corpora.files import LONGEST_LINE, FileReader, frame, shown
 from atr.inference import embedder
@@ -266,7 +266,7 @@ def embed(
         )
     config, _ = embedder.beginning(run, corpus, quiet)
     device = devices.resolve_device(device)
-    clips = [(path, "test", audio_files.duration(path), hashes.file_hash(Path(path)), "") for path in paths]
+    clips = [(path, "test", duration(path), hashes.file_hash(Path(path)), "") for path in paths]
     captions = pd.DataFrame({"clip": paths[0], "caption": list(queries)})  # a caption needs a clip, any will do
     reader = FileReader(Path(), {path: digest for path, _, _, digest, _ in clips})
     held = Corpus("files", clip_table(clips), captions, no_events(), reader)

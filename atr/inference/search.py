@@ -43,7 +43,7 @@ Piece = tuple[float, float, np.ndarray]  # start, end, waveform at the embedder'
 
 
 @dataclass(frozen=True)
-class Report:
+class IndexUpdate:
     """What an update came to. Files: new, changed, unchanged, gone, usable; segments; seconds of sound; problems: path
     and problem of what cannot be used.
     """
@@ -138,12 +138,12 @@ class Index:
 
     @property
     def files(self) -> pd.DataFrame:
-        """A row a file: path relative to the folder, size, mtime_ns, seconds, segments, problem ("" if none). Errors as
-        in `search`.
+        """One row per file: path relative to the folder, size, mtime_ns, seconds, segments, problem ("" if none).
+        Errors as in `search`.
         """
         return self._lookup.kept[list(shards.COLUMNS)].sort_values("path", ignore_index=True)
 
-    def update(self, quiet: bool = False) -> Report:
+    def update(self, quiet: bool = False) -> IndexUpdate:
         """Embed the files that are new or changed by size or time, or whose embeddings are damaged; forget those that
         are gone.
 
@@ -175,7 +175,7 @@ class Index:
             lookup.clean()
             self.__dict__.pop("_lookup", None)
         bad = files.loc[files["problem"] != "", ["path", "problem"]]
-        return Report(
+        return IndexUpdate(
             new=new,
             changed=len(todo) - new,
             unchanged=len(files) - len(todo),
@@ -252,7 +252,7 @@ class Index:
         shard = _Filling(self.path, self.embedder)
         rows = todo.itertuples(index=False, name=None)
         with tqdm(total=int(todo["size"].sum()), unit="B", unit_scale=True, disable=quiet) as bar:
-            for number, (file, seconds, pieces) in enumerate(devices.ahead(self._begin, rows), 1):
+            for number, (file, seconds, pieces) in enumerate(devices.prefetch(self._begin, rows), 1):
                 bar.set_description(f"file {number:,} of {len(todo):,}", refresh=False)
                 path, size, mtime_ns = file
                 before, problem = bar.n, ""
@@ -341,7 +341,7 @@ class _Filling:
         table = pd.DataFrame(self.entries, columns=list(shards.COLUMNS))
         rows = torch.tensor([not self.entries[owner][-1] for owner in self.owners], dtype=torch.bool)
         times = torch.tensor(self.times, dtype=torch.float64).reshape(-1, 2)
-        part = shards.Part(table, torch.cat(self.embedded)[rows], times[rows])
+        part = shards.Rows(table, torch.cat(self.embedded)[rows], times[rows])
         self.landed.append(shards.write(self.folder, [part]))
         self._empty()
 

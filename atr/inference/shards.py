@@ -31,7 +31,7 @@ COLUMNS = {"path": "object", "size": "int64", "mtime_ns": "int64", "seconds": "f
 COLUMNS |= {"problem": "object"}
 
 
-class Part(NamedTuple):
+class Rows(NamedTuple):
     """Some files: a table of COLUMNS, embeddings and times of their rows."""
 
     table: pd.DataFrame
@@ -76,7 +76,7 @@ class Shard:
 
     @property
     def table(self) -> pd.DataFrame:
-        """COLUMNS, a row a file."""
+        """COLUMNS, one row per file."""
         return self._content[1]
 
     @cached_property
@@ -99,10 +99,10 @@ class Shard:
         """(files + 1,): file i's rows are offsets[i] to offsets[i + 1]."""
         return np.cumsum([0, *self.table["segments"]])
 
-    def part(self, files: np.ndarray) -> Part:
+    def part(self, files: np.ndarray) -> Rows:
         """Of the chosen files, a mask (files,)."""
         rows = torch.from_numpy(np.repeat(files, self.table["segments"]))
-        return Part(self.table[files], self.tensors["embeddings"][rows], self.tensors["times"][rows])
+        return Rows(self.table[files], self.tensors["embeddings"][rows], self.tensors["times"][rows])
 
 
 def stored(folder: Path) -> list[Shard]:
@@ -122,7 +122,7 @@ def clean(folder: Path, kept: Iterable[Shard]) -> None:
             path.unlink()
 
 
-def write(folder: Path, parts: Sequence[Part]) -> Shard:
+def write(folder: Path, parts: Sequence[Rows]) -> Shard:
     """A further shard; no other process may be writing one to this folder."""
     embeddings, times = torch.cat([part.embeddings for part in parts]), torch.cat([part.times for part in parts])
     rows = pd.concat([part.table for part in parts]).to_dict("records")
@@ -163,7 +163,7 @@ def compact(folder: Path, shards: Sequence[Shard], kept: pd.DataFrame) -> list[S
     if len(loose) == 1 and loose[0][1].all():
         return list(shards)
     result = [shard for shard in shards if all(shard is not other for other, _ in loose)]
-    parts: list[Part] = []
+    parts: list[Rows] = []
     for shard, mask in loose:
         part = Shard(folder, shard.name).part(mask)  # not to hold them all
         if parts and part.size + sum(one.size for one in parts) > FULL:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from atr import register
 from atr.register import LOSSES
 
-Variant = Literal["paper", "released"]
+Variant = Literal["text", "code"]
 SameClip = Literal["mask", "negative", "positive"]
 
 
@@ -76,7 +76,7 @@ class TripletSum(PairLoss):
 
     title = "Triplet-sum"
 
-    def __init__(self, variant: Variant = "paper", margin: float = 0.2, same_clip: SameClip = "mask") -> None:
+    def __init__(self, variant: Variant = "text", margin: float = 0.2, same_clip: SameClip = "mask") -> None:
         super().__init__(same_clip)
         self.margin = margin
 
@@ -109,8 +109,8 @@ class TripletMax(TripletSum):
 class TripletWeighted(PairLoss):
     """Polynomials of the positive's and the negatives' similarity: Mei 2022, eq. 4 to 6, after Wei 2020.
 
-    paper: for each power, the largest of the negatives' powers; a hinge on the sum. Eq. 6 has no margin: unused.
-    released: both polynomials at the positive and at the hardest negative, each clamped at 0. A query counts only if
+    text: for each power, the largest of the negatives' powers; a hinge on the sum. Eq. 6 has no margin: unused.
+    code: both polynomials at the positive and at the hardest negative, each clamped at 0. A query counts only if
     its hardest negative exceeds the positive minus the margin and the positive is below 1 - 1e-5.
     A query without a negative contributes 0 in both.
 
@@ -121,7 +121,7 @@ class TripletWeighted(PairLoss):
 
     def __init__(
         self,
-        variant: Variant = "paper",
+        variant: Variant = "text",
         margin: float = 0.2,
         same_clip: SameClip = "mask",
         positive: tuple[float, ...] = (0.5, -0.7, 0.2),
@@ -135,19 +135,19 @@ class TripletWeighted(PairLoss):
         positive = similarity.diagonal()
         n = len(positive)
         negatives = self.negatives(same)
-        direction = self._paper if self.variant == "paper" else self._released
+        direction = self._text if self.variant == "text" else self._code
         texts = direction(positive, similarity[:n], negatives[:n])
         audios = direction(positive, similarity[:, :n].t(), negatives[:, :n].t())
         return (texts + audios).sum() / n
 
-    def _paper(self, positive: Tensor, candidates: Tensor, negatives: Tensor) -> Tensor:
+    def _text(self, positive: Tensor, candidates: Tensor, negatives: Tensor) -> Tensor:
         total = _polynomial(self.positive, positive) + self.negative[0]
         for power, coefficient in enumerate(self.negative[1:], start=1):
             largest = (candidates**power).masked_fill(~negatives, -torch.inf).amax(1)
             total = total + coefficient * largest
         return torch.where(negatives.any(1), total.clamp(min=0), 0)
 
-    def _released(self, positive: Tensor, candidates: Tensor, negatives: Tensor) -> Tensor:
+    def _code(self, positive: Tensor, candidates: Tensor, negatives: Tensor) -> Tensor:
         hardest = candidates.masked_fill(~negatives, -torch.inf).amax(1)
         counts = (hardest > positive - self.margin) & (positive < 1 - 1e-5)
         # The 0 keeps an infinite `hardest` out of the polynomial; its gradient would be 0 · inf, a NaN on the way.
@@ -160,8 +160,8 @@ class TripletWeighted(PairLoss):
 class NTXent(PairLoss):
     """Cross-entropy of the pair among all candidates: Mei 2022, eq. 7.
 
-    paper: the sum of both directions' means. released, and Tymofieiev 2025, eq. 3.2: half of it.
-    same_clip: by default "mask" in `paper` and "negative" in `released`, whose code leaves the clip's other captions in
+    text: the sum of both directions' means. code, and Tymofieiev 2025, eq. 3.2: half of it.
+    same_clip: by default "mask" in `text` and "negative" in `code`, whose code leaves the clip's other captions in
     the denominator. "positive", as in Tymofieiev 2025: the mean runs over all pairs of a clip with one of its captions.
     learned: the temperature is learned too, by its logarithm `log_temperature`, from `temperature` on.
     hardest: only so many negatives of each row and column stay in the denominator, the most similar ones: mining within
@@ -173,19 +173,19 @@ class NTXent(PairLoss):
 
     def __init__(
         self,
-        variant: Variant = "paper",
+        variant: Variant = "text",
         temperature: float = 0.07,
         same_clip: SameClip | None = None,
         hardest: int | None = None,
         learned: bool = False,
     ) -> None:
-        super().__init__(same_clip or ("mask" if variant == "paper" else "negative"))
+        super().__init__(same_clip or ("mask" if variant == "text" else "negative"))
         if hardest is not None and (hardest < 1 or self.same_clip == "positive"):
             raise ValueError(f"hardest is {hardest!r}; give 1 or more, and a same_clip other than 'positive'")
         self.hardest = hardest
         self.temperature = _above_zero(temperature)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learned else None
-        self.weight = 1.0 if variant == "paper" else 0.5
+        self.weight = 1.0 if variant == "text" else 0.5
 
     def compute(self, similarity: Tensor, same: Tensor) -> Tensor:
         temperature = self.temperature if self.log_temperature is None else self.log_temperature.exp()
@@ -218,9 +218,9 @@ class NTXent(PairLoss):
 class Sigmoid(PairLoss):
     """Each audio and text judged paired or not, summed, divided by n: Tymofieiev 2025, eq. 3.3, after Zhai 2023.
 
-    paper: logits t · s + b. released: exp(t) · s / temperature + b, with temperature 0.05. t and b are learned.
+    text: logits t · s + b. code: exp(t) · s / temperature + b, with temperature 0.05. t and b are learned.
     The sign of b is the one under which its start at -10 makes "not paired" likely; eq. 3.3 prints the opposite.
-    same_clip: by default "positive" in `paper`, whose label is 1 for "paired", and "negative" in `released`.
+    same_clip: by default "positive" in `text`, whose label is 1 for "paired", and "negative" in `code`.
     """
 
     title = "Sigmoid"
@@ -228,20 +228,20 @@ class Sigmoid(PairLoss):
 
     def __init__(
         self,
-        variant: Variant = "paper",
+        variant: Variant = "text",
         temperature: float | None = None,
         same_clip: SameClip | None = None,
         t: float = 1.0,
         b: float = -10.0,
     ) -> None:
-        super().__init__(same_clip or ("positive" if variant == "paper" else "negative"))
+        super().__init__(same_clip or ("positive" if variant == "text" else "negative"))
         self.variant = variant
-        self.temperature = _above_zero((1.0 if variant == "paper" else 0.05) if temperature is None else temperature)
+        self.temperature = _above_zero((1.0 if variant == "text" else 0.05) if temperature is None else temperature)
         self.t = nn.Parameter(torch.tensor(float(t)))
         self.b = nn.Parameter(torch.tensor(float(b)))
 
     def compute(self, similarity: Tensor, same: Tensor) -> Tensor:
-        scale = self.t if self.variant == "paper" else self.t.exp()
+        scale = self.t if self.variant == "text" else self.t.exp()
         logits = scale / self.temperature * similarity + self.b
         pairs = _pairs(same)
         log_likelihood = F.logsigmoid(torch.where(same if self.same_clip == "positive" else pairs, logits, -logits))
@@ -250,7 +250,7 @@ class Sigmoid(PairLoss):
         return -log_likelihood.sum() / min(similarity.shape)
 
 
-def build(name: str, variant: str = "paper", **parameters: Any) -> PairLoss:
+def build(name: str, variant: str = "text", **parameters: Any) -> PairLoss:
     """A loss by name, in the form of the paper's text or of its released code; parameters: those of its class.
 
     `mask_same_clip` (True: same_clip="mask", False: same_clip="negative") is accepted by every loss.
@@ -263,8 +263,8 @@ def build(name: str, variant: str = "paper", **parameters: Any) -> PairLoss:
     """
     if name not in LOSSES:
         raise ValueError(f"no loss {name!r}; known: {_listed(LOSSES)}; one of your own: first atr.extend(<its file>)")
-    if variant not in ("paper", "released"):
-        raise ValueError(f"{name}: no variant {variant!r}; known: 'paper', 'released'")
+    if variant not in ("text", "code"):
+        raise ValueError(f"{name}: no variant {variant!r}; known: 'text', 'code'")
     accepted = inspect.signature(LOSSES[name]).parameters
     known = [*(parameter for parameter in accepted if parameter != "variant"), "mask_same_clip"]
     if unknown := [parameter for parameter in parameters if parameter not in known]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atr.losses.voxels import VoxelAssignment, VoxelLogistic, VoxelRecipe, trained, voxel_network
+from atr.losses.voxels import VoxelAssignment, VoxelLogistic, VoxelRecipe, network_folder, voxel_network
 from atr.metrics.uniformity import Histogram, draw
 from atr.system import hashes
 
@@ -134,7 +134,7 @@ class PenaltySettings:
         """{"voxels": hash of the network's weights}, empty where there are none; FileNotFoundError: see `trained`."""
         if self.estimator != "network":
             return {}
-        return {"voxels": hashes.file_hash(trained(0, self.recipe, quiet, train) / "weights.safetensors")}
+        return {"voxels": hashes.file_hash(network_folder(0, self.recipe, quiet, train) / "weights.safetensors")}
 
 
 def read_settings(penalty: Mapping[str, Any]) -> PenaltySettings:

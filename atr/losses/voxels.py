@@ -98,7 +98,7 @@ def train_voxel_network(
 ) -> tuple[VoxelNetwork, pd.DataFrame]:
     """Train a voxel network to name the voxel of uniformly drawn 8-vectors: section 6.2. Runs on one thread of the CPU.
 
-    Returns the network after its last epoch, in evaluation mode and frozen, and a row an epoch: epoch, learning_rate
+    Returns the network after its last epoch, in evaluation mode and frozen, and one row per epoch: epoch, learning_rate
     (at its end), loss (mean cross-entropy in nats), training_accuracy (while training) and validation_accuracy, both
     in percent.
     """
@@ -160,16 +160,16 @@ def voxel_network(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool 
     recipe = recipe or VoxelRecipe()
     with torch.random.fork_rng(devices=()):  # the initial weights are overwritten
         network = VoxelNetwork(recipe.hidden)
-    network.load_state_dict(load_file(trained(seed, recipe, quiet) / "weights.safetensors"))
+    network.load_state_dict(load_file(network_folder(seed, recipe, quiet) / "weights.safetensors"))
     return network.eval().requires_grad_(False)
 
 
 def voxel_network_history(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = False) -> pd.DataFrame:
     """The history of `train_voxel_network`, kept beside the network; trains where that is not there yet."""
-    return pd.read_csv(trained(seed, recipe, quiet) / "history.csv")
+    return pd.read_csv(network_folder(seed, recipe, quiet) / "history.csv")
 
 
-def trained(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = False, train: bool = True) -> Path:
+def network_folder(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = False, train: bool = True) -> Path:
     """Folder of the network's weights.safetensors and history.csv; FileNotFoundError where it is missing or damaged and
     `train` is not set.
     """
@@ -183,4 +183,4 @@ def trained(seed: int = 0, recipe: VoxelRecipe | None = None, quiet: bool = Fals
     key = hashes.content_key(VOXEL_NETWORK_VERSION, seed, asdict(recipe))
     if not train and store.damage(places.home() / "cache" / "voxel_network" / key):
         raise FileNotFoundError("the voxel network is not trained yet; atr.losses.voxels.voxel_network() trains it")
-    return store.cached("voxel_network", key, build)
+    return store.cached_folder("voxel_network", key, build)

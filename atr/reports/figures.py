@@ -107,7 +107,7 @@ register_scale(_LogScale)  # "log", everywhere, as the style draws all text as i
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[Run]]], columns: Mapping[str, str], ordered: bool = False
 ) -> Figure:
-    """Learning curves: a column a panel, a row a history column; mean over seeds, band from minimum to maximum.
+    """Learning curves: one column per panel, one row per history column; mean over seeds, band from minimum to maximum.
 
     panels: title → label → runs that differ by seed. columns: history column → axis label. ordered: labels are
     steps of a scale, and colours go from dark to light. A dotted line marks where a "step" schedule lowers the rate,
@@ -188,7 +188,8 @@ def lines(
 ) -> Figure:
     """Mean of `column` against `x` (logarithmic, base 2) by `hue`, bars of one deviation over seeds.
 
-    table: a row a point, with `column` and `<column>_std`. panels: a column of the table that splits it side by side.
+    table: one row per point, with `column` and `<column>_std`. panels: a column of the table that splits it side by
+    side.
     """
     names = list(dict.fromkeys(table[panels])) if panels else [""]
     figure, axes = subplots(1, len(names), 2.7, PAGE if panels else COLUMN, sharey=True)
@@ -209,9 +210,10 @@ def lines(
 def responses(
     table: pd.DataFrame, x: str, hue: str, columns: Mapping[str, str], levels: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    """A panel a column of the table: its mean against the categories `x` by `hue`, bars of one deviation over seeds.
+    """One panel per column of the table: its mean against the categories `x` by `hue`, bars of one deviation over
+    seeds.
 
-    table: a row a run; x in its order of appearance, or where it is a number. columns: column → axis label. levels:
+    table: one row per run; x in its order of appearance, or where it is a number. columns: column → axis label. levels:
     column → label → a level to mark by a dotted line.
     """
     figure, axes = subplots(1, len(columns), 2.7, PAGE)
@@ -245,7 +247,7 @@ def batches(reports: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def learned(groups: Mapping[str, Sequence[Run]]) -> Figure:
-    """What a loss learns, a panel a parameter, by step; mean over seeds, band from minimum to maximum.
+    """What a loss learns, one panel per parameter, by step; mean over seeds, band from minimum to maximum.
 
     groups: label → runs that differ by seed (`Run.learned`).
     """

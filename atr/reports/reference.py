@@ -6,13 +6,13 @@ import pandas as pd
 
 from atr.metrics import statistics
 from atr.reports.names import DATASETS, DIGITS, HEADINGS, RECALLS, loss_title
-from atr.reports.tables import cells, plus_minus, shown, summary
+from atr.reports.tables import cells, formatted, plus_minus, summary
 from atr.system import places
 
 
 def published(name: str) -> pd.DataFrame:
-    """A table of `data/reference/`: a row a cell, its mean and deviation as printed, and training, loss, batch and dim
-    in the words of our own tables.
+    """A table of `data/reference/`: one row per cell, its mean and deviation as printed, and training, loss, batch and
+    dim in the words of our own tables.
     """
     path = places.PROJECT / "data" / "reference" / f"{name}.csv"
     if not path.is_file():
@@ -38,10 +38,12 @@ def as_printed(reference: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return wide.loc[first.index, columns].rename(columns=HEADINGS).rename_axis(columns=None)
 
 
-def beside(ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def beside_published(
+    ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], columns: Sequence[str]
+) -> pd.DataFrame:
     """Published and own `mean ± deviation` side by side: rows `by`, columns (metric, whose).
 
-    ours: a row a run, as `frame` gives it; reference: as `published` gives it, with the columns of `by` added.
+    ours: one row per run, as `frame` gives it; reference: as `published` gives it, with the columns of `by` added.
     Sources stand side by side; no difference is computed, as data and encoders differ outside of profile `paper`.
     """
     parts: dict[tuple[str, str], pd.Series] = {}
@@ -52,7 +54,7 @@ def beside(ours: pd.DataFrame, reference: pd.DataFrame, by: Sequence[str], colum
             parts[HEADINGS[column], f"{DATASETS[str(dataset)]}, published"] = pd.Series(values, index=index)
         for corpus, group in ours.groupby("corpus", sort=False):
             means = summary(group, by, [column])
-            parts[HEADINGS[column], f"{corpus}, ours"] = shown(means, [column])[HEADINGS[column]]
+            parts[HEADINGS[column], f"{corpus}, ours"] = formatted(means, [column])[HEADINGS[column]]
     result = pd.concat(parts, axis=1)  # rows that only one side has stay
     numbers = [name for name in by if pd.api.types.is_numeric_dtype(result.index.get_level_values(name))]
     if numbers:
@@ -69,8 +71,8 @@ def differences(
 ) -> pd.DataFrame:
     """Ours minus published, for runs of the published experiment (profile `paper`) and no others.
 
-    Rows are matched by `by`, columns of both (corpus, training, loss, rate, batch, …); a row a metric: ours, published,
-    difference, and its 95 % interval (Welch's, from both deviations over seeds; blank with a single seed).
+    Rows are matched by `by`, columns of both (corpus, training, loss, rate, batch, …); one row per metric: ours,
+    published, difference, and its 95 % interval (Welch's, from both deviations over seeds; blank with a single seed).
     """
     known = reference.assign(corpus=reference["dataset"].map(DATASETS))
     if "learning_rate" in known:

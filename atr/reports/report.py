@@ -15,8 +15,7 @@ import pandas as pd
 
 from atr.corpora import loaded_once
 from atr.experiments import study
-from atr.experiments.profiles import Profile
-from atr.experiments.profiles import profile as profile_of
+from atr.experiments.profiles import Profile, get_profile
 from atr.reports import freshness
 from atr.reports.tables import readable
 from atr.reports.verdicts import VERDICTS
@@ -61,7 +60,7 @@ class Output:
 
 
 @dataclass
-class Part:
+class Section:
     """A section of a notebook that saves something: its heading, its words (Markdown), what it saves."""
 
     heading: str
@@ -80,7 +79,7 @@ class Study:
     path: Path
     title: str
     words: str
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Section] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     unchecked: str = ""
 
@@ -179,7 +178,7 @@ def gather(profile: str, results: Path | None = None) -> Report:
     """Everything in the results of a profile, checked against its notebooks and runs. ValueError: files that cannot be
     read, or no results at all. results: folder with tables/ and figures/, and runs/ if there are any.
     """
-    chosen = profile_of(profile)
+    chosen = get_profile(profile)
     results = results or chosen.results
     files = {
         (folder, path.stem)
@@ -219,7 +218,7 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
     if not mine:
         return found
     found.parts = _parts(cells, found.number)
-    rest = Part("No longer in the notebook", "", [])
+    rest = Section("No longer in the notebook", "", [])
     for name, folder in mine:
         output = _output(results / folder, name, f"atr study {found.number} --profile {profile.name}")
         home = next((part for part in found.parts if any(one.fullmatch(name) for one in part.names)), rest)
@@ -228,7 +227,7 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
     first = {part.heading for part in found.parts if any(one.name.endswith("_published") for one in part.outputs)}
     found.parts.sort(key=lambda part: part.heading not in first)
     copy = study.executed(results / "notebooks" / path.name)
-    grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile": profile.name})
+    grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile_name": profile.name})
     made = {output.path: output.provenance for output in found.outputs}
     runs = results / "runs"
     stale, found.unchecked = freshness.check(path, copy, made, grid, profile, runs)
@@ -240,13 +239,13 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
     return found
 
 
-def _parts(cells: list, number: str) -> list[Part]:
+def _parts(cells: list, number: str) -> list[Section]:
     """The sections of a notebook, by its text cells; `names` match what the code cells below save, f-strings too."""
     parts, heading = [], ""
     for cell in cells:
         if cell.cell_type == "markdown":
             heading = next(iter(re.findall(r"^#+ (.+)", cell.source, re.M)), heading)
-            parts.append(Part(heading, re.sub(r"^#+ .+\n*", "", cell.source).strip(), []))
+            parts.append(Section(heading, re.sub(r"^#+ .+\n*", "", cell.source).strip(), []))
         elif cell.cell_type == "code":
             for name in re.findall(rf'"({number}_[^"]+)"', cell.source):
                 pattern = r"\w+".join(map(re.escape, re.split(r"\{[^}]*\}", name)))

@@ -21,10 +21,10 @@ from atr.training.records import Run
 NUMBER = r"-?\d+(\.\d+)?(e-?\d+)?"
 
 
-def frame(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
-    """A row a run: corpus, recipe, training, loss, rate (that of the heads), batch size, embedding dimension, weight
-    of the penalty (0: none), epochs, seed, best epoch, validation R@10 (selected epoch), test metrics, the run itself.
-    A run that several parts of a grid ask for has one row.
+def run_table(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
+    """One row per run: corpus, recipe, training, loss, rate (that of the heads), batch size, embedding dimension,
+    weight of the penalty (0: none), epochs, seed, best epoch, validation R@10 (selected epoch), test metrics, the run
+    itself. A run that several parts of a grid ask for has one row.
     """
     rows = [
         {
@@ -131,7 +131,7 @@ def cells(means: pd.Series, deviations: pd.Series, digits: int) -> list[str]:
     return [plus_minus(*pair, digits) for pair in zip(means, deviations, strict=True)]
 
 
-def shown(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int | None = None) -> pd.DataFrame:
+def formatted(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int | None = None) -> pd.DataFrame:
     """A summary as people read it: `mean ± deviation` under headings. digits: after the point, by default `DIGITS`."""
     result = pd.DataFrame(index=table.index)
     for column in columns:
@@ -191,7 +191,7 @@ def _rounded(text: str, digits: int, small: bool = False) -> str:
     return f"{number:#.2g}" if small and 0 < abs(number) < 10.0 ** (1 - digits) else f"{number:.{digits}f}"
 
 
-def of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) -> pd.DataFrame:
+def rows_of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) -> pd.DataFrame:
     """The rows of a frame whose runs are those of `configs`, with columns that hold a label each."""
     wanted = {json.dumps(config.to_dict(), sort_keys=True) for config in configs}
     rows = table[[json.dumps(run.config.to_dict(), sort_keys=True) in wanted for run in table["run"]]]
@@ -200,7 +200,7 @@ def of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) -> pd.D
 
 def runs_of(table: pd.DataFrame, configs: Iterable[RunConfig]) -> list[Run]:
     """The runs of `configs` in a frame, in order of their seeds."""
-    return runs_by(of(table, configs))
+    return runs_by(rows_of(table, configs))
 
 
 def run_grid(
@@ -227,7 +227,7 @@ def run_grid(
 def progress(runs: Sequence[tuple[RunConfig, Run]], total: int, profile: Profile, by: Sequence[str]) -> Styler:
     """The table so far, marked as partial until all `total` runs are in."""
     state = "complete" if len(runs) == total else "partial"
-    view = shown(summary(frame(runs, profile), by)).style
+    view = formatted(summary(run_table(runs, profile), by)).style
     return view.set_caption(f"{state}: {len(runs)} of {total} runs")
 
 

@@ -60,7 +60,7 @@ CPU = Switches()
 GPU = Switches(tf32=True, channels_last=True)
 
 
-def chosen(device: str) -> Switches:
+def switches_for(device: str) -> Switches:
     """Those of the device, changed by ATR_SWITCHES: names to switch on, with "no-" before it to switch off, as in
     "compiled,no-tf32". ValueError: an unknown name.
     """
@@ -100,7 +100,7 @@ def worker_context() -> Any:
     return context
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map(function, items)` on a thread for each core, never more than four items a thread ahead of what is taken.
 
     Threads, because decoding and resampling let go of the interpreter's lock and nothing has to be sent.

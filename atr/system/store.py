@@ -103,7 +103,7 @@ def discard(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def cached(kind: str, key: str, build: Callable[[Path], object]) -> Path:
+def cached_folder(kind: str, key: str, build: Callable[[Path], object]) -> Path:
     """Folder of the entry `kind`/`key`; `build(folder)` fills it the first time, and again, with a warning, where it is
     damaged. Raises WriteError.
     """

@@ -130,7 +130,7 @@ def mine(
 
 
 def report(embeddings: Tensor, batches: Sequence[np.ndarray]) -> pd.DataFrame:
-    """A row a batch, in order of construction: size, and mean_cosine over its distinct pairs (NaN if it has one).
+    """One row per batch, in order of construction: size, and mean_cosine over its distinct pairs (NaN if it has one).
 
     embeddings: (N, D), as `mine` took them. The sum of equations 2 and 3 is that of size (size - 1) mean_cosine.
     """

@@ -103,7 +103,7 @@ def embed(
     return audio, text
 
 
-def fix(
+def precompute_side(
     model: nn.Module,
     inputs: Inputs,
     side: str,

@@ -52,7 +52,7 @@ def fit(
     >>> fit(RunConfig(corpus=soundscapes, epochs=2)) == run  # trained once
     True
     """
-    device, trackers = resolve_device(device), tracking.chosen(track)
+    device, trackers = resolve_device(device), tracking.trackers_of(track)
     distributed.check(processes, device, config.batch_size)
     corpus = corpus or corpus_of(config.corpus, root)
     run = locate(config, corpus, runs, quiet, root=root)
@@ -108,7 +108,7 @@ def _train(
     prepared = prepared or preparation.prepare(config, corpus, quiet=True, device=device)
     if device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    with devices.threads(threads), devices.chosen(device).on():
+    with devices.threads(threads), devices.switches_for(device).on():
         loggers = [] if group.rank else tracking.loggers(trackers, run)
         mined_by = ancillary(others["ancillary"], corpus, device, threads) if config.ancillary else None
         train(Trainer(config, corpus, prepared, others, device, mined_by, loggers, group), run, threads)
@@ -129,4 +129,4 @@ def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -
             pairs = batches.ancillary(audio[torch.tensor(split.clip_of_caption)], text)
         save_file({"embeddings": pairs}, folder / "embeddings.safetensors")
 
-    return load_file(store.cached("ancillary", run.address, build) / "embeddings.safetensors")["embeddings"]
+    return load_file(store.cached_folder("ancillary", run.address, build) / "embeddings.safetensors")["embeddings"]

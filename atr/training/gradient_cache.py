@@ -24,7 +24,7 @@ from atr.training.model import DualEncoder
 
 
 @dataclass(frozen=True)
-class Embedder:
+class BatchEncoder:
     """Embeds batches of pairs by `dual`, which is `network`, wrapped for its device and precision.
 
     to     moves a tensor to that device

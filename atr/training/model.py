@@ -127,7 +127,7 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
     return DualEncoder(audio, text, audio.dim, text.dim, dim, audio.head_hidden, config.padding, config.head, pooling)
 
 
-def groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]:
+def parameter_groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]:
     """Optimiser groups with their learning rates: heads, audio, text, pooling, loss; empty ones and what is fixed left
     out.
     """

@@ -44,7 +44,7 @@ def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu"
     if own := register.code("encoder", name):
         versions.append(own)
     key = hashes.content_key(corpus.audio_fingerprint(split), name, hashes.file_hash(weights), versions)
-    return torch.from_numpy(packed.open_packed(store.cached("pooled", key, build)).data)
+    return torch.from_numpy(packed.open_packed(store.cached_folder("pooled", key, build)).data)
 
 
 def caption_style(config: RunConfig) -> str | None:
@@ -141,5 +141,5 @@ def external(
     cut = (config.max_seconds, config.seed)
     heard = hashes.content_key(CLAP_VERSION, known, corpus.audio_fingerprint(split), cut, inputs.WAVEFORM_VERSION)
     keys = {heard: sounds, hashes.content_key(CLAP_VERSION, known, captions): words}
-    audio, spoken = (packed.open_packed(store.cached("clap", key, build)).data for key, build in keys.items())
+    audio, spoken = (packed.open_packed(store.cached_folder("clap", key, build)).data for key, build in keys.items())
     return torch.from_numpy(audio), torch.from_numpy(spoken)

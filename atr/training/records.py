@@ -29,8 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from atr import config as configs
-from atr.config import RESULT_VERSION, RunConfig
+from atr.config import RESULT_VERSION, ConfigError, RunConfig, from_dict
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.metrics.retrieval import Ranks, relevant_pairs
 from atr.system import atomic, hashes, places, store
@@ -58,7 +57,7 @@ class RecordError(ValueError):
     """A file of a run is missing, or holds what it cannot; the message names it and says how the run is made again."""
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An exception in words, even where it has none."""
     return f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
 
@@ -150,14 +149,14 @@ class Run:
                 missing = f"{path}: missing, as the run is not finished; atr.fit(run.config) continues it"
                 raise FileNotFoundError(missing) from error
             raise RecordError(f"{path}: missing; {AGAIN}") from error
-        except configs.ConfigError as error:
+        except ConfigError as error:
             raise RecordError(f"{path}: {error}; if no other version of atr wrote it, {AGAIN}") from error
         except Exception as error:  # of json, pandas, safetensors, Unicode, the file system
-            raise RecordError(f"{path}: cannot be read ({said(error).splitlines()[0]}); {AGAIN}") from error
+            raise RecordError(f"{path}: cannot be read ({error_text(error).splitlines()[0]}); {AGAIN}") from error
 
     @cached_property
     def config(self) -> RunConfig:
-        return self._read(CONFIG, lambda _: configs.from_dict(self._record["config"]))
+        return self._read(CONFIG, lambda _: from_dict(self._record["config"]))
 
     @property
     def _record(self) -> dict[str, Any]:
@@ -221,8 +220,8 @@ class Run:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: stage, where there are several, epoch, loss (without any penalty; by each stage's own loss),
-        learning rate, validation metrics; with a penalty also
+        """One row per epoch: stage, where there are several, epoch, loss (without any penalty; by each stage's own
+        loss), learning rate, validation metrics; with a penalty also
         batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats. validation_loss: the
         stage's loss over validation pairs in batches, without any penalty.
         """
@@ -243,7 +242,7 @@ class Run:
 
     @cached_property
     def learned(self) -> pd.DataFrame:
-        """A row a step: stage, epoch, step from 1, and what the loss has learned after it, as its class names it.
+        """One row per step: stage, epoch, step from 1, and what the loss has learned after it, as its class names it.
 
         FileNotFoundError: the loss learns nothing.
         """

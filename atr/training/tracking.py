@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
 
 
-def chosen(names: Sequence[str] | str | None = None) -> list[str]:
+def trackers_of(names: Sequence[str] | str | None = None) -> list[str]:
     """The trackers asked for, by default those of the environment's ATR_TRACK: "tensorboard", "wandb", or both with a
     comma between. ValueError: an unknown one, or one whose package is not installed.
     """

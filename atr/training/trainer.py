@@ -13,13 +13,13 @@ from torch import Tensor
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.losses import pair, penalty
-from atr.system.devices import chosen
+from atr.system.devices import switches_for
 from atr.system.environment import environment
 from atr.training import evaluation, identity, model, preparation
 from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import Evaluated
-from atr.training.gradient_cache import Embedder
+from atr.training.gradient_cache import BatchEncoder
 from atr.training.records import STATE, Run, TrainingError
 from atr.training.state import Keeper, State, load
 
@@ -75,9 +75,9 @@ class Trainer:
         self.weighed = penalty.read_settings(config.penalty) if config.penalty else None
         self.penalty = self.weighed.build().to(self.fabric.device) if self.weighed else None
         synchronise(self.network, group)
-        self.switches = chosen(device)
+        self.switches = switches_for(device)
         self.dual = self.fabric.setup(self.switches.apply(self.network))
-        self.embedder = Embedder(self.dual, self.network, self.to_device, group, config.chunk)
+        self.embedder = BatchEncoder(self.dual, self.network, self.to_device, group, config.chunk)
         self.released_batch = config.batch_size if config.padding == "released" else None
         self.last_epoch = sum(part.epochs for part in config.parts())
 
@@ -94,7 +94,7 @@ class Trainer:
     def optimizer(self, part: RunConfig, loss_function: pair.PairLoss) -> Any:
         """None for an external model, which has nothing to train."""
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        groups = model.groups(self.network, loss_function, part)
+        groups = model.parameter_groups(self.network, loss_function, part)
         if not groups:
             return None
         made = kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=self.switches.fused)
@@ -109,7 +109,7 @@ class Trainer:
             splits = [replace(split, text=text) for split, text in zip(splits, texts, strict=True)]
         elif part.fixed is not None:
             work = (self.to_device, self.released_batch, self.group)
-            splits = [evaluation.fix(self.dual, split, part.fixed, *work) for split in splits]
+            splits = [evaluation.precompute_side(self.dual, split, part.fixed, *work) for split in splits]
         return splits[0], splits[1]
 
     @property

@@ -3,10 +3,10 @@
 import pytest
 from playwright.sync_api import expect
 
-from atr import profile
+from atr import get_profile
 
 MINUTE = 60_000  # ms
-CLIPS = profile("smoke").corpora["soundscapes"]["test"]
+CLIPS = get_profile("smoke").corpora["soundscapes"]["test"]
 
 
 @pytest.fixture

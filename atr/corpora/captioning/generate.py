@@ -25,7 +25,7 @@ from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS
 from atr.corpora.captioning.language_models import CaptioningError, Model, Refused, Reply
 from atr.corpora.captioning.record import REFUSED, Answer, read
 from atr.corpora.corpus import Corpus
-from atr.system.atomic import writing as storing
+from atr.system.atomic import writing
 from atr.system.hashes import content_key
 
 REFUSALS = 10  # so many requests refused in a row, without an answer between, end a run
@@ -72,7 +72,7 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
 
 
 @dataclass
-class Report:
+class CaptioningReport:
     """What a run did. asked, answered: requests of this run; refused ones are not answered. tokens: used by them.
 
     clips: wanted. valid: of them with valid captions. missing: the others, by the reason. damaged: lines of the record
@@ -111,7 +111,7 @@ def generate(
     concurrency: int = 4,
     attempts: int = 3,
     quiet: bool = False,
-) -> Report:
+) -> CaptioningReport:
     """Have new captions written for every clip, and record every answer, valid or not, as soon as it is there.
 
     source: a corpus, of which the training split is meant, or a table with the columns clip and caption.
@@ -181,13 +181,15 @@ class _Run:
             pool.shutdown(cancel_futures=True)
         return None
 
-    def report(self, record: Path, damaged: list[tuple[int, str]]) -> Report:
+    def report(self, record: Path, damaged: list[tuple[int, str]]) -> CaptioningReport:
         missing: dict[str, list[str]] = {}
         for clip, answers in self.answers.items():
             if self._state(clip) != "valid":
                 missing.setdefault(_reason(answers[-1]) if answers else "not asked", []).append(clip)
         clips, lacking = len(self.given), sum(map(len, missing.values()))
-        return Report(record, clips, self.asked, self.answered, self.tokens, clips - lacking, missing, damaged)
+        return CaptioningReport(
+            record, clips, self.asked, self.answered, self.tokens, clips - lacking, missing, damaged
+        )
 
     def _state(self, clip: str) -> str:
         """ "valid", "given up", or "" if the clip is still to be asked for."""
@@ -247,7 +249,7 @@ def _writing(record: Path):
     """The record as it is, its end mended, and a function that appends a line; no other process can do so meanwhile."""
     lock = FileLock(record.with_name(f".{record.name}.lock"), timeout=0)
     try:
-        with storing(record):
+        with writing(record):
             record.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
     except Timeout:
@@ -255,7 +257,7 @@ def _writing(record: Path):
             f"{record}: another process is writing to it; wait for it or name another record"
         ) from None
     try:
-        with storing(record):
+        with writing(record):
             _mend(record)
             file = open(record, "ab", buffering=0)
         with file:
@@ -265,14 +267,14 @@ def _writing(record: Path):
 
 
 def _appender(file: Any) -> Callable[[bytes], None]:
-    writing = threading.Lock()
+    lock = threading.Lock()
 
     def append(line: bytes) -> None:
         """On disk when it returns; a line that cannot be written whole is taken back."""
-        with writing:
+        with lock:
             size = os.fstat(file.fileno()).st_size
             try:
-                with storing(Path(file.name)):
+                with writing(Path(file.name)):
                     if file.write(line) < len(line):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())

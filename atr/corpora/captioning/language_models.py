@@ -221,7 +221,7 @@ def spoken(text: str) -> str:
     return "".join(kept).strip()
 
 
-class Local:
+class LocalModel:
     """A causal language model of transformers with a chat template, from a folder or the Hub; one request at a time.
 
     It samples afresh at each call (temperature 0.7), so that asking again may bring another answer.

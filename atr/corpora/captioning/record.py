@@ -70,7 +70,9 @@ class Answer:
             return [f"{REFUSED}: {self.text}"]
         if self.unspoken:
             mend = "switch the model's thinking off, or raise the limit of tokens at its server"
-            return [f"only reasoning ({mend}, or longest of atr.corpora.captioning.language_models.Local): no answer"]
+            return [
+                f"only reasoning ({mend}, or longest of atr.corpora.captioning.language_models.LocalModel): no answer"
+            ]
         if self.finish == REFUSAL:
             return [f"{REFUSAL}: {self.text}"]
         if self.finish in CUT_OFF:

@@ -20,8 +20,21 @@ from tqdm.auto import tqdm
 from atr import register
 from atr.corpora import audio, containers, copies, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem, caption_table, clip_table, event_table
-from atr.corpora.scenes import scene as scene_shapes
-from atr.corpora.scenes.scene import MANY, RATE, RECORDED, Kind, Scene, Words, captions, distinct, draw, fade, mix
+from atr.corpora.scenes.scene import (
+    MANY,
+    RATE,
+    RECORDED,
+    SECONDS,
+    Kind,
+    Scene,
+    Words,
+    captions,
+    check,
+    distinct,
+    draw,
+    fade,
+    mix,
+)
 from atr.system.hashes import sha256
 
 MIXER_VERSION = 1  # raise it when the same scene sounds different
@@ -129,7 +142,7 @@ def load(
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
     """
     root, wanted = Path(root).resolve(), {"train": train, "validation": validation, "test": test}
-    scene_shapes.check("clipfolder", wanted, duration)
+    check("clipfolder", wanted, duration)
     sources, together = _sources(root, [split for split, count in wanted.items() if count])
     digests = {source.path: source.sha256 for source in sources}
     names = sorted({source.event for source in sources})
@@ -161,12 +174,12 @@ def load(
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
     origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{copies.said(together)}"
     tables = clip_table(clips), caption_table(texts), event_table(spans)
-    reader = SceneReader(str(root), duration, scenes, digests)
+    reader = ClipSceneReader(str(root), duration, scenes, digests)
     return Corpus(f"clipfolder-{root.name}", *tables, reader, f"{origin}; seed {seed}; licence: {licence}")
 
 
 @dataclass(frozen=True)
-class SceneReader:
+class ClipSceneReader:
     """Mixes the audio of a clip; recordings are decoded once a process."""
 
     root: str
@@ -197,7 +210,7 @@ def recording(path: str, sha256: str) -> np.ndarray:
     wave = audio.resample(waveform, rate, RATE)
     wave = wave / max(np.abs(wave).max(), 1e-9)
     heard = np.flatnonzero(np.abs(wave) > SILENCE)
-    wave = wave[heard[0] : heard[-1] + 1][: int(scene_shapes.SECONDS[1] * RATE)]
+    wave = wave[heard[0] : heard[-1] + 1][: int(SECONDS[1] * RATE)]
     return (wave * audio.FULL_SCALE).astype(np.int16)  # not rounded: as the clips of MIXER_VERSION 1 are
 
 

@@ -79,7 +79,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Part:
+class Part:  # a clip's digest holds its name and fields
     """One event of a scene. spans: onset and offset of each occurrence, in seconds; level in dB; pitch as a factor."""
 
     event: str

@@ -162,7 +162,7 @@ def load(
             clips.append((clip, split, duration, sha256(repr(made)), scene.description))
     tables = clip_table(clips), caption_table(texts), event_table(spans)
     source = f"synthesised scenes of {len(names)} kinds of sound, generator {GENERATOR_VERSION}, seed {seed}; MIT"
-    return Corpus("soundscapes", *tables, SceneReader(seed, duration, scenes), source)
+    return Corpus("soundscapes", *tables, SoundscapeReader(seed, duration, scenes), source)
 
 
 WORDS = {name: words for name, (_, words) in EVENTS.items()}
@@ -175,7 +175,7 @@ def _scenes(seed: int, split: str, names: Sequence[str], duration: float) -> Ite
 
 
 @dataclass(frozen=True)
-class SceneReader:
+class SoundscapeReader:
     """Generates the audio of a clip, (samples,) float32 at 16 kHz. KeyError: a clip that the corpus has not."""
 
     seed: int
