@@ -424,7 +424,7 @@ def test_a_damaged_file_gives_the_same_numbers_or_an_error_that_names_it(tmp_pat
 
 def test_every_published_checkpoint_has_an_https_address_a_licence_and_a_source():
     assert list(checkpoints.REGISTRY) == (
-        "cnn6 cnn10 cnn14 cnn14_mei2022 resnet38 passt_s passt_s_stride16 atst_frame".split()
+        "cnn6 cnn10 cnn14 cnn14_mei2022 resnet38 passt_s passt_s_stride16 mn04 mn10 atst_frame".split()
     )
     for encoder, checkpoint in checkpoints.REGISTRY.items():
         assert checkpoint.encoder == encoder and checkpoint.licence and checkpoint.name

@@ -1,0 +1,211 @@
+"""EfficientAT's MobileNetV3 (Schmid, Koutini and Widmer 2023): convolutions distilled from transformers, for a laptop.
+
+F. Schmid, K. Koutini, G. Widmer: *Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge Distillation*,
+ICASSP 2023; the network is MobileNetV3-Large (Howard et al. 2019) over log-mels, its width scaled.
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atr import register
+from atr.encoders.audio.frontends import PaSSTMel, SpecAugment
+from atr.encoders.pooling import frame_mask, mean
+
+
+class Shape(NamedTuple):
+    """A block at width 1: kernel, channels within and behind it, whether it squeezes and excites, Hardswish, stride."""
+
+    kernel: int
+    inner: int
+    outer: int
+    squeeze: bool
+    swish: bool
+    stride: int
+
+
+BLOCKS = (  # Howard et al. 2019, table 1
+    Shape(3, 16, 16, False, False, 1),
+    Shape(3, 64, 24, False, False, 2),
+    Shape(3, 72, 24, False, False, 1),
+    Shape(5, 72, 40, True, False, 2),
+    Shape(5, 120, 40, True, False, 1),
+    Shape(5, 120, 40, True, False, 1),
+    Shape(3, 240, 80, False, True, 2),
+    Shape(3, 200, 80, False, True, 1),
+    Shape(3, 184, 80, False, True, 1),
+    Shape(3, 184, 80, False, True, 1),
+    Shape(3, 480, 112, True, True, 1),
+    Shape(3, 672, 112, True, True, 1),
+    Shape(5, 672, 160, True, True, 2),
+    Shape(5, 960, 160, True, True, 1),
+    Shape(5, 960, 160, True, True, 1),
+)
+CLASSES = 527  # of AudioSet
+
+
+def channels(number: float) -> int:
+    """The nearest multiple of eight that is no less than nine tenths of a number."""
+    rounded = max(8, int(number + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * number else rounded + 8
+
+
+class Frames(NamedTuple):
+    """Maps (B, C, bands, T), zero behind each clip's end; valid frames (B,), or None where all are."""
+
+    maps: Tensor
+    lengths: Tensor | None
+
+    def masked(self, maps: Tensor, stride: int = 1) -> "Frames":
+        """What a layer has made of the maps, with zeros behind each clip's end."""
+        if self.lengths is None:
+            return Frames(maps, None)
+        lengths = (self.lengths + stride - 1) // stride
+        return Frames(maps * frame_mask(lengths, maps.shape[3])[:, None, None], lengths)
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int, groups: int, act: type[nn.Module] | None):
+    layers = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs, eps=0.001, momentum=0.01),
+    ]
+    return nn.Sequential(*layers, *([act(inplace=True)] if act else []))
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by what a small network makes of all channels' means."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        squeezed = channels(width // 4)
+        inner = nn.ModuleDict({"fc1": nn.Linear(width, squeezed), "fc2": nn.Linear(squeezed, width)})
+        self.conc_se_layers = nn.ModuleList([inner])  # as official files name it
+
+    def forward(self, x: Frames) -> Tensor:
+        maps, lengths = x
+        if lengths is None:
+            means = maps.mean((2, 3))
+        else:
+            means = maps.sum((2, 3)) / (lengths * maps.shape[2])[:, None]
+        (inner,) = self.conc_se_layers
+        return maps * inner["fc2"](inner["fc1"](means).relu()).sigmoid()[:, :, None, None]  # type: ignore[index]
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, convolution of each channel, squeeze and excitation, projection; beside it what came in."""
+
+    def __init__(self, inputs: int, shape: Shape, width: float) -> None:
+        super().__init__()
+        act = nn.Hardswish if shape.swish else nn.ReLU
+        inner, outputs = channels(shape.inner * width), channels(shape.outer * width)
+        expansion = [convolution(inputs, inner, 1, 1, 1, act)] if inner != inputs else []
+        self.block = nn.ModuleList([*expansion, convolution(inner, inner, shape.kernel, shape.stride, inner, act)])
+        self.block.extend([SqueezeExcitation(inner)] if shape.squeeze else [])
+        self.block.append(convolution(inner, outputs, 1, 1, 1, None))
+        self.stride, self.shortcut = shape.stride, shape.stride == 1 and inputs == outputs
+
+    def forward(self, x: Frames) -> Frames:
+        *expansion, projection = self.block
+        squeeze = expansion.pop() if isinstance(expansion[-1], SqueezeExcitation) else None
+        depthwise, inner = expansion.pop(), x
+        for layer in expansion:
+            inner = inner.masked(layer(inner.maps))
+        inner = inner.masked(depthwise(inner.maps), self.stride)
+        maps = projection(inner.maps if squeeze is None else squeeze(inner))
+        return inner._replace(maps=inner.masked(maps).maps + x.maps if self.shortcut else inner.masked(maps).maps)
+
+
+class MobileNet(nn.Module):
+    """Log-mel → stem → 15 blocks → (frames, `dim`), one frame for 320 ms, at 32 kHz.
+
+    With `lengths`, what lies behind a clip's end is zero before every convolution and counts in no mean, so that in
+    evaluation a clip's frames do not depend on what else is in its batch. `classifier` gives AudioSet's logits (Schmid
+    et al. 2023); it is kept as it was published.
+    augment: "specaugment" or None. Raises ValueError for another, and for a dropout, which the network has none of.
+    """
+
+    sample_rate = 32_000
+    cached = False
+    head_hidden = 1
+    dropped: tuple[str, ...] = ()
+
+    def __init__(self, width: float, augment: str | None = None, dropout: float | None = None) -> None:
+        super().__init__()
+        if augment not in (None, "specaugment"):
+            raise ValueError(f"augment: {augment!r} is nothing for a CNN, which offers 'specaugment' and None")
+        if dropout is not None:
+            raise ValueError(f"dropout: {dropout} is nothing for a MobileNet, which has none; leave it at None")
+        self.mel = PaSSTMel()
+        self.augment = SpecAugment(time=64, bands=16) if augment else nn.Identity()
+        first, last = channels(16 * width), channels(160 * width)
+        self.dim = 6 * last
+        inputs = [first, *(channels(shape.outer * width) for shape in BLOCKS)]
+        blocks = [InvertedResidual(inputs[place], shape, width) for place, shape in enumerate(BLOCKS)]
+        stem, top = convolution(1, first, 3, 2, 1, nn.Hardswish), convolution(last, self.dim, 1, 1, 1, nn.Hardswish)
+        self.features = nn.ModuleList([stem, *blocks, top])
+        hidden = channels(1280 * width)
+        layers = {"2": nn.Linear(self.dim, hidden), "3": nn.Hardswish(), "5": nn.Linear(hidden, CLASSES)}
+        self.classifier = nn.Sequential(OrderedDict(layers)).requires_grad_(False)  # numbered as in official files
+
+    @staticmethod
+    def official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Official names are ours."""
+        return tensors
+
+    def frontend(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, samples), lengths (B,) in samples → (B, 128, frames); each clip ends where it does alone."""
+        if lengths is None or bool((lengths == waveform.shape[1]).all()):
+            return self.mel(waveform)
+        shortest = int(lengths.min())
+        if shortest <= 513:
+            raise ValueError(f"{shortest} samples are too few for a window of 1024: pad the clip with zeros")
+        features = waveform.new_zeros(len(waveform), self.mel.bands, int(self.feature_lengths(lengths).max()))
+        for length in lengths.unique().tolist():
+            rows = lengths == length
+            part = self.mel(waveform[rows, :length])
+            features[rows, :, : part.shape[2]] = part
+        return features
+
+    def feature_lengths(self, samples: Tensor) -> Tensor:
+        return 1 + (samples - 1) // 320
+
+    def encode(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, 128, frames), lengths (B,) in frames → frames (B, T, dim), mask (B, T)."""
+        if lengths is not None and bool((lengths == features.shape[2]).all()):
+            lengths = None
+        x = Frames(self.augment(features.transpose(1, 2)).transpose(1, 2)[:, None], lengths)
+        x = x.masked(x.maps)
+        stem, *blocks, top = self.features
+        x = x.masked(stem(x.maps), 2)
+        for block in blocks:
+            x = block(x)
+        x = x.masked(top(x.maps))
+        frames = x.maps.mean(2).transpose(1, 2)
+        ends = torch.full((len(frames),), frames.shape[1]) if x.lengths is None else x.lengths
+        return frames, frame_mask(ends.to(frames.device), frames.shape[1])
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        feature_lengths = None if lengths is None else self.feature_lengths(lengths)
+        return self.encode(self.frontend(waveform, lengths), feature_lengths)
+
+    def pool(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Mean over time, which the published network takes of all places: (B, T, dim), (B, T) → (B, dim)."""
+        return mean(frames, mask)
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        """(B, dim) → (B, 527): of AudioSet's classes."""
+        return self.classifier(pooled)
+
+
+@register.encoder("mn04")
+def mn04(augment: str | None = None, dropout: float | None = None) -> MobileNet:
+    """Width 0.4: 0.98 million parameters."""
+    return MobileNet(0.4, augment, dropout)
+
+
+@register.encoder("mn10")
+def mn10(augment: str | None = None, dropout: float | None = None) -> MobileNet:
+    """Width 1: 4.9 million parameters."""
+    return MobileNet(1.0, augment, dropout)
