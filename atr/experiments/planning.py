@@ -159,8 +159,9 @@ def cost(config: RunConfig, measured: Measured, data: CorpusSize) -> Cost:
     )  # a new state is written beside the old one
 
 
-# What `measure` finds of the small encoders on one core of the machine where `speed` is 1, by training: seconds of a
-# pair, of a clip and of a caption in evaluation. A study of minutes is not worth a measurement; others take longer.
+# Rough seconds with the small encoders on one core where `speed` is 1, by training: of a pair, and in evaluation of a
+# clip and of a caption, which are guesses. `measure` found on one machine (speed 1.5 to 1.75) 6e-3, 4e-3 and 3e-3 for
+# "finetuned", 6e-3, 3e-3 and 7e-3 for "frozen_released", 2e-5 each for "frozen". Other encoders take longer.
 TYPICAL = {
     "external": (0.0, 0.0, 0.0),
     "frozen": (5e-5, 0.0, 0.0),
