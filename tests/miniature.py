@@ -5,7 +5,7 @@ from dataclasses import replace
 from atr.experiments.profiles import PROFILES
 from atr.experiments.recipes import MEI2022, THESIS_RECIPES
 
-PROFILES["miniature"] = MINIATURE = replace(
+MINIATURE = replace(
     PROFILES["paper"],
     name="miniature",
     base=MEI2022 | {"audio_weights": "miniature", "audio_encoder": "cnn6"},
@@ -20,3 +20,7 @@ PROFILES["miniature"] = MINIATURE = replace(
     },
     quick=True,
 )
+
+
+def register():
+    PROFILES[MINIATURE.name] = MINIATURE

@@ -41,6 +41,7 @@ import miniature
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 
+miniature.register()
 shell = InteractiveShell.instance()
 for path in sys.argv[1:]:
     print(path, flush=True)
