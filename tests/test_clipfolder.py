@@ -187,7 +187,7 @@ def test_copies_stay_together_where_the_splits_are_drawn(tmp_path):
     assert "; 21 copies (1 recordings), each in the split of the first; seed 0" in corpus.source
     assert "each in the split" not in before.source
     splits = {}
-    for source in clipfolder._sources(tmp_path, list(SIZES))[0]:
+    for source in clipfolder._sources(tmp_path, list(SIZES), 16_000, frozenset())[0]:
         splits.setdefault(corpus.read.hashes[source.path], set()).add(source.split)
     assert all(len(used) == 1 for used in splits.values())
     encoded = corpus.read.hashes["dog_bark/leise.mp3"]

@@ -8,7 +8,7 @@ import random
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import PathLike
@@ -25,6 +25,7 @@ from atr.corpora.scenes.scene import (
     RATE,
     RECORDED,
     SECONDS,
+    Difficulty,
     Kind,
     Scene,
     Words,
@@ -40,7 +41,7 @@ from atr.system.hashes import sha256
 MIXER_VERSION = 1  # raise it when the same scene sounds different
 FOLDS = {1: "train", 2: "train", 3: "train", 4: "validation", 5: "test"}
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}  # where file names carry no folds
-HOP = 160  # samples of the 10 ms in which pauses are looked for
+HOP = 0.01  # seconds in which pauses are looked for
 SILENCE = 0.015  # of a recording's peak: cut at the ends
 PAUSE = 0.02  # of a recording's peak: quieter is a pause
 LONGEST_PAUSE = 0.4  # seconds; with longer pauses a recording may be heard as several events
@@ -131,19 +132,30 @@ def load(
     validation: int = 200,
     test: int = 500,
     duration: float = 10.0,
+    rate: int = RATE,
+    difficulty: str = "plain",
+    without: Sequence[str | int] = (),
 ) -> Corpus:
-    """Scenes of `duration` seconds at 16 kHz from recordings under root/<class>/, or ESC-50's audio/ and meta/.
+    """Scenes of `duration` seconds at `rate` Hz from recordings under root/<class>/, or ESC-50's audio/ and meta/.
 
     Folds, the digit before the first "-" of every file name, decide the split: 1 to 3 train, 4 validation, 5 test.
     Without them each class is split 60/20/20 by the hash of the file names, with a warning, and copies of a recording
     (`copies`) go where the first of them goes; `source` says how many there are. A split's scenes have
     different descriptions as long as its classes allow; `source` says how many have not.
 
+    difficulty: how scenes are drawn, worded and mixed, a name of `scene.RECORDED`. without: ids of recordings, the
+    second field of a file's name, that no scene is mixed from; those that the folder lacks are no error.
+
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
     """
     root, wanted = Path(root).resolve(), {"train": train, "validation": validation, "test": test}
     check("clipfolder", wanted, duration)
-    sources, together = _sources(root, [split for split, count in wanted.items() if count])
+    if rate < RATE:
+        raise ValueError(f"clipfolder: rate {rate} Hz; give {RATE:,} or more")
+    if difficulty not in RECORDED:
+        raise ValueError(f"clipfolder: difficulty {difficulty!r}; known: {', '.join(RECORDED)}")
+    hardness, held_out = RECORDED[difficulty], frozenset(map(str, without))
+    sources, together = _sources(root, [split for split, count in wanted.items() if count], rate, held_out)
     digests = {source.path: source.sha256 for source in sources}
     names = sorted({source.event for source in sources})
     words = {name: _words(name) for name in names}
@@ -158,15 +170,16 @@ def load(
     for split, count in wanted.items():
         mine = [source for source in sources if source.split == split]
         mend = "add classes or recordings, or ask for fewer clips"
-        found = distinct(_scenes(seed, split, mine, duration), count, f"{root}, {split}", mend, repeats=True)
+        found = distinct(_scenes(seed, split, mine, duration, hardness), count, f"{root}, {split}", mend, repeats=True)
         for index, scene in enumerate(found):
             clip = f"{split}-{index:05d}"
             scenes[clip] = (int(sha256(f"{seed} {clip}")[:16], 16), scene)
             wording = random.Random(f"captions {seed} {split} {index}")
-            texts += [(clip, text) for text in captions(wording, scene, words, RECORDED, TIMES)]
+            texts += [(clip, text) for text in captions(wording, scene, words, hardness, TIMES)]
             spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
             used = [(digests[part.source], *part.spans, part.level) for part in scene.parts]
-            made = MIXER_VERSION, RECORDED.noise, seed, split, index, duration, scene.description, used
+            made = MIXER_VERSION, hardness.noise, seed, split, index, duration, scene.description, used
+            made += () if rate == RATE else (rate,)
             clips.append((clip, split, duration, sha256(repr(made)), scene.description))
         alike = count - len({scene.description for scene in found})
         repeats = f" ({alike} repeat a description)" if alike else ""
@@ -174,7 +187,7 @@ def load(
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
     origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{copies.said(together)}"
     tables = clip_table(clips), caption_table(texts), event_table(spans)
-    reader = ClipSceneReader(str(root), duration, scenes, digests)
+    reader = ClipSceneReader(str(root), duration, scenes, digests, rate, hardness.noise)
     return Corpus(f"clipfolder-{root.name}", *tables, reader, f"{origin}; seed {seed}; licence: {licence}")
 
 
@@ -186,6 +199,8 @@ class ClipSceneReader:
     duration: float
     scenes: dict[str, tuple[int, Scene]]  # the seed of a clip's mixing, and what to mix
     hashes: dict[str, str]  # SHA-256 of each recording's file
+    rate: int
+    noise: tuple[float, float]
 
     def __call__(self, clip: str) -> tuple[np.ndarray, int]:
         if clip not in self.scenes:
@@ -193,30 +208,30 @@ class ClipSceneReader:
         seed, scene = self.scenes[clip]
         sounds = []
         for part in scene.parts:
-            wave = audio.from_int16(recording(str(Path(self.root) / part.source), self.hashes[part.source]))
+            path = Path(self.root) / part.source
+            wave = audio.from_int16(recording(str(path), self.hashes[part.source], self.rate))
             for onset, offset in part.spans:
-                piece = _stretch(wave, round((offset - onset) * RATE))
-                sounds.append((onset, fade(piece, 0.005, 0.05), part.level))
-        return mix(np.random.default_rng(seed), sounds, self.duration, RECORDED.noise), RATE
+                piece = _stretch(wave, round((offset - onset) * self.rate), self.rate)
+                sounds.append((onset, fade(piece, 0.005, 0.05, self.rate), part.level))
+        return mix(np.random.default_rng(seed), sounds, self.duration, self.noise, self.rate), self.rate
 
 
 @lru_cache(maxsize=2_000)
-def recording(path: str, sha256: str) -> np.ndarray:
-    """A recording at 16 kHz, its silent ends cut, at most 30 s, peak 1: int16 (samples,).
+def recording(path: str, sha256: str, rate: int = RATE) -> np.ndarray:
+    """A recording at `rate` Hz, its silent ends cut, at most 30 s, peak 1: int16 (samples,).
 
     Raises AudioError, also if the file is not the one of this SHA-256.
     """
-    waveform, rate = files.read(Path(path), sha256)
-    wave = audio.resample(waveform, rate, RATE)
+    wave = audio.resample(*files.read(Path(path), sha256), rate)
     wave = wave / max(np.abs(wave).max(), 1e-9)
     heard = np.flatnonzero(np.abs(wave) > SILENCE)
-    wave = wave[heard[0] : heard[-1] + 1][: int(SECONDS[1] * RATE)]
+    wave = wave[heard[0] : heard[-1] + 1][: int(SECONDS[1] * rate)]
     return (wave * audio.FULL_SCALE).astype(np.int16)  # not rounded: as the clips of MIXER_VERSION 1 are
 
 
-def _stretch(wave: np.ndarray, length: int) -> np.ndarray:
+def _stretch(wave: np.ndarray, length: int, rate: int) -> np.ndarray:
     """The first `length` samples; a shorter recording is looped with cross-fades of a quarter second."""
-    overlap = min(RATE // 4, len(wave) // 4)
+    overlap = min(rate // 4, len(wave) // 4)
     looped = wave
     while len(looped) < length:
         ramp = np.linspace(0, 1, overlap, dtype=np.float32)
@@ -225,12 +240,12 @@ def _stretch(wave: np.ndarray, length: int) -> np.ndarray:
     return looped[:length].copy()
 
 
-def _kind(wave: np.ndarray) -> Kind:
+def _kind(wave: np.ndarray, rate: int) -> Kind:
     """How a recording (int16) can be used: repeated if short, as a background if long and without pauses."""
-    seconds = len(wave) / RATE
-    frames = np.abs(wave[: len(wave) // HOP * HOP].astype(np.float32)).reshape(-1, HOP).max(axis=1, initial=0)
+    seconds, hop = len(wave) / rate, round(HOP * rate)
+    frames = np.abs(wave[: len(wave) // hop * hop].astype(np.float32)).reshape(-1, hop).max(axis=1, initial=0)
     loud = np.flatnonzero(frames > PAUSE * audio.FULL_SCALE)
-    pause = np.diff(loud).max(initial=1) * HOP / RATE
+    pause = np.diff(loud).max(initial=1) * hop / rate
     if seconds < COUNTABLE and pause < LONGEST_PAUSE:
         return Kind(False, (seconds, seconds), step=seconds + 0.5)
     return Kind(True, (min(seconds, 1.5), seconds), loops=seconds >= COUNTABLE and pause < LONGEST_PAUSE)
@@ -245,20 +260,22 @@ def _words(name: str) -> Words:
     return Words(SYNONYMS.get(key, (sound, general, f"{plain}|sounding|sounds")))
 
 
-def _scenes(seed: int, split: str, sources: list[Source], duration: float) -> Iterator[Scene | None]:
+def _scenes(
+    seed: int, split: str, sources: list[Source], duration: float, difficulty: Difficulty
+) -> Iterator[Scene | None]:
     rng = random.Random(f"scenes {seed} {split}")
     kinds: dict[str, list[Kind]] = {}
     for source in sources:
         kinds.setdefault(source.event, []).append(source.kind)
     while True:
-        yield draw(rng, list(kinds), lambda name: rng.choice(kinds[name]), duration)
+        yield draw(rng, list(kinds), lambda name: rng.choice(kinds[name]), duration, difficulty)
 
 
-def _sources(root: Path, splits: list[str]) -> tuple[list[Source], dict[str, str]]:
-    """All recordings under the root, decoded once, and the first of each one's copies if the splits are drawn here;
-    raises CorpusError listing all that is wrong.
+def _sources(root: Path, splits: list[str], rate: int, held_out: frozenset[str]) -> tuple[list[Source], dict[str, str]]:
+    """All recordings under the root that are not held out, decoded once, and the first of each one's copies if the
+    splits are drawn here; raises CorpusError listing all that is wrong.
     """
-    found = _listing(root)
+    found = [entry for entry in _listing(root) if _id(entry[2]) not in held_out]
     facts = files.index(root, (path.relative_to(root).as_posix() for _, _, path in found))
     problems, sources = [], []
     owner: dict[str, tuple[str, Path]] = {}
@@ -268,7 +285,7 @@ def _sources(root: Path, splits: list[str]) -> tuple[list[Source], dict[str, str
             fact = facts[relative]
             if isinstance(fact, containers.AudioError):
                 raise fact
-            kind = _kind(recording(str(path), fact.digest))
+            kind = _kind(recording(str(path), fact.digest, rate), rate)
         except containers.AudioError as error:
             problems.append(Problem(error.where, error.problem, error.mend))
             continue
@@ -319,6 +336,12 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
         stacklevel=3,
     )
     return [(event, "", path) for event, paths in found.items() for path in sorted(paths, key=_hashed)]
+
+
+def _id(path: Path) -> str:
+    """Of a recording: the second field of `<fold>-<id>-<take>`, else the name without its suffix."""
+    fields = path.stem.split("-")
+    return fields[1] if len(fields) > 1 else path.stem
 
 
 def _hashed(path: Path) -> str:

@@ -8,7 +8,7 @@ recorded (`clipfolder`).
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -38,7 +38,6 @@ RELATIONS = {
     2: {"then": 0.4, "while": 0.3, "over": 0.3},
     3: {"then then": 0.35, "then over": 0.4, "while over": 0.25},
 }
-EVENTS = {1: 0.25, 2: 0.5, 3: 0.25}  # share of scenes with so many events
 
 MANY = 4  # counts from here on are only "many"
 COUNTS = {1: "once", 2: "twice", 3: "three times", MANY: "many times"}
@@ -49,16 +48,20 @@ class Difficulty:
     """How hard one source of sounds is made, so that systems differ: recordings are hard enough by themselves.
 
     noise: lowest and highest level of the steady noise under a scene, dB. say: chance that a caption mentions an
-    attribute, by the number of events. vague: chance that a caption leaves the relation open.
+    attribute, by the number of events. vague: chance that a caption leaves the relation open. events: share of scenes
+    with so many events.
     """
 
     noise: tuple[float, float]
     say: Mapping[int, float]
     vague: float
+    events: Mapping[int, float] = field(default_factory=lambda: {1: 0.25, 2: 0.5, 3: 0.25})
 
 
 SYNTHETIC = Difficulty(noise=(-48.0, -34.0), say={1: 0.6, 2: 0.45, 3: 0.2}, vague=0.3)
-RECORDED = Difficulty(noise=(-70.0, -55.0), say={1: 0.9, 2: 0.8, 3: 0.6}, vague=0.05)
+RECORDED = {
+    "plain": Difficulty(noise=(-70.0, -55.0), say={1: 0.9, 2: 0.8, 3: 0.6}, vague=0.05),
+}
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,18 @@ class Scene:
         return " ".join(words)
 
 
-def draw(rng: random.Random, names: Sequence[str], kind: Callable[[str], Kind], duration: float) -> Scene | None:
+def draw(
+    rng: random.Random,
+    names: Sequence[str],
+    kind: Callable[[str], Kind],
+    duration: float,
+    difficulty: Difficulty = SYNTHETIC,
+) -> Scene | None:
     """One scene of `duration` seconds from the events `names`; None if the draw does not fit, to be drawn again.
 
     kind(name) gives the event's behaviour, and may draw a recording for it.
     """
-    number = _weighted(rng, {n: share for n, share in EVENTS.items() if n <= len(names)})
+    number = _weighted(rng, {n: share for n, share in difficulty.events.items() if n <= len(names)})
     relation = _weighted(rng, RELATIONS[number])
     chosen = rng.sample(list(names), number)
     if relation.startswith("while"):
@@ -353,17 +362,20 @@ def mix(
     sounds: Sequence[tuple[float, np.ndarray, float]],
     duration: float,
     noise: tuple[float, float],
+    rate: int = RATE,
 ) -> np.ndarray:
-    """Mix sounds, each (onset in seconds, waveform, level in dB), in a random room over noise (dB): peak below 1."""
-    length = round(duration * RATE)
-    size = next_fast_len(length + round(REVERB_SECONDS[1] * RATE), real=True)  # the last echo must not wrap around
+    """Mix sounds, each (onset in seconds, waveform at `rate` Hz, level in dB), in a random room over noise (dB): peak
+    below 1.
+    """
+    length = round(duration * rate)
+    size = next_fast_len(length + round(REVERB_SECONDS[1] * rate), real=True)  # the last echo must not wrap around
     dry = np.zeros(size, np.float32)
     for onset, wave, level in sounds:
-        start = min(max(round(onset * RATE), 0), length - 1)
+        start = min(max(round(onset * rate), 0), length - 1)
         wave = wave[: length - start]
-        dry[start : start + len(wave)] += wave * (10 ** (level / 20) / loudness(wave))
-    frequency = np.arange(size // 2 + 1, dtype=np.float32) * (RATE / size) + 20.0
-    tail = round(rng.uniform(*REVERB_SECONDS) * RATE)
+        dry[start : start + len(wave)] += wave * (10 ** (level / 20) / loudness(wave, rate))
+    frequency = np.arange(size // 2 + 1, dtype=np.float32) * (rate / size) + 20.0
+    tail = round(rng.uniform(*REVERB_SECONDS) * rate)
     response = rng.standard_normal(tail, dtype=np.float32) * np.exp(np.linspace(0, -6.9, tail, dtype=np.float32))
     response *= 10 ** (rng.uniform(*REVERB_LEVEL) / 20) / np.sqrt(np.sum(response**2))
     response[0] = 1.0
@@ -378,19 +390,19 @@ def mix(
     return wave if peak < 0.7 else (np.tanh(wave / 0.9) * 0.9).astype(np.float32)  # an overloaded microphone
 
 
-def loudness(wave: np.ndarray) -> float:
+def loudness(wave: np.ndarray, rate: int = RATE) -> float:
     """RMS of the louder tenth-seconds of a sound (samples,): their 80th percentile, so that pauses do not count."""
-    frames = len(wave) // (RATE // 10)
+    frames = len(wave) // (rate // 10)
     if frames < 3:
         return float(np.sqrt(np.mean(wave**2))) + 1e-9
-    power = np.mean(wave[: frames * (RATE // 10)].reshape(frames, -1) ** 2, axis=1)
+    power = np.mean(wave[: frames * (rate // 10)].reshape(frames, -1) ** 2, axis=1)
     return float(np.sqrt(np.sort(power)[int(0.8 * frames)])) + 1e-9
 
 
-def fade(wave: np.ndarray, attack: float, release: float) -> np.ndarray:
+def fade(wave: np.ndarray, attack: float, release: float, rate: int = RATE) -> np.ndarray:
     """The sound with linear ramps of so many seconds at its ends, so that it neither starts nor ends with a click."""
     wave = wave.astype(np.float32)
-    rise, fall = (min(max(int(seconds * RATE), 1), len(wave) // 2) for seconds in (attack, release))
+    rise, fall = (min(max(int(seconds * rate), 1), len(wave) // 2) for seconds in (attack, release))
     wave[:rise] *= np.linspace(0, 1, rise, dtype=np.float32)
     wave[len(wave) - fall :] *= np.linspace(1, 0, fall, dtype=np.float32)
     return wave

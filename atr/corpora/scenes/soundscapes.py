@@ -171,7 +171,7 @@ WORDS = {name: words for name, (_, words) in EVENTS.items()}
 def _scenes(seed: int, split: str, names: Sequence[str], duration: float) -> Iterator[Scene | None]:
     rng = random.Random(f"scenes {seed} {split}")
     while True:
-        yield draw(rng, names, lambda name: EVENTS[name][0], duration)
+        yield draw(rng, names, lambda name: EVENTS[name][0], duration, SYNTHETIC)
 
 
 @dataclass(frozen=True)
