@@ -10,6 +10,8 @@ CAPTIONS =
 CHROMIUM =
 MINUTES = 10
 SEED = 0
+SMOKE =
+PYTHON =
 PIPS = 22.3 23.0.1 23.2.1 24.0 25.0 newest
 
 PY = .venv/bin/python
@@ -23,7 +25,7 @@ MINUTES_esc10 = an hour to two
 MINUTES_captions = 6 minutes
 MINUTES_paper = weeks; it wants a GPU
 
-.PHONY: help hello study report lab test coverage test-browser lint reference lock lock-check torture door clean
+.PHONY: help hello study report lab test coverage test-browser lint reference gpu gpu-wheels lock lock-check torture door clean
 
 help: ## list the targets
 	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [CAPTIONS=<file>]"
@@ -60,6 +62,12 @@ lint: .venv/.test ## check style and types
 
 reference: .venv/.study ## refresh the committed results of PROFILE in results/reference/
 	@$(HOMES) $(PY) -m atr reference --profile $(PROFILE)
+
+gpu: $(if $(filter .venv/%,$(PY)),.venv/.test) ## nine minutes on one GPU, to results/gpu/ or OUT; SMOKE=1: in miniature on the CPU; PY=python3: by that Python
+	@$(HOMES) ATR_COMMAND="make gpu$(if $(SMOKE), SMOKE=1)" $(PY) -m atr gpu $(if $(SMOKE),--smoke)
+
+gpu-wheels: .venv/.study ## what to carry to a GPU without a network, which has Python PYTHON (such as 3.12)
+	@$(PY) tools/lock.py wheels $(PYTHON)
 
 lock: .venv/.test ## resolve pyproject.toml into requirements.lock, keeping what still fits (needs uv)
 	$(PY) tools/lock.py write
