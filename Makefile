@@ -12,6 +12,7 @@ MINUTES = 10
 SEED = 0
 SMOKE =
 PYTHON =
+HAVE =
 PIPS = 22.3 23.0.1 23.2.1 24.0 25.0 newest
 
 PY = .venv/bin/python
@@ -63,11 +64,11 @@ lint: .venv/.test ## check style and types
 reference: .venv/.study ## refresh the committed results of PROFILE in results/reference/
 	@$(HOMES) $(PY) -m atr reference --profile $(PROFILE)
 
-gpu: $(if $(filter .venv/%,$(PY)),.venv/.test) ## nine minutes on one GPU, to results/gpu/ or OUT; SMOKE=1: in miniature on the CPU; PY=python3: by that Python
+gpu: $(if $(filter .venv/%,$(PY)),.venv/.test) ## show in nine minutes on a GPU what only a GPU can; SMOKE=1: in miniature on the CPU
 	@$(HOMES) ATR_COMMAND="make gpu$(if $(SMOKE), SMOKE=1)" $(PY) -m atr gpu $(if $(SMOKE),--smoke)
 
-gpu-wheels: .venv/.study ## what to carry to a GPU without a network, which has Python PYTHON (such as 3.12)
-	@$(PY) tools/lock.py wheels $(PYTHON)
+gpu-wheels: $(if $(filter .venv/%,$(PY)),.venv/.study) ## print how to bring what it needs to a GPU without a network, with PYTHON (3.12) and what HAVE lists
+	@$(PY) tools/lock.py wheels "$(PYTHON)" $(HAVE)
 
 lock: .venv/.test ## resolve pyproject.toml into requirements.lock, keeping what still fits (needs uv)
 	$(PY) tools/lock.py write

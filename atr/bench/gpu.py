@@ -29,9 +29,9 @@ from atr.system import atomic, places
 from atr.system.devices import Switches, resolve_device
 from atr.system.units import seconds as duration
 
-SECONDS = 530.0  # of all parts together, which leaves some of nine minutes to start and to end
 LEAST_SECONDS = 3.0  # below which no measurement begins
 TESTS = ("tests/test_cuda.py", "tests/test_precision.py")
+SMOKE_TESTS = TESTS[1:]
 
 # Dense products in bf16 with sums in float32, FLOPs a second, by the name that CUDA gives a card. Where a data sheet
 # counts with sparsity, the half of it.
@@ -54,8 +54,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A table of the page: its title, what its columns mean, at most how many seconds it takes, `rows(content,
-    deadline)`, and its columns: title → cell of a row.
+    """A table of the page: its title, what its columns mean, how many seconds it has, besides what the parts before it
+    leave, `rows(content, deadline)`, and its columns: title → cell of a row.
     """
 
     title: str
@@ -78,7 +78,6 @@ def run(folder: Path, smoke: bool = False, command: str = "", say: Callable[[str
         "bf16_peak": None if smoke else BF16_PEAKS.get(machine["device"]),
         "driver": "" if smoke else _driver(),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
         "machine": machine,
         "command": command,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -95,10 +94,10 @@ def run(folder: Path, smoke: bool = False, command: str = "", say: Callable[[str
         text = page(content)
         atomic.write_atomic(stem.with_suffix(".md"), lambda file: file.write_text(text, encoding="utf-8"))
 
+    deadline = began
     for name, part in PARTS.items():
-        now = time.monotonic()
-        deadline = min(now + part.seconds, began + SECONDS)
-        record: dict[str, Any] = {"title": part.title, "at_most_seconds": part.seconds, "rows": []}
+        now, deadline = time.monotonic(), deadline + part.seconds
+        record: dict[str, Any] = {"title": part.title, "rows": []}
         content["parts"][name] = record
         try:
             for row in part.rows(content, deadline):
@@ -141,8 +140,8 @@ def measured(cases: list[Case], deadline: float) -> Iterator[Row]:
             continue
         try:
             row = harness.measure(case, left)
-        except RuntimeError as error:
-            row = case.row() | {"error": str(error)}
+        except harness.Failed as error:
+            row = case.row() | {"error": error.reason}
         if "seconds" in row and "clips" in row:
             row["clips_a_second"] = row["clips"] / row["seconds"]
         yield row
@@ -153,7 +152,8 @@ def measured(cases: list[Case], deadline: float) -> Iterator[Row]:
 
 def cuda_tests(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     """A row of each test, in a process of pytest, which ends with all that it started when the time is up."""
-    command = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+    command += SMOKE_TESTS if content["smoke"] else TESTS
     with tempfile.TemporaryFile("w+") as said:
         options: dict[str, Any] = {"stdout": said, "stderr": subprocess.STDOUT, "start_new_session": True}
         environment = os.environ | {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
@@ -173,8 +173,8 @@ def cuda_tests(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     if late or process.returncode or not rows:
         content["parts"]["tests"]["output"] = text[-8000:]
     if not rows:
-        lines = text.strip().splitlines() or ["nothing said"]
-        raise RuntimeError(f"no test ran: {lines[-1]}")
+        lines = text.strip().splitlines() or ["nothing was said"]
+        raise RuntimeError(f"no test ran: {next((line for line in lines if line.startswith('ERROR')), lines[-1])}")
     yield from rows
 
 
@@ -267,12 +267,13 @@ ALIKE = ("audio_encoder", "text_encoder", "text_layers", "head", "precision")
 
 
 def _plan(content: dict[str, Any]) -> dict[Path, Any]:
-    """By notebook: the runs of its grid, with the sizes of their corpora."""
+    """By notebook: the runs of its grid that train, with the sizes of their corpora."""
     from atr.experiments import study
 
     paths = study.notebooks(["01"] if content["smoke"] else ())
     plans = {path: study.plan([path], "smoke" if content["smoke"] else "paper") for path in paths}
-    return {path: plan[[config.training != "external" for config in plan["config"]]] for path, plan in plans.items()}
+    trained = {path: [config.training != "external" for config in plan["config"]] for path, plan in plans.items()}
+    return {path: plan[trained[path]] for path, plan in plans.items() if any(trained[path])}
 
 
 def kind(config: RunConfig) -> dict[str, Any]:
@@ -303,7 +304,8 @@ def cost_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     cases = []
     for key, width in widths.items():
         fields = json.loads(key)
-        words = [f"{fields['audio_encoder']} + {fields['text_encoder']}", fields["training"].replace("_", ", ")]
+        words = [f"{fields['audio_encoder']} + {fields['text_encoder']}"]
+        words += [{"frozen_released": "frozen in training mode"}.get(fields["training"], fields["training"])]
         words += ["text-aware"] * bool(fields["text_aware"]) + ["patchout"] * bool(fields["augment"])
         words += [{"32": "float32"}.get(fields["precision"], fields["precision"])]
         arguments = {"fields": fields | {"embedding_dim": width}, "device": device}
@@ -316,8 +318,6 @@ def hour_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     costs = {row["kind"]: row for row in content["parts"]["costs"]["rows"]}
     every: dict[str, planning.Cost] = {}
     for path, plan in _plan(content).items():
-        if not len(plan):
-            continue
         row: Row = {"how": path.stem, "reproduces": _published(path), "runs": len(plan)}
         needs: dict[str, planning.Cost] = {}
         missing = set()
@@ -343,10 +343,10 @@ def _sum(needs: dict[str, planning.Cost]) -> dict[str, float]:
 
 
 def _published(notebook: Path) -> str:
-    """What a notebook reproduces, as its first cell says."""
+    """The paper and tables that a notebook reproduces, as its first cell says; "" where it names none."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     lines = [line.strip() for line in "".join(cells[0]["source"]).splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 else ""
+    return next((line for line in lines[1:2] if re.search(r"\b20\d\d\b", line)), "")
 
 
 # The page
@@ -375,7 +375,7 @@ PARTS = {
     "tests": Part(
         "Tests that need a GPU",
         "Of tests/test_cuda.py and tests/test_precision.py, by pytest.",
-        130,
+        125,
         cuda_tests,
         {"test": lambda row: row["test"], "outcome": lambda row: row["outcome"], "why": lambda row: row["reason"]},
     ),
@@ -401,7 +401,7 @@ PARTS = {
         "What each switch brings",
         "The same step with one thing off, its time over that of the first row: above 1, the switch helps. TF32 has "
         "work left to do only where bf16 is off. The first step includes choosing kernels and compiling.",
-        160,
+        150,
         switch_rows,
         {
             "switches": lambda row: row["how"],
@@ -447,7 +447,7 @@ PARTS = {
         "its kind, grown to the length of its corpus's clips, and the embedding of its validation and test splits; one "
         "run after another on this device. Runs that several notebooks share count in each. Not in it: reading sound "
         "from disk, decoding, features of frozen encoders (once), mining, scoring all pairs by text-aware pooling.",
-        20,
+        15,
         hour_rows,
         {
             "notebook": lambda row: row["how"],

@@ -99,6 +99,15 @@ class Case:
         return {"part": self.part, "how": self.how, "size": sizes}
 
 
+class Failed(RuntimeError):
+    """A case could not be measured: which, and the reason."""
+
+    def __init__(self, case: Case, reason: str) -> None:
+        size = ", ".join(f"{name} {value}" for name, value in case.arguments.items())
+        super().__init__(f"{case.part}, {case.how} ({size}): {reason}")
+        self.reason = reason
+
+
 def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> list[Case]:
     """All cases of some parts. ValueError: an unknown part or scale."""
     for part in parts:
@@ -115,8 +124,8 @@ def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> 
 
 def measure(case: Case, limit: float | None = None) -> dict[str, Any]:
     """A case's row, by a process of its own: part, how, size, what its function gives (seconds, and more), the peak
-    memory of that process in GiB. What cannot be measured here says so under "missing". RuntimeError: it failed, or
-    took more than `limit` seconds and was ended.
+    memory of that process in GiB. What cannot be measured here says so under "missing". Failed: it did, or took more
+    than `limit` seconds and was ended.
     """
     if case.missing:
         return case.row() | {"missing": case.missing}
@@ -127,11 +136,10 @@ def measure(case: Case, limit: float | None = None) -> dict[str, Any]:
         try:
             return case.row() | pool.submit(_work, case.function, case.arguments, threads, limit).result()
         except Exception as error:
-            size = ", ".join(f"{name} {value}" for name, value in case.arguments.items())
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, BrokenProcessPool) and limit is not None and time.monotonic() - started >= limit:
                 reason = f"ended after {limit:.0f} s"
-            raise RuntimeError(f"{case.part}, {case.how} ({size}): {reason}") from error
+            raise Failed(case, reason) from error
 
 
 def _work(function: str, arguments: dict[str, Any], threads: int, limit: float | None) -> dict[str, Any]:
