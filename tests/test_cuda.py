@@ -9,6 +9,8 @@ import made_models
 import pytest
 from conftest import VISIBLE_GPUS
 
+from atr.encoders import text
+
 SCRIPT = """
 import json, sys
 import torch
@@ -35,8 +37,7 @@ def test_a_gpu_trains_the_same_twice_and_in_bf16(tmp_path):
     if VISIBLE_GPUS is not None:
         environment["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS
     # of MiniLM's sizes, but not its weights, which a machine with a GPU may not have
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    words = made_models.bert(tmp_path / "bert", spelt=True, **sizes)
+    words = made_models.bert(tmp_path / "bert", spelt=True, **text.MINILM_SIZES)
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(words)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode == 77:

@@ -130,7 +130,7 @@ def ours(
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 return model(*pairs)
 
-        embedder = BatchEncoder(dual, model, chunk=chunk)
+        embedder = BatchEncoder(dual, model, chunk=chunk)  # type: ignore[arg-type]
 
         def step() -> None:
             loss = loss_function(*embedder.embeddings(inputs, inputs.clip_of_caption), ids)

@@ -24,10 +24,7 @@ TOKENS = 16  # of a caption, special ones included
 # Text encoders that can be planned for before they are downloaded: architecture, and what differs from its defaults.
 ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
     "bert-base-uncased": ("bert", {}),
-    text.MINILM: (
-        "bert",
-        {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
-    ),
+    text.MINILM: ("bert", text.MINILM_SIZES),
     "roberta-base": ("roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}),
     "roberta-large": (
         "roberta",
