@@ -38,7 +38,6 @@ def smoke(tmp_path_factory):
     (folder / "test_it.py").write_text(MINIATURE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "SMOKE_TESTS", (str(folder / "test_it.py"),))
-        patch.setenv("OMP_NUM_THREADS", "1")
         return folder, gpu.run(folder, smoke=True, command="make gpu SMOKE=1", say=lambda line: None)
 
 
@@ -134,7 +133,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_has(monkeypatch, tmp_path):
 
 
 def test_no_part_begins_when_the_time_is_up(monkeypatch):
-    monkeypatch.setattr(harness, "measure", lambda case, limit: pytest.fail("measured"))
+    monkeypatch.setattr(harness, "measure", lambda case, limit, threads: pytest.fail("measured"))
     case = Case("steps", "late", "step.ours")
     (row,) = gpu.measured([case], time.monotonic() + 1)
     assert row == case.row() | {"error": "no time was left"}
@@ -206,7 +205,7 @@ def test_flops_are_those_counted_by_hand():
 
 def test_the_share_of_a_cards_peak_is_never_a_guess(monkeypatch):
     measured = {"seconds": 0.1, "clips": 32, "flops": 4e12, "product_flops_a_second": 8e13, "memory_gib": 1.0}
-    monkeypatch.setattr(harness, "measure", lambda case, limit: case.row() | measured)
+    monkeypatch.setattr(harness, "measure", lambda case, limit, threads: case.row() | measured)
     shares = []
     for card in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
         content = {"smoke": False, "bf16_peak": gpu.BF16_PEAKS.get(card)}
@@ -269,7 +268,7 @@ def test_the_command_writes_to_out_and_ends_with_1_if_anything_failed(tmp_path, 
         monkeypatch.setattr(gpu, "PARTS", {"tests": fake(lambda content, deadline, row=row: iter([row]))})
         done = CliRunner().invoke(app, ["gpu", "--smoke"])
         assert done.exit_code == status, done.output
-        assert "tests: one, 1" in done.output and "smoke.md" in done.output
+        assert "tests: one, value 1" in done.output and "smoke.md" in done.output
     assert "tests: test_one: failed" in done.output and (tmp_path / "smoke.json").is_file()
 
 
@@ -283,8 +282,8 @@ def test_make_runs_it_by_the_python_that_is_named():
 def pretended(monkeypatch, tmp_path):
     """Content of a run as on an H100, each case's arguments bound to its function, which is not called."""
 
-    def measure(case, limit):
-        assert case.arguments["device"] == "cuda" and limit > 0
+    def measure(case, limit, threads):
+        assert case.arguments["device"] == "cuda" and limit > 0 and threads is None
         module, _, name = case.function.partition(".")
         function = getattr(importlib.import_module(f"atr.bench.{module}"), name)
         inspect.signature(function).bind(**case.arguments)

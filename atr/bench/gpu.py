@@ -31,7 +31,7 @@ from atr.system.units import seconds as duration
 
 LEAST_SECONDS = 3.0  # below which no measurement begins
 TESTS = ("tests/test_cuda.py", "tests/test_precision.py")
-SMOKE_TESTS = TESTS[1:]
+SMOKE_TESTS = ("tests/test_precision.py::test_bf16_agrees_with_float32_on_a_cpu",)
 
 # Dense products in bf16 with sums in float32, FLOPs a second, by the name that CUDA gives a card. Where a data sheet
 # counts with sparsity, the half of it.
@@ -102,7 +102,7 @@ def run(folder: Path, smoke: bool = False, command: str = "", say: Callable[[str
         try:
             for row in part.rows(content, deadline):
                 record["rows"].append(row)
-                say(f"{name}: {', '.join(filter(None, _cells(part, row)))}")
+                say(f"{name}: {_line(part, row)}")
                 write()
         except Exception as error:
             record["error"] = f"{type(error).__name__}: {error}"
@@ -139,7 +139,7 @@ def measured(cases: list[Case], deadline: float) -> Iterator[Row]:
             yield case.row() | {"error": "no time was left"}
             continue
         try:
-            row = harness.measure(case, left)
+            row = harness.measure(case, left, threads=1 if case.arguments.get("device") == "cpu" else None)
         except harness.Failed as error:
             row = case.row() | {"error": error.reason}
         if "seconds" in row and "clips" in row:
@@ -153,10 +153,12 @@ def measured(cases: list[Case], deadline: float) -> Iterator[Row]:
 def cuda_tests(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     """A row of each test, in a process of pytest, which ends with all that it started when the time is up."""
     command = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+    environment = os.environ | {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+    if content["smoke"]:
+        environment["OMP_NUM_THREADS"] = "1"
     command += SMOKE_TESTS if content["smoke"] else TESTS
     with tempfile.TemporaryFile("w+") as said:
         options: dict[str, Any] = {"stdout": said, "stderr": subprocess.STDOUT, "start_new_session": True}
-        environment = os.environ | {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(command, cwd=places.PROJECT, env=environment, **options)
         try:
             process.wait(max(deadline - time.monotonic(), LEAST_SECONDS))
@@ -460,17 +462,28 @@ PARTS = {
 }
 
 
+def _why(row: Row) -> str:
+    """Why a row has no result, "" if it has one."""
+    reason = row.get("error") or row.get("missing")
+    return f"not measured: {reason.splitlines()[0][:300]}" if reason else ""
+
+
 def _cells(part: Part, row: Row) -> list[str]:
     """A row's cells; where it has no result, its first ones and in the last why."""
-    cells, why = [], row.get("error") or row.get("missing")
+    cells = []
     for cell in part.columns.values():
         try:
             cells.append(str(cell(row)))
         except KeyError:
             cells.append("")
-    if why:
-        cells[-1] = f"not measured: {why.splitlines()[0][:300]}"
-    return cells
+    return [*cells[:-1], _why(row) or cells[-1]]
+
+
+def _line(part: Part, row: Row) -> str:
+    """A row on one line, as it is said while the rest is measured."""
+    first, *cells = _cells(part, row)
+    named = [f"{title} {cell}" for title, cell in zip(list(part.columns)[1:], cells, strict=True) if cell]
+    return ", ".join([first, *([_why(row)] if _why(row) else named)])
 
 
 def page(content: dict[str, Any]) -> str:

@@ -122,16 +122,16 @@ def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> 
     return found
 
 
-def measure(case: Case, limit: float | None = None) -> dict[str, Any]:
+def measure(case: Case, limit: float | None = None, threads: int | None = None) -> dict[str, Any]:
     """A case's row, by a process of its own: part, how, size, what its function gives (seconds, and more), the peak
     memory of that process in GiB. What cannot be measured here says so under "missing". Failed: it did, or took more
-    than `limit` seconds and was ended.
+    than `limit` seconds and was ended. threads: of the CPU; all cores if not given.
     """
     if case.missing:
         return case.row() | {"missing": case.missing}
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which misses a GPU aloud
     started = time.monotonic()
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    threads = threads or os.cpu_count() or 1
     with ProcessPoolExecutor(1, devices.worker_context()) as pool:
         try:
             return case.row() | pool.submit(_work, case.function, case.arguments, threads, limit).result()
