@@ -10,6 +10,9 @@ CAPTIONS =
 CHROMIUM =
 MINUTES = 10
 SEED = 0
+SMOKE =
+PYTHON =
+HAVE =
 PIPS = 22.3 23.0.1 23.2.1 24.0 25.0 newest
 
 PY = .venv/bin/python
@@ -23,7 +26,7 @@ MINUTES_esc10 = an hour to two
 MINUTES_captions = 6 minutes
 MINUTES_paper = weeks; it wants a GPU
 
-.PHONY: help hello study report lab test coverage test-browser lint reference lock lock-check torture door clean
+.PHONY: help hello study report lab test coverage test-browser lint reference gpu gpu-wheels lock lock-check torture door clean
 
 help: ## list the targets
 	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [CAPTIONS=<file>]"
@@ -60,6 +63,12 @@ lint: .venv/.test ## check style and types
 
 reference: .venv/.study ## refresh the committed results of PROFILE in results/reference/
 	@$(HOMES) $(PY) -m atr reference --profile $(PROFILE)
+
+gpu: $(if $(filter .venv/%,$(PY)),.venv/.test) ## show in nine minutes on a GPU what only a GPU can; SMOKE=1: in miniature on the CPU
+	@$(HOMES) ATR_COMMAND="make gpu$(if $(SMOKE), SMOKE=1)" $(PY) -m atr gpu $(if $(SMOKE),--smoke)
+
+gpu-wheels: $(if $(filter .venv/%,$(PY)),.venv/.study) ## print how to bring what it needs to a GPU without a network, with PYTHON (3.12) and what HAVE lists
+	@$(PY) tools/lock.py wheels "$(PYTHON)" $(HAVE)
 
 lock: .venv/.test ## resolve pyproject.toml into requirements.lock, keeping what still fits (needs uv)
 	$(PY) tools/lock.py write

@@ -27,10 +27,18 @@ SENTENCES = [
 ]
 
 
-def bert(folder, **sizes):
-    """A BertModel with MiniLM's vocabulary; `sizes` are fields of BertConfig."""
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SPELT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+
+
+def bert(folder, spelt=False, **sizes):
+    """A BertModel with MiniLM's vocabulary, or one that spells every word; `sizes` are fields of BertConfig."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    vocabulary = shutil.copy(text.folder("minilm") / "vocab.txt", folder)
+    vocabulary = Path(folder) / "vocab.txt"
+    if spelt:
+        vocabulary.write_text("\n".join(SPELT) + "\n")
+    else:
+        shutil.copy(text.folder("minilm") / "vocab.txt", folder)
     words = len(Path(vocabulary).read_text(encoding="utf-8").splitlines())
     _save(folder, lambda: BertModel(BertConfig(vocab_size=words, **SIZES | sizes)))
     BertTokenizerFast(str(vocabulary)).save_pretrained(folder)

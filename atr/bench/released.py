@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 from atr.encoders import registry, text
 
+SMALL_BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 # audio encoder, fields of BertConfig (None: bert-base-uncased), D
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "paper": ("resnet38", {}, 1024),
-    "small": (
-        "cnn6",
-        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
-        16,
-    ),
+    "cnn14": ("cnn14_mei2022", {}, 1024),
+    "mn04": ("mn04", text.MINILM_SIZES, 1024),
+    "small": ("cnn6", SMALL_BERT, 16),
+    "smallest": ("compact", SMALL_BERT, 16),
 }
 
 

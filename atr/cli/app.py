@@ -1,5 +1,5 @@
 """The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr index`, `atr search`, `atr runs`,
-`atr bench`, `atr report`, `atr reference`.
+`atr bench`, `atr gpu`, `atr report`, `atr reference`.
 """
 
 import os
@@ -158,7 +158,7 @@ def reference(profile: ProfileOption = "demo") -> None:
         raise fail(error) from error
 
 
-for command in (caption.caption, index, search, report.report, bench.bench):
+for command in (caption.caption, index, search, report.report, bench.bench, bench.gpu):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`atr bench`: how fast the parts are here."""
+"""`atr bench`: how fast the parts are here; `atr gpu`: what only a GPU can show."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atr.cli.console import DeviceOption, fail, printed, say
+from atr.cli.console import DeviceOption, complain, fail, printed, say
 from atr.system.credentials import without_credentials
 
 
@@ -62,6 +62,28 @@ def bench(
     printed(reached, "Goals")
     if out is not None:
         say(f"→ {out}")
+
+
+def gpu(
+    smoke: Annotated[bool, typer.Option("--smoke", help="Every part in miniature, on the CPU.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(envvar="OUT", file_okay=False, resolve_path=True, help="Folder; results/gpu if not given."),
+    ] = None,
+) -> None:
+    """Show in nine minutes on one GPU what only a GPU can: tests, fine-tuning, switches, memory, hours of the tables.
+
+    Nothing is fetched. A page and its JSON are written after every row, so a run that is cut short counts as well.
+    Exit status 1 if anything failed.
+    """
+    from atr.bench.gpu import failures, run
+    from atr.system import places
+
+    os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
+    folder = out or places.results_home() / "gpu"
+    content = run(folder, smoke, without_credentials(os.environ["ATR_COMMAND"]), say)
+    say(f"→ {folder / ('smoke.md' if smoke else 'gpu.md')}, and the same as .json")
+    complain(failures(content), "failed")
 
 
 def show(row: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ TOKENS = 16  # of a caption, special ones included
 # Text encoders that can be planned for before they are downloaded: architecture, and what differs from its defaults.
 ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
     "bert-base-uncased": ("bert", {}),
+    text.MINILM: ("bert", text.MINILM_SIZES),
     "roberta-base": ("roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}),
     "roberta-large": (
         "roberta",
@@ -193,18 +194,19 @@ def preparation(data: CorpusSize, cores: int) -> float:
 def measure(config: RunConfig, device: str) -> Measured:
     """Time a few steps of a config's networks, with random weights, on random sound and words.
 
-    On a CPU with one thread, as runs have, on a few short clips; on a GPU on clips of 10 s.
+    On a CPU with one thread, as runs have, on a few short clips; on a GPU with its switches, on clips of 10 s.
     """
-    with torch.random.fork_rng(), devices.threads(1):
+    switches = devices.switches_for(device)
+    with torch.random.fork_rng(), devices.threads(1), switches.on():
         torch.manual_seed(0)
         network, audio, spoken = shell(config)
-        network.to(device)
+        network = switches.apply(network.to(device))
         heard = network.audio_encoder is not None
         small = device == "cpu" and heard
         probe = 2.0 if small and not isinstance(network.audio_encoder, SegmentEncoder) else 10.0
         counts = (2, 4) if small else (8, 32)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, fused=True)
+        optimizer = torch.optim.Adam(trained, fused=switches.fused)
         kind = PRECISIONS[config.precision]
         half = torch.autocast(device, torch.bfloat16, enabled=kind != "32-true")
         saved: dict[int, int] = {}

@@ -26,7 +26,14 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in RECORDED}
+    return {name: _version(name) for name in RECORDED}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # such as atr, run from a folder that is not installed
+        return "not installed"
 
 
 def commit() -> str | None:
