@@ -27,15 +27,18 @@ CHOICES: dict[str, tuple] = {
     "schedule": ("step", "cosine", "constant"),
     "select_by": ("t2a_recall_sum", "recall_sum", "t2a_map10", "last"),
     "precision": ("32", "bf16"),
+    "batch_norm": ("batch", "fixed", None),
 }
 RECIPES_BEFORE = {"released": "code", "paper": "text"}  # what records and addresses call them
 GROUPS = ("heads", "audio", "text", "pooling", "loss")
 MINED = ("easy", "hard")  # by embeddings
 # What a stage of training may have of its own.
 STAGED = ("epochs", "sampler", "mining", "fixed", "fixed_head", "learning_rates", "schedule", "step_epochs", "loss")
-WHOLE = dict.fromkeys(("embedding_dim", "batch_size", "step_epochs", "text_layers", "chunk"), 1)  # and more
+WHOLE = dict.fromkeys(
+    ("embedding_dim", "batch_size", "step_epochs", "audio_layers", "text_layers", "chunk"), 1
+)  # and more
 WHOLE |= {"epochs": 0, "seed": 0}  # 0 epochs: the untrained model
-OPTIONAL = ("text_layers", "chunk", "text_dropout", "audio_dropout", "clip_norm")  # may be None
+OPTIONAL = ("audio_layers", "text_layers", "chunk", "text_dropout", "audio_dropout", "clip_norm")  # may be None
 BELOW = {
     "text_dropout": 1.0,
     "audio_dropout": 1.0,
@@ -58,6 +61,10 @@ class RunConfig:
     audio_weights   "pretrained" (published checkpoint; compact encoders: on this corpus's events), None (random), a
                     checkpoint file, or a folder with a file named after the encoder; relative paths also below
                     `ATR_HOME/checkpoints`
+    audio_layers    how many top blocks of the audio encoder `finetuned` trains, over cached 16-bit states of what lies
+                    below; None: all, over waveforms or spectrograms. Of mn04 and mn10: 3 (47 KB for 10 s in mn04) to 15
+    batch_norm      of an audio encoder that trains: "batch" (a batch's statistics, as is usual), "fixed" (those that it
+                    came with, as in evaluation); None: "fixed" over cached states, else "batch"
     audio_dropout   overrides the audio encoder's own dropout
     text_encoder    "minilm", a Hub name, or a folder; relative paths also below `ATR_HOME/checkpoints`
     text_layers     how many top layers `finetuned` trains, over cached states of the layer below; None: all
@@ -113,6 +120,8 @@ class RunConfig:
     recipe: str = "code"
     audio_encoder: str = "compact"
     audio_weights: str | None = "pretrained"
+    audio_layers: int | None = None
+    batch_norm: str | None = None
     audio_dropout: float | None = None
     text_encoder: str = "minilm"
     text_pooling: str = "mean"
@@ -176,6 +185,10 @@ class RunConfig:
             if not _is_number(self.max_seconds) or not 0 < self.max_seconds < math.inf:
                 raise ConfigError(f"max_seconds: {self.max_seconds!r} is not a positive number, nor None")
             object.__setattr__(self, "max_seconds", float(self.max_seconds))  # 30 and 30.0 name one run
+        if self.audio_layers is not None and self.training == "scratch":
+            raise ConfigError(
+                "audio_layers: 'scratch' trains a random audio encoder, which has no states worth keeping"
+            )
         if self.padding == "released" and self.training == "frozen":
             raise ConfigError("padding: 'released' needs batches, and 'frozen' caches each clip's features by itself")
         if self.training == "external" and (self.epochs, self.audio_encoder) != (0, "clap"):
@@ -297,6 +310,16 @@ class RunConfig:
     def state_layers(self) -> int | None:
         """How many top text layers read cached states of the one below; None: the text encoder reads token ids."""
         return self.text_layers if self.training in ("finetuned", "scratch") else None
+
+    @property
+    def audio_state_layers(self) -> int | None:
+        """How many top audio blocks read cached states; None: the audio encoder reads waveforms or spectrograms."""
+        return self.audio_layers if self.training == "finetuned" else None
+
+    @property
+    def fixed_norm(self) -> bool:
+        """Whether batch-norms of the audio encoder keep their statistics in training."""
+        return self.audio_state_layers is not None if self.batch_norm is None else self.batch_norm == "fixed"
 
     def rate(self, group: str) -> float:
         return self.learning_rates.get(group, self.learning_rates["heads"])

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from golden_weights import GOLDEN, fill, keys, waveform
 from typer.testing import CliRunner
 
+import atr
 from atr import RunConfig, encoders, fit
 from atr.cli.app import app
 from atr.encoders import checkpoints
@@ -150,3 +152,83 @@ def test_a_run_trains_over_it(training, corpus, tmp_path, monkeypatch):
     soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     run = fit(RunConfig(corpus=soundscapes, epochs=1, batch_size=16, embedding_dim=16, **fields), corpus, runs=tmp_path)
     assert run.finished and not [name for name in run.checkpoint if "classifier" in name]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 3, 9, 15])
+def test_the_top_blocks_over_states_give_what_the_whole_gives(layers):
+    torch.manual_seed(0)
+    whole = MobileNet(0.1, "specaugment").eval()
+    top = copy.deepcopy(whole)
+    top.keep_top(layers)
+    features, lengths = whole.frontend(sounds(32_000)), torch.tensor([100, 71])
+    expected, valid = whole.encode(features, lengths)
+    frames, mask = top.encode_states(*whole.states(features, lengths, layers))
+    assert torch.equal(mask, valid)
+    torch.testing.assert_close(frames, expected, atol=1e-5, rtol=1e-4)
+    assert sum(map(torch.numel, top.features.parameters())) < sum(map(torch.numel, whole.features.parameters()))
+
+
+def test_stripes_over_states_hold_each_channels_mean():
+    torch.manual_seed(0)
+    top = MobileNet(0.1, "specaugment")
+    top.keep_top(3)
+    states = torch.randn(64, 40, 8, 16)
+    seen = []
+    top.features[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].maps.permute(0, 3, 2, 1)))
+    top.train().encode_states(states)
+    changed = (seen[0] != states).any(3)
+    means = states.mean((1, 2))[:, None, None].expand_as(states)
+    assert 0.01 < changed.float().mean() < 0.3 and changed.any((1, 2)).sum() > 32
+    torch.testing.assert_close(seen[0][changed], means[changed])
+    top.eval().encode_states(states)
+    assert torch.equal(seen[1], states)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setitem(encoders.AUDIO_ENCODERS, "mn04", lambda augment=None, dropout=None: MobileNet(0.1, augment))
+    torch.manual_seed(0)
+    torch.save(MobileNet(0.1).state_dict(), tmp_path / "mn04.pt")
+    soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    fields = {"corpus": soundscapes, "audio_encoder": "mn04", "audio_weights": str(tmp_path / "mn04.pt")}
+    return RunConfig(**fields, training="finetuned", augment=None, epochs=1, batch_size=16, embedding_dim=16)
+
+
+def test_fine_tuning_over_states_learns_what_fine_tuning_those_blocks_over_waveforms_learns(tiny, corpus, tmp_path):
+    over = fit(tiny.replace(audio_layers=15), corpus, runs=tmp_path)
+    whole = fit(tiny.replace(batch_norm="fixed"), corpus, runs=tmp_path)
+    # All blocks train in both; the stem alone is fixed over states, and states have 16 bits.
+    assert over.history["loss"].iloc[0] == pytest.approx(whole.history["loss"].iloc[0], rel=0.02)
+    moved = (
+        over.checkpoint["audio_encoder.features.3.block.0.0.weight"]
+        - whole.checkpoint["audio_encoder.features.4.block.0.0.weight"]
+    )
+    assert moved.abs().max() < 0.05
+    statistics = [name for name in over.checkpoint if name.endswith("running_mean")]
+    weights = encoders.checkpoints.read(tiny.audio_weights)
+    assert statistics and all(
+        torch.equal(whole.checkpoint[name], weights[name.removeprefix("audio_encoder.")])
+        for name in whole.checkpoint
+        if name.endswith("running_mean")
+    )
+    sounds = [corpus.split("test").read(clip)[0] for clip in corpus.split("test").clips["clip"][:3]]
+    embedder = atr.Embedder(over, corpus)
+    heard = embedder.sounds([np.repeat(sound, 2) for sound in sounds])  # 16 to 32 kHz, roughly
+    assert heard.shape == (3, 16) and heard.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"audio_layers": 16}, "audio_layers: 16; a MobileNet has 1 to 15 blocks"),
+        (
+            {"audio_layers": 2, "audio_encoder": "compact", "audio_weights": "pretrained"},
+            "audio_layers: compact keeps no states",
+        ),
+        ({"audio_layers": 2, "audio_weights": None}, "audio_layers: random audio_weights have no states"),
+    ],
+)
+def test_states_that_there_are_none_of_are_an_error(tiny, corpus, tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        fit(tiny.replace(**changes), corpus, runs=tmp_path)

@@ -42,7 +42,7 @@ class ClipFrames:
         encoder = text.TextEncoder(folder, config.text_pooling, config.text_layers)
         layers, bar = config.text_layers, tqdm(disable=True)
         states = encoder.tokenize(phrases) if layers is None else encoder.rows(phrases, layers, bar)
-        spoken = Packed(np.concatenate(states), np.cumsum([0, *map(len, states)]))
+        spoken = Packed.of(states)
         queries = self.network.embed_text(*spoken.batch(np.arange(len(phrases))))
         return self.network.text_aware.attention(self.frames, self.mask, queries).numpy()
 

@@ -1,7 +1,9 @@
 """What audio encoders take: waveforms as 16-bit integers, or spectrograms, computed once."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,14 +53,34 @@ def audio_input(corpus: Corpus, name: str, quiet: bool = False, seconds: float |
 
 def encode(encoder: AudioEncoder, batch: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Frames and mask of a batch of rows of `audio_input`: int16 waveforms (B, samples), or log-mels
-    (B, frames, bands); lengths None: all as long as the batch.
+    (B, frames, bands), or of `states`; lengths None: all as long as the batch.
     """
+    if batch.ndim == 4:
+        return encoder.encode_states(batch, lengths)  # type: ignore[attr-defined]
     if batch.dtype == torch.int16:
         return encoder(from_int16(batch), lengths)
     return encoder.encode(batch.transpose(1, 2), lengths)
 
 
-WAVEFORM_VERSION = 1
+def states(
+    encoder: Any, sounds: Packed, layers: int, device: str = "cpu", title: str = "", quiet: bool = True
+) -> Iterator[np.ndarray]:
+    """What the top `layers` blocks of an encoder in evaluation mode take of each waveform: rows (T, bands, channels),
+    float16. FloatingPointError: states that 16 bits cannot hold.
+    """
+    for start in tqdm(range(0, len(sounds), AUDIO_BATCH), title, disable=quiet):
+        batch, lengths = sounds.batch(np.arange(start, min(start + AUDIO_BATCH, len(sounds))))
+        waveforms, lengths = from_int16(batch).to(device), lengths.to(device)
+        with torch.inference_mode(), devices.threads(os.cpu_count() or 1):
+            features = encoder.frontend(waveforms, lengths)
+            maps, ends = encoder.states(features, encoder.feature_lengths(lengths), layers)
+        maps = maps.half().cpu()
+        if not maps.isfinite().all():
+            raise FloatingPointError("states beyond what 16 bits hold; set audio_layers to None")
+        yield from (row[:end].numpy() for row, end in zip(maps, ends.tolist(), strict=True))
+
+
+WAVEFORM_VERSION = STATES_VERSION = 1
 SHORTEST = 0.1  # seconds of a packed waveform
 
 

@@ -61,6 +61,7 @@ def build(
     augment: str | None = None,
     dropout: float | None = None,
     pooling: str = "max_mean",
+    layers: int | None = None,
 ) -> Any:
     """An audio encoder by name.
 
@@ -69,6 +70,8 @@ def build(
     augment  "specaugment" (PANNs, compact), "patchout" (PaSST), None
     dropout  None: the encoder's published values
     pooling  see `RunConfig`
+    layers   keep so many top blocks alone, for states of those below (`AudioEncoder` has no more to say of them);
+             None keeps all
 
     The compact encoders have no published weights: `atr.encoders.pretraining.weights` makes theirs.
     Raises ValueError for an unknown name, for what an encoder does not offer, and for weights that are missing
@@ -98,6 +101,17 @@ def build(
         checkpoints.load(encoder, Path(weights))
     if pooling == "mean":
         encoder.pool = mean
+    if layers is not None:
+        with_states(encoder, name).keep_top(layers)
+    return encoder
+
+
+def with_states(encoder: Any, name: str) -> Any:
+    """An encoder that can train its top blocks alone, with `states`, `keep_top` and `encode_states` as
+    `atr.encoders.audio.mobilenet.MobileNet` has them. ValueError: it cannot.
+    """
+    if not hasattr(encoder, "encode_states"):
+        raise ValueError(f"audio_layers: {name} keeps no states between its blocks; use None, which trains all of it")
     return encoder
 
 

@@ -243,7 +243,7 @@ class TextEncoder(nn.Module):
 def ids(captions: list[str], encoder: TextEncoder) -> Packed:
     """Token ids of each caption, special tokens included: rows (tokens,) int64."""
     tokens = encoder.tokenize(captions)
-    return Packed(np.concatenate(tokens), np.cumsum([0, *map(len, tokens)]))
+    return Packed.of(tokens)
 
 
 def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> Packed:

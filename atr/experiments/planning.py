@@ -1,5 +1,6 @@
 """What a grid costs before it runs: steps, disk, memory and hours, from a short measurement on the device at hand."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.corpora.files import PUBLISHED
-from atr.encoders import pooling, pretraining, registry, text
+from atr.encoders import inputs, pooling, pretraining, registry, text
 from atr.encoders.audio.vit import SegmentEncoder
 from atr.system import devices, hashes
+from atr.system.packed import Packed
 from atr.system.units import duration, gigabytes
 from atr.training import model
 from atr.training.trainer import PRECISIONS
@@ -270,6 +272,10 @@ def shell(
     if config.training == "frozen_released":
         audio.requires_grad_(False)
         language.requires_grad_(False)
+    layers = config.audio_state_layers
+    below = copy.deepcopy(registry.with_states(audio, config.audio_encoder)).eval() if layers is not None else None
+    if layers is not None:
+        audio.keep_top(layers)
     dim = config.embedding_dim
     network = model.DualEncoder(
         None if frozen else audio,
@@ -280,6 +286,7 @@ def shell(
         audio.head_hidden,
         heads=config.head,
         text_aware=pooling.TextAwarePooling(dim, **config.text_aware) if config.text_aware else None,
+        fixed_norm=config.fixed_norm,
     )
 
     def sound(clips: int, seconds: float, device: str) -> tuple[Tensor, Tensor | None]:
@@ -287,6 +294,10 @@ def shell(
             return torch.randn(clips, audio.dim, device=device), None
         samples = torch.full((clips,), int(seconds * audio.sample_rate), device=device)
         waveform = torch.randint(-9999, 9999, (clips, int(samples[0])), dtype=torch.int16, device=device)
+        if below is not None and layers is not None:
+            (row,) = inputs.states(below, Packed.of([waveform[0].cpu().numpy()]), layers)
+            frames = torch.full((clips,), len(row), device=device)
+            return torch.from_numpy(row).to(device).expand(clips, *row.shape), frames
         if not audio.cached:
             return waveform, samples
         frames = audio.feature_lengths(samples)

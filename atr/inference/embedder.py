@@ -100,12 +100,14 @@ class Embedder:
             self.seconds = min(self._clap.seconds, self.seconds or self._clap.seconds)
             return
         assert run is not None
-        self._below = config.state_layers
+        self._below, self._audio_below = config.state_layers, config.audio_state_layers
         facts = registry.facts(config.audio_encoder)
         with torch.random.fork_rng():
             self._reader = text.TextEncoder(start.text_folder, config.text_pooling, self._below).to(device).eval()
             nothing = Inputs(torch.empty(0, facts.dim), torch.empty(0, self._reader.dim), np.empty(0), np.empty(0))
             network = model.restore(run, replace(start, splits={"test": nothing}), config)
+            if self._audio_below is not None:
+                self._hearer = registry.build(config.audio_encoder, start.audio_weights).to(device).eval()
             if config.training == "frozen":
                 hears = registry.build(config.audio_encoder, start.audio_weights, pooling=config.pooling)
                 network.audio_encoder, network.text_encoder = hears, self._reader
@@ -122,9 +124,12 @@ class Embedder:
         rows = [self._heard(sound) for sound in sounds]
         if not rows:
             return torch.empty(0, self.dim)
-        packed = Packed(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+        packed = Packed.of(rows)
         if self._clap is not None:
             return self._clap.audio(packed, self.config.seed, quiet)
+        if self._audio_below is not None:
+            device = self._fabric.device.type
+            packed = Packed.of(list(inputs.states(self._hearer, packed, self._audio_below, device)))
         return self._embedded("audio", packed)
 
     def sentences(self, sentences: Sequence[str], quiet: bool = True) -> Tensor:
@@ -139,8 +144,7 @@ class Embedder:
             return self._clap.text(words, quiet)
         if self._below is None:
             return self._embedded("text", text.ids(words, self._reader))
-        states = self._reader.rows(words, self._below, tqdm(disable=True))
-        return self._embedded("text", Packed(np.concatenate(states), np.cumsum([0, *map(len, states)])))
+        return self._embedded("text", Packed.of(self._reader.rows(words, self._below, tqdm(disable=True))))
 
     def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor:
         """(sentences, sounds): cosines of what `sentences` and `sounds` gave."""

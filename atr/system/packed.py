@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,11 @@ class Packed:
 
     data: np.ndarray
     offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray]) -> "Packed":
+        """Rows (length, ...) in memory."""
+        return cls(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -10,6 +10,7 @@ from atr.encoders import checkpoints, registry
 from atr.encoders.inputs import encode
 from atr.encoders.pooling import TextAwarePooling
 from atr.encoders.text import TextEncoder
+from atr.training.distributed import norms
 from atr.training.identity import Prepared
 from atr.training.records import RecordError, Run
 
@@ -29,6 +30,7 @@ class DualEncoder(nn.Module):
     With `padding` "released", all clips of a batch count as long as its longest, zeros and all.
     text_aware: pools what the audio head makes of each frame by caption. A clip then has no embedding of its own:
     wherever it says audio (…, dim) below, there are frames (…, T, dim) instead, zeros behind a clip's end.
+    fixed_norm: the audio encoder's batch-norms keep the statistics that they came with, in training too.
     """
 
     def __init__(
@@ -42,13 +44,22 @@ class DualEncoder(nn.Module):
         padding: str = "masked",
         heads: str = "mlp",
         text_aware: TextAwarePooling | None = None,
+        fixed_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.fixed_norm = fixed_norm
         self.padding = padding
         self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
         self.audio_head = head(audio_dim, audio_hidden * dim if heads == "mlp" else None, dim)
         self.text_head = head(text_dim, 2 * dim if heads == "mlp" else None, dim)
         self.text_aware = text_aware
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        super().train(mode)
+        if self.fixed_norm and self.audio_encoder is not None:
+            for norm in norms(self.audio_encoder):
+                norm.eval()
+        return self
 
     def embed_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Pooled features (B, audio_dim), or a batch of `features.audio_input` with lengths → (B, dim), of length 1."""
@@ -112,9 +123,8 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
             return network
         hidden = registry.facts(config.audio_encoder).head_hidden
         return DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim, hidden, heads=config.head)
-    audio = registry.build(
-        config.audio_encoder, prepared.audio_weights, config.augment, config.audio_dropout, config.pooling
-    )
+    options = (config.augment, config.audio_dropout, config.pooling, config.audio_state_layers)
+    audio = registry.build(config.audio_encoder, prepared.audio_weights, *options)
     released = config.training == "frozen_released"
     text = TextEncoder(prepared.text_folder, config.text_pooling, config.state_layers, config.text_dropout)
     if released:
@@ -124,7 +134,8 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
         text.keep_top()
     dim = config.embedding_dim
     pooling = TextAwarePooling(dim, **config.text_aware, variant=config.recipe) if config.text_aware else None
-    return DualEncoder(audio, text, audio.dim, text.dim, dim, audio.head_hidden, config.padding, config.head, pooling)
+    widths = (audio.dim, text.dim, dim, audio.head_hidden)
+    return DualEncoder(audio, text, *widths, config.padding, config.head, pooling, config.fixed_norm)
 
 
 def parameter_groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> list[dict]:

@@ -47,6 +47,24 @@ def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu"
     return torch.from_numpy(packed.open_packed(store.cached_folder("pooled", key, build)).data)
 
 
+def audio_states(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu", quiet: bool = False) -> Packed:
+    """What the blocks that a config trains take, over a one-split corpus: rows (T, bands, channels) float16, computed
+    once.
+    """
+    split, layers = corpus.clips["split"].iloc[0], config.audio_state_layers
+    name, seconds = config.audio_encoder, config.max_seconds
+    assert layers is not None
+
+    def build(folder: Path) -> None:
+        encoder = registry.with_states(registry.build(name, weights), name).eval().to(device)
+        sounds = inputs.waveforms(corpus, encoder.sample_rate, quiet, seconds)
+        packed.pack(folder, inputs.states(encoder, sounds, layers, device, f"{corpus.name} {split}: {name}", quiet))
+
+    versions = [inputs.STATES_VERSION, inputs.WAVEFORM_VERSION, layers, seconds, register.code("encoder", name)]
+    key = hashes.content_key(corpus.audio_fingerprint(split), name, hashes.file_hash(weights), versions)
+    return packed.open_packed(store.cached_folder("states", key, build))
+
+
 def caption_style(config: RunConfig) -> str | None:
     """How `atr.encoders.text.normalise` cleans what a config's text encoder reads: for CLAP, not at all."""
     return None if config.training == "external" else config.caption_style
@@ -109,7 +127,12 @@ def prepare(
             audio = pooled(config, part, prepared.audio_weights, device, quiet)
             spoken = pooled_text(config, part, device, quiet)
         else:
-            audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
+            if config.audio_state_layers is not None:
+                if prepared.audio_weights is None:
+                    raise ValueError("audio_layers: random audio_weights have no states worth keeping; use None")
+                audio = audio_states(config, part, prepared.audio_weights, device, quiet)
+            else:
+                audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
             spoken = (
                 text.computed(captions, known, moved, below=config.state_layers, quiet=quiet)
                 if config.state_layers is not None

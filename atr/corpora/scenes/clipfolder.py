@@ -178,8 +178,8 @@ def load(
             texts += [(clip, text) for text in captions(wording, scene, words, hardness, TIMES)]
             spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
             used = [(digests[part.source], *part.spans, part.level) for part in scene.parts]
-            made = MIXER_VERSION, hardness.noise, seed, split, index, duration, scene.description, used
-            made += () if rate == RATE else (rate,)
+            at = () if rate == RATE else (rate,)
+            made = (MIXER_VERSION, hardness.noise, seed, split, index, duration, scene.description, used, *at)
             clips.append((clip, split, duration, sha256(repr(made)), scene.description))
         alike = count - len({scene.description for scene in found})
         repeats = f" ({alike} repeat a description)" if alike else ""

@@ -64,10 +64,15 @@ class SpecAugment(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, frames, bands) → the same, with stripes of zeros."""
-        if not self.training:
-            return features
-        keep = self._keep(features, 1, self.time)[:, :, None] & self._keep(features, 2, self.bands)[:, None, :]
-        return features * keep
+        return features * self.keep(features) if self.training else features
+
+    def keep(self, features: Tensor) -> Tensor:
+        """(B, frames, bands) bool of features: False within a stripe."""
+        return self._keep(features, 1, self.time)[:, :, None] & self._keep(features, 2, self.bands)[:, None, :]
+
+    def over(self, stride: int) -> "SpecAugment":
+        """The same over states that lie `stride` frames and bands apart, of which a stripe may hold one at least."""
+        return SpecAugment(max(2, self.time // stride), max(2, self.bands // stride), self.stripes)
 
     def _keep(self, features: Tensor, axis: int, widest: int) -> Tensor:
         size, device = features.shape[axis], features.device

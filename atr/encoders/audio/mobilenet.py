@@ -4,7 +4,9 @@ F. Schmid, K. Koutini, G. Widmer: *Efficient Large-Scale Audio Tagging via Trans
 ICASSP 2023; the network is MobileNetV3-Large (Howard et al. 2019) over log-mels, its width scaled.
 """
 
+import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -57,6 +59,11 @@ class Frames(NamedTuple):
 
     maps: Tensor
     lengths: Tensor | None
+
+    def ends(self) -> Tensor:
+        """Valid frames (B,), also where all are."""
+        full = torch.full((len(self.maps),), self.maps.shape[3], device=self.maps.device)
+        return full if self.lengths is None else self.lengths
 
     def masked(self, maps: Tensor, stride: int = 1) -> "Frames":
         """What a layer has made of the maps, with zeros behind each clip's end."""
@@ -122,8 +129,11 @@ class MobileNet(nn.Module):
 
     With `lengths`, what lies behind a clip's end is zero before every convolution and counts in no mean, so that in
     evaluation a clip's frames do not depend on what else is in its batch. `classifier` gives AudioSet's logits (Schmid
-    et al. 2023); it is kept as it was published.
-    augment: "specaugment" or None. Raises ValueError for another, and for a dropout, which the network has none of.
+    et al. 2023); it is kept as it was published. `keep_top` leaves its top blocks, which train over `states` of those
+    below.
+    augment: "specaugment" or None. Over states its stripes are a state wide at least (160 ms by 16 bands below the last
+    three blocks), and hold each channel's mean over the clip, as a state of silence is not zero; other waveforms, band
+    edges or mixtures there are none. Raises ValueError for another, and for a dropout, which the network has none of.
     """
 
     sample_rate = 32_000
@@ -173,18 +183,60 @@ class MobileNet(nn.Module):
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, 128, frames), lengths (B,) in frames → frames (B, T, dim), mask (B, T)."""
+        return self._frames(self._below(features, lengths, self.features))
+
+    def states(self, features: Tensor, lengths: Tensor | None, layers: int) -> tuple[Tensor, Tensor]:
+        """What the top `layers` blocks take of (B, 128, frames), lengths (B,) in frames: (B, T, bands, channels), and
+        how many of T are valid (B,).
+        """
+        x = self._below(features, lengths, self.features[: -1 - layers])
+        return x.maps.permute(0, 3, 2, 1), x.ends()
+
+    def keep_top(self, layers: int) -> None:
+        """Drop what lies below the top `layers` blocks; from here on `encode_states` takes what `states` gave."""
+        if not 0 < layers <= len(BLOCKS):
+            raise ValueError(f"audio_layers: {layers}; a MobileNet has 1 to {len(BLOCKS)} blocks to train over states")
+        below = self.features[: -1 - layers]
+        del self.mel
+        self.features = self.features[-1 - layers :]
+        self.features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
+        if isinstance(self.augment, SpecAugment):
+            strides = [layer.stride if isinstance(layer, InvertedResidual) else 2 for layer in below]
+            self.augment = self.augment.over(math.prod(strides))
+
+    def encode_states(self, states: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, bands, channels), lengths (B,) → frames (B, T', dim), mask (B, T'), by what `keep_top` left."""
+        states = states.float()
+        if self.training and isinstance(self.augment, SpecAugment):
+            counts = states.shape[1] if lengths is None else lengths[:, None]
+            means = states.sum((1, 2)) / (counts * states.shape[2])
+            keep = self.augment.keep(states[..., 0])
+            states = torch.where(keep[..., None], states, means[:, None, None])
+        maps = states.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
+        x = Frames(maps, None if lengths is None or bool((lengths == states.shape[1]).all()) else lengths)
+        return self._frames(self._through(x.masked(x.maps), self.features))
+
+    def _below(self, features: Tensor, lengths: Tensor | None, layers: Iterable[nn.Module]) -> Frames:
         if lengths is not None and bool((lengths == features.shape[2]).all()):
             lengths = None
         x = Frames(self.augment(features.transpose(1, 2)).transpose(1, 2)[:, None], lengths)
         x = x.masked(x.maps)
-        stem, *blocks, top = self.features
-        x = x.masked(stem(x.maps), 2)
-        for block in blocks:
-            x = block(x)
-        x = x.masked(top(x.maps))
+        few = len(features) if self.training or features.is_cuda else 4  # maps that fit a CPU's cache
+        ends = [None] * -(-len(features) // few) if lengths is None else lengths.split(few)
+        parts = [self._through(Frames(*part), layers) for part in zip(x.maps.split(few), ends, strict=True)]
+        return Frames(
+            torch.cat([part.maps for part in parts]),
+            None if lengths is None else torch.cat([part.ends() for part in parts]),
+        )
+
+    def _through(self, x: Frames, layers: Iterable[nn.Module]) -> Frames:
+        for layer in layers:
+            x = layer(x) if isinstance(layer, InvertedResidual) else x.masked(layer(x.maps), layer[0].stride[0])  # type: ignore[index]
+        return x
+
+    def _frames(self, x: Frames) -> tuple[Tensor, Tensor]:
         frames = x.maps.mean(2).transpose(1, 2)
-        ends = torch.full((len(frames),), frames.shape[1]) if x.lengths is None else x.lengths
-        return frames, frame_mask(ends.to(frames.device), frames.shape[1])
+        return frames, frame_mask(x.ends(), frames.shape[1])
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         feature_lengths = None if lengths is None else self.feature_lengths(lengths)
