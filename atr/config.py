@@ -87,6 +87,10 @@ class RunConfig:
     loss            {"name": …, parameters}
     penalty         {"alpha": …, further fields of `atr.losses.penalty.PenaltySettings`}, held without those at their
                     defaults; None: the loss alone
+    text_contrast   {"captions": a table of `atr.corpora.captioning.language`, "weight": 1.0, "batch_size": 256}: captions of one
+                    clip find each other, without sounds (`atr.training.contrast`); None: not
+    label_contrast  {"labels": 3, "weight": 1.0}: sounds find the names of classes that their encoder's own classifier
+                    hears (mn04, mn10); None: not
     sampler         see `atr.training.batches`
     drop_last       an epoch's last incomplete batch is left out
     mining          "easy", "random", "hard": each epoch's pairs in batches by `atr.training.batches.mine`, which keeps
@@ -137,6 +141,8 @@ class RunConfig:
     embedding_dim: int = 256
     loss: Mapping[str, Any] = field(default_factory=lambda: {"name": "nt_xent", "temperature": 0.07})
     penalty: Mapping[str, Any] | None = None
+    text_contrast: Mapping[str, Any] | None = None
+    label_contrast: Mapping[str, Any] | None = None
     sampler: str = "caption_per_clip"
     drop_last: bool = True
     mining: str | None = None
@@ -231,10 +237,30 @@ class RunConfig:
             raise ConfigError(
                 f"cosine_epochs: {self.cosine_epochs!r} is not a number above warmup_epochs, {self.warmup_epochs}"
             )
+        self._check_contrast()
         self._check_text_aware()
         for name, needed in self.needs().items():
             object.__setattr__(self, name, needed.identity())  # as many words for one run name one run
         self._check_stages()
+
+    def _check_contrast(self) -> None:
+        for name, needed in (("text_contrast", {"captions"}), ("label_contrast", {"labels"})):
+            settings = getattr(self, name)
+            if settings is None:
+                continue
+            allowed = needed | {"weight"} | ({"batch_size"} if name == "text_contrast" else set())
+            if not isinstance(settings, Mapping) or not needed <= set(settings) <= allowed:
+                raise ConfigError(f"{name}: {settings!r}; it has {', '.join(sorted(allowed))}")
+            whole = settings.get("batch_size", settings.get("labels", 2))
+            if not _is_whole(whole, 2 if name == "text_contrast" else 1):
+                raise ConfigError(f"{name}: {whole!r} is too few, or no whole number")
+            weight = settings.get("weight", 1.0)
+            if not _is_number(weight) or not 0 < weight < math.inf:
+                raise ConfigError(f"{name}: weight: {weight!r} is not a positive number")
+            if self.text_aware is not None or self.chunk is not None or self.training == "external":
+                raise ConfigError(
+                    f"{name}: needs an embedding of each clip, of a whole batch; unset text_aware and chunk"
+                )
 
     def _check_text_aware(self) -> None:
         if self.text_aware is None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atr.config import RunConfig
 from atr.corpora import corpus_of
+from atr.corpora.captioning import language
 from atr.corpora.corpus import Corpus
 from atr.encoders import checkpoints, clap, pretraining, text
 from atr.encoders.clap import CLAP_VERSION
@@ -18,6 +19,7 @@ from atr.system import hashes, store
 from atr.system.packed import Packed
 from atr.system.places import home
 from atr.training import records
+from atr.training.contrast import Words
 from atr.training.records import Run
 
 
@@ -51,6 +53,7 @@ class Prepared:
     text_folder: Path
     fingerprints: dict[str, str]
     splits: dict[str, Inputs] = field(default_factory=dict)
+    words: dict[str, Words] = field(default_factory=dict)
 
 
 def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool = True) -> Prepared:
@@ -62,6 +65,8 @@ def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool 
     spoken = text.fingerprint(folder)
     extra = penalty.read_settings(config.penalty).fingerprint(fetch, quiet) if config.penalty else {}
     extra |= fingerprints(config)
+    if config.text_contrast:
+        extra["captions"] = hashes.content_key(language.read(config.text_contrast["captions"]).values.tolist())
     if external:
         spoken = hashes.content_key(CLAP_VERSION, spoken)
         return Prepared(None, folder, {"audio": spoken, "text": spoken})

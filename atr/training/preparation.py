@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from atr import register
 from atr.config import RunConfig
+from atr.corpora.captioning import language
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.encoders import inputs, registry, text
 from atr.encoders.audio.compact import ENCODER_VERSION
@@ -18,6 +19,7 @@ from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
 from atr.system import devices, hashes, packed, store
 from atr.system.packed import Packed
+from atr.training.contrast import Words
 from atr.training.identity import Inputs, Prepared, weights
 
 
@@ -97,17 +99,26 @@ def prepare(
     """
     prepared = weights(config, corpus, quiet)
     # Built only if the store lacks something: loading a model takes longer than many a frozen run's epoch.
-    language: list[text.TextEncoder] = []
+    loaded: list[text.TextEncoder] = []
 
     def text_encoder() -> text.TextEncoder:
-        if not language:
-            language.append(text.TextEncoder(prepared.text_folder, config.text_pooling, config.state_layers))
-        return language[0]
+        if not loaded:
+            loaded.append(text.TextEncoder(prepared.text_folder, config.text_pooling, config.state_layers))
+        return loaded[0]
 
     def moved() -> text.TextEncoder:
         return text_encoder().to(device)
 
     known = prepared.fingerprints["text"]
+
+    def read(captions: list[str]) -> Tensor | Packed:
+        if config.training == "frozen":
+            rows = text.computed(captions, known, moved, pooling=config.text_pooling, quiet=quiet)
+            return torch.from_numpy(rows.data)
+        if config.state_layers is not None:
+            return text.computed(captions, known, moved, below=config.state_layers, quiet=quiet)
+        return text.tokenized(captions, known, text_encoder)
+
     if config.padding == "released" and registry.facts(config.audio_encoder).cached:
         raise ValueError(f"padding 'released': {config.audio_encoder} reads cached log-mels, which hold no padding")
     for name in splits:
@@ -125,7 +136,7 @@ def prepare(
         elif config.training == "frozen":
             assert prepared.audio_weights is not None
             audio = pooled(config, part, prepared.audio_weights, device, quiet)
-            spoken = pooled_text(config, part, device, quiet)
+            spoken = read(captions)
         else:
             if config.audio_state_layers is not None:
                 if prepared.audio_weights is None:
@@ -133,12 +144,25 @@ def prepare(
                 audio = audio_states(config, part, prepared.audio_weights, device, quiet)
             else:
                 audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
-            spoken = (
-                text.computed(captions, known, moved, below=config.state_layers, quiet=quiet)
-                if config.state_layers is not None
-                else text.tokenized(captions, known, text_encoder)
-            )
+            spoken = read(captions)
         prepared.splits[name] = Inputs(audio, spoken, clip_of_caption, part.relevance())
+    if config.text_contrast and "train" in splits:
+        table = language.read(config.text_contrast["captions"]).sort_values("clip", kind="stable")
+        captions = [text.normalise(caption, caption_style(config)) for caption in table["caption"]]
+        count = table.groupby("clip")["caption"].size().to_numpy()
+        clips = np.stack([np.cumsum(count) - count, count], axis=1)[count > 1]
+        prepared.words["captions"] = Words(read(captions), clips=clips)
+    if config.label_contrast and "train" in splits:
+        encoder = registry.build(config.audio_encoder, prepared.audio_weights, pooling=config.pooling)
+        if not hasattr(encoder, "logits") or prepared.audio_weights is None:
+            raise ValueError(
+                f"label_contrast: {config.audio_encoder} has no classifier; take mn04 or mn10 with weights"
+            )
+        with torch.inference_mode():
+            frozen = pooled(config, corpus.split("train"), prepared.audio_weights, device, quiet)
+            posteriors = encoder.eval().logits(frozen).sigmoid()
+        names = [text.normalise(f"the sound of {name}", caption_style(config)) for name in encoder.labels()]
+        prepared.words["labels"] = Words(read(names), posteriors=posteriors.clone())
     return prepared
 
 

@@ -17,6 +17,7 @@ from atr.system.devices import switches_for
 from atr.system.environment import environment
 from atr.training import evaluation, identity, model, preparation
 from atr.training.batches import epoch_batches
+from atr.training.contrast import Contrast
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import Evaluated
 from atr.training.gradient_cache import BatchEncoder
@@ -74,6 +75,9 @@ class Trainer:
             model.load(self.network, others["start"])
         self.weighed = penalty.read_settings(config.penalty) if config.penalty else None
         self.penalty = self.weighed.build().to(self.fabric.device) if self.weighed else None
+        self.contrast = Contrast(config, prepared.words) if prepared.words else None
+        if self.contrast and group.size > 1:
+            raise TrainingError("text_contrast and label_contrast train in one process; set processes to 1")
         synchronise(self.network, group)
         self.switches = switches_for(device)
         self.dual = self.fabric.setup(self.switches.apply(self.network))
@@ -83,6 +87,10 @@ class Trainer:
 
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.fabric.device, non_blocking=True)
+
+    def embed_text(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
+        """Rows of a text side, with lengths where the encoder reads them → (rows, dim), float32."""
+        return self.dual(None, (rows, lengths))[1].float()
 
     def evaluate(self, split: identity.Inputs) -> Evaluated:
         try:
@@ -172,6 +180,9 @@ class Trainer:
             return loss.from_similarity(self.embedder.similarity(train, captions).T, ids, ids), None
         audio, text = self.embedder.embeddings(train, captions)
         value = loss(audio, text, ids)
+        if self.contrast is not None:
+            clips = train.clip_of_caption[captions]
+            value = value + self.contrast(audio, clips, self.embed_text, self.to_device, drawing)
         if self.penalty is None:
             return value, None
         return value, self.penalty(torch.stack([audio, text]), self.penalty.choose(part.embedding_dim, drawing))

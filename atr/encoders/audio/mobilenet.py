@@ -7,6 +7,7 @@ ICASSP 2023; the network is MobileNetV3-Large (Howard et al. 2019) over log-mels
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -245,6 +246,12 @@ class MobileNet(nn.Module):
     def pool(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Mean over time, which the published network takes of all places: (B, T, dim), (B, T) → (B, dim)."""
         return mean(frames, mask)
+
+    @staticmethod
+    def labels() -> list[str]:
+        """AudioSet's names of the 527 classes, in order."""
+        lines = (Path(__file__).parent / "audioset.txt").read_text(encoding="utf-8").splitlines()
+        return lines[1:]
 
     def logits(self, pooled: Tensor) -> Tensor:
         """(B, dim) → (B, 527): of AudioSet's classes."""

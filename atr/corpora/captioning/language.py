@@ -1,0 +1,61 @@
+"""People's captions without their sounds: what a model can learn of their language all the same."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from atr.corpora import files
+from atr.system import atomic, hashes
+from atr.system.places import home
+
+
+def collect(tables: Sequence[str | Path], without: Iterable[str] = ()) -> str:
+    """Captions of clips that have several, as one table below `<home>/captions/`: its name, which hangs on its content.
+
+    tables: CSV files with one row per clip and its captions in the columns caption_1 and so on, as Mei et al. 2022
+    published those of Clotho and AudioCaps. without: captions to be tested on, of any spelling in capitals or blanks; a
+    clip that has one of them is left out whole. ValueError: a table that cannot be read, or nothing that is left.
+    """
+    tested = {_plain(caption) for caption in without}
+    rows = [
+        (f"{Path(table).stem}/{number}", caption)
+        for table in tables
+        for number, row in enumerate(files.read_table("captions", Path(table), ()))
+        if len(captions := [text for text in files.captions_of(row) if text.strip()]) > 1
+        if not tested.intersection(map(_plain, captions))
+        for caption in captions
+    ]
+    if not rows:
+        named = ", ".join(map(str, tables)) or "no tables"
+        raise ValueError(
+            f"{named}: no clip with several captions is left; give tables with caption_1, caption_2 and on"
+        )
+    content = pd.DataFrame(rows, columns=["clip", "caption"]).to_csv(index=False, lineterminator="\n")
+    name = f"{hashes.sha256(content)[:12]}.csv"
+    atomic.write_atomic(home() / "captions" / name, lambda path: path.write_text(content, encoding="utf-8"))
+    return name
+
+
+def read(name: str) -> pd.DataFrame:
+    """A table that `collect` wrote, or a CSV file of one's own: clip, caption, a clip's captions in several rows.
+
+    FileNotFoundError: it lies neither here nor below `<home>/captions/`. ValueError: it has other columns.
+    """
+    places = [Path(name).expanduser(), home() / "captions" / name]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        looked = " and ".join(map(str, places))
+        raise FileNotFoundError(
+            f"text_contrast: {name!r}: no such file; looked at {looked}; `atr.corpora.captioning.language.collect` makes one"
+        )
+    table = files.frame(path)
+    if not {"clip", "caption"} <= set(table.columns) or not table["clip"].duplicated().any():
+        raise ValueError(
+            f"{path}: no table of several captions a clip; give the columns clip and caption, in rows of a caption each"
+        )
+    return table[["clip", "caption"]]
+
+
+def _plain(caption: str) -> str:
+    return " ".join(caption.lower().split())
