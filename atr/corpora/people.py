@@ -90,8 +90,8 @@ def matches(
         if len(name) > 2 and name[1].isdecimal():
             takes.setdefault(name[1], []).append((name[2], path))
     rows: dict[str, tuple] = {}
-    for split, path in places.metadata.items():
-        for row in _metadata(path):
+    for split, of_split in places.metadata.items():
+        for row in _metadata(of_split).to_dict("records"):
             clip = row["sound_id"].strip()
             if clip in takes and clip not in rows:
                 excerpt = clotho.excerpt(row["start_end_samples"])
@@ -117,7 +117,8 @@ def _said(excerpt: tuple[float, float] | None, takes: int) -> str:
     return "; ".join(words)
 
 
-def _metadata(path: Path) -> list[dict[str, str]]:
+def _metadata(path: Path) -> pd.DataFrame:
+    """A table of Clotho's metadata; CorpusError for what is none."""
     try:
         table = files.frame(path, latin=True)  # as some of the published ones are
     except ValueError as error:
@@ -125,7 +126,7 @@ def _metadata(path: Path) -> list[dict[str, str]]:
     if lacks := {"file_name", "sound_id", "start_end_samples", "license"} - set(table):
         problem = Problem(str(path), f"no column {min(lacks)!r}", "fetch it again: atr data clotho")
         raise CorpusError("people", [problem])
-    return table.to_dict("records")
+    return table
 
 
 def located(root: Folder | None = None, captions: Folder | None = None, metadata: Folder | None = None) -> Places:
@@ -142,6 +143,7 @@ def located(root: Folder | None = None, captions: Folder | None = None, metadata
             missing.append(f"{folder}: no table of Clotho's {name} of {lacks} ({names[0]}); {mend}")
         tables.append(found)
     if missing or sounds is None:
+        missing.append("Clotho is at zenodo.org/records/4783391, ESC-50 at github.com/karolpiczak/ESC-50")
         raise FileNotFoundError("people: " + "\n".join(dict.fromkeys(missing)))
     return Places(sounds, *tables)
 
