@@ -26,9 +26,10 @@ def homes(tmp_path_factory):
         "ATR_RESULTS": str(folder / "results"),
         "ATR_PRETRAINING_EPOCHS": "2",
     }
-    before = {name: os.environ.get(name) for name in [*changes, "ATR_CLIPS"]}
+    before = {name: os.environ.get(name) for name in [*changes, "ATR_CLIPS", "ATR_PEOPLE"]}
     os.environ.update(changes)
-    os.environ.pop("ATR_CLIPS", None)
+    for name in ("ATR_CLIPS", "ATR_PEOPLE"):
+        os.environ.pop(name, None)
     yield folder
     for name, value in before.items():
         if value is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import dataset_layouts
 import pytest
 
-from atr.corpora import audiocaps, load_corpus, youtube
+from atr.corpora import audiocaps, load_corpus
 from atr.corpora.corpus import CorpusError
 from atr.corpora.files import coverage
 from atr.system import download
@@ -214,54 +214,54 @@ cp "{tmp_path}/sound.wav" "$(dirname "$out")/clip.wav"
         return tmp_path
 
     def test_every_clip_is_fetched_once(self, home, root, programs):
-        assert youtube.fetch(root, quiet=True) == {}
+        assert audiocaps.fetch(root, quiet=True) == {}
         assert load_corpus("audiocaps", root).clips["clip"].tolist() == IDS
         calls = (programs / "calls").read_text()
         assert f"https://www.youtube.com/watch?v={IDS[3]}" in calls and "--download-sections *30-40 " in calls
-        youtube.fetch(root, quiet=True)
+        audiocaps.fetch(root, quiet=True)
         assert (programs / "calls").read_text() == calls and not (root / "gone.csv").exists()
 
     def test_clips_that_are_gone_are_noted_and_tried_again_only_when_asked(self, home, root, programs):
         (programs / "answers").write_text(f"{IDS[0]} Video unavailable\n{IDS[7]} Private video. Sign in, if asked\n")
-        youtube.fetch(root, quiet=True)
-        assert youtube.gone(root) == {
+        audiocaps.fetch(root, quiet=True)
+        assert audiocaps.gone(root) == {
             IDS[0]: "ERROR: Video unavailable",
             IDS[7]: "ERROR: Private video. Sign in, if asked",
         }
         assert len(load_corpus("audiocaps", root)) == 10
         (programs / "answers").write_text("")
-        youtube.fetch(root, quiet=True)
+        audiocaps.fetch(root, quiet=True)
         assert len(load_corpus("audiocaps", root)) == 10
-        youtube.fetch(root, again=True, quiet=True)
-        assert len(load_corpus("audiocaps", root)) == 12 and youtube.gone(root) == {}
+        audiocaps.fetch(root, again=True, quiet=True)
+        assert len(load_corpus("audiocaps", root)) == 12 and audiocaps.gone(root) == {}
 
     def test_other_failures_are_returned_and_tried_again(self, home, root, programs):
         limited = "Video unavailable. This content isn't available, try again later."
         (programs / "answers").write_text(f"{IDS[4]} HTTP Error 503\n{IDS[5]} {limited}\n")
         expected = {IDS[4]: "ERROR: HTTP Error 503", IDS[5]: f"ERROR: {limited}"}
-        assert youtube.fetch(root, quiet=True) == expected and youtube.gone(root) == {}
+        assert audiocaps.fetch(root, quiet=True) == expected and audiocaps.gone(root) == {}
         (programs / "answers").write_text("")
-        assert youtube.fetch(root, quiet=True) == {} and len(load_corpus("audiocaps", root)) == 12
+        assert audiocaps.fetch(root, quiet=True) == {} and len(load_corpus("audiocaps", root)) == 12
 
     def test_a_row_of_failures_that_are_not_the_clips_fault_stops_it(self, home, root, programs):
         (programs / "answers").write_text("".join(f"{clip} confirm you are not a bot\n" for clip in IDS))
         with pytest.raises(download.DownloadError, match="10 failures in a row, the last: ERROR: confirm you"):
-            youtube.fetch(root, quiet=True)
+            audiocaps.fetch(root, quiet=True)
         assert not (root / "gone.csv").exists()
 
     def test_a_file_that_is_no_sound_is_a_failure_and_does_not_stay(self, home, root, programs):
         (programs / "sound.wav").write_bytes(b"RIFF")
         with pytest.raises(download.DownloadError, match="left no usable file: unreadable"):
-            youtube.fetch(root, quiet=True)
+            audiocaps.fetch(root, quiet=True)
         assert not list((root / "audio").rglob("*.wav"))
 
     def test_the_whole_video_in_place_of_ten_seconds_is_a_failure(self, home, root, programs):
         dataset_layouts.sound(programs / "sound.wav", 1, seconds=12, rate=2000)
         with pytest.raises(download.DownloadError, match="yt-dlp left 12.0 s of the video where 10 s were asked for"):
-            youtube.fetch(root, quiet=True)
+            audiocaps.fetch(root, quiet=True)
         assert not list((root / "audio").rglob("*.wav"))
 
     def test_without_the_programs_it_says_how_to_get_them(self, home, root, programs, monkeypatch):
         monkeypatch.setenv("PATH", "")
         with pytest.raises(download.DownloadError, match="no yt-dlp and no ffmpeg found; install .* --from <folder>"):
-            youtube.fetch(root)
+            audiocaps.fetch(root)

@@ -117,6 +117,15 @@ def test_a_corpus_needs_something_to_train_on():
     assert "no clip in the split 'train'" in corpus(clips=clips).problems()["problem"].tolist()
 
 
+def test_one_to_test_on_alone_does_not():
+    clips = corpus().clips.assign(split="test")
+    assert corpus(clips=clips, test_only=True).check().test_only
+    assert (
+        "no clip in the split 'test'"
+        in corpus(clips=clips.assign(split="train"), test_only=True).problems()["problem"].tolist()
+    )
+
+
 def test_what_a_loader_found_is_listed_too():
     found = (("table.csv, line 3", "empty caption", "write one"),)
     assert corpus(found=found).problems()["where"].tolist() == ["table.csv, line 3"]
@@ -210,7 +219,7 @@ def test_the_audio_fingerprint_depends_on_one_splits_clips_and_digests_alone():
 
 
 def test_corpora_are_loaded_by_name():
-    assert set(LOADERS) == {"soundscapes", "clipfolder", "csv", "clotho", "audiocaps", "wavcaps"}
+    assert set(LOADERS) == {"soundscapes", "clipfolder", "csv", "clotho", "audiocaps", "wavcaps", "people"}
     assert len(load_corpus("soundscapes", train=4, validation=2, test=2)) == 8
 
 

@@ -14,7 +14,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from atr.cli import app, data
-from atr.corpora import catalogue, load_corpus, youtube
+from atr.corpora import audiocaps, catalogue, load_corpus
 from atr.corpora.corpus import CorpusError
 from atr.corpora.scenes import clipfolder
 from atr.encoders import checkpoints
@@ -192,12 +192,12 @@ def test_audiocaps_is_ready_when_all_that_can_be_had_is_here(home, server, monke
         dataset_layouts.sound(target, clips.index(clip), seconds=0.1, rate=32000)
         return ""
 
-    monkeypatch.setattr(youtube.shutil, "which", lambda tool: tool)
-    monkeypatch.setattr(youtube, "_fetch_clip", fetched)
+    monkeypatch.setattr(audiocaps.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(audiocaps, "_fetch_clip", fetched)
     text = call("audiocaps", "--yes", "--quiet")
     assert "1 clips are gone from YouTube" in text and f"1 clips failed, such as {clips[2]} (ERROR: HTTP" in text
     assert catalogue.state("audiocaps") == "partial" and len(load_corpus("audiocaps")) == 10
-    monkeypatch.setattr(youtube, "_fetch_clip", lambda *job: fetched(clips[0], *job[1:]))
+    monkeypatch.setattr(audiocaps, "_fetch_clip", lambda *job: fetched(clips[0], *job[1:]))
     call("audiocaps", "--yes", "--quiet")
     assert catalogue.state("audiocaps") == "ready" and len(load_corpus("audiocaps")) == 11
 

@@ -49,7 +49,9 @@ class SafeConsole(Console):
 
 console = SafeConsole()
 
-CorpusArgument = Annotated[str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps.")]
+CorpusArgument = Annotated[
+    str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps, people.")
+]
 ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10, captions or paper: which data and encoders.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 RootOption = Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
-from atr.corpora import audiocaps, clotho, csvfolder, wavcaps  # noqa: F401  # which register theirs
+from atr.corpora import audiocaps, clotho, csvfolder, people, wavcaps  # noqa: F401  # which register theirs
 from atr.corpora.captioning.record import USES, with_synthetic
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Reader
 from atr.corpora.files import PUBLISHED, coverage
@@ -33,8 +33,8 @@ def load_corpus(
 ) -> Corpus:
     """Load a corpus by its name in LOADERS and check it.
 
-    root: the folder of a corpus that lies on disk: needed by those `in_folder`; "clotho", "audiocaps" and "wavcaps"
-        know where `atr data` put or found them; the others take none.
+    root: the folder of a corpus that lies on disk: needed by those `in_folder`; "clotho", "audiocaps", "wavcaps" and
+        "people" know where `atr data` put or found them; the others take none.
     check: raise CorpusError if the corpus has problems; without it the caller looks at `Corpus.problems` himself.
     hold_out: so many clips, drawn once, are for validation and all others for training, as submissions to a challenge
         train; runs on it are tested on their validation clips.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from atr.corpora import audiocaps, clotho, files, wavcaps, youtube
+from atr.corpora import audiocaps, clotho, files, wavcaps
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.corpora.scenes import clipfolder
 from atr.system import atomic, download, places
@@ -228,7 +228,7 @@ def _has_audio(name: str) -> bool:
     """Whether the audio that does not come with the files is here."""
     home = places.home() / name
     if name == "audiocaps":
-        return not youtube.wanted(home)
+        return not audiocaps.wanted(home)
     return name != "wavcaps" or bool(wavcaps.sounds(home))
 
 
@@ -260,7 +260,7 @@ def obtain(name: str, workers: int = 4, again: bool = False, quiet: bool = False
     """Fetch, verify and unpack into `home()/<name>` what is not there yet, and count what is there then.
 
     A recorded folder is counted as it is. Interrupt it whenever you like: the next call continues.
-    workers, again: see `youtube.fetch`. Returns what is left to say, and no counts where the audio is left to do by
+    workers, again: see `audiocaps.fetch`. Returns what is left to say, and no counts where the audio is left to do by
     hand. Raises DownloadError, and what the loaders raise.
     """
     set_, home, left = DATASETS[name], places.home() / name, ""
@@ -273,8 +273,8 @@ def obtain(name: str, workers: int = 4, again: bool = False, quiet: bool = False
             elif not file.name.endswith(ARCHIVES):
                 download.fetch(file, home, quiet)
         if name == "audiocaps":
-            failed = youtube.fetch(home, workers, again, quiet)
-            if lost := len(youtube.gone(home)):
+            failed = audiocaps.fetch(home, workers, again, quiet)
+            if lost := len(audiocaps.gone(home)):
                 left = f"{lost} clips are gone from YouTube: {home / 'gone.csv'}; --again tries them again. "
             if failed:
                 clip, reason = next(iter(failed.items()))

@@ -3,6 +3,7 @@
 The splits train, validation and test are Clotho's development, validation and evaluation.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from os import PathLike
@@ -85,10 +86,17 @@ def _excerpts(captions: Path) -> dict[str, tuple[float, float]]:
     table = files.frame(path, latin=True)  # as some of the published ones are
     if not {"file_name", "start_end_samples"} <= set(table):
         return {}
-    numbers = table["start_end_samples"].str.extract(r"^\[(\d+), (\d+)\]$").astype("float64")
-    seconds = (numbers[1] - numbers[0]) / RATE
-    named = zip(table["file_name"].map(files.spelled), seconds, strict=True)
-    return {name: (length, length) for name, length in named if length > 0}
+    named = zip(table["file_name"].map(files.spelled), map(excerpt, table["start_end_samples"]), strict=True)
+    return {name: (part[1], part[1]) for name, part in named if part and part[1] > 0}
+
+
+def excerpt(samples: str) -> tuple[float, float] | None:
+    """Start and length in seconds of a clip in its recording, by its cell "[start, end]"; None where it states none."""
+    numbers = re.fullmatch(r"\[(\d+), (\d+)\]", samples)
+    if numbers is None:
+        return None
+    start, end = int(numbers[1]), int(numbers[2])
+    return start / RATE, (end - start) / RATE
 
 
 def layout(folder: Path) -> dict[str, tuple[Path, Path]]:

@@ -101,6 +101,7 @@ class Corpus:
     found: problems that a loader met before it could build the tables; `problems` lists them with its own.
     repeats: a clip may have the same caption twice, as in published data sets; elsewhere that is a problem.
     heard: the clips that an encoder of the corpus's own is pre-trained on; None: those of its training split.
+    test_only: whether it is there to test on alone, and needs no clips to train on.
     doubts: what may well be a fault but spoils no use of the corpus; `problems` lists them with those of the audio.
 
     >>> corpus = atr.load_corpus("soundscapes", train=48, validation=12, test=16, duration=4.0)
@@ -120,6 +121,7 @@ class Corpus:
     repeats: bool = False
     heard: frozenset[str] | None = field(default=None, repr=False)
     doubts: tuple[Problem, ...] = field(default=(), repr=False)
+    test_only: bool = False
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -219,7 +221,7 @@ class Corpus:
         if malformed:
             return problem_table(problems + malformed)
         durations = dict(zip(_texts(self.clips["clip"]), _numbers(self.clips["duration"]), strict=True))
-        problems += _clip_problems(self.clips)
+        problems += _clip_problems(self.clips, self.test_only)
         problems += _caption_problems(self.captions, set(durations), self.repeats)
         problems += _event_problems(self.events, durations)
         if audio:
@@ -284,7 +286,7 @@ def _column_problems(name: str, table: pd.DataFrame, columns: tuple[str, ...]) -
             yield Problem(f"table {name}", problem, f"give it once; it has {', '.join(map(str, present)) or 'none'}")
 
 
-def _clip_problems(clips: pd.DataFrame) -> Iterator[Problem]:
+def _clip_problems(clips: pd.DataFrame, test_only: bool) -> Iterator[Problem]:
     rows: dict[str, list[int]] = {}
     splits, digests = _texts(clips["split"]), _texts(clips["digest"])
     values = zip(_texts(clips["clip"]), splits, _numbers(clips["duration"]), digests, clips["description"], strict=True)
@@ -307,8 +309,9 @@ def _clip_problems(clips: pd.DataFrame) -> Iterator[Problem]:
             yield Problem(f"clip {clip!r}", f"in {len(used)} splits: {', '.join(used)}", "keep it in one of them")
         elif clip and len(places) > 1:
             yield Problem(f"clip {clip!r}", f"listed {len(places)} times", "list it once")
-    if "train" not in splits:
-        yield Problem("table clips", "no clip in the split 'train'", "put most clips there")
+    needed = "test" if test_only else "train"
+    if needed not in splits:
+        yield Problem("table clips", f"no clip in the split {needed!r}", "put most clips there")
 
 
 def _caption_problems(captions: pd.DataFrame, clips: set[str], repeats: bool) -> Iterator[Problem]:

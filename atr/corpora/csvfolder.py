@@ -34,7 +34,9 @@ SPLIT_NAMES = {
 
 
 @register.corpus("csv")
-def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> Corpus:
+def load(
+    root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None, split: str | None = None
+) -> Corpus:
     """The corpus of `root/table` and the audio files that it names.
 
     table: comma-separated, in UTF-8, with the columns
@@ -45,19 +47,22 @@ def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str |
                     too. Without the column the SHA-256 of the file name decides: 80 % train, 10 % validation,
                     10 % test; copies of a recording (`copies`) go where the first of them goes.
     audio: the audio folder, relative to `root`; `root` itself if None.
+    split: of all files, in place of the column and the hash; with "test" nothing can be trained on the corpus.
     root/events.csv, optional: file_name, event, onset, offset (seconds). It may cover more files than the table.
 
     A table or folder that cannot be read at all raises CorpusError. A row with a problem is left out and the problem
     listed, with its line, by `Corpus.problems`; `Corpus.check`, and so `atr.load_corpus`, refuses such a corpus.
     """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"csv: split {split!r}; known: {', '.join(SPLITS)}")
     sheet, events = _open(Path(root), table, audio)
-    sheet.validate(decode=False)
+    sheet.validate(decode=False, split=split)
     facts, kept = sheet.facts, sheet.good()
     split_of = {sheet.clips[row]: sheet.splits[row] for row in kept}
-    if "split" not in sheet.header:
-        for split in SPLITS[1:]:
-            if split_of and split not in split_of.values():
-                problem = f"split by the hash of their names, its {len(split_of)} files leave none for {split}"
+    if split is None and "split" not in sheet.header:
+        for name in SPLITS[1:]:
+            if split_of and name not in split_of.values():
+                problem = f"split by the hash of their names, its {len(split_of)} files leave none for {name}"
                 sheet.problems.append(Problem(table, problem, "add a column 'split'"))
     texts: dict[str, list[str]] = defaultdict(list)
     for row in kept:
@@ -66,12 +71,13 @@ def load(root: str | PathLike[str], *, table: str = "captions.csv", audio: str |
     digests, paths = {clip: facts[clip].digest for clip in split_of}, {clip: sheet.paths[clip] for clip in split_of}
     return Corpus(
         name="csv",
-        clips=clip_table([(clip, split, *facts[clip], "") for clip, split in split_of.items()]),
+        clips=clip_table([(clip, its, *facts[clip], "") for clip, its in split_of.items()]),
         captions=caption_table([(clip, text) for clip in split_of for text in texts[clip]]),
         events=event_table(spans),
         read=files.FileReader(sheet.folder, digests, paths),
         source=f"own data: {table} in {Path(root).resolve().name}{copies.said(sheet.together)}",
         found=(*sheet.problems, *(events.problems if events else ())),
+        test_only=split == "test",
     )
 
 
@@ -200,11 +206,11 @@ class _CaptionSheet(_Sheet):
                 groups[self.clips[row]].append(row)
         return groups
 
-    def validate(self, decode: bool) -> None:
-        """Reject every row with a problem, and fill what is known of rows and clips."""
-        self.clips, self.splits = [""] * len(self.rows), [""] * len(self.rows)
-        whole, drawn = self.good(), "split" not in self.header
-        written = ["" if drawn else self.cell(row, "split").lower() for row in whole]
+    def validate(self, decode: bool, split: str | None = None) -> None:
+        """Reject every row with a problem, and fill what is known of rows and clips. split: of all, if given."""
+        self.clips, self.splits = [""] * len(self.rows), [split or ""] * len(self.rows)
+        whole, drawn = self.good(), split is None and "split" not in self.header
+        written = [split or ("" if drawn else self.cell(row, "split").lower()) for row in whole]
         names = SPLIT_NAMES | (dict.fromkeys(("dev", "development"), "validation") if "train" in written else {})
         for row, split in zip(whole, written, strict=True):
             self._read_name(row)

@@ -19,6 +19,10 @@ from atr.register import AUDIO_ENCODERS
 class AudioEncoder(Protocol):
     """What every audio encoder offers; each is an nn.Module.
 
+    One that was trained on sounds of one length may also state `window`, that length in seconds, and `short`, what it
+    prefers of a shorter sound: "repeat" it to the window, "pad" it with zeros, or None: hear it as it is. Both count
+    where sounds are heard in windows alone (`atr.Embedder`).
+
     With `lengths`, in evaluation mode, a clip's frames depend neither on what else is in its batch nor on what lies
     behind its end. Without, every clip is as long as the tensor.
     """
@@ -122,6 +126,8 @@ class Facts(NamedTuple):
     dim: int
     cached: bool
     head_hidden: int
+    window: float | None = None
+    short: str | None = None
 
 
 def facts(name: str) -> Facts:
@@ -134,4 +140,5 @@ def _facts(name: str, code: str | None) -> Facts:
     """code: the hash of a file of one's own, which may change."""
     with torch.device("meta"):
         encoder = build(name)
-    return Facts(*(getattr(encoder, field) for field in Facts._fields))
+    needed = encoder.sample_rate, encoder.dim, encoder.cached, encoder.head_hidden
+    return Facts(*needed, getattr(encoder, "window", None), getattr(encoder, "short", None))

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from atr.config import RunConfig
+from atr.corpora import corpus_of
+from atr.corpora.corpus import Corpus
 from atr.experiments.recipes import (
     MEI2022,
     PAPER_RATES,
@@ -29,6 +31,8 @@ class Profile:
     base      fields of every RunConfig; `epochs` and `rates` by kind of training, `batch_sizes` by corpus
     recipes   the recipe of the tables first, further ones beside it: fields of their RunConfigs, and under "frozen" how
               frozen rows are trained
+    external  corpora that every finished run is tested on, too, by the word that heads their columns in tables; the
+              corpus "people" is the folder that ATR_PEOPLE names, a table and its sounds, where it is set
     seeds     default seeds; `published`: our runs are the published experiment, so differences may be computed
     """
 
@@ -49,6 +53,7 @@ class Profile:
     thesis_recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"code": SMALL_THESIS})
     # Of the heads' rate, for text-aware pooling: the best of 1, 0.3 and 0.1 on validation data of demo (seed 0).
     pooling_share: float = 0.1
+    external: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notebooks: tuple[str, ...] = ()  # that the profile serves; all if none are named
     needs_clips: bool = False
     needs_captions: bool = False
@@ -75,6 +80,19 @@ class Profile:
             "needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); pass it: make study "
             f"PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: atr data esc50",
         )
+
+    def external_corpora(self) -> dict[str, Corpus]:
+        """The corpora of `external`. FileNotFoundError: one is not here; where it comes from, on one line."""
+        people, loaded = places.place("ATR_PEOPLE"), dict[str, Corpus]()
+        for title, options in self.external.items():
+            given = people if options["name"] == "people" else None
+            try:
+                loaded[title] = corpus_of({"name": "csv", "split": "test"} if given else options, given or self.root)
+            except FileNotFoundError as error:
+                line = "; ".join(str(error).splitlines())
+                own = "; or set ATR_PEOPLE to a folder of recordings with captions.csv" * (options["name"] == "people")
+                raise FileNotFoundError(f"tables have no columns {title!r}: {line}{own}") from None
+        return loaded
 
     @property
     def captions(self) -> Path | None:
@@ -181,6 +199,8 @@ class Profile:
         return short.replace(epochs=factor * short.epochs, step_epochs=factor * short.step_epochs)
 
 
+# For `Profile.external`: people's own words for real recordings.
+PEOPLE = {"people": {"name": "people"}}
 # Half of the embedded ones.
 OTHER_EVENTS = "bees bell clapping clock crickets dripping engine fire footsteps frog telephone wind".split()
 

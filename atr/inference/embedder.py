@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from tqdm.auto import tqdm
 
 from atr.config import RunConfig
@@ -31,14 +33,16 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     from.
 
     corpus: the one that the run was trained on, by default as its config names it; one that lies in a folder has to be
-    given. An encoder pre-trained on it is found, or made again, by it.
+    given where the encoder was pre-trained on it, which is found, or made again, by it.
 
     FileNotFoundError: the run is not finished. ValueError: its weights are no longer the same.
     """
     if not os.path.lexists(run.path / "metrics.json"):
         raise FileNotFoundError(f"{run.path}: not finished; atr.fit(run.config) continues it")
     config = run.config.replace(penalty=None)  # training's alone; it would have to be fetched
-    start = identity.weights(config, corpus or corpus_of(config.corpus), quiet)
+    if corpus is None and identity.pretrained_on_corpus(config):
+        corpus = corpus_of(config.corpus)
+    start = identity.weights(config, corpus, quiet)
     recorded = run.environment.get("weights", {})
     for part, fingerprint in start.fingerprints.items():
         if fingerprint != recorded.get(part):
@@ -51,12 +55,25 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     return config, start
 
 
+def window_of(config: RunConfig) -> float | None:
+    """Seconds that a run's audio encoder hears at a time, as `Embedder.window` says; CLAP's own are known once it is
+    loaded, and not here.
+    """
+    own = None if config.training == "external" else registry.facts(config.audio_encoder).window
+    return min((seconds for seconds in (own, config.max_seconds) if seconds is not None), default=None)
+
+
 class Embedder:
     """The model of a finished run's selected epoch, in evaluation mode.
 
     sample_rate: in Hz, of the sounds it hears; seconds: of the longest that it hears whole, None for any; of a longer
     one a run hears the beginning, CLAP parts drawn from the sound itself; name: of the run or model;
     text_aware: whether sounds have an embedding a frame (`DualEncoder`).
+
+    With windows="mean" it hears any sound whole: in windows of `window` seconds, as few as cover it, evenly spaced from
+    its start to its end. Their embeddings of length 1 are averaged, and the mean is made of length 1 again. A shorter
+    sound is one window, repeated or padded where its encoder prefers that (`AudioEncoder`). `window` is the encoder's
+    own, or the run's `max_seconds` where that is less or all there is; None where neither is stated.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
@@ -67,13 +84,23 @@ class Embedder:
     torch.Size([2, 1])
     """
 
-    def __init__(self, run: Run, corpus: Corpus | None = None, *, device: str = "auto", quiet: bool = True) -> None:
-        """corpus and errors: as in `beginning`; also ValueError for a checkpoint that does not fit."""
+    def __init__(
+        self,
+        run: Run,
+        corpus: Corpus | None = None,
+        *,
+        windows: str | None = None,
+        device: str = "auto",
+        quiet: bool = True,
+    ) -> None:
+        """corpus and errors: as in `beginning`; also ValueError for a checkpoint that does not fit, and for windows of
+        a model that has none, or that is text-aware.
+        """
         config, start = beginning(run, corpus, quiet)
-        self._load(config, start, run, device)
+        self._load(config, start, run, device, windows)
 
     @classmethod
-    def clap(cls, name: str | os.PathLike[str], *, device: str = "auto") -> Embedder:
+    def clap(cls, name: str | os.PathLike[str], *, windows: str | None = None, device: str = "auto") -> Embedder:
         """A CLAP model of transformers (`atr.encoders.clap`), by its folder or its name on the Hub. Errors: as in
         `clap.folder` and `Clap`.
         """
@@ -81,16 +108,16 @@ class Embedder:
         self = cls.__new__(cls)
         folder = clap.folder(str(name))
         known = hashes.content_key(CLAP_VERSION, text.fingerprint(folder))
-        self._load(config, Prepared(None, folder, {"text": known}), None, device)
+        self._load(config, Prepared(None, folder, {"text": known}), None, device, windows)
         return self
 
-    def _load(self, config: RunConfig, start: Prepared, run: Run | None, device: str) -> None:
+    def _load(self, config: RunConfig, start: Prepared, run: Run | None, device: str, windows: str | None) -> None:
         self.config, self.seconds, self.text_aware = config, config.max_seconds, config.text_aware is not None
         checkpoint = run and run.path / "checkpoint.safetensors"
         trained = hashes.file_hash(checkpoint) if checkpoint and checkpoint.is_file() else None
         # Contents alone: the config names weights by where they lie here.
         self.fingerprint = hashes.content_key(
-            config.training, start.fingerprints, run.address if run else None, trained
+            config.training, start.fingerprints, run.address if run else None, trained, *([windows] if windows else [])
         )
         self.name = run.address if run else config.text_encoder
         device = devices.resolve_device(device)
@@ -98,10 +125,12 @@ class Embedder:
         if self._clap is not None:
             self.sample_rate, self.dim = self._clap.sample_rate, self._clap.dim
             self.seconds = min(self._clap.seconds, self.seconds or self._clap.seconds)
+            self._hear_in(windows, self.seconds, None)
             return
         assert run is not None
         self._below, self._audio_below = config.state_layers, config.audio_state_layers
         facts = registry.facts(config.audio_encoder)
+        self._hear_in(windows, window_of(config), facts.short)
         with torch.random.fork_rng():
             self._reader = text.TextEncoder(start.text_folder, config.text_pooling, self._below).to(device).eval()
             nothing = Inputs(torch.empty(0, facts.dim), torch.empty(0, self._reader.dim), np.empty(0), np.empty(0))
@@ -115,22 +144,45 @@ class Embedder:
         self._dual = self._fabric.setup(network)
         self.sample_rate, self.dim = facts.sample_rate, config.embedding_dim
 
+    def _hear_in(self, windows: str | None, window: float | None, short: str | None) -> None:
+        """Take up how sounds are heard; ValueError where the model cannot hear them so."""
+        self.window, self._short, self._windows = window, short, windows is not None
+        if windows is None:
+            return
+        if windows != "mean":
+            raise ValueError(f"windows: {windows!r}; known: 'mean', and None for a sound in one piece")
+        mend = "leave windows at None"
+        if self.text_aware:
+            raise ValueError(f"windows: {self.name} is text-aware, its sounds have no embedding to average; {mend}")
+        if window is None:
+            raise ValueError(
+                f"windows: the encoder {self.config.audio_encoder} states no window; {mend}, or state `window`, in "
+                "seconds, in its class"
+            )
+        self.seconds = None
+
     def sounds(self, sounds: Sequence[Sound], quiet: bool = True) -> Tensor:
         """(N, dim) float32 on the CPU, of length 1; of a text-aware model (N, frames, dim), zeros behind a sound's end.
 
         sounds: audio files, or waveforms (samples,) in the range -1 to 1 at `sample_rate`. AudioError: a file that
         cannot be used; ValueError: a waveform without samples.
         """
-        rows = [self._heard(sound) for sound in sounds]
+        pieces = [self._pieces(sound) for sound in sounds]
+        rows = [piece for parts in pieces for piece in parts]
         if not rows:
             return torch.empty(0, self.dim)
         packed = Packed.of(rows)
         if self._clap is not None:
-            return self._clap.audio(packed, self.config.seed, quiet)
-        if self._audio_below is not None:
-            device = self._fabric.device.type
-            packed = Packed.of(list(inputs.states(self._hearer, packed, self._audio_below, device)))
-        return self._embedded("audio", packed)
+            embeddings = self._clap.audio(packed, self.config.seed, quiet)
+        else:
+            if self._audio_below is not None:
+                device = self._fabric.device.type
+                packed = Packed.of(list(inputs.states(self._hearer, packed, self._audio_below, device)))
+            embeddings = self._embedded("audio", packed)
+        if not self._windows:
+            return embeddings
+        parts = embeddings.split([len(parts) for parts in pieces])
+        return functional.normalize(torch.stack([part.mean(0) for part in parts]))
 
     def sentences(self, sentences: Sequence[str], quiet: bool = True) -> Tensor:
         """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence."""
@@ -154,16 +206,27 @@ class Embedder:
             device = self._fabric.device
             return self._network.eval().similarity(sounds.to(device), sentences.to(device)).float().cpu()
 
-    def _heard(self, sound: Sound) -> np.ndarray:
+    def _pieces(self, sound: Sound) -> list[np.ndarray]:
+        """A sound as int16 at `sample_rate`: in its windows, or in one piece."""
         if isinstance(sound, np.ndarray):
             waveform, rate = sound, self.sample_rate
         else:
             waveform, rate = audio.read(sound)
-        if (seconds := self.config.max_seconds) is not None:
-            waveform = waveform[: max(1, round(seconds * rate))]
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"a waveform of shape {waveform.shape}; give (samples,), one channel and not empty")
-        return inputs.quantised(waveform, rate, self.sample_rate)
+        if not self._windows:
+            if (seconds := self.config.max_seconds) is not None:
+                waveform = waveform[: max(1, round(seconds * rate))]
+            return [inputs.quantised(waveform, rate, self.sample_rate)]
+        assert self.window is not None
+        least = round(self.window * rate)
+        if self._short == "repeat" and len(waveform) < least:
+            waveform = np.resize(waveform, least)
+        samples, size = inputs.quantised(waveform, rate, self.sample_rate), round(self.window * self.sample_rate)
+        if self._short == "pad":
+            samples = np.pad(samples, (0, max(0, size - len(samples))))
+        starts = np.linspace(0, max(0, len(samples) - size), math.ceil(len(samples) / size)).round().astype(int)
+        return [samples[start : start + size] for start in starts]
 
     def _embedded(self, side: str, rows: Packed) -> Tensor:
         unread = Inputs(rows, rows, np.empty(0), np.empty(0))

@@ -1,6 +1,6 @@
 """What columns, losses and data sets are called in tables and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from atr.losses.pair import LOSSES
@@ -18,13 +18,26 @@ HEADINGS = {
     "alignment": "alignment",
     "modality_gap": "modality gap",
 }
+EXTERNAL = ("t2a_r1", "t2a_r10", "t2a_map10")  # shown of a test on another corpus, its title in front
 UNIFORMITY = tuple(HEADINGS)[-8:]  # as `uniformity.measures` names them
 DIGITS = dict.fromkeys(UNIFORMITY, 2)  # after the point; 1 for all others
 DATASETS = {"audiocaps": "AudioCaps", "clotho": "Clotho"}
 
 
 def heading(column: str) -> str:
-    return HEADINGS.get(column, column)
+    title, metric = parts_of(column)
+    return f"{title}: {HEADINGS[metric]}" if title else HEADINGS.get(column, column)
+
+
+def parts_of(column: str) -> tuple[str, str]:
+    """Title and metric of a column of a test on another corpus, such as people_t2a_r10; "" and the column of others."""
+    metric = next((name for name in EXTERNAL if column.endswith(f"_{name}")), "")
+    return (column.removesuffix(f"_{metric}"), metric) if metric and column not in HEADINGS else ("", column)
+
+
+def recalls(columns: Iterable[str]) -> tuple[str, ...]:
+    """The columns that a table shows unless told: `RECALLS`, and those of tests on other corpora that it has."""
+    return (*RECALLS, *(column for column in columns if parts_of(column)[0]))
 
 
 def display_title(registry: Mapping[str, Any], name: str) -> str:

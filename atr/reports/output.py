@@ -27,7 +27,7 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
     """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them."""
     target = folder / "tables"
     flat = table.reset_index() if any(table.index.names) else table
-    flat = flat.drop(columns="run", errors="ignore")
+    flat = flat.drop(columns=[name for name in flat if name == "run" or str(name).endswith("_run")])
     if isinstance(flat.columns, pd.MultiIndex):
         flat.columns = [" ".join(part for part in column if part) for column in flat.columns]
     blank = flat.astype(object).where(flat.notna(), None)

@@ -12,9 +12,10 @@ from pandas.io.formats.style import Styler
 from atr.config import RunConfig
 from atr.experiments.grid import Runs, run_all
 from atr.experiments.profiles import Profile
+from atr.inference.external import test
 from atr.losses.pair import LOSSES
 from atr.metrics import retrieval, statistics
-from atr.reports.names import DIGITS, HEADINGS, RECALLS, heading, loss_title
+from atr.reports.names import DIGITS, EXTERNAL, RECALLS, heading, loss_title, parts_of, recalls
 from atr.reports.verdicts import scores
 from atr.training.records import Run
 
@@ -24,8 +25,27 @@ NUMBER = r"-?\d+(\.\d+)?(e-?\d+)?"
 def run_table(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
     """One row per run: corpus, recipe, training, loss, rate (that of the heads), batch size, embedding dimension,
     weight of the penalty (0: none), epochs, seed, best epoch, validation R@10 (selected epoch), test metrics, the run
-    itself. A run that several parts of a grid ask for has one row.
+    itself. A run that several parts of a grid ask for has one row. With the columns of `external`.
     """
+    return external(_rows(runs, profile), profile)
+
+
+def external(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """A frame of runs with columns of their tests on each of the profile's other corpora, as far as these are here:
+    those of `names.EXTERNAL`, as people_t2a_r1, and the test itself, as people_run. Each run is tested once.
+    """
+    try:
+        corpora = profile.external_corpora() if len(table) else {}
+    except FileNotFoundError:
+        return table
+    for title, corpus in corpora.items():
+        tests = [test(run, corpus, root=profile.root) for run in table["run"]]
+        columns = {f"{title}_{name}": [one.metrics[name] for one in tests] for name in EXTERNAL}
+        table = table.assign(**columns, **{f"{title}_run": tests})
+    return table
+
+
+def _rows(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
     rows = [
         {
             "corpus": profile.name_of(config),
@@ -64,7 +84,8 @@ def with_baselines(
         for corpus, row in summary(untrained, ["corpus"]).to_dict("index").items()
     ]
     below += [
-        {"corpus": corpus, "loss": "chance", **{key: row[key] for key in RECALLS}} for corpus, row in chance.items()
+        {"corpus": corpus, "loss": "chance", **{key: row[key] for key in recalls(table) if key in row}}
+        for corpus, row in chance.items()
     ]
     blank = {name: "" for name in names}
     return pd.concat([table, pd.DataFrame([blank | row for row in below]).set_index(names)])[list(table.columns)]
@@ -92,9 +113,11 @@ def runs_by_loss(table: pd.DataFrame, **where: Any) -> dict[str, list[Run]]:
     return {loss: runs_by(table, loss=loss, **where) for loss in in_order(table["loss"])}
 
 
-def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = RECALLS) -> pd.DataFrame:
-    """Mean and deviation over seeds (ddof 1) of `columns`: indexed by `by`; seeds, `<column>`, `<column>_std`."""
-    rows = []
+def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Mean and deviation over seeds (ddof 1) of `columns`, by default `names.recalls`: indexed by `by`; seeds,
+    `<column>`, `<column>_std`.
+    """
+    columns, rows = recalls(table) if columns is None else columns, []
     for keys, group in table.groupby(list(by), sort=False):
         row = {**dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True)), "seeds": len(group)}
         for column in columns:
@@ -103,16 +126,22 @@ def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = REC
     return pd.DataFrame(rows).set_index(list(by)) if rows else pd.DataFrame(columns=[*by, "seeds", *columns])
 
 
-def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str = "t2a_r10") -> pd.DataFrame:
+def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
     """A summary with the 95 % interval of a recall or an mAP, `<column>_low` and `<column>_high`: nested bootstrap over
-    seeds and clips. runs: the frame that was summarised.
+    seeds and clips. runs: the frame that was summarised. By default of t2a_r10, and of what the table shows of tests on
+    other corpora.
     """
-    direction, measure = column.split("_")
+    if column is None:
+        for name in ("t2a_r10", *recalls(table)[len(RECALLS) :]):
+            table = intervals(table, runs, name)
+        return table
+    title, metric = parts_of(column)
+    direction, measure = metric.split("_")
     precise, k = measure.startswith("map"), int(measure.lstrip("rmap"))
     low, high = {}, {}
     names: Any = list(table.index.names)
     for keys, group in runs.groupby(names if len(names) > 1 else names[0], sort=False):  # keys as in the index
-        values = scores(list(group["run"]), k, direction, precise)  # type: ignore[arg-type]
+        values = scores(list(group[f"{title}_run" if title else "run"]), k, direction, precise)  # type: ignore[arg-type]
         interval = statistics.nested_bootstrap(values)
         low[keys], high[keys] = interval.low, interval.high
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
@@ -131,10 +160,12 @@ def cells(means: pd.Series, deviations: pd.Series, digits: int) -> list[str]:
     return [plus_minus(*pair, digits) for pair in zip(means, deviations, strict=True)]
 
 
-def formatted(table: pd.DataFrame, columns: Sequence[str] = RECALLS, digits: int | None = None) -> pd.DataFrame:
-    """A summary as people read it: `mean ± deviation` under headings. digits: after the point, by default `DIGITS`."""
+def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits: int | None = None) -> pd.DataFrame:
+    """A summary as people read it: `mean ± deviation` under headings. columns: by default `names.recalls`; digits:
+    after the point, by default `DIGITS`.
+    """
     result = pd.DataFrame(index=table.index)
-    for column in columns:
+    for column in recalls(table) if columns is None else columns:
         places = DIGITS.get(column, 1) if digits is None else digits
         deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
         result[heading(column)] = cells(table[column], deviations, places)
@@ -158,7 +189,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         if mean != name and mean in table:
             continue
         texts, digits = table[name], _digits(table[name])
-        title = HEADINGS.get(name, name.replace("_", " "))
+        title = heading(name) if heading(name) != name else name.replace("_", " ")
         if f"{name}_std" in table:
             result[title] = _joined(" ± ", texts, table[f"{name}_std"], digits)
         elif all(cell.endswith(".0") for cell in texts if cell):
@@ -212,6 +243,10 @@ def run_grid(
     """
     from IPython.display import display
 
+    try:
+        profile.external_corpora()
+    except FileNotFoundError as error:
+        print(error)  # the tables go without its columns
     runs: list[tuple[RunConfig, Run]] = []
     live = display("no run yet", display_id=True)
 
@@ -225,16 +260,18 @@ def run_grid(
 
 
 def progress(runs: Sequence[tuple[RunConfig, Run]], total: int, profile: Profile, by: Sequence[str]) -> Styler:
-    """The table so far, marked as partial until all `total` runs are in."""
-    state = "complete" if len(runs) == total else "partial"
-    view = formatted(summary(run_table(runs, profile), by)).style
+    """The table so far, marked as partial until all `total` runs are in, which are tested on other corpora then."""
+    state, made = ("complete", run_table) if len(runs) == total else ("partial", _rows)
+    view = formatted(summary(made(runs, profile), by)).style
     return view.set_caption(f"{state}: {len(runs)} of {total} runs")
 
 
 def chance(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Expected metrics of a random ranking of the test split, by corpus of a frame."""
-    first = table.drop_duplicates("corpus")
-    return {
-        corpus: retrieval.chance(run.embeddings["relevance"])
-        for corpus, run in zip(first["corpus"], first["run"], strict=True)
-    }
+    """Expected metrics of a random ranking of the test split, by corpus of a frame, and of its tests on others."""
+    result = {}
+    for _, row in table.drop_duplicates("corpus").iterrows():
+        result[row["corpus"]] = retrieval.chance(row["run"].relevance)
+        for title in {parts_of(name)[0] for name in table} - {""}:
+            expected = retrieval.chance(row[f"{title}_run"].relevance)
+            result[row["corpus"]] |= {f"{title}_{name}": expected[name] for name in EXTERNAL}
+    return result

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from atr.metrics import retrieval, statistics
-from atr.training.records import Run
+from atr.training.records import ExternalTest, Run
 
 VERDICTS = ("holds", "contradicted", "undecided")
 
@@ -31,13 +31,13 @@ def sensitivity_claim(failed: pd.DataFrame, suspects: Sequence[str]) -> dict[str
 
 
 def scores(
-    runs: Sequence[Run], k: int = 10, direction: retrieval.Direction = "t2a", precision: bool = False
+    runs: Sequence[Run | ExternalTest], k: int = 10, direction: retrieval.Direction = "t2a", precision: bool = False
 ) -> np.ndarray:
-    """(seeds, clips), for runs that differ by seed: percent of a clip's queries answered within the first k, or with
-    `precision` their average precision at k.
+    """(seeds, clips), for runs that differ by seed, or their tests on another corpus: percent of a clip's queries
+    answered within the first k, or with `precision` their average precision at k.
     """
     measure = statistics.clip_precision if precision else statistics.clip_scores
-    return np.stack([measure(run.ranks, run.embeddings["relevance"], k, direction) for run in runs])
+    return np.stack([measure(run.ranks, run.relevance, k, direction) for run in runs])
 
 
 def average_precision(runs: Sequence[Run]) -> np.ndarray:

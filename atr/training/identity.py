@@ -56,9 +56,16 @@ class Prepared:
     words: dict[str, Words] = field(default_factory=dict)
 
 
-def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool = True) -> Prepared:
+def pretrained_on_corpus(config: RunConfig) -> bool:
+    """Whether a run's audio encoder starts from weights that are its corpus's own."""
+    own = config.audio_weights == "pretrained" and config.audio_encoder not in checkpoints.REGISTRY
+    return own and config.training not in ("external", "scratch")
+
+
+def weights(config: RunConfig, corpus: Corpus | None, quiet: bool = False, fetch: bool = True) -> Prepared:
     """The weights that a run starts from: pre-trained first where they are the corpus's own, fetched where they are
-    published. Without `fetch`, FileNotFoundError for those that are not here.
+    published. Without `fetch`, FileNotFoundError for those that are not here. corpus: None will do where they are not
+    `pretrained_on_corpus`.
     """
     external = config.training == "external"
     folder = clap.folder(config.text_encoder, fetch) if external else text.folder(config.text_encoder, fetch)
@@ -79,6 +86,7 @@ def weights(config: RunConfig, corpus: Corpus, quiet: bool = False, fetch: bool 
         if fetch:
             audio_weights = checkpoints.fetch(config.audio_encoder, quiet)
     else:
+        assert corpus is not None
         audio_weights = pretraining.path(corpus, config.audio_encoder)
         if fetch:
             audio_weights = pretraining.weights(corpus, config.audio_encoder, quiet=quiet)

@@ -97,6 +97,10 @@ def prepare(
     """Everything that `config` reads of `corpus`, from the store; what is missing there is computed now, frozen
     features on `device`. Where a corpus has no test clips, its validation clips are tested on.
     """
+    if corpus.test_only and "train" in splits:
+        raise ValueError(
+            f"corpus {corpus.name!r} has test clips alone, and nothing to train on; test finished runs on it"
+        )
     prepared = weights(config, corpus, quiet)
     # Built only if the store lacks something: loading a model takes longer than many a frozen run's epoch.
     loaded: list[text.TextEncoder] = []

@@ -2,8 +2,9 @@
 
 `<runs>/<address>/` holds the files below; state.pt while unfinished; error.txt if it failed. sums.json has the digests
 of all (`store.damage`; runs by older versions lack it), metrics.json is written last: a run is finished where it is
-there and all of them are whole. What is not whole is never used, and never deleted: `atr.fit` trains such a run anew
-and keeps its folder as `<address>.aside-1`.
+there and all of them are whole. external/ has what a finished run came to on other corpora: each as a .json, written
+last, and an .npz, whose digest that has. What is not whole is never used, and never deleted: `atr.fit` trains such a
+run anew and keeps its folder as `<address>.aside-1`.
 """
 
 import io
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from atr.config import RESULT_VERSION, ConfigError, RunConfig, from_dict
 from atr.corpora.corpus import SPLITS, Corpus
-from atr.metrics.retrieval import Ranks, relevant_pairs
+from atr.metrics.retrieval import Ranks, relevant_pairs, retrieval_metrics
 from atr.system import atomic, hashes, places, store
 from atr.system.environment import RECORDED
 from atr.training import state
@@ -46,7 +47,7 @@ CONFIG, ENVIRONMENT, CLIPS, HISTORY, LEARNED = (
     "learned.csv",
 )
 EMBEDDINGS, CHECKPOINT, METRICS = "embeddings.safetensors", "checkpoint.safetensors", "metrics.json"
-STATE, ERROR = "state.pt", "error.txt"
+STATE, ERROR, EXTERNAL = "state.pt", "error.txt", "external"
 SCORES = {
     f"{way}_{name}" for way in ("t2a", "a2t") for name in ("r1", "r5", "r10", "map10", "median_rank", "mean_rank")
 }
@@ -55,6 +56,19 @@ AGAIN = "run its study or atr.fit again: the run is trained anew, and this folde
 
 class RecordError(ValueError):
     """A file of a run is missing, or holds what it cannot; the message names it and says how the run is made again."""
+
+
+@dataclass(frozen=True)
+class ExternalTest:
+    """What a finished run came to on another corpus: ranks, and relevance as in `Corpus`."""
+
+    ranks: Ranks
+    relevance: np.ndarray
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """As `Run.metrics`."""
+        return retrieval_metrics(self.ranks)
 
 
 def error_text(error: BaseException) -> str:
@@ -292,6 +306,35 @@ class Run:
         """Ranks of the test split."""
         return Ranks(self.embeddings["t2a"].numpy(), self.embeddings["a2t"].numpy())
 
+    @property
+    def relevance(self) -> np.ndarray:
+        """Of the test split, as in `Corpus`."""
+        return self.embeddings["relevance"].numpy()
+
+    def external(self, name: str) -> ExternalTest | None:
+        """What `write_external` kept under a name, None if nothing. RecordError: its files are damaged."""
+        path = self.path / EXTERNAL / f"{name}.json"
+        if not os.path.lexists(path):
+            return None
+        try:
+            content, about = path.with_suffix(".npz").read_bytes(), _object(path)
+            if about.pop("sha256", "") != _digest(about, content):
+                raise ValueError(f"it or {path.with_suffix('.npz').name} is not as it was written")
+            arrays = np.load(io.BytesIO(content))
+            return ExternalTest(Ranks(arrays["t2a"], arrays["a2t"]), arrays["relevance"])
+        except Exception as error:  # of json, NumPy, Unicode, the file system
+            problem = error_text(error).splitlines()[0]
+            raise RecordError(f"{path}: cannot be read ({problem}); test the run on that corpus again") from error
+
+    def write_external(self, name: str, test: ExternalTest, about: dict[str, Any]) -> None:
+        """Keep what a run came to on another corpus, and in words what it was tested on."""
+        path, buffer = self.path / EXTERNAL / f"{name}.json", io.BytesIO()
+        np.savez(buffer, t2a=test.ranks.t2a, a2t=test.ranks.a2t, relevance=test.relevance)
+        content = buffer.getvalue()
+        atomic.write_atomic(path.with_suffix(".npz"), lambda temporary: temporary.write_bytes(content))
+        about = about | {"test": test.metrics}
+        atomic.write_json(path, about | {"sha256": _digest(about, content)})
+
     def damage(self) -> str:
         """What is wrong with its files, "" if nothing is known to be: of a finished run all of them, else its state."""
         if self.ended:
@@ -375,6 +418,11 @@ class Run:
             shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed
             os.rename(self.path, gone)  # at once: a reader finds the whole run or none
             shutil.rmtree(gone)
+
+
+def _digest(about: dict[str, Any], ranks: bytes) -> str:
+    """Of a test on another corpus: the two files that hold it."""
+    return hashes.sha256(hashes.content_key(about) + hashes.sha256(ranks))
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def read(name: str) -> pd.DataFrame:
     if path is None:
         looked = " and ".join(map(str, places))
         raise FileNotFoundError(
-            f"text_contrast: {name!r}: no such file; looked at {looked}; `atr.corpora.captioning.language.collect` makes one"
+            f"text_contrast: {name!r}: no such file, looked at {looked}; `collect` of {__name__} makes one"
         )
     table = files.frame(path)
     if not {"clip", "caption"} <= set(table.columns) or not table["clip"].duplicated().any():

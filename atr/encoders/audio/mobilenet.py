@@ -138,6 +138,7 @@ class MobileNet(nn.Module):
     """
 
     sample_rate = 32_000
+    window, short = 10.0, "repeat"  # pre-trained on AudioSet's clips
     cached = False
     head_hidden = 1
     dropped: tuple[str, ...] = ()

@@ -80,6 +80,7 @@ class SegmentEncoder(nn.Module):
 
     sample_rate: int
     dim: int
+    window = float(SECONDS)  # a shorter sound is padded to it here, so that `short` stays None
     cached = False
     head_hidden = 1
     frames_in: int  # feature frames of a segment
