@@ -88,7 +88,7 @@ class RunConfig:
     penalty         {"alpha": …, further fields of `atr.losses.penalty.PenaltySettings`}, held without those at their
                     defaults; None: the loss alone
     text_contrast   {"captions": name of a table (`atr.corpora.captioning.language`), "weight": 1.0, "batch_size": 256}:
-                    captions of one clip find each other, without sounds (`atr.training.contrast`); None: not
+                    captions of one clip find each other, without sounds (`atr.losses.contrast`); None: not
     label_contrast  {"labels": 3, "weight": 1.0}: sounds find the names of classes that their encoder's own classifier
                     hears (mn04, mn10); None: not
     sampler         see `atr.training.batches`

@@ -14,12 +14,12 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import checkpoints, clap, pretraining, text
 from atr.encoders.clap import CLAP_VERSION
 from atr.losses import penalty
+from atr.losses.contrast import Words
 from atr.register import code
 from atr.system import hashes, store
 from atr.system.packed import Packed
 from atr.system.places import home
 from atr.training import records
-from atr.training.contrast import Words
 from atr.training.records import Run
 
 

@@ -17,9 +17,9 @@ from atr.encoders import inputs, registry, text
 from atr.encoders.audio.compact import ENCODER_VERSION
 from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
+from atr.losses.contrast import Words
 from atr.system import devices, hashes, packed, store
 from atr.system.packed import Packed
-from atr.training.contrast import Words
 from atr.training.identity import Inputs, Prepared, weights
 
 

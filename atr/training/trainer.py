@@ -13,11 +13,11 @@ from torch import Tensor
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.losses import pair, penalty
+from atr.losses.contrast import Contrast
 from atr.system.devices import switches_for
 from atr.system.environment import environment
 from atr.training import evaluation, identity, model, preparation
 from atr.training.batches import epoch_batches
-from atr.training.contrast import Contrast
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import Evaluated
 from atr.training.gradient_cache import BatchEncoder
@@ -75,7 +75,9 @@ class Trainer:
             model.load(self.network, others["start"])
         self.weighed = penalty.read_settings(config.penalty) if config.penalty else None
         self.penalty = self.weighed.build().to(self.fabric.device) if self.weighed else None
-        self.contrast = Contrast(config, prepared.words) if prepared.words else None
+        settings = {"captions": config.text_contrast, "labels": config.label_contrast}
+        given = {name: fields for name, fields in settings.items() if fields}
+        self.contrast = Contrast(given, prepared.words, config.recipe) if given else None
         if self.contrast and group.size > 1:
             raise TrainingError("text_contrast and label_contrast train in one process; set processes to 1")
         synchronise(self.network, group)

@@ -1,14 +1,14 @@
 """Terms of the loss that need no further sounds: people's captions among each other, and the names of what is heard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr.config import RunConfig
 from atr.losses import pair
 from atr.system.packed import Packed
 
@@ -43,9 +43,10 @@ class Contrast:
 
     TEMPERATURE = 0.07
 
-    def __init__(self, config: RunConfig, words: dict[str, Words]) -> None:
-        self.words, self.settings = words, {"captions": config.text_contrast, "labels": config.label_contrast}
-        self.loss = pair.build(name="nt_xent", temperature=self.TEMPERATURE, variant=config.recipe)
+    def __init__(self, settings: Mapping[str, Mapping[str, Any]], words: Mapping[str, Words], variant: str) -> None:
+        """settings: `text_contrast` as "captions", `label_contrast` as "labels"; words: what each draws from."""
+        self.settings, self.words = settings, words
+        self.loss = pair.build(name="nt_xent", temperature=self.TEMPERATURE, variant=variant)
 
     def __call__(
         self, audio: Tensor, clips: np.ndarray, embed: Embed, to: Callable[[Tensor], Tensor], drawing: torch.Generator
@@ -53,7 +54,7 @@ class Contrast:
         """Weighted sum of the terms for a batch's sounds (B, dim), of the training clips `clips` (B,)."""
         total = audio.new_zeros(())
         if (captions := self.words.get("captions")) is not None and captions.clips is not None:
-            settings = self.settings["captions"] or {}
+            settings = self.settings["captions"]
             some = torch.randperm(len(captions.clips), generator=drawing)[: settings.get("batch_size", 256)]
             first, count = torch.from_numpy(captions.clips)[some].T
             one = (torch.rand(len(some), generator=drawing) * count).long()
@@ -62,8 +63,7 @@ class Contrast:
             ids = torch.arange(len(some), device=both.device)
             total = total + settings.get("weight", 1.0) * self.loss(*both.chunk(2), ids)
         if (labels := self.words.get("labels")) is not None and labels.posteriors is not None:
-            settings = self.settings["labels"] or {}
-            number = settings.get("labels", 3)
+            settings, number = self.settings["labels"], self.settings["labels"]["labels"]
             drawn = torch.multinomial(labels.posteriors[torch.from_numpy(clips)], number, generator=drawing)
             names = labels.embedded(drawn.flatten(), embed, to).unflatten(0, (-1, number))
             ids = to(torch.from_numpy(clips))
