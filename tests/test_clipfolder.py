@@ -187,7 +187,7 @@ def test_copies_stay_together_where_the_splits_are_drawn(tmp_path):
     assert "; 21 copies (1 recordings), each in the split of the first; seed 0" in corpus.source
     assert "each in the split" not in before.source
     splits = {}
-    for source in clipfolder._sources(tmp_path, list(SIZES), 16_000, frozenset())[0]:
+    for source in clipfolder._sources(tmp_path, clipfolder._listing(tmp_path), list(SIZES), 16_000)[0]:
         splits.setdefault(corpus.read.hashes[source.path], set()).add(source.split)
     assert all(len(used) == 1 for used in splits.values())
     encoded = corpus.read.hashes["dog_bark/leise.mp3"]
@@ -261,3 +261,33 @@ def test_classes_that_are_worded_alike_are_refused(tmp_path):
 )
 def test_class_names_are_worded_in_all_scripts(name, said):
     assert clipfolder._words(name).phrases[0].startswith(said)
+
+
+def test_no_scene_is_mixed_from_recordings_that_are_held_out(tmp_path):
+    make_folder(tmp_path)
+    ids = sorted({path.stem.split("-")[1] for path in tmp_path.rglob("*-*.wav")})
+    whole = clipfolder.load(tmp_path, **SIZES)
+    some = [ids[0][:1] + "1", ids[0], int(ids[-1])]
+    fewer = clipfolder.load(tmp_path, **SIZES, without=some)
+    used = {part.source for _, scene in fewer.read.scenes.values() for part in scene.parts}
+    assert {Path(source).stem.split("-")[1] for source in used} <= set(ids) - {str(one) for one in some}
+    assert "recordings held out" in fewer.source and "held out" not in whole.source
+    assert clipfolder.load(tmp_path, **SIZES, without="described").fingerprint == whole.fingerprint
+    with pytest.raises(ValueError, match=r"has no recordings to be held out \(0815, …\); correct the list"):
+        clipfolder.load(tmp_path, **SIZES, without=["0815"])
+    with pytest.raises(ValueError, match="without 'all'; give ids of recordings, or 'described'"):
+        clipfolder.load(tmp_path, **SIZES, without="all")
+
+
+def test_scenes_have_the_rate_that_is_asked_for(tmp_path):
+    make_folder(tmp_path)
+    low, high = (clipfolder.load(tmp_path, **SIZES, **more) for more in ({}, {"rate": 32_000}))
+    assert low.captions.equals(high.captions) or set(low.captions["clip"]) == set(high.captions["clip"])
+    assert not set(low.clips["digest"]) & set(high.clips["digest"])
+    clip = high.clips["clip"][0]
+    (wave, rate), (_, lower) = high.read(clip), low.read(clip)
+    assert (rate, lower) == (32_000, 16_000) and len(wave) == 320_000 and np.abs(wave).max() <= 1
+    with pytest.raises(ValueError, match="rate 8000 Hz; give 16,000 or more"):
+        clipfolder.load(tmp_path, **SIZES, rate=8000)
+    with pytest.raises(ValueError, match="difficulty 'hard'; known: plain"):
+        clipfolder.load(tmp_path, **SIZES, difficulty="hard")

@@ -20,11 +20,6 @@ Folder = str | PathLike[str]
 # Where tables lie in a folder: as published, as Mei et al. 2022 released them, or as a folder of captions alone has it.
 CAPTIONS = ("clotho_captions_{official}.csv", "csv_files/{short}.csv", "clotho_{short}.csv", "{short}.csv")
 METADATA = ("clotho_metadata_{official}.csv",)
-DESCRIBED = tuple(
-    line
-    for line in Path(__file__).with_name("described.txt").read_text(encoding="utf-8").split("\n")
-    if line and not line.startswith("#")
-)  # Freesound ids of the recordings of ESC-50 that people described in Clotho
 SOURCE = (
     "recordings of ESC-50 (CC BY-NC 3.0 as a set, github.com/karolpiczak/ESC-50; each under its Freesound licence), "
     "captions of Clotho v2.1 (Tampere University, non-commercial, zenodo.org/record/4783391), joined by Freesound id"

@@ -1,7 +1,7 @@
 """What each profile fixes: the one table behind `profile_name` in every notebook."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,8 @@ class Profile:
         return short.replace(epochs=factor * short.epochs, step_epochs=factor * short.step_epochs)
 
 
+# Scenes at the rate of mn04, of recordings that nobody described.
+MIXED = {"rate": 32_000, "without": "described"}
 # For `Profile.external`: people's own words for real recordings.
 PEOPLE = {"people": {"name": "people"}}
 # Half of the embedded ones.
@@ -246,6 +248,20 @@ PROFILES = {
         submission={**scenes(1000, 200, 0, "clipfolder"), "hold_out": 100},
         needs_clips=True,
     ),
+    "esc50": Profile(
+        "esc50",
+        corpora={"scenes of ESC-50": MIXED | scenes(2000, 300, 500, "clipfolder")},
+        seeds=(0, 1, 2),
+        epochs={"frozen": 20, "finetuned": 10},
+        rates=SMALL_RATES,
+        schedules=SMALL_SCHEDULES,
+        base=SMALL_BASE | {"audio_encoder": "mn04", "audio_layers": 3},
+        cnns=("mn04", "mn04"),
+        source=scenes(1000, 200, 500),
+        submission={**MIXED, **scenes(2000, 300, 0, "clipfolder"), "hold_out": 100},
+        external=PEOPLE,
+        needs_clips=True,
+    ),
     "paper": Profile(
         "paper",
         corpora={"AudioCaps": {"name": "audiocaps"}, "Clotho": {"name": "clotho"}},
@@ -269,7 +285,8 @@ PROFILES["captions"] = Profile("captions", {}, (0, 1, 2), {}, {}, notebooks=("10
 
 
 def get_profile(name: str) -> Profile:
-    """A profile by its name. ValueError: there is none.
+    """A profile by its name; where it mixes recordings without those that people described, and ATR_WITHOUT names a
+    file of other ids, one a line, without those. ValueError: there is no such profile or file.
 
     >>> demo = get_profile("demo")
     >>> demo.seeds, list(demo.corpora)
@@ -277,4 +294,18 @@ def get_profile(name: str) -> Profile:
     """
     if name not in PROFILES:
         raise ValueError(f"profile: unknown {name!r}; known: {', '.join(PROFILES)}")
-    return PROFILES[name]
+    profile, listed = PROFILES[name], places.place("ATR_WITHOUT", file=True)
+    if listed is None or not any("without" in options for options in profile.corpora.values()):
+        return profile
+    try:
+        ids = sorted(set(listed.read_text(encoding="utf-8").split()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"ATR_WITHOUT: {listed}: {error}; give a text file of recordings' ids, one a line") from error
+    if not ids:
+        raise ValueError(f"ATR_WITHOUT: {listed}: holds no ids; give those of recordings, one a line")
+
+    def without(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**options, "without": ids} if "without" in options else options
+
+    corpora = {title: without(options) for title, options in profile.corpora.items()}
+    return replace(profile, corpora=corpora, source=without(profile.source), submission=without(profile.submission))

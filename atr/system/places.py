@@ -6,7 +6,16 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-PLACES = ("ATR_HOME", "ATR_RESULTS", "ATR_CLIPS", "ATR_PEOPLE", "ATR_CAPTIONS", "ATR_MEI2022", "ATR_TYMOFIEIEV2025")
+PLACES = (
+    "ATR_HOME",
+    "ATR_RESULTS",
+    "ATR_CLIPS",
+    "ATR_WITHOUT",
+    "ATR_PEOPLE",
+    "ATR_CAPTIONS",
+    "ATR_MEI2022",
+    "ATR_TYMOFIEIEV2025",
+)
 
 
 def place(variable: str, file: bool = False) -> Path | None:

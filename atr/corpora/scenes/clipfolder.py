@@ -38,6 +38,11 @@ from atr.corpora.scenes.scene import (
 )
 from atr.system.hashes import sha256
 
+DESCRIBED = tuple(
+    line
+    for line in Path(__file__).parents[1].joinpath("described.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+)  # Freesound ids of the recordings of ESC-50 that people described in Clotho
 MIXER_VERSION = 1  # raise it when the same scene sounds different
 FOLDS = {1: "train", 2: "train", 3: "train", 4: "validation", 5: "test"}
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}  # where file names carry no folds
@@ -134,7 +139,7 @@ def load(
     duration: float = 10.0,
     rate: int = RATE,
     difficulty: str = "plain",
-    without: Sequence[str | int] = (),
+    without: str | Sequence[str | int] = (),
 ) -> Corpus:
     """Scenes of `duration` seconds at `rate` Hz from recordings under root/<class>/, or ESC-50's audio/ and meta/.
 
@@ -144,7 +149,8 @@ def load(
     different descriptions as long as its classes allow; `source` says how many have not.
 
     difficulty: how scenes are drawn, worded and mixed, a name of `scene.RECORDED`. without: ids of recordings, the
-    second field of a file's name, that no scene is mixed from; those that the folder lacks are no error.
+    second field of a file's name, that no scene is mixed from, or "described": those of ESC-50 that people described
+    in Clotho (DESCRIBED).
 
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
     """
@@ -154,8 +160,17 @@ def load(
         raise ValueError(f"clipfolder: rate {rate} Hz; give {RATE:,} or more")
     if difficulty not in RECORDED:
         raise ValueError(f"clipfolder: difficulty {difficulty!r}; known: {', '.join(RECORDED)}")
-    hardness, held_out = RECORDED[difficulty], frozenset(map(str, without))
-    sources, together = _sources(root, [split for split, count in wanted.items() if count], rate, held_out)
+    if isinstance(without, str) and without != "described":
+        raise ValueError(f"clipfolder: without {without!r}; give ids of recordings, or 'described'")
+    hardness = RECORDED[difficulty]
+    held_out = frozenset(DESCRIBED if without == "described" else map(str, without))
+    listing = _listing(root)
+    kept = [entry for entry in listing if _id(entry[2]) not in held_out]
+    left_out = len(listing) - len(kept)
+    if held_out and not left_out and without != "described":
+        few = ", ".join(sorted(held_out)[:3])
+        raise ValueError(f"{root}: has no recordings to be held out ({few}, …); correct the list or leave it out")
+    sources, together = _sources(root, kept, [split for split, count in wanted.items() if count], rate)
     digests = {source.path: source.sha256 for source in sources}
     names = sorted({source.event for source in sources})
     words = {name: _words(name) for name in names}
@@ -185,7 +200,8 @@ def load(
         repeats = f" ({alike} repeat a description)" if alike else ""
         counts.append(f"{split} {count} scenes of {len(mine)} recordings{repeats}")
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
-    origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{copies.said(together)}"
+    apart = f", {left_out} recordings held out" if held_out else ""
+    origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{apart}{copies.said(together)}"
     tables = clip_table(clips), caption_table(texts), event_table(spans)
     reader = ClipSceneReader(str(root), duration, scenes, digests, rate, hardness.noise)
     return Corpus(f"clipfolder-{root.name}", *tables, reader, f"{origin}; seed {seed}; licence: {licence}")
@@ -271,11 +287,12 @@ def _scenes(
         yield draw(rng, list(kinds), lambda name: rng.choice(kinds[name]), duration, difficulty)
 
 
-def _sources(root: Path, splits: list[str], rate: int, held_out: frozenset[str]) -> tuple[list[Source], dict[str, str]]:
-    """All recordings under the root that are not held out, decoded once, and the first of each one's copies if the
+def _sources(
+    root: Path, found: list[tuple[str, str, Path]], splits: list[str], rate: int
+) -> tuple[list[Source], dict[str, str]]:
+    """The recordings of a listing, decoded once, and the first of each one's copies if the
     splits are drawn here; raises CorpusError listing all that is wrong.
     """
-    found = [entry for entry in _listing(root) if _id(entry[2]) not in held_out]
     facts = files.index(root, (path.relative_to(root).as_posix() for _, _, path in found))
     problems, sources = [], []
     owner: dict[str, tuple[str, Path]] = {}
