@@ -6,6 +6,7 @@ SEEDS =
 DEVICE =
 EXECUTOR =
 CLIPS =
+WITHOUT =
 CAPTIONS =
 CHROMIUM =
 MINUTES = 10
@@ -23,18 +24,19 @@ HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/
 MINUTES_smoke = 4 to 7 minutes
 MINUTES_demo = an hour to two
 MINUTES_esc10 = an hour to two
+MINUTES_esc50 = two hours to four
 MINUTES_captions = 6 minutes
 MINUTES_paper = weeks; it wants a GPU
 
 .PHONY: help hello study report lab test coverage test-browser lint reference gpu gpu-wheels lock lock-check torture door clean
 
 help: ## list the targets
-	@echo "make <target> [PROFILE=demo|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [CAPTIONS=<file>]"
+	@echo "make <target> [PROFILE=demo|esc10|esc50|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [WITHOUT=<file>] [CAPTIONS=<file>]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 study: hello .venv/.study $(if $(EXECUTOR)$(filter 12,$(NN)),.venv/.cluster) ## run the notebooks, or those of NN, and write their tables and figures to results/
 	@$(HOMES) $(PY) -m atr study $(NN) --profile $(PROFILE) $(if $(SEEDS),--seeds "$(SEEDS)") \
-		$(if $(DEVICE),--device $(DEVICE)) $(if $(CLIPS),--clips "$(CLIPS)") \
+		$(if $(DEVICE),--device $(DEVICE)) $(if $(CLIPS),--clips "$(CLIPS)") $(if $(WITHOUT),--without "$(WITHOUT)") \
 		$(if $(CAPTIONS),--captions "$(CAPTIONS)") $(if $(EXECUTOR),--executor $(EXECUTOR))
 
 hello:

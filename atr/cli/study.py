@@ -23,7 +23,10 @@ def study(
     seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.")] = None,
     device: DeviceOption = "auto",
     executor: Annotated[str, typer.Option(help="Where runs execute: local, or ray (docs/scale.md).")] = "local",
-    clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profile esc10.")] = None,
+    clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profiles esc10 and esc50.")] = None,
+    without: Annotated[
+        Path | None, typer.Option(help="File of ids, one a line, of recordings that no scene of esc50 is mixed from.")
+    ] = None,
     captions: Annotated[
         Path | None, typer.Option(help="Table of people's and generated captions, for profile captions.")
     ] = None,
@@ -50,6 +53,7 @@ def study(
     with ExitStack() as stack:
         try:
             executors.check_executor(executor)
+            hand_on("--without", without, "ATR_WITHOUT")
             setting = get_profile(profile)
             seed_list = whole_numbers(seeds)
             paths = asked_for(numbers, setting)

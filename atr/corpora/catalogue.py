@@ -177,7 +177,7 @@ DATASETS = {
         lambda folder: _counted(wavcaps.load(folder)),
     ),
     "esc50": DataSet(
-        "ESC-50: 2,000 labelled recordings of 5 s, for profile esc10",
+        "ESC-50: 2,000 labelled recordings of 5 s, for profiles esc10 and esc50",
         (ESC50,),
         0.65e9,
         0.9e9,
