@@ -297,7 +297,7 @@ class TestCheck:
         "words, message",
         [
             (["csv"], "lies in a folder: give root"),
-            (["music"], "unknown corpus 'music'; known: audiocaps, clotho, csv, wavcaps"),
+            (["music"], "unknown corpus 'music'; known: audiocaps, clotho, csv, people, wavcaps"),
             (["soundscapes", "--root", "."], "takes no root"),
             (["soundscapes", "--write-clean", "x.csv"], "--write-clean goes with: atr check csv --root <folder>"),
         ],

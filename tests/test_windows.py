@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from atr import Embedder, RunConfig, extend, fit, register
 from atr.encoders import registry
-from atr.inference.embedder import window_of
+from atr.inference.windows import window_of
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 RATE = 16_000

@@ -14,7 +14,6 @@ import pandas as pd
 from atr import register
 from atr.corpora import clotho, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem
-from atr.corpora.scenes.clipfolder import fields
 
 Folder = str | PathLike[str]
 # Where tables lie in a folder: as published, as Mei et al. 2022 released them, or as a folder of captions alone has it.
@@ -81,7 +80,7 @@ def matches(
     places = located(root, captions, metadata)
     takes: dict[str, list[tuple[str, str]]] = {}
     for path in files.listing(places.sounds):
-        name = fields(Path(path))
+        name = Path(path).stem.split("-")  # fold, Freesound id, take, and as published the class's number
         if len(name) > 2 and name[1].isdecimal():
             takes.setdefault(name[1], []).append((name[2], path))
     rows: dict[str, tuple] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm.auto import tqdm
 
 from atr.config import RunConfig
@@ -18,6 +16,7 @@ from atr.corpora import audio, corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders import clap, inputs, registry, text
 from atr.encoders.clap import CLAP_VERSION, Clap
+from atr.inference.windows import cut, mean, window_of
 from atr.system import devices, hashes
 from atr.system.packed import Packed
 from atr.training import evaluation, identity, model, preparation, trainer
@@ -55,14 +54,6 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     return config, start
 
 
-def window_of(config: RunConfig) -> float | None:
-    """Seconds that a run's audio encoder hears at a time, as `Embedder.window` says; CLAP's own are known once it is
-    loaded, and not here.
-    """
-    own = None if config.training == "external" else registry.facts(config.audio_encoder).window
-    return min((seconds for seconds in (own, config.max_seconds) if seconds is not None), default=None)
-
-
 class Embedder:
     """The model of a finished run's selected epoch, in evaluation mode.
 
@@ -73,7 +64,8 @@ class Embedder:
     With windows="mean" it hears any sound whole: in windows of `window` seconds, as few as cover it, evenly spaced from
     its start to its end. Their embeddings of length 1 are averaged, and the mean is made of length 1 again. A shorter
     sound is one window, repeated or padded where its encoder prefers that (`AudioEncoder`). `window` is the encoder's
-    own, or the run's `max_seconds` where that is less or all there is; None where neither is stated.
+    own, or the run's `max_seconds` where that is less or all there is (`windows.window_of`); None where neither is
+    stated.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
@@ -181,8 +173,7 @@ class Embedder:
             embeddings = self._embedded("audio", packed)
         if not self._windows:
             return embeddings
-        parts = embeddings.split([len(parts) for parts in pieces])
-        return functional.normalize(torch.stack([part.mean(0) for part in parts]))
+        return mean(embeddings, [len(parts) for parts in pieces])
 
     def sentences(self, sentences: Sequence[str], quiet: bool = True) -> Tensor:
         """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence."""
@@ -214,19 +205,13 @@ class Embedder:
             waveform, rate = audio.read(sound)
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"a waveform of shape {waveform.shape}; give (samples,), one channel and not empty")
-        if not self._windows:
-            if (seconds := self.config.max_seconds) is not None:
-                waveform = waveform[: max(1, round(seconds * rate))]
-            return [inputs.quantised(waveform, rate, self.sample_rate)]
-        assert self.window is not None
-        least = round(self.window * rate)
-        if self._short == "repeat" and len(waveform) < least:
-            waveform = np.resize(waveform, least)
-        samples, size = inputs.quantised(waveform, rate, self.sample_rate), round(self.window * self.sample_rate)
-        if self._short == "pad":
-            samples = np.pad(samples, (0, max(0, size - len(samples))))
-        starts = np.linspace(0, max(0, len(samples) - size), math.ceil(len(samples) / size)).round().astype(int)
-        return [samples[start : start + size] for start in starts]
+        if self._windows:
+            assert self.window is not None
+            pieces = cut(waveform, rate, self.window, self._short)
+        else:
+            seconds = self.config.max_seconds
+            pieces = [waveform if seconds is None else waveform[: max(1, round(seconds * rate))]]
+        return [inputs.quantised(piece, rate, self.sample_rate) for piece in pieces]
 
     def _embedded(self, side: str, rows: Packed) -> Tensor:
         unread = Inputs(rows, rows, np.empty(0), np.empty(0))

@@ -1,7 +1,9 @@
 """What columns, losses and data sets are called in tables and figures."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+import pandas as pd
 
 from atr.losses.pair import LOSSES
 
@@ -35,9 +37,9 @@ def parts_of(column: str) -> tuple[str, str]:
     return (column.removesuffix(f"_{metric}"), metric) if metric and column not in HEADINGS else ("", column)
 
 
-def recalls(columns: Iterable[str]) -> tuple[str, ...]:
+def recalls(table: pd.DataFrame) -> tuple[str, ...]:
     """The columns that a table shows unless told: `RECALLS`, and those of tests on other corpora that it has."""
-    return (*RECALLS, *(column for column in columns if parts_of(column)[0]))
+    return (*RECALLS, *(column for column in map(str, table.columns) if parts_of(column)[0]))
 
 
 def display_title(registry: Mapping[str, Any], name: str) -> str:

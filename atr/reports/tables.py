@@ -40,8 +40,8 @@ def external(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         return table
     for title, corpus in corpora.items():
         tests = [test(run, corpus, root=profile.root) for run in table["run"]]
-        columns = {f"{title}_{name}": [one.metrics[name] for one in tests] for name in EXTERNAL}
-        table = table.assign(**columns, **{f"{title}_run": tests})
+        columns: dict[str, Any] = {f"{title}_{name}": [one.metrics[name] for one in tests] for name in EXTERNAL}
+        table = table.assign(**columns | {f"{title}_run": tests})
     return table
 
 
@@ -271,7 +271,7 @@ def chance(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     result = {}
     for _, row in table.drop_duplicates("corpus").iterrows():
         result[row["corpus"]] = retrieval.chance(row["run"].relevance)
-        for title in {parts_of(name)[0] for name in table} - {""}:
+        for title in {parts_of(name)[0] for name in map(str, table.columns)} - {""}:
             expected = retrieval.chance(row[f"{title}_run"].relevance)
             result[row["corpus"]] |= {f"{title}_{name}": expected[name] for name in EXTERNAL}
     return result

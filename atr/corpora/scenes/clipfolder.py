@@ -357,13 +357,8 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
 
 def _id(path: Path) -> str:
     """Of a recording: the second field of `<fold>-<id>-<take>`, else the name without its suffix."""
-    parts = fields(path)
-    return parts[1] if len(parts) > 1 else path.stem
-
-
-def fields(path: Path) -> list[str]:
-    """Of a recording's name: fold, Freesound id and take, and what else ESC-50's names have."""
-    return path.stem.split("-")
+    fields = path.stem.split("-")
+    return fields[1] if len(fields) > 1 else path.stem
 
 
 def _hashed(path: Path) -> str:
