@@ -52,9 +52,7 @@ console = SafeConsole()
 CorpusArgument = Annotated[
     str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps, people.")
 ]
-ProfileOption = Annotated[
-    str, typer.Option(help="smoke, demo, esc10, esc50, captions or paper: data and encoders.")
-]
+ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10, esc50, captions or paper: data and encoders.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 RootOption = Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]

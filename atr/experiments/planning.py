@@ -1,12 +1,14 @@
 """What a grid costs before it runs: steps, disk, memory and hours, from a short measurement on the device at hand."""
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -289,15 +291,21 @@ def shell(
         fixed_norm=config.fixed_norm,
     )
 
+    @functools.cache
+    def states(seconds: float) -> Tensor:
+        waveform = np.zeros(int(seconds * audio.sample_rate), np.int16)
+        assert below is not None and layers is not None
+        return torch.from_numpy(next(inputs.states(below, Packed.of([waveform]), layers)))
+
     def sound(clips: int, seconds: float, device: str) -> tuple[Tensor, Tensor | None]:
         if frozen:
             return torch.randn(clips, audio.dim, device=device), None
         samples = torch.full((clips,), int(seconds * audio.sample_rate), device=device)
         waveform = torch.randint(-9999, 9999, (clips, int(samples[0])), dtype=torch.int16, device=device)
-        if below is not None and layers is not None:
-            (row,) = inputs.states(below, Packed.of([waveform[0].cpu().numpy()]), layers)
+        if below is not None:
+            row = states(seconds)
             frames = torch.full((clips,), len(row), device=device)
-            return torch.from_numpy(row).to(device).expand(clips, *row.shape), frames
+            return row.to(device).expand(clips, *row.shape), frames
         if not audio.cached:
             return waveform, samples
         frames = audio.feature_lengths(samples)
