@@ -7,7 +7,9 @@ from pathlib import Path
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite says the same everywhere; test_cuda.py has the GPU
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the workers share the cores
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    share = str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    os.environ |= {"OMP_NUM_THREADS": share, "NUMBA_NUM_THREADS": share}
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that waits leaves its core to the others' tests
 os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads it when it is imported
 
 import pytest  # noqa: E402

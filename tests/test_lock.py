@@ -159,6 +159,7 @@ app(["search", "rain", ".", "--run", run.address, "--profile", "smoke"], standal
         "PATH": "/usr/bin:/bin",
     }
     environment |= {"ATR_PRETRAINING_EPOCHS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("OMP_")}
     folder = tmp_path / "sounds"
     folder.mkdir()
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)

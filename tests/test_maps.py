@@ -13,6 +13,7 @@ from atr import RunConfig
 from atr.analysis import maps
 from atr.corpora.corpus import Corpus, no_events
 from atr.reports import figures
+from atr.system import devices
 
 matplotlib.use("agg")
 LONG = "a dog barks while somebody chops wood, and after some time a car passes by on a wet road far away"
@@ -144,9 +145,10 @@ def test_a_map_is_its_seeds_keeps_near_points_near_and_leaves_no_trace():
     audio = torch.randn(20, 16, generator=generator)
     text = 3 * audio.repeat_interleave(2, 0) + 0.01 * torch.randn(40, 16, generator=generator)  # lengths do not count
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), devices.threads(3):
         warnings.simplefilter("error")
         first, again, other = (maps.project(audio, text, seed, neighbours=5) for seed in (0, 0, 1))
+        assert torch.get_num_threads() == 3
     assert [part.shape for part in first] == [(20, 2), (40, 2)]
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True)) and not torch.equal(first[0], other[0])
     distances = torch.cdist(first[1], first[0])

@@ -26,6 +26,7 @@ from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.metrics.uniformity import matrix
 from atr.reports import figures
+from atr.system import devices
 from atr.training.records import Run, space, tested
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def project(audio: Tensor, text: Tensor, seed: int = 0, neighbours: int = 15) ->
     start = components(x) + 1e-4 * noise
     neighbours = min(neighbours, len(x) - 1)
     indices, distances = _nearest(x, neighbours)
-    with warnings.catch_warnings():
+    # Numba, at its first parallel call, sets the number of threads of the whole process, PyTorch's too.
+    with devices.threads(torch.get_num_threads()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
         warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # no later points will be mapped
         from umap import UMAP

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from atr.analysis import lexical, maps
 from atr.reports import figures
-from atr.system import atomic, hashes, packed, store
+from atr.system import atomic, devices, hashes, packed, store
 
 if TYPE_CHECKING:
     from plotly.graph_objects import FigureWidget
@@ -140,7 +140,9 @@ def reduced(embeddings: Tensor, seed: int = 0) -> np.ndarray:
 
         neighbours = min(15, len(embeddings) - 1)
         mapped = UMAP(neighbours, n_components=5, min_dist=0.0, metric="cosine", random_state=seed, n_jobs=1)
-        packed.save_array(folder / "points.npy", mapped.fit_transform(embeddings.numpy()))
+        with devices.threads(torch.get_num_threads()):  # which Numba would change, as in `maps.project`
+            points = mapped.fit_transform(embeddings.numpy())
+        packed.save_array(folder / "points.npy", points)
 
     return np.load(store.cached_folder("reduced", _key(embeddings, seed), build) / "points.npy")
 
