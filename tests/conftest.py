@@ -28,9 +28,9 @@ def homes(tmp_path_factory):
         "ATR_RESULTS": str(folder / "results"),
         "ATR_PRETRAINING_EPOCHS": "2",
     }
-    before = {name: os.environ.get(name) for name in [*changes, "ATR_CLIPS", "ATR_PEOPLE"]}
+    before = {name: os.environ.get(name) for name in [*changes, "ATR_CLIPS", "ATR_PEOPLE", "ATR_WITHOUT"]}
     os.environ.update(changes)
-    for name in ("ATR_CLIPS", "ATR_PEOPLE"):
+    for name in ("ATR_CLIPS", "ATR_PEOPLE", "ATR_WITHOUT"):
         os.environ.pop(name, None)
     yield folder
     for name, value in before.items():

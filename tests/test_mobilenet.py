@@ -135,8 +135,8 @@ def test_other_files_are_refused_by_name_and_shared_prefixes_taken_off(file, tmp
         assert torch.equal(encoders.build("mn10", path).features[0][0].weight, tensors["features.0.0.weight"])
         return
     words = {
-        "width": r"given\.pt: not weights of this encoder: .*is \(\d+, .*, not ",
-        "panns": r"given\.pt: not weights of this encoder: missing classifier",
+        "width": r"given\.pt: not weights of this encoder: .*is \(\d+, .*, not .*; it has those of mn10$",
+        "panns": r"given\.pt: not weights of this encoder: missing classifier.*; it has those of cnn10$",
         "cut": r"given\.pt: damaged, or not a checkpoint",
     }
     with pytest.raises(ValueError, match=words[file]):

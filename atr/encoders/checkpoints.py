@@ -205,6 +205,10 @@ def _legacy_globals(path: Path) -> set[str]:
         return set().union(*(get_globals_in_pkl(file) for _ in range(4)))
 
 
+class OtherWeights(ValueError):
+    """A file holds the weights of another encoder."""
+
+
 def load(encoder: Any, path: str | Path) -> None:
     """Give `encoder`, an `AudioEncoder`, the tensors of a file in the official or in its own layout.
 
@@ -228,7 +232,7 @@ def load(encoder: Any, path: str | Path) -> None:
     if shapes:
         wrong.append(listed(shapes, "; "))
     if wrong:
-        raise ValueError(f"{path}: not weights of this encoder: {'; '.join(wrong)}")
+        raise OtherWeights(f"{path}: not weights of this encoder: {'; '.join(wrong)}")
     check(path, tensors, own)
     if any(tensor.is_meta for tensor in own.values()):  # laid out, but without memory of its own
         complete = {name: torch.zeros((), dtype=torch.int64) for name in own} | tensors

@@ -102,12 +102,30 @@ def build(
     with torch.device("meta") if weights is not None and name in checkpoints.REGISTRY else nullcontext():
         encoder = AUDIO_ENCODERS[name](augment=augment, dropout=dropout, **options)
     if weights is not None:
-        checkpoints.load(encoder, Path(weights))
+        try:
+            checkpoints.load(encoder, Path(weights))
+        except checkpoints.OtherWeights as error:
+            if not (
+                others := [other for other in checkpoints.REGISTRY if other != name and _fits(other, Path(weights))]
+            ):
+                raise
+            raise checkpoints.OtherWeights(f"{error}; it has those of {' or '.join(others)}") from error
     if pooling == "mean":
         encoder.pool = mean
     if layers is not None:
         with_states(encoder, name).keep_top(layers)
     return encoder
+
+
+def _fits(name: str, weights: Path) -> bool:
+    """Whether a file holds the weights of an encoder, by names and shapes."""
+    try:
+        with torch.device("meta"):
+            encoder = AUDIO_ENCODERS[name]()
+        checkpoints.load(encoder, weights)
+    except ValueError:
+        return False
+    return True
 
 
 def with_states(encoder: Any, name: str) -> Any:
