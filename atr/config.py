@@ -62,7 +62,8 @@ class RunConfig:
                     checkpoint file, or a folder with a file named after the encoder; relative paths also below
                     `ATR_HOME/checkpoints`
     audio_layers    how many top blocks of the audio encoder `finetuned` trains, over cached 16-bit states of what lies
-                    below; None: all, over waveforms or spectrograms. Of mn04 and mn10: 3 (47 KB for 10 s in mn04) to 15
+                    below; None: all, over waveforms or spectrograms, as `scratch` does. Of mn04 and mn10: 3 (47 KB for
+                    10 s in mn04) to 15
     batch_norm      of an audio encoder that trains: "batch" (a batch's statistics, as is usual), "fixed" (those that it
                     came with, as in evaluation); None: "fixed" over cached states, else "batch"
     audio_dropout   overrides the audio encoder's own dropout
@@ -191,10 +192,6 @@ class RunConfig:
             if not _is_number(self.max_seconds) or not 0 < self.max_seconds < math.inf:
                 raise ConfigError(f"max_seconds: {self.max_seconds!r} is not a positive number, nor None")
             object.__setattr__(self, "max_seconds", float(self.max_seconds))  # 30 and 30.0 name one run
-        if self.audio_layers is not None and self.training == "scratch":
-            raise ConfigError(
-                "audio_layers: 'scratch' trains a random audio encoder, which has no states worth keeping"
-            )
         if self.padding == "released" and self.training == "frozen":
             raise ConfigError("padding: 'released' needs batches, and 'frozen' caches each clip's features by itself")
         if self.training == "external" and (self.epochs, self.audio_encoder) != (0, "clap"):

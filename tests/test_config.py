@@ -231,3 +231,12 @@ def test_only_the_profile_of_real_clips_asks_for_their_folder(monkeypatch, tmp_p
 def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="profile: unknown 'demmo'; known: smoke, demo, esc10, esc50, paper"):
         profiles.get_profile("demmo")
+
+
+def test_top_blocks_train_over_states_in_fine_tuning_alone():
+    config = RunConfig(training="finetuned", audio_layers=3)
+    assert config.audio_state_layers == 3 and config.fixed_norm
+    assert not config.replace(batch_norm="batch").fixed_norm
+    for training in ("scratch", "frozen", "frozen_released"):
+        other = config.replace(training=training)
+        assert other.audio_state_layers is None and not other.fixed_norm
