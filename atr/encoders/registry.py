@@ -74,7 +74,7 @@ def build(
     augment  "specaugment" (PANNs, compact), "patchout" (PaSST), None
     dropout  None: the encoder's published values
     pooling  see `RunConfig`
-    layers   keep so many top blocks alone, for states of those below (`AudioEncoder` has no more to say of them);
+    layers   keep so many top blocks alone, for states of those below (`with_states`);
              None keeps all
 
     The compact encoders have no published weights: `atr.encoders.pretraining.weights` makes theirs.
