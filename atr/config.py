@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple] = {
     "text_pooling": ("mean", "first"),
     "caption_style": ("mei2022", "tymofieiev2025", None),
     "pooling": ("max_mean", "frequency_mean_max", "frequency_max", "mean"),
-    "head": ("mlp", "linear"),
+    "head": ("mlp", "linear", "labels"),
     "padding": ("masked", "released"),
     "sampler": ("caption_per_clip", "all_captions"),
     "mining": ("easy", "random", "hard", None),
@@ -80,7 +80,8 @@ class RunConfig:
                     "mean", of any encoder: mean of its frames
     text_aware      {"projection_dim": …, "dropout": …}: frames go through the audio head, and each caption pools them
                     by attention (`atr.encoders.pooling.TextAwarePooling`); None: `pooling`
-    head            "mlp" (Linear, ReLU, Linear) or "linear"
+    head            "mlp" (Linear, ReLU, Linear), "linear", or "labels": a sound is the names of what its encoder's own
+                    classifier hears (mn04, mn10; `model.LabelHead`), and nothing is trained: frozen, 0 epochs
     padding         "masked": a clip's embedding is its own (but while training, where a batch's zeros enter the
                     statistics of the inner batch-norms); "released": they enter every batch-norm and the pooling, in
                     evaluation too, as in the released code of Mei et al. 2022
@@ -196,6 +197,8 @@ class RunConfig:
             raise ConfigError("padding: 'released' needs batches, and 'frozen' caches each clip's features by itself")
         if self.training == "external" and (self.epochs, self.audio_encoder) != (0, "clap"):
             raise ConfigError("training: 'external' evaluates as it is; set audio_encoder='clap' and epochs=0")
+        if self.head == "labels" and (self.epochs, self.training) != (0, "frozen"):
+            raise ConfigError("head: 'labels' has nothing to train; set training='frozen' and epochs=0")
         if self.audio_weights is not None and not isinstance(self.audio_weights, (str, os.PathLike)):
             raise ConfigError(f"audio_weights: {self.audio_weights!r} is not a name, nor None")
         for name in ("audio_encoder", "text_encoder"):

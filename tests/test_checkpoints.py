@@ -1,7 +1,9 @@
 import argparse
+import hashlib
 import os
 import pickle
 import random
+import re
 import resource
 import subprocess
 import zipfile
@@ -396,11 +398,14 @@ def test_a_damaged_file_gives_the_same_numbers_or_an_error_that_names_it(tmp_pat
     else:
         torch.save(panns(official), path, _use_new_zipfile_serialization=layout == "zip")
     whole = path.read_bytes()
+    if layout == "legacy":  # its tensors are named, and ordered, by where they lay in memory
+        for number, address in enumerate(sorted({*re.findall(rb"\d{8,}", whole)}, key=whole.find)):
+            whole = whole.replace(address, hashlib.sha256(b"%d" % number).hexdigest()[: len(address)].encode())
     # only a zip has checksums of the numbers: elsewhere what comes before them is damaged
     ends = {
         "zip": len(whole),
         "safetensors": 8 + int.from_bytes(whole[:8], "little"),
-        "legacy": min(whole.find(tensor.numpy().tobytes()) for tensor in official.values() if tensor.numel() > 4),
+        "legacy": len(whole) - sum(8 + tensor.nbytes for tensor in official.values()),
     }
     refused = 0
     for seed in range(150):

@@ -1,15 +1,21 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import atr
 from atr import RunConfig, fit
 from atr.config import ConfigError
 from atr.corpora.captioning import language
+from atr.encoders import text
 from atr.encoders.audio.mobilenet import MobileNet
 from atr.losses.contrast import Contrast, Words
+from atr.training import model, preparation
 
 
 def table(path, rows):
@@ -112,5 +118,61 @@ def test_settings_that_say_nothing_are_errors(changes, words):
 def test_an_encoder_without_a_classifier_is_an_error(corpus, tmp_path):
     soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     config = RunConfig(corpus=soundscapes, epochs=1, batch_size=16, label_contrast={"labels": 3})
-    with pytest.raises(ValueError, match="label_contrast: compact has no classifier; take mn04 or mn10"):
+    with pytest.raises(ValueError, match="compact has no classifier that was trained; take mn04 or mn10 with weights"):
         fit(config, corpus, runs=tmp_path)
+
+
+# --- names alone: nothing trained
+
+
+def test_a_sound_is_the_mean_of_names_by_the_roots_of_their_posteriors():
+    names = torch.tensor([[2.0, 0], [0, 1], [0, -3]])  # of length 1: (1, 0), (0, 1), (0, -1), whose mean is (1/3, 0)
+    head = model.LabelHead(nn.Sequential(), names)
+    logits = torch.tensor([[0.0, 0.0, 0.0], [math.log(1 / 3), math.log(4 / 5 / (1 / 5)), -torch.inf]])
+    roots = math.sqrt(0.25), math.sqrt(0.8)
+    expected = [[math.sqrt(0.5) * (2 / 3 - 1 / 3 - 1 / 3), 0], [roots[0] * 2 / 3 - roots[1] / 3, roots[1]]]
+    assert torch.allclose(head(logits), torch.tensor(expected), atol=1e-6)
+
+
+@pytest.fixture
+def labelled(tmp_path, monkeypatch):
+    """Config of a run by names alone, with a small network of random weights."""
+    monkeypatch.setitem(atr.encoders.AUDIO_ENCODERS, "mn04", lambda augment=None, dropout=None: MobileNet(0.1, augment))
+    torch.manual_seed(0)
+    torch.save(MobileNet(0.1).state_dict(), tmp_path / "mn04.pt")
+    soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+    return RunConfig(
+        corpus=soundscapes, audio_encoder="mn04", audio_weights=str(tmp_path / "mn04.pt"), head="labels", epochs=0
+    )
+
+
+def test_a_run_by_names_alone_is_what_its_classifier_and_its_text_encoder_say(labelled, corpus, tmp_path):
+    run = fit(labelled, corpus, runs=tmp_path)
+    assert set(run.checkpoint) == {"audio_head.names"} and run.embeddings["audio"].shape == (16, 384)
+    part = corpus.split("test")
+    encoder = atr.encoders.build("mn04", tmp_path / "mn04.pt").eval()
+    logits = encoder.logits(preparation.pooled(labelled, part, tmp_path / "mn04.pt"))
+    reader = text.TextEncoder(text.folder("minilm")).eval()
+    ids = text.ids([text.normalise(f"the sound of {name}", "mei2022") for name in encoder.labels()], reader)
+    with torch.no_grad():
+        names = F.normalize(reader(*ids.batch(np.arange(len(ids)))), dim=1)
+        expected = F.normalize(logits.sigmoid().sqrt() @ (names - names.mean(0)), dim=1)
+    assert torch.allclose(run.embeddings["audio"], expected, atol=1e-4)
+    embedder = atr.Embedder(run)
+    waveform, rate = part.read(part.clips["clip"].iloc[0])
+    soundfile.write(tmp_path / "first.wav", waveform, rate)
+    assert torch.allclose(embedder.sounds([tmp_path / "first.wav"])[0], run.embeddings["audio"][0], atol=1e-3)
+    assert embedder.dim == 384 and embedder.sounds([]).shape == embedder.sentences([]).shape == (0, 384)
+    caption = part.captions["caption"].iloc[0]
+    assert torch.allclose(embedder.sentences([caption])[0], run.embeddings["text"][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 1}, {"training": "finetuned"}])
+def test_names_alone_have_nothing_to_train(labelled, changes):
+    with pytest.raises(ConfigError, match="head: 'labels' has nothing to train; set training='frozen' and epochs=0"):
+        labelled.replace(**changes)
+
+
+def test_names_need_an_encoder_with_a_classifier(corpus, tmp_path, labelled):
+    with pytest.raises(ValueError, match="compact has no classifier that was trained; take mn04 or mn10 with weights"):
+        fit(labelled.replace(audio_encoder="compact", audio_weights="pretrained"), corpus, runs=tmp_path)

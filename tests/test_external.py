@@ -115,6 +115,19 @@ def test_windows_are_averaged_as_an_embedder_does_it(run, corpus, people, folder
         external.test(run, people, windows="max")
 
 
+def test_runs_joined_are_tested_by_their_mean_similarity(run, corpus, people, folder, tmp_path):
+    other = fit(RunConfig(**SETTINGS | {"seed": 1, "embedding_dim": 24}), corpus, runs=tmp_path)
+    sentences, sounds = people.captions["caption"].tolist(), [folder / f"{number}.wav" for number in range(6)]
+    embedders = [Embedder(one) for one in (run, other)]
+    parts = [one.similarity(one.sentences(sentences), one.sounds(sounds)) for one in embedders]
+    expected = retrieval.ranks((parts[0] + parts[1]) / 2, np.repeat(np.arange(6), 2))
+    found = external.ensemble([run, other], people)
+    assert np.array_equal(found.ranks.t2a, expected.t2a) and found.metrics == retrieval.retrieval_metrics(expected)
+    assert external.ensemble([run], people).metrics == external.test(run, people).metrics
+    with pytest.raises(ValueError, match="an ensemble of no models"):
+        external.ensemble([], people)
+
+
 def test_what_cannot_be_tested_is_named(run, people, corpus, tmp_path):
     with pytest.raises(ValueError, match="corpus 'csv': no test clips; load it with a split 'test'"):
         external.test(run, replace(people, clips=people.clips.assign(split="train")))

@@ -25,8 +25,8 @@ def home(tmp_path_factory):
     dataset_layouts.clotho(folder / "clotho", clips={"train": 2, "validation": 2, "test": 2}, seconds=0.25)
     checkpoints = folder / "checkpoints"
     (checkpoints / "miniature").mkdir(parents=True)
-    for name in ("cnn6", "cnn10", "resnet38"):
-        torch.save({"model": fill(keys(f"panns_{name}"))}, checkpoints / "miniature" / f"{name}.pth")
+    miniature.checkpoints(checkpoints / "miniature")
+    torch.save({"model": fill(keys("panns_resnet38"))}, checkpoints / "miniature" / "resnet38.pth")
     dataset_layouts.evaluation(folder / "dcase2022", clips=12, seconds=0.25)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     made_models.bert(checkpoints / "bert-base-uncased", **sizes)

@@ -137,6 +137,16 @@ def with_states(encoder: Any, name: str) -> Any:
     return encoder
 
 
+def with_labels(name: str, weights: Path | None) -> Any:
+    """An encoder in evaluation mode with the classifier that it was trained by: `logits`, `labels` and `classifier` as
+    `atr.encoders.audio.mobilenet.MobileNet` has them. ValueError: it has none, or random weights.
+    """
+    encoder = build(name, weights).eval()
+    if not hasattr(encoder, "labels") or weights is None:
+        raise ValueError(f"{name} has no classifier that was trained; take mn04 or mn10 with weights")
+    return encoder
+
+
 class Facts(NamedTuple):
     """What is known of an encoder without its weights; fields as in `AudioEncoder`."""
 

@@ -134,7 +134,8 @@ class Embedder:
                 network.audio_encoder, network.text_encoder = hears, self._reader
         self._network, self._fabric = network, trainer.fabric_of(config, device)
         self._dual = self._fabric.setup(network)
-        self.sample_rate, self.dim = facts.sample_rate, config.embedding_dim
+        self.sample_rate = facts.sample_rate
+        self.dim = self._reader.dim if config.head == "labels" else config.embedding_dim
 
     def _hear_in(self, windows: str | None, window: float | None, short: str | None) -> None:
         """Take up how sounds are heard; ValueError where the model cannot hear them so."""

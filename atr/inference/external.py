@@ -1,20 +1,25 @@
 """A finished run tested on the test clips of another corpus: of sounds and words that it was not made for."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from atr.config import RESULT_VERSION, RunConfig
 from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders import registry
-from atr.inference import embedder
+from atr.inference import embedder, ensembles
 from atr.inference.windows import mean, window_of, windowed
 from atr.metrics import retrieval
 from atr.system import devices, hashes
 from atr.training import evaluation, identity, model, preparation, trainer
+from atr.training.identity import Inputs
+from atr.training.model import DualEncoder
 from atr.training.records import ExternalTest, RecordError, Run
 
 
@@ -34,23 +39,52 @@ def test(
     ValueError: a corpus without test clips, or other windows. Errors of the run as in `embedder.beginning`. What is
     damaged is made anew, with a warning that names the file.
     """
-    if windows not in ("mean", None):
-        raise ValueError(f"windows: {windows!r}; known: 'mean', and None for a sound in one piece")
-    part = corpus.split("test")
-    if not len(part):
-        raise ValueError(f"corpus {corpus.name!r}: no test clips; load it with a split 'test'")
-    window = window_of(run.config) if windows and run.config.text_aware is None else None
+    part, window = _part(corpus), _window(run, windows)
     name = _name(run.config, part, window)
     if known := _kept(run, name):
         return known
     with run.lock("tested on another corpus"):
         if known := _kept(run, name, warn=True):
             return known
-        trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
-        result = _tested(run, part, window, trained, devices.resolve_device(device), quiet)
+        result = _tested(run, part, window, root, devices.resolve_device(device), quiet)
         about = {"corpus": part.name, "fingerprint": part.fingerprint, "clips": len(part), "window": window}
         run.write_external(name, result, about)
         return result
+
+
+def ensemble(
+    runs: Sequence[Run],
+    corpus: Corpus,
+    windows: str | None = "mean",
+    device: str = "auto",
+    *,
+    root: str | Path | None = None,
+    quiet: bool = True,
+) -> ExternalTest:
+    """As `test`, of several finished runs as one, by their mean similarity (`ensembles.join`); it is not kept.
+
+    ValueError, too: no run, or one that is text-aware, whose sounds have no embedding to join.
+    """
+    for run in runs:
+        if run.config.text_aware is not None:
+            raise ValueError(f"run {run.address} is text-aware, so that there is nothing to join; leave it out")
+    part, device = _part(corpus), devices.resolve_device(device)
+    return _ranked(
+        ensembles.join(_embedded(run, part, _window(run, windows), root, device, quiet) for run in runs), part
+    )
+
+
+def _part(corpus: Corpus) -> Corpus:
+    part = corpus.split("test")
+    if not len(part):
+        raise ValueError(f"corpus {corpus.name!r}: no test clips; load it with a split 'test'")
+    return part
+
+
+def _window(run: Run, windows: str | None) -> float | None:
+    if windows not in ("mean", None):
+        raise ValueError(f"windows: {windows!r}; known: 'mean', and None for a sound in one piece")
+    return window_of(run.config) if windows and run.config.text_aware is None else None
 
 
 def _name(config: RunConfig, part: Corpus, window: float | None) -> str:
@@ -69,24 +103,44 @@ def _kept(run: Run, name: str, warn: bool = False) -> ExternalTest | None:
 
 
 def _tested(
-    run: Run, part: Corpus, window: float | None, trained: Corpus | None, device: str, quiet: bool
+    run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
 ) -> ExternalTest:
-    """Through the inputs that training has: what runs share, such as a frozen encoder's output, is computed once."""
+    if run.config.text_aware is None:
+        return _ranked(_embedded(run, part, window, root, device, quiet), part)
+    dual, network, split, to, _ = _restored(run, part, window, root, device, quiet)
+    return ExternalTest(evaluation.evaluate(dual, network, split, to).ranks, _dense(part))
+
+
+def _ranked(pair: tuple[Tensor, Tensor], part: Corpus) -> ExternalTest:
+    return ExternalTest(retrieval.ranks(pair, part.relevance()), _dense(part))
+
+
+def _dense(part: Corpus) -> np.ndarray:
+    relevance = part.relevance()
+    return relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
+
+
+def _embedded(
+    run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
+) -> tuple[Tensor, Tensor]:
+    """Of a run that is not text-aware: text (captions, dim), audio (clips, dim)."""
+    dual, _, split, to, counts = _restored(run, part, window, root, device, quiet)
+    sounds, words = evaluation.embed(dual, split, to)
+    return words, sounds if counts is None else mean(sounds, counts)
+
+
+def _restored(
+    run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
+) -> tuple[Any, DualEncoder, Inputs, Callable[[Tensor], Tensor], list[int] | None]:
+    """The network, wrapped and bare, what it reads, what moves that to its device, and each clip's number of windows.
+
+    Through the inputs that training has: what runs share, such as a frozen encoder's output, is computed once.
+    """
+    trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
     config, _ = embedder.beginning(run, trained, quiet)
-    heard, counts = (
-        (part, None) if window is None else windowed(part, window, registry.facts(config.audio_encoder).short)
-    )
+    short = registry.facts(config.audio_encoder).short if window else None
+    heard, counts = (part, None) if window is None else windowed(part, window, short)
     with torch.random.fork_rng():
         prepared = preparation.prepare(config, heard, ("test",), quiet, device)
-    fabric, network, split = (
-        trainer.fabric_of(config, device),
-        model.restore(run, prepared, config),
-        prepared.splits["test"],
-    )
-    dual, relevance = fabric.setup(network), part.relevance()
-    if counts is None:
-        ranks = evaluation.evaluate(dual, network, split, lambda x: x.to(fabric.device)).ranks
-    else:
-        sounds, words = evaluation.embed(dual, split, lambda x: x.to(fabric.device))
-        ranks = retrieval.ranks((words, mean(sounds, counts)), relevance)
-    return ExternalTest(ranks, relevance if isinstance(relevance, np.ndarray) else relevance.toarray())
+    fabric, network = trainer.fabric_of(config, device), model.restore(run, prepared, config)
+    return fabric.setup(network), network, prepared.splits["test"], lambda x: x.to(fabric.device), counts

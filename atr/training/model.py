@@ -22,6 +22,25 @@ def head(inputs: int, hidden: int | None, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
+class LabelHead(nn.Module):
+    """A sound as the names of what its encoder's own classifier hears: pooled output (B, audio_dim) → (B, text_dim).
+
+    The mean of the names, as the text encoder embeds them, less the mean of all, weighted by the square roots of the
+    classes' posteriors. Nothing is trained: what a trained model has to beat. names: (classes, text_dim).
+    """
+
+    names: Tensor
+
+    def __init__(self, classifier: nn.Module, names: Tensor) -> None:
+        super().__init__()
+        self.classifier = classifier.requires_grad_(False)
+        names = nn.functional.normalize(names, dim=1)
+        self.register_buffer("names", names - names.mean(0))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.classifier(pooled).sigmoid().sqrt() @ self.names
+
+
 class DualEncoder(nn.Module):
     """Audio encoder → pooling → head and text encoder → head, both L2-normalised (Mei et al. 2022, section 2.2).
 
@@ -120,6 +139,15 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
         if config.training == "external":  # has had heads of its own
             network = DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim)
             network.audio_head = network.text_head = nn.Sequential()
+            return network
+        if config.head == "labels":
+            encoder = registry.with_labels(config.audio_encoder, prepared.audio_weights)
+            words = prepared.words.get("labels")
+            # Without words it is built to be restored: names are in its checkpoint.
+            names = words.rows if words else torch.zeros(len(encoder.labels()), text_dim)
+            assert isinstance(names, Tensor)
+            network = DualEncoder(None, None, audio_dim, text_dim, text_dim)
+            network.audio_head, network.text_head = LabelHead(encoder.classifier, names), nn.Sequential()
             return network
         hidden = registry.facts(config.audio_encoder).head_hidden
         return DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim, hidden, heads=config.head)

@@ -1,6 +1,7 @@
 """What a run reads of a corpus: waveforms or log-mels, pooled features, captions as token states, from the store."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,17 +157,16 @@ def prepare(
         count = table.groupby("clip")["caption"].size().to_numpy()
         clips = np.stack([np.cumsum(count) - count, count], axis=1)[count > 1]
         prepared.words["captions"] = Words(read(captions), clips=clips)
+    if config.label_contrast and "train" in splits or config.head == "labels":
+        encoder = registry.with_labels(config.audio_encoder, prepared.audio_weights)
+        names = [text.normalise(f"the sound of {name}", caption_style(config)) for name in encoder.labels()]
+        prepared.words["labels"] = Words(read(names))
     if config.label_contrast and "train" in splits:
-        encoder = registry.build(config.audio_encoder, prepared.audio_weights, pooling=config.pooling)
-        if not hasattr(encoder, "logits") or prepared.audio_weights is None:
-            raise ValueError(
-                f"label_contrast: {config.audio_encoder} has no classifier; take mn04 or mn10 with weights"
-            )
+        assert prepared.audio_weights is not None
         with torch.inference_mode():
             frozen = pooled(config, corpus.split("train"), prepared.audio_weights, device, quiet)
-            posteriors = encoder.eval().logits(frozen).sigmoid()
-        names = [text.normalise(f"the sound of {name}", caption_style(config)) for name in encoder.labels()]
-        prepared.words["labels"] = Words(read(names), posteriors=posteriors.clone())
+            posteriors = encoder.logits(frozen).sigmoid()
+        prepared.words["labels"] = replace(prepared.words["labels"], posteriors=posteriors.clone())
     return prepared
 
 
