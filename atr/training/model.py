@@ -69,8 +69,8 @@ class DualEncoder(nn.Module):
         self.fixed_norm = fixed_norm
         self.padding = padding
         self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
-        self.audio_head = head(audio_dim, audio_hidden * dim if heads == "mlp" else None, dim)
-        self.text_head = head(text_dim, 2 * dim if heads == "mlp" else None, dim)
+        self.audio_head: nn.Module = head(audio_dim, audio_hidden * dim if heads == "mlp" else None, dim)
+        self.text_head: nn.Module = head(text_dim, 2 * dim if heads == "mlp" else None, dim)
         self.text_aware = text_aware
 
     def train(self, mode: bool = True) -> "DualEncoder":
