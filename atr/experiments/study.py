@@ -27,6 +27,7 @@ from atr.training import distributed, fit, identity
 
 NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
 TIMED = "12"  # measures the machine: nothing may run beside it
+EXTERNAL = "13"  # asks what a test on another corpus says of each option
 THREADED = ("OMP", "MKL", "OPENBLAS", "NUMBA")
 LITTLE = 300  # seconds of training below which notebooks run side by side, as they then are mostly imports and figures
 
@@ -50,6 +51,10 @@ def notebooks(numbers: Sequence[str] = (), profile: Profile | None = None) -> li
             raise StudyError(f"no notebook {number!r} in {folder}; known: {', '.join(names)}")
         if profile and served and path.stem[:2] not in served:
             raise StudyError(f"{path.stem}: profile {profile.name} serves notebooks {', '.join(served)} only")
+        if profile and path.stem[:2] == EXTERNAL and not profile.external:
+            if numbers:
+                raise StudyError(f"{path.stem}: profile {profile.name} has no test in people's words; esc50 has")
+            continue
         chosen.append(path)
     return chosen
 

@@ -16,6 +16,7 @@ PLACES = (
     "ATR_MEI2022",
     "ATR_TYMOFIEIEV2025",
 )
+LISTS = ("ATR_WORDS",)  # of several paths, separated as in PATH
 
 
 def place(variable: str, file: bool = False) -> Path | None:
@@ -30,6 +31,9 @@ def place(variable: str, file: bool = False) -> Path | None:
             if expanded.startswith("~"):
                 raise ValueError(f"{name}: {expanded}: no such user's folder; name a folder")
             os.environ[name] = os.path.abspath(expanded)
+    for name in LISTS:
+        if os.environ.get(name):
+            os.environ[name] = os.pathsep.join(map(str, listed(name)))
     if not os.environ.get(variable):
         return None
     path = Path(os.environ[variable])
@@ -37,6 +41,12 @@ def place(variable: str, file: bool = False) -> Path | None:
     if not (there.is_dir() or file and there == path) or file and path.is_dir():
         raise ValueError(f"{variable}: {path}: {there} is not a folder; name a {'file' if file else 'folder'}")
     return path
+
+
+def listed(variable: str) -> list[Path]:
+    """The absolute paths that an environment variable of `LISTS` names."""
+    found = os.environ.get(variable, "").split(os.pathsep)
+    return [Path(os.path.abspath(os.path.expanduser(path))) for path in found if path]
 
 
 def home() -> Path:
