@@ -63,8 +63,8 @@ lint: .venv/.test ## check style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy atr
 
-reference: .venv/.study ## refresh the committed results of PROFILE in results/reference/
-	@$(HOMES) $(PY) -m atr reference --profile $(PROFILE)
+reference: .venv/.study ## refresh the committed results of PROFILE, or those of NN, in results/reference/
+	@$(HOMES) $(PY) -m atr reference $(NN) --profile $(PROFILE)
 
 gpu: $(if $(filter .venv/%,$(PY)),.venv/.test) ## show in nine minutes on a GPU what only a GPU can; SMOKE=1: in miniature on the CPU
 	@$(HOMES) ATR_COMMAND="make gpu$(if $(SMOKE), SMOKE=1)" $(PY) -m atr gpu $(if $(SMOKE),--smoke)

@@ -97,11 +97,13 @@ def test_the_notebook_compares_each_way_alone_and_joined(profile, tmp_path, monk
     ways = ["scenes alone", "class names", "people's captions", "both"]
     alike = ["control", *ways, *(f"{way}, joined with the control" for way in ways)]
     read = lambda name: pd.read_csv(profile.results / "tables" / f"13_{name}.csv")  # noqa: E731
-    tables = {name: read(name) for name in ("scenes", "people", "people_halves")}
-    assert tables["scenes"]["option"].tolist() == tables["people"]["option"].tolist() == alike
-    assert tables["people"]["seeds"].tolist() == [1] + [2] * 8
-    assert tables["people"]["difference"].iloc[0] == 0 and set(tables["people_halves"]["chosen"].dropna()) <= set(alike)
-    assert (profile.results / "figures" / "13_people.png").stat().st_size > 5000
+    tables = {name: read(name) for name in ("scenes", "people_options", "people_halves")}
+    assert tables["scenes"]["option"].tolist() == tables["people_options"]["option"].tolist() == alike
+    assert tables["people_options"]["seeds"].tolist() == [1] + [2] * 8
+    assert tables["people_options"]["difference"].iloc[0] == 0 and set(
+        tables["people_halves"]["chosen"].dropna()
+    ) <= set(alike)
+    assert (profile.results / "figures" / "13_people_differences.png").stat().st_size > 5000
     learnt = language.read(space["words"])  # the clip whose captions are tested on is not among them
     assert learnt["clip"].nunique() == 9 and not learnt["caption"].str.contains("dog").any()
     assert "two ways are left out" not in capsys.readouterr().out

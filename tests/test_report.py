@@ -607,8 +607,9 @@ class TestThisProject:
             "Tymofieiev",
         ]
         titles = [re.findall(r"\*(.+?)\.?\*", citation)[0] for citation in report.citations()]
-        exploration, *notebooks, performance = study.notebooks()
-        assert (exploration.stem[:2], performance.stem[:2]) == (report.EXPLORATION, study.TIMED)
+        exploration, *notebooks, performance, people = study.notebooks()
+        numbers = [path.stem[:2] for path in (exploration, performance, people)]
+        assert numbers == [report.EXPLORATION, study.TIMED, study.EXTERNAL]
         for path in notebooks:
             opening = nbformat.read(path, as_version=4).cells[0].source
             assert sum(f"*{title}*" in opening for title in titles) == 1, path

@@ -34,7 +34,7 @@ def surroundings(tmp_path, results, monkeypatch, terminal):
     terminal(200)
     monkeypatch.setenv("ATR_RESULTS", str(results))
     monkeypatch.setattr(search, "home", lambda: tmp_path / "indexes")
-    monkeypatch.setattr(commands, "default_config", lambda: RunConfig(**SETTINGS))
+    monkeypatch.setattr(commands, "default_model", lambda: (get_profile("demo"), RunConfig(**SETTINGS)))
 
 
 @pytest.fixture
@@ -70,15 +70,33 @@ def call(*words, status=0):
 class TestDefault:
     def test_it_is_a_run_of_notebook_06(self, monkeypatch):
         monkeypatch.undo()
-        config = commands.default_config()
+        profile, config = commands.default_model()
+        assert profile.name == "demo"
         planned = study.plan(study.notebooks(["06"]), "demo")["config"]
         assert config.to_dict() in [one.to_dict() for one in planned]
         assert config.audio_encoder == "compact_resnet" and config.seed == 0
 
+    def test_it_has_heard_recordings_where_its_weights_and_clips_are_here(self, monkeypatch, tmp_path):
+        monkeypatch.undo()
+        monkeypatch.setenv("ATR_HOME", str(tmp_path))
+        monkeypatch.setenv("ATR_CLIPS", str(tmp_path / "clips"))
+        (tmp_path / "clips").mkdir()
+        assert commands.default_model()[0].name == "demo"  # without the weights
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "mn04_as_mAP_432.pt").write_bytes(b"")
+        profile, config = commands.default_model()
+        assert profile.name == "esc50" and config.label_contrast == {"labels": 3, "weight": 2.0}
+        assert config.training == "frozen" and config.text_contrast is None
+        monkeypatch.delenv("ATR_CLIPS")
+        assert commands.default_model()[0].name == "demo"  # without the clips
+        record = {"profile": "esc50", "trained_on": ["dog"] * 50, "r10": 92.6, "among": 500}
+        assert "heard AudioSet" in commands._confession(record) and "50 kinds" in commands._confession(record)
+        assert "R@10 93 % on scenes mixed from recordings of 50 kinds (" in commands._reminder(record, "rain")
+
     def test_it_is_trained_once_and_said_to_be_what_it_is(self, folder, results):
         shutil.rmtree(results / "demo", ignore_errors=True)
         first = call("index", folder, "--quiet").output
-        assert "No model is named, so the demo's is trained first, once: about" in first
+        assert "No model is named, so that of profile demo is trained first, once: about" in first
         (run,) = records.stored(get_profile("demo").runs)
         for words in (
             "trained on synthetic soundscapes alone",
@@ -272,7 +290,7 @@ class TestIndex:
         monkeypatch.chdir(folder)
         monkeypatch.setattr(commands, "_default", None)
         monkeypatch.setattr(commands, "_embedder", None)
-        monkeypatch.setattr(commands, "default_config", None)
+        monkeypatch.setattr(commands, "default_model", None)
         outcome = runner.invoke(app.app, words)
         assert outcome.exit_code in (1, 2) and message in outcome.stderr, outcome.output
 

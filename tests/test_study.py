@@ -517,6 +517,24 @@ class TestExecute:
         assert sorted(path.name for path in (target / "tables").iterdir()) == ["tables.txt"]
         assert not list(target.rglob("*.failed.ipynb")) and (target / "notebooks" / PATHS[0].name).is_file()
 
+    def test_reference_of_some_notebooks_leaves_the_others_as_they_are(self, results):
+        source, target = results / "smoke", results / "reference" / "smoke"
+        for folder, number, word in (
+            (source, "01", "new"),
+            (source, "02", "new"),
+            (target, "01", "old"),
+            (target, "02", "old"),
+        ):
+            for part in ("tables", "figures", "notebooks"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                (folder / part / f"{number}_x").write_text(word)
+        with pytest.raises(StudyError, match="not run yet: 02_batch_size.ipynb"):
+            study.commit_reference("smoke", ["2"])
+        shutil.copy(PATHS[2], source / "notebooks")
+        study.commit_reference("smoke", ["2"])
+        found = {path.name: path.read_text() for path in (target / "tables").iterdir()}
+        assert found == {"01_x": "old", "02_x": "new"} and (target / "notebooks" / PATHS[2].name).is_file()
+
 
 class TestProfiles:
     def test_an_unknown_profile_is_refused_with_the_known_ones(self):

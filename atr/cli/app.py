@@ -148,12 +148,15 @@ def data(
 
 
 @app.command()
-def reference(profile: ProfileOption = "demo") -> None:
+def reference(
+    numbers: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 01 03; all if none.")] = None,
+    profile: ProfileOption = "demo",
+) -> None:
     """Copy a profile's tables, figures and executed notebooks to results/reference/, to be committed."""
     from atr.experiments.study import StudyError, commit_reference
 
     try:
-        say(f"→ {commit_reference(profile)}")
+        say(f"→ {commit_reference(profile, numbers or ())}")
     except StudyError as error:
         raise fail(error) from error
 

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from atr.cli.console import DeviceOption, QuietOption, printed, say
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
+    from atr.experiments.profiles import Profile
     from atr.inference.embedder import Embedder
 
 RunOption = Annotated[str | None, typer.Option(help="First digits of a finished run's address: atr runs list.")]
@@ -47,8 +48,8 @@ def index(
     """Embed the sounds of a folder, so that atr search finds them by words.
 
     Run it again when the folder has changed: only new and changed files are heard. Interrupt it whenever you like, the
-    same command continues where it stopped. Without --run or --clap it takes the demo's best single model, and trains
-    it the first time.
+    same command continues where it stopped. Without --run or --clap it takes a model of profile esc50 where mn04's
+    weights and ESC-50 are at hand, else the demo's best single one, and trains it the first time.
     """
     from atr.inference.folder import check
     from atr.inference.search import Index, check_segment
@@ -127,13 +128,26 @@ def search(
         _play(*found.loc[0, ["path", "start", "end"]])
 
 
-def default_config() -> "RunConfig":
-    """Of the model that is taken where none is named: the residual CNN, fine-tuned in profile demo, first seed."""
+def default_model() -> "tuple[Profile, RunConfig]":
+    """What is taken where no model is named, first seed: of profile esc50 frozen encoders that have learned class names
+    and, where there are any, people's captions, if `mn04`'s weights and ESC-50 are at hand; else the residual CNN,
+    fine-tuned in profile demo.
+    """
+    from atr.encoders.checkpoints import REGISTRY
     from atr.experiments.profiles import get_profile
+    from atr.experiments.recipes import CLASS_NAMES
+    from atr.system import places
 
-    demo = get_profile("demo")
-    encoder = {"audio_encoder": demo.cnns[1]}
-    return demo.config(list(demo.corpora)[-1], "finetuned", "nt_xent", demo.seeds[0], demo.shares["random"], **encoder)
+    heard, demo = get_profile("esc50"), get_profile("demo")
+    changes: dict[str, Any]
+    with suppress(ValueError):  # ESC-50 is not here
+        if heard.root and (places.home() / "checkpoints" / REGISTRY["mn04"].file.name).is_file():
+            words = heard.words()
+            changes = CLASS_NAMES | ({"text_contrast": {"captions": words}} if words else {})
+            return heard, heard.config(list(heard.corpora)[-1], "frozen", "nt_xent", heard.seeds[0], **changes)
+    changes = {"audio_encoder": demo.cnns[1]}
+    rate = demo.shares["random"]
+    return demo, demo.config(list(demo.corpora)[-1], "finetuned", "nt_xent", demo.seeds[0], rate, **changes)
 
 
 def _check(run: str | None, profile: str, clap: str | None, device: str) -> None:
@@ -175,12 +189,11 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
     """The record of the default model, which is trained if it is not in the store."""
     from atr.corpora import corpus_of
     from atr.experiments import executors, planning
-    from atr.experiments.profiles import get_profile
     from atr.system import units
     from atr.training import fit, identity
 
-    config, folder = default_config(), get_profile("demo").runs
-    corpus = corpus_of(config.corpus)
+    profile, config = default_model()
+    folder, corpus = profile.runs, corpus_of(config.corpus, profile.root)
     size = planning.size(config, corpus)
     try:
         known, preparation = identity.locate(config, corpus, folder, fetch=False).finished, 0.0
@@ -188,17 +201,22 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
         known, preparation = False, planning.preparation(size, executors.default_workers("cpu"))
     if not known:
         took = units.duration((planning.seconds(config, size) + preparation) * planning.speed())
-        say(f"No model is named, so the demo's is trained first, once: about {took}. Interrupt it whenever you like.")
+        say(
+            f"No model is named, so that of profile {profile.name} is trained first, once: about {took}. Interrupt it "
+            "whenever you like."
+        )
     done = fit.fit(config, corpus, device=device, runs=folder, quiet=quiet)
     kinds = sorted(corpus.events["event"].unique())
     known_for = {"trained_on": kinds, "r10": done.metrics["t2a_r10"], "among": config.corpus["test"]}
-    return {"run": str(done.path.resolve()), "root": None, **known_for}
+    root = profile.root and str(profile.root.resolve())
+    return {"run": str(done.path.resolve()), "root": root, "profile": profile.name, **known_for}
 
 
 def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     from atr.corpora import corpus_of
     from atr.inference.embedder import Embedder
     from atr.system import places
+    from atr.training import identity
     from atr.training.records import Run
 
     if "clap" in record:
@@ -208,7 +226,8 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     run = Run(path if path.is_dir() or not moved.is_dir() else moved)
     if run.status != "finished":
         raise ValueError(run.problem or f"{run.path}: {run.status} or gone; name another model, or index it again")
-    return Embedder(run, corpus_of(run.config.corpus, record["root"]), device=device, quiet=quiet)
+    corpus = corpus_of(run.config.corpus, record["root"]) if identity.pretrained_on_corpus(run.config) else None
+    return Embedder(run, corpus, device=device, quiet=quiet)
 
 
 def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
@@ -233,21 +252,32 @@ def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
 
 def _confession(record: dict[str, Any]) -> str:
     kinds = record["trained_on"]
+    found = (
+        f"There it has the right one of {record['among']} among its first ten for {record['r10']:.0f} % of captions."
+    )
+    if record.get("profile") == "esc50":
+        return (
+            "Model: that of profile esc50, an encoder that has heard AudioSet under heads trained on scenes of "
+            f"recordings of {len(kinds)} kinds of sound. {found} Others: --clap, --run."
+        )
     return (
-        "Model: the residual CNN of profile demo, small and trained on synthetic soundscapes alone. There it has the "
-        f"right one of {record['among']} among its first ten for {record['r10']:.0f} % of captions. It has never heard "
-        f"a recording, and knows {len(kinds)} kinds of sound: {', '.join(kinds)}. Of a CLAP model (--clap) or a run "
-        "trained on recordings (--run) expect more on real sound."
+        f"Model: the residual CNN of profile demo, small and trained on synthetic soundscapes alone. {found} It has "
+        f"never heard a recording, and knows {len(kinds)} kinds of sound: {', '.join(kinds)}. Expect more on real "
+        "sound of one that has: fetch atr data mn04 and atr data esc50, or name a CLAP model (--clap) or a run (--run)."
     )
 
 
 def _reminder(record: dict[str, Any], query: str) -> str:
     letters = [letter for letter in query if letter.isalpha()]
     english = sum(letter.isascii() for letter in letters) >= len(letters) / 2
+    kinds = len(record["trained_on"])
     said = (
-        f"Model: the demo's, R@10 {record['r10']:.0f} % on synthetic soundscapes of {len(record['trained_on'])} kinds; "
-        "it has never heard a recording (--clap or --run name another)."
+        f"Model: esc50's, R@10 {record['r10']:.0f} % on scenes mixed from recordings of {kinds} kinds"
+        if record.get("profile") == "esc50"
+        else f"Model: the demo's, R@10 {record['r10']:.0f} % on synthetic soundscapes of {kinds} kinds; it has never "
+        "heard a recording"
     )
+    said += " (--clap or --run name another)."
     return said if english else f"{said} It was taught in English."
 
 

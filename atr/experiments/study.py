@@ -246,20 +246,28 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
     return target
 
 
-def commit_reference(profile: str) -> Path:
-    """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`."""
+def commit_reference(profile: str, numbers: Sequence[str] = ()) -> Path:
+    """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`; those of the numbered
+    notebooks alone leave the others' there as they are.
+    """
     chosen = get_profile(profile)
     source = chosen.results
     target = places.results_home() / "reference" / profile
     parts = ("tables", "figures", "notebooks")
-    needed = [path.name for path in notebooks((), chosen) if path.stem[:2] != TIMED]
-    missing = [name for name in needed if not (source / "notebooks" / name).is_file()]
+    paths = [path for path in notebooks(numbers, chosen) if numbers or path.stem[:2] != TIMED]
+    missing = [path.name for path in paths if not (source / "notebooks" / path.name).is_file()]
     if missing:
         raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile}")
+    own = {path.stem[:2] for path in paths}
 
     def fill(fresh: Path) -> None:
         for part in parts:
-            shutil.copytree(source / part, fresh / part, ignore=shutil.ignore_patterns("*.failed.ipynb", ".*"))
+            (fresh / part).mkdir()
+            made = [path for path in (source / part).iterdir() if not numbers or path.name[:2] in own]
+            kept = [path for path in (target / part).glob("*") if numbers and path.name[:2] not in own]
+            for path in made + kept:
+                if path.is_file() and not path.name.startswith(".") and not path.name.endswith(".failed.ipynb"):
+                    shutil.copy2(path, fresh / part)
 
     atomic.replace_folder(target, fill)
     return target
