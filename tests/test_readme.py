@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
+import pytest
 import soundfile
 
 import atr
@@ -65,6 +67,32 @@ def test_the_ten_lines_for_own_sounds_run(tmp_path, homes):
     done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "t2a_r10" in done.stdout and re.search(r"epoch +loss +t2a_r10", done.stdout)
+
+
+def test_numbers_in_peoples_words_are_those_of_the_committed_tables():
+    folder = places.PROJECT / "results" / "reference" / "esc50" / "tables"
+    names = ("scenes", "people_options", "people_halves")
+    scenes, people, halves = (pd.read_csv(folder / f"13_{name}.csv", index_col=0) for name in names)
+    readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("**What do people's own words find?**")[2].partition("**Is it")[0]
+    options = ["control", "scenes alone", "class names", "people's captions", "both"]
+    rows = [line.replace("*", "").split(" | ")[1:] for line in section.splitlines() if line.startswith("| ")][2:]
+    for option, (on_scenes, first, tenth, difference) in zip(options, rows, strict=True):
+        row = people.loc[option]
+        assert float(on_scenes) == pytest.approx(scenes.loc[option, "t2a_r1"], abs=0.051), option
+        assert (float(first), float(tenth)) == pytest.approx((row["t2a_r1"], row["t2a_r10"]), abs=0.051), option
+        told = [float(number) for number in difference.strip(" |").split(" ± ") if number]
+        expected = [row["difference"], row["standard_error"]] if option != "control" else []
+        assert told == pytest.approx(expected, abs=0.051), option
+    assert (people["difference"].abs() < 2 * people["standard_error"]).drop("control").all()  # told from none
+    ranks = people.loc[options[1:], "t2a_r1"].rank(), scenes.loc[options[1:], "t2a_r1"].rank()
+    assert (ranks[0] + ranks[1] == 5).all()  # better on scenes is worse in people's words
+    text, pooled = " ".join(section.split()), halves.loc["all"]
+    assert f"comes to {pooled['t2a_r1']:.1f}, {pooled['difference']:.1f} ± {pooled['standard_error']:.1f} above" in text
+    search = " ".join(readme.partition("## Search a folder")[2].split())
+    for option, words in (("class names", "for {:.0f} % of the captions"), ("both", "for {:.0f} % where")):
+        assert words.format(people.loc[option, "t2a_r10"]) in search
+    assert f"({people.loc['control', 't2a_r10']:.0f} % if nothing is trained)" in search
 
 
 def test_each_test_that_the_promises_name_is_there():
