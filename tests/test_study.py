@@ -68,7 +68,8 @@ class TestNotebooks:
         exec(tagged[0].source, space)
         assert len(tagged) == 1
         found = {name: space[name] for name in ("profile_name", "seeds", "device", "executor")}
-        assert found == {"profile_name": "demo", "seeds": None, "device": "auto", "executor": "local"}
+        profile = "esc50" if path.stem[:2] == study.EXTERNAL else "demo"
+        assert found == {"profile_name": profile, "seeds": None, "device": "auto", "executor": "local"}
         assert notebook.cells[0].cell_type == "markdown" and "?" in notebook.cells[0].source
 
     @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
