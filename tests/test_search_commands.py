@@ -87,6 +87,9 @@ class TestDefault:
         profile, config = commands.default_model()
         assert profile.name == "esc50" and config.label_contrast == {"labels": 3, "weight": 2.0}
         assert config.training == "frozen" and config.text_contrast is None
+        monkeypatch.setenv("ATR_CLIPS", str(tmp_path / "gone"))
+        with pytest.raises(ValueError, match="ATR_CLIPS: .*gone: no such file or folder"):
+            commands.default_model()
         monkeypatch.delenv("ATR_CLIPS")
         assert commands.default_model()[0].name == "demo"  # without the clips
         record = {"profile": "esc50", "trained_on": ["dog"] * 50, "r10": 92.6, "among": 500}

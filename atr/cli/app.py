@@ -1,5 +1,5 @@
 """The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr index`, `atr search`, `atr runs`,
-`atr bench`, `atr gpu`, `atr report`, `atr reference`.
+`atr evaluate`, `atr bench`, `atr gpu`, `atr report`, `atr reference`.
 """
 
 import os
@@ -23,6 +23,7 @@ from atr.cli.console import (
     printed,
     say,
 )
+from atr.cli.evaluate import evaluate
 from atr.cli.search import index, search
 
 app = typer.Typer(
@@ -161,7 +162,7 @@ def reference(
         raise fail(error) from error
 
 
-for command in (caption.caption, index, search, report.report, bench.bench, bench.gpu):
+for command in (caption.caption, index, search, evaluate, report.report, bench.bench, bench.gpu):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from atr.training.evaluation import SIDES
 from atr.training.identity import Inputs, Prepared
 from atr.training.records import Run
 
-Sound = str | os.PathLike[str] | np.ndarray
+Sound = str | os.PathLike[str] | np.ndarray | tuple[np.ndarray, int]
 
 
 def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tuple[RunConfig, Prepared]:
@@ -157,8 +157,8 @@ class Embedder:
     def sounds(self, sounds: Sequence[Sound], quiet: bool = True) -> Tensor:
         """(N, dim) float32 on the CPU, of length 1; of a text-aware model (N, frames, dim), zeros behind a sound's end.
 
-        sounds: audio files, or waveforms (samples,) in the range -1 to 1 at `sample_rate`. AudioError: a file that
-        cannot be used; ValueError: a waveform without samples.
+        sounds: audio files, or waveforms (samples,) in the range -1 to 1, at `sample_rate` or each with its rate.
+        AudioError: a file that cannot be used; ValueError: a waveform without samples.
         """
         pieces = [self._pieces(sound) for sound in sounds]
         rows = [piece for parts in pieces for piece in parts]
@@ -202,6 +202,8 @@ class Embedder:
         """A sound as int16 at `sample_rate`: in its windows, or in one piece."""
         if isinstance(sound, np.ndarray):
             waveform, rate = sound, self.sample_rate
+        elif isinstance(sound, tuple):
+            waveform, rate = sound
         else:
             waveform, rate = audio.read(sound)
         if waveform.ndim != 1 or not len(waveform):

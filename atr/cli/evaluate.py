@@ -1,0 +1,47 @@
+"""`atr evaluate`: any model under a named protocol."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, printed, say
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(help="A run's folder or address, hf:<name or folder of a ClapModel>, or embeddings:<folder>."),
+    ],
+    on: Annotated[
+        list[str], typer.Option(help="Protocol: clotho-5225, people, folder, or a .toml file; several times.")
+    ],
+    root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
+    profile: ProfileOption = "demo",
+    windows: Annotated[
+        str | None, typer.Option(help="mean: longer sounds are heard whole, in windows whose embeddings are averaged.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for reports, ranks by query, and TREC files.")] = None,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """Evaluate a model under named protocols: the same clips, queries, ranks and metrics for everybody.
+
+    Recalls, mean average precisions and median ranks in both directions, with 95 % intervals over clips.
+    """
+    from atr.evaluation import evaluate as evaluation
+    from atr.evaluation import models, protocols
+    from atr.experiments.profiles import get_profile
+
+    chosen = [protocols.get(name) for name in on]
+    parts = [protocol.load(root) for protocol in chosen]  # all of them before a model is loaded
+    loaded = models.load(model, get_profile(profile), windows, device)
+    for protocol, part in zip(chosen, parts, strict=True):
+        one = evaluation.evaluate(loaded, protocol, part, windows, quiet)
+        of = f" of {protocol.clips:,}" if protocol.clips else ""
+        said = f"{protocol.name} ({protocol.hash}): {len(one.clips):,}{of} clips, {len(one.queries):,} queries"
+        said += "" if one.whole or not of else "; not all of it is here, so published numbers do not compare"
+        printed(one.readable, loaded.name)
+        say(said)
+        if out is not None:
+            say(f"  → {one.save(out)}")

@@ -1,0 +1,1 @@
+"""Any model under a named protocol: `atr evaluate`."""

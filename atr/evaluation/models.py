@@ -1,0 +1,163 @@
+"""What can be evaluated: a finished run, a CLAP model of transformers, embeddings that something else has made."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from atr.corpora import corpus_of
+from atr.corpora.corpus import Corpus
+from atr.experiments.profiles import Profile
+from atr.inference.embedder import Embedder
+from atr.system import hashes
+from atr.training import identity, records
+from atr.training.records import Run
+
+SOUNDS = 16  # heard at a time
+KINDS = "a run's folder or address, hf:<name or folder of a ClapModel>, embeddings:<folder>"
+
+
+class Model(Protocol):
+    """name: for tables; fingerprint: a hash of what its numbers depend on."""
+
+    name: str
+    fingerprint: str
+
+    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
+        """The clips of a one-split corpus, in order: (clips, D)."""
+        ...
+
+    def sentences(self, texts: Sequence[str]) -> Tensor:
+        """(texts, D)."""
+        ...
+
+    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(texts, clips), or the two themselves where it is their cosine."""
+        ...
+
+
+class Heard:
+    """A run or a CLAP model, which hears the sounds itself."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder, self.name, self.fingerprint = embedder, embedder.name, embedder.fingerprint
+
+    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
+        clips, found = part.clips["clip"].tolist(), []
+        for start in tqdm(range(0, len(clips), SOUNDS), f"{self.name}: sounds", disable=quiet):
+            found.append(self.embedder.sounds([part.read(clip) for clip in clips[start : start + SOUNDS]]))
+        if found[0].ndim == 3:  # text-aware: frames, as many as the longest clip has
+            longest = max(frames.shape[1] for frames in found)
+            found = [torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in found]
+        return torch.cat(found)
+
+    def sentences(self, texts: Sequence[str]) -> Tensor:
+        return self.embedder.sentences(texts)
+
+    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.embedder.similarity(sentences, sounds) if self.embedder.text_aware else (sentences, sounds)
+
+
+class Embeddings:
+    """A folder of embeddings: audio.npy (clips, D) and text.npy (captions, D), or both in embeddings.safetensors.
+
+    Beside them clips.txt and captions.txt say, a line for each row, what it is of: a clip by the corpus's name for it,
+    a caption by its words.
+
+    ValueError: a file that is damaged, rows that are not finite or not as many as their list says, unlike widths; while
+    it is evaluated, a clip or a caption that has no row.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        kept = folder / "embeddings.safetensors"
+        read: Callable[[str], Tensor]
+        if kept.is_file():
+            try:
+                found = load_file(kept)
+                read = lambda side: found[side]  # noqa: E731
+                read("audio"), read("text")
+            except Exception as error:  # a header that is none ends in any error
+                raise ValueError(f"{kept}: damaged, or without 'audio' and 'text' ({error}); write it again") from error
+        else:
+            read = self._array
+        self.rows, self.places = {}, {}
+        for side, listing in (("audio", "clips.txt"), ("text", "captions.txt")):
+            self.rows[side] = read(side).float()
+            self.places[side] = self._listed(side, folder / listing)
+        widths = {side: rows.shape[1] for side, rows in self.rows.items()}
+        if widths["audio"] != widths["text"]:
+            raise ValueError(
+                f"{folder}: audio has {widths['audio']} dimensions, text {widths['text']}; give one space's"
+            )
+        content = [rows.numpy().tobytes() for rows in self.rows.values()]
+        self.fingerprint = hashes.content_key(*map(hashes.sha256, content), *map(list, self.places.values()))
+
+    def _array(self, side: str) -> Tensor:
+        path = self.folder / f"{side}.npy"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing; give audio.npy and text.npy, or embeddings.safetensors")
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+        except (ValueError, OSError, EOFError, TypeError) as error:
+            raise ValueError(f"{path}: not an array of numbers ({error}); write it by numpy.save") from error
+
+    def _listed(self, side: str, path: Path) -> dict[str, int]:
+        """Row by name."""
+        rows = self.rows[side]
+        if rows.ndim != 2 or not rows.isfinite().all():
+            what = f"{side} of shape {tuple(rows.shape)}" if rows.ndim != 2 else f"{side} that is not finite"
+            raise ValueError(f"{self.folder}: {what}; give (rows, D) finite numbers")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error}); save it as that") from None
+        if len(lines) != len(rows):
+            raise ValueError(f"{path}: {len(lines)} lines for {len(rows)} rows of {side}; give a line for each row")
+        return {line: row for row, line in enumerate(lines)}
+
+    def _of(self, side: str, names: Sequence[str]) -> Tensor:
+        places = self.places[side]
+        if lost := [name for name in names if name not in places]:
+            listing = {"audio": "clips.txt", "text": "captions.txt"}[side]
+            raise ValueError(
+                f"{self.folder / listing}: {len(lost)} of {len(names)} are not in it, as {lost[0]!r}; embed them too"
+            )
+        return self.rows[side][[places[name] for name in names]]
+
+    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
+        return self._of("audio", part.clips["clip"].tolist())
+
+    def sentences(self, texts: Sequence[str]) -> Tensor:
+        return self._of("text", texts)
+
+    def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
+        return sentences, sounds
+
+
+def load(name: str, profile: Profile, windows: str | None = None, device: str = "auto") -> Model:
+    """A model by what KINDS lists. ValueError: no such model.
+
+    profile: in whose store an address is looked for, and whose clips a run's own encoder was pre-trained on; windows:
+    as `Embedder` has it.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "embeddings" and rest:
+        if windows is not None:
+            raise ValueError("--windows: embeddings have been made already; leave it out")
+        return Embeddings(Path(rest).expanduser())
+    if kind == "hf" and rest:
+        return Heard(Embedder.clap(rest, windows=windows, device=device))
+    path = Path(name).expanduser()
+    if not path.is_dir() and not (name.isalnum() and name.isascii()):
+        raise ValueError(f"model {name!r}: unknown; give {KINDS}")
+    run = Run(path) if path.is_dir() else records.find(name, profile.runs)
+    if not run.finished:
+        raise ValueError(f"{run.path}: {run.status}, no finished run; give {KINDS}")
+    own = corpus_of(run.config.corpus, profile.root) if identity.pretrained_on_corpus(run.config) else None
+    return Heard(Embedder(run, own, windows=windows, device=device))

@@ -1,0 +1,275 @@
+"""`atr evaluate`: protocols, models, numbers that two people share."""
+
+import json
+from dataclasses import replace
+
+import dataset_layouts
+import made_models
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from atr import Embedder, RunConfig, fit, get_profile
+from atr.cli import app
+from atr.evaluation import evaluate, models, protocols
+from atr.evaluation.protocols import Protocol
+from atr.metrics import retrieval
+
+TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
+SETTINGS = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    return fit(RunConfig(**SETTINGS), corpus, runs=tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six recordings with two or three captions each; names hold a blank."""
+    folder = tmp_path_factory.mktemp("own sounds")
+    rows = []
+    for number, what in enumerate(dataset_layouts.SOUNDS):
+        dataset_layouts.sound(folder / f"sound {number}.wav", number, 0.5 + 0.7 * number)
+        captions = [what, f"{what}. It stops.", *[f"{what} again"] * (number % 2)]
+        rows += [[f"sound {number}.wav", caption] for caption in captions]
+    dataset_layouts.table(folder / "captions.csv", ["file_name", "caption"], rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def part(folder):
+    return protocols.get("folder").load(folder)
+
+
+def call(*words, status=0):
+    outcome = CliRunner().invoke(app.app, [str(word) for word in words])
+    assert outcome.exit_code == status, outcome.output
+    return " ".join(outcome.output.split())
+
+
+def written(folder, part, audio, text):
+    """A folder of embeddings of what `part` holds."""
+    np.save(folder / "audio.npy", audio)
+    np.save(folder / "text.npy", text)
+    (folder / "clips.txt").write_text("".join(f"{clip}\n" for clip in part.clips["clip"]))
+    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in part.captions["caption"]))
+    return folder
+
+
+@pytest.fixture
+def made(tmp_path, part):
+    rng = np.random.default_rng(0)
+    return written(tmp_path, part, rng.standard_normal((6, 4)), rng.standard_normal((len(part.captions), 4)))
+
+
+class TestProtocols:
+    def test_each_says_what_it_is_and_has_a_hash_of_its_own(self):
+        found = [protocols.get(name) for name in protocols.known()]
+        assert [one.name for one in found] == ["clotho-5225", "folder", "people"]
+        assert len({one.hash for one in found}) == 3 and all(one.title and one.source for one in found)
+        clotho = protocols.get("clotho-5225")
+        assert (clotho.clips, clotho.queries) == (1045, 5 * 1045) and replace(clotho, title="x").hash == clotho.hash
+        assert replace(clotho, captions="joined").hash != clotho.hash
+
+    def test_captions_are_given_joined_or_split(self, part):
+        own = Protocol("own", "", {"name": "csv"}, "")
+        (given, clips, relevance), (joined, of_joined, _), (sentences, of_sentences, found) = (
+            replace(own, captions=how).ask(part) for how in protocols.CAPTIONS
+        )
+        assert len(given) == 15 and clips.tolist() == relevance.tolist()
+        assert joined[0] == f"{given[0]} {given[1]}" and of_joined.tolist() == list(range(6))
+        assert len(sentences) == 21 and sentences[1:3] == ["a dog barks", "It stops"]
+        assert of_sentences.tolist() == found.tolist() and of_sentences[:4].tolist() == [0, 0, 0, 1]
+
+    def test_where_clips_share_a_description_either_answers(self, corpus):
+        part = corpus.split("test")
+        part = replace(part, clips=part.clips.assign(description=["alike"] * 2 + [""] * 14))
+        _, own, relevance = Protocol("own", "", {"name": "x"}, "", captions="joined").ask(part)
+        dense = relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
+        assert dense.shape == (16, 16) and dense.sum() == 18 and own.tolist() == list(range(16))
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ('title = "x"', "missing 2 required positional arguments: 'corpus' and 'source'"),
+            (
+                'title = "x"\nsource = ""\ncorpus = { name = "csv" }\ncaptions = "some"',
+                "captions: 'some'; known: given",
+            ),
+            ('title = "x"\nsource = ""\ncorpus = "csv"', "corpus: write { name"),
+            ("title", "Expected '='"),
+        ],
+    )
+    def test_a_file_that_says_nothing_is_named(self, tmp_path, content, words):
+        (tmp_path / "own.toml").write_text(content)
+        with pytest.raises(ValueError, match=f"own.toml: .*{words}"):
+            protocols.get(str(tmp_path / "own.toml"))
+
+    def test_what_cannot_be_evaluated_on_is_an_error(self, tmp_path, part):
+        with pytest.raises(ValueError, match="protocol 'clotho': unknown; known: clotho-5225, folder, people"):
+            protocols.get("clotho")
+        with pytest.raises(ValueError, match="protocol folder: needs a folder of sounds with captions.csv"):
+            protocols.get("folder").load()
+        silent = replace(part, captions=part.captions.assign(caption=["…", *part.captions["caption"][1:]]))
+        with pytest.raises(ValueError, match="1 queries without a word, as '…'"):
+            protocols.get("folder").ask(silent)
+
+
+class TestNumbers:
+    def test_they_are_those_of_the_embeddings(self, made, part):
+        one = evaluate.evaluate(models.Embeddings(made), protocols.get("folder"), part)
+        audio, text = (torch.from_numpy(np.load(made / f"{side}.npy")).float() for side in ("audio", "text"))
+        expected = retrieval.retrieval_metrics((text, audio), part.relevance())
+        found = one.table.set_index(["direction", "metric"])["value"]
+        for way, title in evaluate.TITLES.items():
+            told = [found[title, name] for name in ("R@1", "R@5", "R@10", "mAP@10", "median rank")]
+            assert told == pytest.approx(
+                [expected[f"{way}_{name}"] for name in ("r1", "r5", "r10", "map10", "median_rank")]
+            )
+        assert (one.table["low"].dropna() <= one.table["value"][one.table["low"].notna()]).all()
+        assert list(one.readable) == ["metric", "text to audio", "audio to text"]
+        assert not one.whole
+
+    def test_intervals_resample_clips_with_their_captions(self):
+        scores, groups = np.array([100.0, 100, 0, 0, 0]), np.array([7, 7, 8, 9, 9])
+        found = evaluate._interval(scores, groups, draws=20_000)
+        every = [
+            sum({7: 200, 8: 0, 9: 0}[one] for one in drawn) / sum({7: 2, 8: 1, 9: 2}[one] for one in drawn)
+            for drawn in np.array(np.meshgrid([7, 8, 9], [7, 8, 9], [7, 8, 9])).reshape(3, -1).T.tolist()
+        ]
+        assert found == pytest.approx((40, *np.quantile(every, (0.025, 0.975), method="inverted_cdf")), abs=1)
+
+    @pytest.mark.parametrize("windows", [None, "mean"])
+    def test_a_run_hears_as_its_embedder_does(self, run, folder, part, windows, corpus, tmp_path):
+        if windows:
+            run = fit(RunConfig(**SETTINGS | {"max_seconds": 1.0, "epochs": 0}), corpus, runs=tmp_path)
+        model = models.load(str(run.path), get_profile("smoke"), windows)
+        embedder = Embedder(run, windows=windows)
+        sounds = embedder.sounds([folder / clip for clip in part.clips["clip"]])
+        assert torch.allclose(model.sounds(part, quiet=True), sounds, atol=1e-6)
+        assert model.fingerprint == embedder.fingerprint
+
+    def test_a_text_aware_run_is_ranked_by_its_similarities(self, corpus, part, tmp_path):
+        changes = {"training": "scratch", "audio_weights": None, "text_aware": {"projection_dim": 16}, "epochs": 0}
+        run = fit(RunConfig(**SETTINGS | changes), corpus, runs=tmp_path)
+        one = evaluate.evaluate(models.load(str(run.path), get_profile("smoke")), protocols.get("folder"), part)
+        assert one.similarity.shape == (15, 6) and one.table["value"].notna().all()
+        one.save(tmp_path)
+        assert len((tmp_path / "folder.a2t.run").read_text().splitlines()) == 6 * 15
+
+    def test_two_people_get_the_same_digits(self, run, part, folder, tmp_path, monkeypatch):
+        """Other batches, another order of clips, other threads."""
+        protocol, reports = protocols.get("folder"), []
+        order = [3, 1, 5, 0, 2, 4]
+        shuffled = replace(part, clips=part.clips.iloc[order].reset_index(drop=True))
+        for size, given, threads in ((16, part, 1), (4, part, 2), (1, shuffled, 2)):
+            monkeypatch.setattr(models, "SOUNDS", size)
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                one = evaluate.evaluate(models.load(str(run.path), get_profile("smoke")), protocol, given)
+            finally:
+                torch.set_num_threads(before)
+            reports.append(one.table.loc[one.table["metric"] != "", ["direction", "metric", "value"]])
+        for other in reports[1:]:
+            pd.testing.assert_frame_equal(other, reports[0])
+
+
+class TestFiles:
+    def test_ranks_and_trec_files_say_the_same(self, made, part, tmp_path):
+        one = evaluate.evaluate(models.Embeddings(made), protocols.get("folder"), part)
+        report = json.loads(one.save(tmp_path / "out").read_text())
+        assert report["protocol"]["hash"] == one.protocol.hash and report["clips"] == 6 and report["queries"] == 15
+        assert report["metrics"][0]["value"] == one.table["value"][0] and report["metrics"][5]["low"] is None
+        ranks = pd.read_parquet(tmp_path / "out" / "folder.ranks.parquet")
+        assert ranks["direction"].value_counts().to_dict() == {"text to audio": 15, "audio to text": 6}
+        for way, title in evaluate.TITLES.items():
+            read = lambda kind, way=way: [  # noqa: E731
+                line.split() for line in (tmp_path / "out" / f"folder.{way}.{kind}").read_text().splitlines()
+            ]
+            answers = {}
+            for query, _, answer, _ in read("qrels"):
+                answers.setdefault(query, set()).add(answer)
+            best = {}
+            for query, _, answer, rank, score, tag in read("run"):
+                assert tag == made.name and np.isfinite(float(score))
+                if answer in answers[query]:
+                    best.setdefault(query, int(rank))
+            assert list(best.values()) == ranks.loc[ranks["direction"] == title, "rank"].tolist()
+        assert "sound%200.wav" in (tmp_path / "out" / "folder.t2a.run").read_text()
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("damage", "words"),
+        [
+            (lambda made: (made / "text.npy").unlink(), r"text\.npy: missing; give audio\.npy and text\.npy"),
+            (lambda made: (made / "audio.npy").write_bytes(b"x"), r"audio\.npy: not an array of numbers"),
+            (lambda made: np.save(made / "audio.npy", np.array([{}])), r"audio\.npy: not an array of numbers"),
+            (lambda made: np.save(made / "audio.npy", np.full((6, 4), np.nan)), "audio that is not finite"),
+            (lambda made: np.save(made / "audio.npy", np.ones(6)), r"audio of shape \(6,\)"),
+            (lambda made: np.save(made / "audio.npy", np.ones((5, 4))), r"clips\.txt: 6 lines for 5 rows of audio"),
+            (lambda made: np.save(made / "audio.npy", np.ones((6, 3))), "audio has 3 dimensions, text 4"),
+            (lambda made: (made / "clips.txt").write_bytes(b"\xff"), r"clips\.txt: not UTF-8"),
+            (
+                lambda made: (made / "clips.txt").write_text("a\nb\nc\nd\ne\nf\n"),
+                r"clips\.txt: 6 of 6 are not in it, as",
+            ),
+            (lambda made: (made / "embeddings.safetensors").write_bytes(b"x"), r"embeddings\.safetensors: damaged"),
+        ],
+    )
+    def test_embeddings_that_do_not_fit_are_named(self, made, part, damage, words):
+        damage(made)
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            evaluate.evaluate(models.Embeddings(made), protocols.get("folder"), part)
+
+    def test_safetensors_are_read_too(self, made, part):
+        audio, text = (torch.from_numpy(np.load(made / f"{side}.npy")).float() for side in ("audio", "text"))
+        first = models.Embeddings(made)
+        save_file({"audio": audio, "text": text}, made / "embeddings.safetensors")
+        assert models.Embeddings(made).fingerprint == first.fingerprint
+
+    def test_models_that_are_none(self, tmp_path, made):
+        smoke = get_profile("smoke")
+        for name in ("no such model", "laion:x.pt", "embeddings:", "a/b"):
+            with pytest.raises(ValueError, match=f"model '{name}': unknown; give a run's folder or address, hf:"):
+                models.load(name, smoke)
+        with pytest.raises(ValueError, match="no finished run; give a run's folder"):
+            models.load(str(tmp_path), smoke)
+        with pytest.raises(ValueError, match="0 runs begin with 'abc'"):
+            models.load("abc", smoke)
+        with pytest.raises(ValueError, match="--windows: embeddings have been made already"):
+            models.load(f"embeddings:{made}", smoke, "mean")
+
+
+class TestCommand:
+    def test_it_prints_a_table_and_writes_what_it_is_asked_for(self, made, folder, tmp_path):
+        out = tmp_path / "out"
+        said = call("evaluate", f"embeddings:{made}", "--on", "folder", "--root", folder, "--out", out, "--quiet")
+        for words in ("text to audio", "R@10", "mAP@16", "median rank", "folder (", "6 clips, 15 queries"):
+            assert words in said
+        assert sorted(path.name for path in out.iterdir()) == sorted(
+            ["folder.json", "folder.ranks.parquet"]
+            + [f"folder.{way}.{kind}" for way in ("t2a", "a2t") for kind in ("run", "qrels")]
+        )
+
+    def test_a_clap_model_of_transformers(self, folder, tmp_path):
+        model = made_models.clap(tmp_path / "clap")
+        said = call("evaluate", f"hf:{model}", "--on", "folder", "--root", folder, "--quiet", "--device", "cpu")
+        assert "6 clips, 15 queries" in said
+
+    def test_errors_come_before_a_model_is_loaded(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(models, "load", None)
+        assert "protocol 'clotho-1': unknown" in call("evaluate", "abc", "--on", "clotho-1", status=1)
+        assert "needs a folder of sounds" in call("evaluate", "abc", "--on", "folder", status=1)
+        monkeypatch.setenv("ATR_HOME", str(tmp_path))
+        assert "atr data clotho" in call("evaluate", "abc", "--on", "clotho-5225", status=1)
+
+    def test_what_is_whole_compares_with_published_numbers(self, made, part):
+        whole = replace(protocols.get("folder"), clips=6, queries=15)
+        one = evaluate.evaluate(models.Embeddings(made), whole, part)
+        assert one.whole and not replace(one, protocol=replace(whole, clips=7)).whole
