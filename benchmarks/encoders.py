@@ -7,6 +7,8 @@ A quarter of an hour on two cores. NT-Xent, three seeds; `mn04` is fine-tuned fr
 esc50. The table goes to results/demo_mn04/tables/.
 """
 
+import pandas as pd
+
 from atr import get_profile
 from atr.encoders.checkpoints import REGISTRY, fetch
 from atr.experiments.grid import run_all
@@ -38,9 +40,7 @@ if __name__ == "__main__":
         tables.rows_of(everything, group, encoder=encoder, training=training)
         for (encoder, training), group in configs.items()
     ]
-    found = tables.summary(
-        tables.pd.concat(rows), ["encoder", "training"], ["t2a_r1", "t2a_r10", "t2a_map10", "a2t_r1"]
-    )
+    found = tables.summary(pd.concat(rows), ["encoder", "training"], ["t2a_r1", "t2a_r10", "t2a_map10", "a2t_r1"])
     folder = places.results_home() / "demo_mn04"
     output.save(found, folder, "encoders", "What the small audio encoder costs on demo's scenes.", everything["run"])
     print(tables.formatted(found, ["t2a_r1", "t2a_r10", "t2a_map10", "a2t_r1"]).to_string())

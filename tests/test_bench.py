@@ -236,7 +236,7 @@ def test_hours_of_the_published_grids_are_summed_on_a_gpu_and_not_guessed_on_a_c
     path = study.notebooks(["01"])
     monkeypatch.setattr(planning, "measure", lambda config, device: measured)
     monkeypatch.setattr(planning.torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(study, "notebooks", lambda: path)
+    monkeypatch.setattr(study, "notebooks", lambda *given: path)
     assert goals.hours("cpu").empty
     (line,) = goals.hours("cuda").itertuples()
     configs = study.plan(path, "paper")["config"]

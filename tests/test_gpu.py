@@ -232,7 +232,7 @@ def test_the_networks_of_a_step_are_those_that_it_names():
 
 def test_hours_are_the_sum_of_what_the_runs_of_a_grid_cost(monkeypatch):
     paths = study.notebooks(["01", "02", "09"])
-    monkeypatch.setattr(study, "notebooks", lambda numbers=(): paths)
+    monkeypatch.setattr(study, "notebooks", lambda *given: paths)
     sizes = dict.fromkeys(("activations", "parameters", "trained", "kept", "held"), 0.0)
     measured = planning.Measured(fixed=0.01, pair=0.002, clip=0.001, caption=0.001, seconds=10.0, **sizes)
     plans = {path: study.plan([path], "paper") for path in paths}

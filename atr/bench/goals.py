@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from atr.experiments import planning, study
+from atr.experiments.profiles import get_profile
 from atr.system.units import seconds
 
 PEOPLE = "released code"
@@ -38,7 +39,7 @@ def table(rows: Sequence[dict[str, Any]], device: str) -> pd.DataFrame:
 def hours(device: str) -> pd.DataFrame:
     """Hours of each published grid on a GPU, one run after another: notebook, runs, hours. Empty on a CPU."""
     lines = []
-    for path in study.notebooks() if device == "cuda" else ():
+    for path in study.notebooks((), get_profile("paper")) if device == "cuda" else ():
         plan = study.plan([path], "paper")
         if len(plan):
             groups, _ = planning.summary(plan, device, 1)

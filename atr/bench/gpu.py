@@ -273,9 +273,11 @@ ALIKE = ("audio_encoder", "text_encoder", "text_layers", "head", "precision")
 def _plan(content: dict[str, Any]) -> dict[Path, Any]:
     """By notebook: the runs of its grid that train, with the sizes of their corpora."""
     from atr.experiments import study
+    from atr.experiments.profiles import get_profile
 
-    paths = study.notebooks(["01"] if content["smoke"] else ())
-    plans = {path: study.plan([path], "smoke" if content["smoke"] else "paper") for path in paths}
+    profile = "smoke" if content["smoke"] else "paper"
+    paths = study.notebooks(["01"] if content["smoke"] else (), get_profile(profile))
+    plans = {path: study.plan([path], profile) for path in paths}
     trained = {path: [config.training != "external" for config in plan["config"]] for path, plan in plans.items()}
     return {path: plan[trained[path]] for path, plan in plans.items() if any(trained[path])}
 
