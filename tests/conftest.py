@@ -19,11 +19,6 @@ from atr.corpora import load_corpus  # noqa: E402
 from atr.encoders import text  # noqa: E402
 
 
-def pytest_collection_modifyitems(items):
-    """The files that take minutes first, so that no worker waits for another's at the end."""
-    items.sort(key=lambda item: item.path.stem not in ("test_notebooks", "test_paper_profile"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def homes(tmp_path_factory):
     """A home for downloads and caches and one for results, both empty, so that no test touches real ones."""
