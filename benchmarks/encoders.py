@@ -3,7 +3,7 @@
     .venv/bin/atr data mn04
     .venv/bin/python benchmarks/encoders.py
 
-A quarter of an hour on two cores. NT-Xent, three seeds; `mn04` is fine-tuned from block 13 on, at the rates of profile
+NT-Xent, three seeds; `mn04` is fine-tuned from block 13 on, at the rates of profile
 esc50. The table goes to results/demo_mn04/tables/.
 """
 
