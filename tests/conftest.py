@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads it when it is impor
 
 import pytest  # noqa: E402
 
+from atr import register  # noqa: E402
 from atr.cli.console import console  # noqa: E402
 from atr.corpora import load_corpus  # noqa: E402
 from atr.encoders import text  # noqa: E402
@@ -38,6 +39,25 @@ def homes(tmp_path_factory):
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(autouse=True, scope="module")
+def extensions_of_a_file():
+    """What a test file registers, its worker processes are sent, too: the next file's have to do without."""
+    yield from _extensions()
+
+
+@pytest.fixture(autouse=True)
+def extensions(extensions_of_a_file):
+    """The same of one test."""
+    yield from _extensions()
+
+
+def _extensions():
+    before = set(register._files)
+    yield
+    for path in set(register._files) - before:
+        register._forget(path)
 
 
 @pytest.fixture(scope="session")

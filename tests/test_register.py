@@ -30,13 +30,6 @@ class Number(losses.PairLoss):
 """
 
 
-@pytest.fixture(autouse=True)
-def clean():
-    yield
-    for path in list(register._files):
-        register._forget(path)
-
-
 def file(folder, *parts, name="own.py"):
     (folder / name).write_text("\n\n".join(parts))
     return folder / name

@@ -260,7 +260,8 @@ class Ray:
                     problem = self.ray.get(look, timeout=PROBE_SECONDS)
                 except self.ray.exceptions.RayError as error:
                     said = str(error).strip().splitlines() or [type(error).__name__]
-                    problem = f"cannot start a process with this package ({said[-1]}); install it there as it is here"
+                    problem = f"cannot start a process with this package ({said[-1]}); "
+                    problem += "install it and the files of atr.extend there as they are here"
                 if problem:
                     problems.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {problem}")
         if problems:
