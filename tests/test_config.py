@@ -203,14 +203,6 @@ def test_a_rate_scales_every_group_and_changes_win():
     assert (half.batch_size, whole.batch_size) == (128, 32)
 
 
-def test_a_longer_run_stretches_its_schedule():
-    demo = get_profile("demo")
-    short = demo.config("soundscapes", "frozen", "nt_xent", 0)
-    longer = demo.longer("soundscapes", "frozen", "nt_xent", 0)
-    assert (longer.epochs, longer.step_epochs) == (2 * short.epochs, 2 * short.step_epochs)
-    assert longer.replace(epochs=short.epochs, step_epochs=short.step_epochs) == short
-
-
 def test_a_corpus_of_no_profile_goes_by_its_own_name():
     assert get_profile("demo").name_of(RunConfig(corpus="csv")) == "csv"
 

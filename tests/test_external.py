@@ -177,13 +177,13 @@ def test_tables_have_columns_beside_the_runs_own(table):
     shown = tables.formatted(tables.intervals(summary, table))
     headings = ["people: T→A R@1", "people: T→A R@1, 95 %", "people: T→A R@10", "people: T→A R@10, 95 %"]
     assert list(shown)[-6:-2] == headings and shown["people: T→A R@10"].item() == "50.0 ± 10.0"
-    assert "T→A R@10, 95 %" in shown and list(shown)[-2:] == ["people: T→A mAP@10", "people: T→A mAP@10, 95 %"]
+    assert "T→A mAP@10, 95 %" in shown and list(shown)[-2:] == ["people: T→A mAP@10", "people: T→A mAP@10, 95 %"]
 
 
 def test_intervals_are_over_recordings_and_seeds(table):
     found = tables.intervals(tables.summary(table, ["loss"]), table, "people_t2a_r10").iloc[0]
     scores = np.stack([statistics.clip_scores(one.ranks, one.relevance) for one in table["people_run"]])
-    expected = statistics.nested_bootstrap(scores)
+    expected = statistics.crossed_interval(scores)
     assert scores.shape == (3, 20)
     assert (found["people_t2a_r10_low"], found["people_t2a_r10_high"]) == (expected.low, expected.high)
 
@@ -221,7 +221,7 @@ def test_without_the_files_tables_go_without_and_a_line_says_what_is_missing(
     table = tables.run_table([(run.config, run)], profile)
     assert "t2a_r1" in table and not any("people" in name for name in table)
     assert list(tables.formatted(tables.summary(table, ["loss"])))[1:] == [
-        names.HEADINGS[name] for name in names.RECALLS
+        names.HEADINGS[name] for name in names.MEASURES
     ]
     monkeypatch.setattr(
         tables, "run_all", lambda *given, **options: type("Done", (), {"raise_failures": lambda _: 0})()

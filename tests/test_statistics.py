@@ -250,3 +250,66 @@ def test_the_p_of_a_range_is_that_of_the_tables():
 def test_too_few_groups_are_refused():
     with pytest.raises(ValueError, match="two groups or more"):
         statistics.permutation_test([1.0, 2.0], ["a", "a"], [0, 1])
+
+
+class TestCrossed:
+    # Rows 2 and 4, columns 1.5, 3 and 4.5 on average; what is left ±0.5 in two cells of each row.
+    VALUES = np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
+
+    def test_the_mean_squares_and_the_interval_by_hand(self):
+        assert statistics.mean_squares(self.VALUES) == pytest.approx((6, 4.5, 0.5))
+        assert statistics.spreads(self.VALUES) == pytest.approx((np.sqrt(5.5 / 3), np.sqrt(2), np.sqrt(0.5)))
+        freedom = 10**2 / (6**2 / 1 + 4.5**2 / 2 + 0.5**2 / 2)
+        half = stats.t.ppf(0.975, freedom) * np.sqrt(10 / 6)
+        interval = statistics.crossed_interval(self.VALUES)
+        assert (interval.mean, interval.low, interval.high) == pytest.approx((3, 3 - half, 3 + half))
+
+    def test_the_variance_is_at_least_that_of_either_side(self):
+        # Rows are alike, columns too: 0 + 0 - 1.5 would be negative, and what is left decides nothing alone.
+        values = np.array([[1.0, -1.0], [-1.0, 1.0]])
+        assert statistics.mean_squares(values) == pytest.approx((0, 0, 4))
+        assert statistics.crossed_interval(values) == statistics.Interval(0.0, 0.0, 0.0)
+        values = values + [[0.0], [4.0]]  # MS_seed 16, MS_clip 0, error 4: the floor is 16, with one degree of freedom
+        half = stats.t.ppf(0.975, 1) * np.sqrt(16 / 4)
+        assert statistics.crossed_interval(values).high == pytest.approx(2 + half)
+
+    def test_one_seed_speaks_of_the_clips_alone_and_one_clip_of_the_seeds(self):
+        values = np.random.default_rng(0).standard_normal(40)
+        expected = stats.ttest_1samp(values, 0).confidence_interval()
+        for given in (values[None], values[:, None]):
+            interval = statistics.crossed_interval(given)
+            assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+    def test_the_difference_of_equals_is_none_and_turns_its_sign(self):
+        rng = np.random.default_rng(1)
+        a, b = simulated(rng), simulated(rng, mean=0.4)
+        there, back = statistics.crossed_test(a, b), statistics.crossed_test(b, a)
+        assert (back.difference, back.low, back.high, back.p) == (-there.difference, -there.high, -there.low, there.p)
+        assert statistics.crossed_test(a, a) == Comparison(0.0, 0.0, 0.0, 1.0)
+        assert statistics.crossed_test(np.ones((3, 9)) / 3, np.zeros((3, 9))).p == 0
+
+    def test_the_p_value_is_that_of_the_interval(self):
+        rng = np.random.default_rng(2)
+        a, b = simulated(rng), simulated(rng)
+        found = statistics.crossed_test(a, b)
+        at = statistics.crossed_test(a, b, level=1 - found.p)
+        assert min(abs(at.low), abs(at.high)) == pytest.approx(0, abs=1e-9)
+
+    @pytest.mark.parametrize("seeds", [5, 10])
+    @pytest.mark.parametrize("spread", [1.0, 2.1, 3.5, 6.0])
+    def test_its_intervals_cover_at_seeds_that_spread_by_one_to_six_points(self, spread, seeds):
+        held = statistics.coverage(statistics.crossed_interval, (spread, 40.0, 25.0), seeds, draws=3000)
+        assert 93 <= held <= 97.5
+
+    def test_the_bootstrap_covers_less_where_seeds_spread(self):
+        spread = (6.0, 20.0, 15.0)
+        bootstrap = statistics.coverage(lambda values: nested_bootstrap(values, 300), spread, draws=150)
+        assert bootstrap < 89 < 93 < statistics.coverage(statistics.crossed_interval, spread, draws=1000)
+
+    def test_it_refuses_what_is_no_score(self):
+        with pytest.raises(ValueError, match="non-finite score at seed 0, clip 1"):
+            statistics.crossed_interval(np.array([[0.0, np.nan]]))
+        with pytest.raises(ValueError, match="compare the same seeds"):
+            statistics.crossed_test(self.VALUES, self.VALUES[:, :2])
+        with pytest.raises(ValueError, match="level is 95"):
+            statistics.crossed_interval(self.VALUES, level=95)

@@ -90,26 +90,31 @@ def test_select_takes_the_rate_with_the_best_mean_validation_whatever_the_test_s
     assert chosen["seed"].tolist() == [0, 1, 0, 1]
 
 
-def test_a_run_below_half_of_the_best_of_its_group_did_not_converge():
-    table = results(
-        corpus=["x"] * 4 + ["y"] * 2,
-        loss=["a", "a", "b", "b", "a", "b"],
-        validation_t2a_r10=[40.0, 20.0, 19.9, 1.0, 2.0, 1.5],  # y is a harder corpus: its own best counts
-    )
-    failed = verdicts.not_converged(table, ["corpus"], ["corpus", "loss"])
-    assert failed["failed"].to_dict() == {("x", "a"): 0, ("x", "b"): 2, ("y", "a"): 0, ("y", "b"): 0}
-    assert failed["runs"].tolist() == [2, 2, 1, 1]
+@pytest.mark.parametrize(
+    "spans, verdict",
+    [([9, 3, 1], "holds"), ([3, 9, 27], "contradicted"), ([9, 3, 27], "undecided"), ([3, 3, 3], "contradicted")],
+)
+def test_sensitivity_holds_if_the_suspects_suit_fewer_rates(spans, verdict):
+    table = pd.DataFrame({"span": spans}, index=pd.Index(["sum", "max", "weighted"], name="loss"))
+    row = verdicts.sensitivity_claim(table, ["max", "weighted"])
+    assert row["verdict"] == verdict and row["claim"].startswith("max and weighted")
 
 
 @pytest.mark.parametrize(
-    "counts, verdict",
-    [([0, 2, 1], "holds"), ([1, 0, 0], "contradicted"), ([1, 2, 0], "undecided"), ([0, 0, 0], "undecided")],
+    "least, verdict", [(0.0, "holds"), (60.0, "holds"), (72.0, "undecided"), (99.0, "contradicted")]
 )
-def test_sensitivity_holds_if_only_the_suspects_fail(counts, verdict):
-    failed = pd.DataFrame({"failed": counts, "runs": 3}, index=pd.Index(["sum", "max", "weighted"], name="loss"))
-    row = verdicts.sensitivity_claim(failed, ["max", "weighted"])
-    assert row["verdict"] == verdict
-    assert f"({counts[1] + counts[2]} of theirs, {counts[0]} of the others)" in row["claim"]
+def test_a_claim_holds_by_its_effect_and_not_by_its_sign_alone(tmp_path, least, verdict):
+    good, bad = seeds(tmp_path, 0.9, "good"), seeds(tmp_path, 0.2, "bad")
+    judged = verdicts.claims([{"claim": "by far", "a": good, "b": bad, "least": least}])
+    assert judged["difference"].item() == pytest.approx(70) and 72 < judged["high"].item() < 99
+    assert judged["verdict"].item() == verdict
+
+
+def test_no_verdict_rests_on_what_has_not_converged(tmp_path):
+    good, bad = seeds(tmp_path, 0.9, "good"), seeds(tmp_path, 0.2, "bad")
+    judged = verdicts.claims(verdicts.both_ways("better", good, bad, converged=False))
+    assert judged["claim"].tolist() == ["better, T→A", "better, A→T"]
+    assert set(judged["verdict"]) == {"not converged"} and (judged["difference"] > 50).all()
 
 
 def test_a_clear_difference_holds_or_is_contradicted(tmp_path):
@@ -189,10 +194,10 @@ def test_losses_stand_in_the_order_of_the_papers():
 
 def test_baselines_follow_below_the_results():
     table = results(corpus=["x"] * 2, training=["frozen"] * 2, loss=["NT-Xent"] * 2)
-    for column in names.RECALLS:
+    for column in names.MEASURES:
         table[column] = [40.0, 42.0]
-    untrained = results(corpus=["x"] * 2, **{column: [1.0, 3.0] for column in names.RECALLS})
-    chance = {"x": dict.fromkeys(names.RECALLS, 0.5) | {"t2a_map10": 9.9}}
+    untrained = results(corpus=["x"] * 2, **{column: [1.0, 3.0] for column in names.MEASURES})
+    chance = {"x": dict.fromkeys(names.MEASURES, 0.5) | {"t2a_r5": 9.9}}
     summary = tables.summary(table, ["corpus", "training", "loss"])
     below = tables.with_baselines(summary, untrained, chance)
     assert below.index.tolist() == [("x", "frozen", "NT-Xent"), ("x", "", "untrained"), ("x", "", "chance")]
@@ -352,7 +357,7 @@ def test_a_summary_may_carry_the_interval_over_seeds_and_clips(tmp_path, by):
         run=runs[0.5] + runs[0.9],
         t2a_r10=[run.metrics["t2a_r10"] for run in runs[0.5] + runs[0.9]],
     )
-    found = tables.intervals(tables.summary(table, by, ["t2a_r10"]), table)
+    found = tables.intervals(tables.summary(table, by, ["t2a_r10"]), table, "t2a_r10")
     assert found["t2a_r10"].tolist() == pytest.approx([50, 90])
     assert (found["t2a_r10_low"] < found["t2a_r10"]).all() and (found["t2a_r10"] < found["t2a_r10_high"]).all()
     low, high = found["t2a_r10_low"].iloc[0], found["t2a_r10_high"].iloc[0]

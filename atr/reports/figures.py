@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.scale import LogScale, register_scale
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
-from atr.metrics.statistics import nested_bootstrap
+from atr.metrics.statistics import crossed_interval
 from atr.reports.names import HEADINGS, heading
 from atr.reports.output import provenance
 from atr.reports.verdicts import scores
@@ -146,11 +146,9 @@ def curves(
     return figure
 
 
-def dots(
-    panels: Mapping[str, Mapping[str, Sequence[Run]]], k: int = 10, marks: Mapping[str, float] | None = None
-) -> Figure:
-    """Recall at k of each system, text-to-audio and audio-to-text: a dot a seed, mean with its 95 % interval
-    (nested bootstrap over seeds and clips). marks: label → level drawn as a vertical line, such as chance.
+def dots(panels: Mapping[str, Mapping[str, Sequence[Run]]], marks: Mapping[str, float] | None = None) -> Figure:
+    """mAP@10 of each system, text-to-audio and audio-to-text: a dot per seed, mean with its 95 % interval over seeds
+    and clips. marks: label → level drawn as a vertical line, such as chance.
     """
     rows = sum(len(lines) for lines in panels.values()) + len(panels)
     figure, axes = subplots(1, 2, 0.22 * rows + 0.9, sharey=True)
@@ -160,8 +158,8 @@ def dots(
             axis.annotate(title, (0, height), (3, 0), "data", "offset points", weight="bold", va="center", size=8)
             height -= 1
             for number, (name, runs) in enumerate(lines.items()):
-                values = scores(runs, k, direction)  # type: ignore[arg-type]
-                interval = nested_bootstrap(values)
+                values = scores(runs, 10, direction, True)  # type: ignore[arg-type]
+                interval = crossed_interval(values)
                 color = f"C{number}"
                 axis.plot([interval.low, interval.high], [height, height], color=color, lw=2.5, alpha=0.45)
                 axis.plot(values.mean(1), [height] * len(values), "o", color=color, ms=3, alpha=0.6, mew=0)
@@ -174,7 +172,7 @@ def dots(
         axis.set_ylim(height, 0.7)
         axis.grid(axis="y", visible=False)
         axis.set_xlim(left=0)
-        axis.set_xlabel(f"{HEADINGS.get(f'{direction}_r{k}', f'R@{k}')} (%)")
+        axis.set_xlabel(f"{HEADINGS[f'{direction}_map10']} (%)")
     return figure
 
 
@@ -203,6 +201,26 @@ def lines(
         axis.set_title(name)
         axis.set_xlabel((labels or {}).get(x, x.replace("_", " ")))
     axes[0, 0].set_ylabel(f"{heading(column)} (%)")
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
+    """The search of learning rates: the try's score against the heads' rate, a ring around the chosen one.
+
+    table: as `RateSearch.table` gives it; the last level of its index is a line's name, the others a panel's.
+    """
+    panels = list(dict.fromkeys(key[:-1] for key in table.index))
+    figure, axes = subplots(1, len(panels), 2.7, PAGE, sharey=True)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for number, (name, group) in enumerate(table.loc[panel].groupby(level=0, sort=False)):
+            chosen = group[group["chosen"] == "yes"]
+            axis.plot(group["rate"], group[label], "o-", ms=3, color=f"C{number}", label=legible(name))
+            axis.plot(chosen["rate"], chosen[label], "o", ms=8, mfc="none", color=f"C{number}")
+        axis.set_xscale("log")
+        axis.set_title(", ".join(map(str, panel)))
+        axis.set_xlabel("learning rate of the heads")
+    axes[0, 0].set_ylabel(f"{label} (%)")
     legend_below(figure, axes[0, 0])
     return figure
 

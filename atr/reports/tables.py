@@ -12,10 +12,11 @@ from pandas.io.formats.style import Styler
 from atr.config import RunConfig
 from atr.experiments.grid import Runs, run_all
 from atr.experiments.profiles import Profile
+from atr.experiments.rates import RateSearch
 from atr.inference.external import test
 from atr.losses.pair import LOSSES
 from atr.metrics import retrieval, statistics
-from atr.reports.names import DIGITS, EXTERNAL, RECALLS, heading, loss_title, parts_of, recalls
+from atr.reports.names import DIGITS, EXTERNAL, MEASURES, heading, loss_title, measures, parts_of
 from atr.reports.verdicts import scores
 from atr.training.records import Run
 
@@ -84,7 +85,7 @@ def with_baselines(
         for corpus, row in summary(untrained, ["corpus"]).to_dict("index").items()
     ]
     below += [
-        {"corpus": corpus, "loss": "chance", **{key: row[key] for key in recalls(table) if key in row}}
+        {"corpus": corpus, "loss": "chance", **{key: row[key] for key in measures(table) if key in row}}
         for corpus, row in chance.items()
     ]
     blank = {name: "" for name in names}
@@ -114,10 +115,10 @@ def runs_by_loss(table: pd.DataFrame, **where: Any) -> dict[str, list[Run]]:
 
 
 def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Mean and deviation over seeds (ddof 1) of `columns`, by default `names.recalls`: indexed by `by`; seeds,
+    """Mean and deviation over seeds (ddof 1) of `columns`, by default `names.measures`: indexed by `by`; seeds,
     `<column>`, `<column>_std`.
     """
-    columns, rows = recalls(table) if columns is None else columns, []
+    columns, rows = measures(table) if columns is None else columns, []
     for keys, group in table.groupby(list(by), sort=False):
         row = {**dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True)), "seeds": len(group)}
         for column in columns:
@@ -127,12 +128,12 @@ def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] | Non
 
 
 def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str | None = None) -> pd.DataFrame:
-    """A summary with the 95 % interval of a recall or an mAP, `<column>_low` and `<column>_high`: nested bootstrap over
-    seeds and clips. runs: the frame that was summarised. By default of t2a_r10, and of what the table shows of tests on
-    other corpora.
+    """A summary with the 95 % interval of a recall or an mAP over seeds and clips (`statistics.crossed_interval`), in
+    `<column>_low` and `<column>_high`. runs: the frame that was summarised. By default of t2a_r1, t2a_map10 and what
+    the table shows of tests on other corpora.
     """
     if column is None:
-        for name in ("t2a_r10", *recalls(table)[len(RECALLS) :]):
+        for name in ("t2a_r1", "t2a_map10", *measures(table)[len(MEASURES) :]):
             table = intervals(table, runs, name)
         return table
     title, metric = parts_of(column)
@@ -142,7 +143,7 @@ def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str | None = None
     names: Any = list(table.index.names)
     for keys, group in runs.groupby(names if len(names) > 1 else names[0], sort=False):  # keys as in the index
         values = scores(list(group[f"{title}_run" if title else "run"]), k, direction, precise)  # type: ignore[arg-type]
-        interval = statistics.nested_bootstrap(values)
+        interval = statistics.crossed_interval(values)
         low[keys], high[keys] = interval.low, interval.high
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
 
@@ -161,11 +162,11 @@ def cells(means: pd.Series, deviations: pd.Series, digits: int) -> list[str]:
 
 
 def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits: int | None = None) -> pd.DataFrame:
-    """A summary as people read it: `mean ± deviation` under headings. columns: by default `names.recalls`; digits:
+    """A summary as people read it: `mean ± deviation` under headings. columns: by default `names.measures`; digits:
     after the point, by default `DIGITS`.
     """
     result = pd.DataFrame(index=table.index)
-    for column in recalls(table) if columns is None else columns:
+    for column in measures(table) if columns is None else columns:
         places = DIGITS.get(column, 1) if digits is None else digits
         deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
         result[heading(column)] = cells(table[column], deviations, places)
@@ -235,26 +236,44 @@ def runs_of(table: pd.DataFrame, configs: Iterable[RunConfig]) -> list[Run]:
 
 
 def run_grid(
-    configs: Sequence[RunConfig], profile: Profile, by: Sequence[str], device: str = "auto", executor: str = "local"
+    wanted: Sequence[RunConfig] | RateSearch,
+    profile: Profile,
+    by: Sequence[str],
+    device: str = "auto",
+    executor: str = "local",
 ) -> Runs:
-    """Run the configs of a notebook; the table so far (`progress`) stands below its cell, renewed with each run.
+    """Run the configs of a notebook, or a search and what comes of it; the table so far (`progress`) stands below its
+    cell, renewed with each run.
 
-    RuntimeError: a run failed; the others have ended then.
+    RuntimeError: a run failed, other than a try that diverged; the others have ended then.
     """
-    from IPython.display import display
+    from IPython.display import DisplayHandle
 
     try:
         profile.external_corpora()
     except FileNotFoundError as error:
         print(error)  # the tables go without its columns
-    runs: list[tuple[RunConfig, Run]] = []
-    live = display("no run yet", display_id=True)
+    live = DisplayHandle()
+    live.display("no run yet")
 
-    def show(config: RunConfig, run: Run) -> None:
-        runs.append((config, run))
-        live.update(progress(runs, len(configs), profile, by))
+    def run(configs: Sequence[RunConfig], total: int) -> Runs:
+        runs: list[tuple[RunConfig, Run]] = []
 
-    outcome = run_all(configs, root=profile.root, device=device, runs=profile.runs, executor=executor, on_run=show)
+        def show(config: RunConfig, run: Run) -> None:
+            runs.append((config, run))
+            live.update(progress(runs, total, profile, by))
+
+        return run_all(configs, root=profile.root, device=device, runs=profile.runs, executor=executor, on_run=show)
+
+    if isinstance(wanted, RateSearch):
+        done: list[RunConfig] = []
+        while (todo := wanted.todo()) != done:
+            tried = run(todo, len(wanted.grid()))
+            if not all(wanted.ended(tried.configs[place]) for place in tried.failures):
+                tried.raise_failures()
+            done = todo
+        wanted = wanted.grid()
+    outcome = run(wanted, len(wanted))
     outcome.raise_failures()
     return outcome
 

@@ -9,24 +9,22 @@ import pandas as pd
 from atr.metrics import retrieval, statistics
 from atr.training.records import ExternalTest, Run
 
-VERDICTS = ("holds", "contradicted", "undecided")
+VERDICTS = ("holds", "contradicted", "undecided", "not converged")
+DIRECTIONS: dict[retrieval.Direction, str] = {"t2a": "T→A", "a2t": "A→T"}
 
 
-def not_converged(table: pd.DataFrame, among: Sequence[str], by: Sequence[str], share: float = 0.5) -> pd.DataFrame:
-    """How many runs did not converge, by `by`: validation T→A R@10 below `share` of the best run's that agrees in
-    `among`. Columns: failed, runs.
+def sensitivity_claim(table: pd.DataFrame, suspects: Sequence[str]) -> dict[str, Any]:
+    """Judge "`suspects` need their learning rate met, the others do not" on a table of `RateSearch.sensitivity`, of
+    which one row is one loss: it holds if every suspect's span of rates is narrower than every other's, is
+    contradicted if none is narrower than the widest of them, and is undecided otherwise.
     """
-    best = table.groupby(list(among))["validation_t2a_r10"].transform("max")
-    failed = table.assign(failed=table["validation_t2a_r10"] < share * best)
-    return failed.groupby(list(by), sort=False).agg(failed=("failed", "sum"), runs=("failed", "count"))
-
-
-def sensitivity_claim(failed: pd.DataFrame, suspects: Sequence[str]) -> dict[str, Any]:
-    """Judge "only `suspects` fail to converge" on a table of `not_converged`."""
-    by_loss = failed.groupby("loss")["failed"].sum()
-    theirs, others = by_loss[by_loss.index.isin(suspects)].sum(), by_loss[~by_loss.index.isin(suspects)].sum()
-    verdict = "holds" if theirs and not others else "contradicted" if others and not theirs else "undecided"
-    words = f"only {' and '.join(suspects)} fail to converge ({theirs} of theirs, {others} of the others)"
+    theirs = table["span"].groupby(table.index.get_level_values("loss").isin(suspects)).agg(list)
+    suspected, others = theirs.get(True, []), theirs.get(False, [])
+    verdict = "undecided"
+    if suspected and others:
+        verdict = "holds" if max(suspected) < min(others) else verdict
+        verdict = "contradicted" if min(suspected) >= max(others) else verdict
+    words = f"{' and '.join(suspects)} suit a narrower span of learning rates"
     return {"claim": words, "difference": np.nan, "low": np.nan, "high": np.nan, "p (Holm)": np.nan, "verdict": verdict}
 
 
@@ -67,23 +65,33 @@ def in_words(judged: pd.DataFrame, difference: str = " ({:+.1f} points)") -> lis
     ]
 
 
+def both_ways(claim: str, a: Sequence[Run], b: Sequence[Run], **options: Any) -> list[dict[str, Any]]:
+    """Rows for `claims`: a claim on mAP@10, text-to-audio and audio-to-text. options: further fields."""
+    return [
+        {"claim": f"{claim}, {title}", "a": scores(a, 10, way, True), "b": scores(b, 10, way, True), **options}
+        for way, title in DIRECTIONS.items()
+    ]
+
+
 def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
-    """Judge claims on pairs of systems, paired by seed and clip (`statistics.paired_test`).
+    """Judge claims on pairs of systems, paired by seed and clip (`statistics.crossed_test`).
 
     Each row: claim (words), a and b (runs that pair by seed), optionally k (10) and direction ("t2a"). a and b may
     also be scores (seeds, clips), as `scores` gives them, or numbers, one a seed, which are paired by seed alone
     (`statistics.paired_t`).
-    "a beats b": holds or is contradicted if the p value, Holm-corrected over these rows, is below `alpha`.
+    "a beats b", by `least` points or more (0): holds if the p value, Holm-corrected over these rows, is below `alpha`
+    and the difference is at least that; is contradicted if a is behind by such a p, or the 95 % interval excludes it.
     With `within` (points) the claim is "a and b differ by less": it holds if the 95 % interval of the difference lies
-    inside, is contradicted if it lies outside. Everything else is undecided.
+    inside, is contradicted if it lies outside. Everything else is undecided; where `converged` is false, no verdict
+    rests on the row.
     """
     tests = []
     for row in rows:
         if isinstance(row["a"][0], Run):
             k, direction = row.get("k", 10), row.get("direction", "t2a")
-            tests.append(statistics.paired_test(scores(row["a"], k, direction), scores(row["b"], k, direction)))
+            tests.append(statistics.crossed_test(scores(row["a"], k, direction), scores(row["b"], k, direction)))
         elif np.ndim(row["a"]) == 2:
-            tests.append(statistics.paired_test(row["a"], row["b"]))
+            tests.append(statistics.crossed_test(row["a"], row["b"]))
         else:
             tests.append(statistics.paired_t(row["a"], row["b"]))
     ordered = [place for place, row in enumerate(rows) if "within" not in row]
@@ -95,7 +103,15 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
             inside = -margin < test.low and test.high < margin
             verdict = "holds" if inside else "contradicted" if nearest >= margin else "undecided"
         else:
-            verdict = statistics.judge((test.difference, adjusted[place]), alpha)
+            verdict = _beats(test, adjusted[place], row.get("least", 0.0), alpha)
+        verdict = verdict if row.get("converged", True) else "not converged"
         p = adjusted.get(place, np.nan)
         result.append((row["claim"], test.difference, test.low, test.high, p, verdict))
     return pd.DataFrame(result, columns=["claim", "difference", "low", "high", "p (Holm)", "verdict"])
+
+
+def _beats(test: statistics.Comparison, p: float, least: float, alpha: float) -> str:
+    verdict = statistics.judge((test.difference, p), alpha)
+    if verdict == "holds" and test.difference < least:
+        verdict = "undecided"
+    return "contradicted" if test.high < least and least else verdict

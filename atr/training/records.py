@@ -127,6 +127,15 @@ class Run:
         return "failed" if os.path.lexists(self.path / ERROR) else "unfinished"
 
     @property
+    def diverged(self) -> bool:
+        """Whether it failed because its numbers ran away."""
+        if self.status != "failed":
+            return False
+        with suppress(OSError):
+            return f"{Diverged.__name__}: " in (self.path / ERROR).read_text(encoding="utf-8", errors="replace")
+        return False
+
+    @property
     def stale(self) -> bool:
         """Made by an older version of the code, whose results differ."""
         return self._record["result_version"] < RESULT_VERSION
@@ -538,3 +547,7 @@ def tested(run: Run, corpus: Corpus) -> Corpus:
 
 class TrainingError(RuntimeError):
     """A run cannot go on."""
+
+
+class Diverged(TrainingError):
+    """A run whose loss or embeddings are no numbers any more."""

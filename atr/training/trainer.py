@@ -21,7 +21,7 @@ from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import Evaluated
 from atr.training.gradient_cache import BatchEncoder
-from atr.training.records import STATE, Run, TrainingError
+from atr.training.records import STATE, Diverged, Run, TrainingError
 from atr.training.state import Keeper, State, load
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ class Trainer:
         try:
             return evaluation.evaluate(self.dual, self.network, split, self.to_device, self.released_batch, self.group)
         except FloatingPointError as error:
-            reason = f"{error}: the run has diverged; lower its learning_rates" if self.last_epoch else BROKEN_WEIGHTS
-            raise TrainingError(reason) from error
+            if self.last_epoch:
+                raise Diverged(f"{error}: the run has diverged; lower its learning_rates") from error
+            raise TrainingError(BROKEN_WEIGHTS) from error
 
     def optimizer(self, part: RunConfig, loss_function: pair.PairLoss) -> Any:
         """None for an external model, which has nothing to train."""
@@ -165,7 +166,7 @@ class Trainer:
                 values.append(torch.stack([parameter.detach().float() for parameter in learned.values()]))
         mean_loss = float(total) / len(batches)
         if not math.isfinite(mean_loss):
-            raise TrainingError(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
+            raise Diverged(f"epoch {epoch + 1}: the loss is {mean_loss}; lower learning_rates and run again")
         rate = learning_rate(part, part.rate("heads"), (epoch - before) * len(batches), len(batches))
         row = {"epoch": epoch + 1, "loss": mean_loss, "learning_rate": rate}
         if self.penalty is not None:

@@ -1,0 +1,201 @@
+"""Each method's learning rate, found on validation data, and whether its epochs are enough: what a comparison of
+methods begins with.
+
+A method is a config. Short runs of one seed, a quarter of its epochs, try rates a factor of three apart, and further
+ones while the best lies at an edge; the seeds then train at the best, and one of them for twice the epochs too.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from atr.config import RunConfig
+from atr.corpora import corpus_of, loaded_once
+from atr.experiments.profiles import Profile
+from atr.training import fit, identity
+from atr.training.records import Run
+
+STEP = 3.0  # between rates
+SHARE = 0.25  # of the epochs, of a try
+FURTHEST = 5  # steps from the usual rate, beyond which no search goes
+METRIC = "t2a_map10"  # of validation, which decides
+CLOSE = 3.0  # points below the best: a rate that would do as well
+ENOUGH = 1.0  # points: what twice the epochs may still bring a method that has converged
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """What a notebook trains: tries, then each method's seeds at its best rate and one for twice the epochs.
+
+    methods   by any name: a config at its usual rates, for all of its epochs
+    like      a control → the method whose search it shares
+    others    runs beside them, as they are
+    twice     the methods whose epochs are doubled; all of them by default
+    """
+
+    profile: Profile
+    methods: Mapping[Any, RunConfig]
+    seeds: Sequence[int]
+    like: Mapping[Any, Any] = field(default_factory=dict)
+    others: Sequence[RunConfig] = ()
+    twice: Iterable[Any] | None = None
+
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        return {}
+
+    def _run(self, config: RunConfig) -> Run | None:
+        """Its run if it has ended, well or by diverging."""
+        key = str(config.to_dict())
+        if key not in self._kept:
+            try:
+                corpus = corpus_of(config.corpus, self.profile.root)
+                run = identity.locate(config, corpus, self.profile.runs, fetch=False, root=self.profile.root)
+            except (ValueError, OSError):
+                return None
+            if not (fit.at_hand(run, config) or run.diverged):
+                return None
+            self._kept[key] = run
+        return self._kept[key]
+
+    def ended(self, config: RunConfig) -> bool:
+        """Whether its run has ended, well or by diverging."""
+        return self._run(config) is not None
+
+    def tries(self, name: Hashable) -> dict[int, RunConfig]:
+        """The short runs of a method's search by their rate, in steps from the usual one."""
+        name = self.like.get(name, name)
+        found = {step: _short(self.methods[name], step, self.seeds[0]) for step in self.profile.tries}
+        while (
+            len(found) > 2 and None not in (scores := {step: self._score(one) for step, one in found.items()}).values()
+        ):
+            best, steps = max(scores, key=lambda step: scores[step]), sorted(found)  # type: ignore[arg-type, return-value]
+            beyond = {steps[0]: steps[0] - 1, steps[-1]: steps[-1] + 1}.get(best)
+            if beyond is None or abs(beyond) > FURTHEST:
+                break
+            found[beyond] = _short(self.methods[name], beyond, self.seeds[0])
+        return dict(sorted(found.items()))
+
+    def _score(self, config: RunConfig) -> float | None:
+        """Validation mAP@10 of a try; None before it has ended."""
+        run = self._run(config)
+        return None if run is None else -np.inf if run.diverged else run.validation[METRIC]
+
+    def best(self, name: Hashable) -> int | None:
+        """The rate of a method's seeds, in steps from the usual one; None before its search has ended. Where a profile
+        reproduces the published experiment, the published rate, whatever the search says.
+        """
+        scores = {step: self._score(config) for step, config in self.tries(name).items()}
+        if None in scores.values():
+            return None
+        return 0 if self.profile.published else max(scores, key=lambda step: scores[step], default=0)  # type: ignore[arg-type, return-value]
+
+    def seeded(self, name: Hashable, step: int | None = None) -> list[RunConfig]:
+        """A method's runs, one for each seed, at its best rate, or at the usual one as long as that is not known."""
+        at = _at(self.methods[name], (self.best(name) or 0) if step is None else step)
+        return [at.replace(seed=seed) for seed in self.seeds]
+
+    def doubled(self, name: Hashable) -> RunConfig:
+        """A method's first seed for twice the epochs, its schedule stretched."""
+        return _stretched(self.seeded(name)[0], 2)
+
+    def grid(self) -> list[RunConfig]:
+        """All runs, as far as is known: at the usual rate where a search has not ended."""
+        return self._grid(list(self.methods))
+
+    def todo(self) -> list[RunConfig]:
+        """What can run now: the tries of searches under way, and all of methods whose search has ended."""
+        return self._grid([name for name in self.methods if self.best(name) is not None])
+
+    def _grid(self, known: list) -> list[RunConfig]:
+        with loaded_once():
+            tries = [config for name in self.methods for config in self.tries(name).values()]
+            tries = [config for config in tries if not ((run := self._run(config)) and run.diverged)]
+            doubled = [
+                self.doubled(name) for name in (self.twice if self.twice is not None else known) if name in known
+            ]
+            runs = [*(config for name in known for config in self.seeded(name)), *tries, *doubled, *self.others]
+        return list({str(config.to_dict()): config for config in runs}.values())
+
+    def table(self, names: Sequence[str]) -> pd.DataFrame:
+        """One row per try: a method's name in columns `names`, the heads' rate, validation mAP@10 in percent (NaN: it
+        diverged), chosen ("yes" or nothing).
+        """
+        rows = []
+        for name in self.methods:
+            if name in self.like:
+                continue
+            for step, config in self.tries(name).items():
+                score = self._score(config)
+                score = np.nan if score is None or np.isinf(score) else score
+                row = {
+                    "rate": config.rate("heads"),
+                    "validation mAP@10": score,
+                    "chosen": "yes" * (step == self.best(name)),
+                }
+                rows.append(dict(zip(names, _words(name), strict=True)) | row)
+        return pd.DataFrame(rows).set_index(list(names)) if rows else pd.DataFrame(columns=[*names])
+
+    def sensitivity(self, names: Sequence[str]) -> pd.DataFrame:
+        """One row per method. span: largest by smallest rate whose try came within `CLOSE` points of the best; failed:
+        how many of its seeds, at the best rate, end below half of its best seed's validation mAP@10, of `seeds`, with
+        the share's 95 % interval in percent (Clopper-Pearson).
+        """
+        rows = []
+        for name in self.methods:
+            scores = {step: self._score(config) or -np.inf for step, config in self.tries(name).items()}
+            near = [step for step, score in scores.items() if score > max(scores.values()) - CLOSE] or [0]
+            found = [run.validation[METRIC] for config in self.seeded(name) if (run := self._run(config))]
+            failed = sum(score < max(found) / 2 for score in found)
+            share = stats.binomtest(failed, len(found)).proportion_ci(0.95)
+            row = {"span": STEP ** (max(near) - min(near)), "failed": failed, "seeds": len(found)}
+            row |= {"failed_low": 100 * share.low, "failed_high": 100 * share.high}
+            rows.append(dict(zip(names, _words(name), strict=True)) | row)
+        return pd.DataFrame(rows).set_index(list(names))
+
+    def budget(self, names: Sequence[str]) -> pd.DataFrame:
+        """One row per method: validation mAP@10 of its first seed after its epochs and after twice as many, in percent,
+        and whether it has converged: the second is less than `ENOUGH` points above the first.
+        """
+        rows = []
+        for name in self.methods if self.twice is None else self.twice:
+            once, twice = (self._run(config) for config in (self.seeded(name)[0], self.doubled(name)))
+            if once is None or twice is None:
+                continue
+            scores = once.validation[METRIC], twice.validation[METRIC]
+            row = {"epochs": once.config.epochs, "once": scores[0], "twice": scores[1]}
+            rows.append(
+                dict(zip(names, _words(name), strict=True)) | row | {"converged": scores[1] - scores[0] < ENOUGH}
+            )
+        return pd.DataFrame(rows).set_index(list(names)) if rows else pd.DataFrame(columns=[*names])
+
+
+def _words(name: Any) -> tuple:
+    return name if isinstance(name, tuple) else (name,)
+
+
+def _at(config: RunConfig, step: int) -> RunConfig:
+    """A config with its learning rates so many steps higher, but for that of the loss's own parameters."""
+    factor = STEP**step
+    rates = {
+        group: rate if group == "loss" else float(f"{rate * factor:.3g}")
+        for group, rate in config.learning_rates.items()
+    }
+    return config.replace(learning_rates=rates)
+
+
+def _stretched(config: RunConfig, factor: float) -> RunConfig:
+    epochs, steps = (max(1, round(factor * number)) for number in (config.epochs, config.step_epochs))
+    cosine = None if config.cosine_epochs is None else factor * config.cosine_epochs
+    return config.replace(
+        epochs=epochs, step_epochs=steps, cosine_epochs=cosine, warmup_epochs=factor * config.warmup_epochs
+    )
+
+
+def _short(config: RunConfig, step: int, seed: int) -> RunConfig:
+    return _stretched(_at(config, step), SHARE).replace(seed=seed)
