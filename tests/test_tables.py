@@ -505,6 +505,9 @@ def test_a_grid_runs_under_a_table_that_fills_and_failures_are_raised(tmp_path, 
     runs, shown = seeds(tmp_path, 0.5, "one", 2), []
 
     class Live:
+        def display(self, text):
+            assert text == "no run yet"
+
         def update(self, table):
             shown.append(table.to_html())
 
@@ -513,7 +516,7 @@ def test_a_grid_runs_under_a_table_that_fills_and_failures_are_raised(tmp_path, 
             on_run(config, run)
         return Runs(list(configs), runs, {})
 
-    monkeypatch.setattr("IPython.display.display", lambda *_, display_id: Live())
+    monkeypatch.setattr("IPython.display.DisplayHandle", Live)
     monkeypatch.setattr(tables, "run_all", run_all)
     configs = [run.config for run in runs]
     assert tables.run_grid(configs, get_profile("smoke"), ["loss"]).runs == runs

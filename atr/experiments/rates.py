@@ -74,7 +74,7 @@ class RateSearch:
         while (
             len(found) > 2 and None not in (scores := {step: self._score(one) for step, one in found.items()}).values()
         ):
-            best, steps = max(scores, key=lambda step: scores[step]), sorted(found)  # type: ignore[arg-type, return-value]
+            best, steps = _best(scores), sorted(found)
             beyond = {steps[0]: steps[0] - 1, steps[-1]: steps[-1] + 1}.get(best)
             if beyond is None or abs(beyond) > FURTHEST:
                 break
@@ -93,7 +93,7 @@ class RateSearch:
         scores = {step: self._score(config) for step, config in self.tries(name).items()}
         if None in scores.values():
             return None
-        return 0 if self.profile.published else max(scores, key=lambda step: scores[step], default=0)  # type: ignore[arg-type, return-value]
+        return 0 if self.profile.published or not scores else _best(scores)
 
     def seeded(self, name: Hashable, step: int | None = None) -> list[RunConfig]:
         """A method's runs, one for each seed, at its best rate, or at the usual one as long as that is not known."""
@@ -173,6 +173,11 @@ class RateSearch:
                 dict(zip(names, _words(name), strict=True)) | row | {"converged": scores[1] - scores[0] < ENOUGH}
             )
         return pd.DataFrame(rows).set_index(list(names)) if rows else pd.DataFrame(columns=[*names])
+
+
+def _best(scores: Mapping[int, float | None]) -> int:
+    """The step of the highest score, of equals the one nearest to the usual rate."""
+    return max(scores, key=lambda step: (scores[step], -abs(step)))  # type: ignore[arg-type, return-value]
 
 
 def _words(name: Any) -> tuple:
