@@ -102,7 +102,7 @@ class RateSearch:
 
     def doubled(self, name: Hashable) -> RunConfig:
         """A method's first seed for twice the epochs, its schedule stretched."""
-        return _stretched(self.seeded(name)[0], 2)
+        return stretched(self.seeded(name)[0], 2)
 
     def grid(self) -> list[RunConfig]:
         """All runs, as far as is known: at the usual rate where a search has not ended."""
@@ -194,7 +194,8 @@ def _at(config: RunConfig, step: int) -> RunConfig:
     return config.replace(learning_rates=rates)
 
 
-def _stretched(config: RunConfig, factor: float) -> RunConfig:
+def stretched(config: RunConfig, factor: float) -> RunConfig:
+    """A config for `factor` times the epochs, one at the least, its schedule with them."""
     epochs, steps = (max(1, round(factor * number)) for number in (config.epochs, config.step_epochs))
     cosine = None if config.cosine_epochs is None else factor * config.cosine_epochs
     return config.replace(
@@ -203,4 +204,4 @@ def _stretched(config: RunConfig, factor: float) -> RunConfig:
 
 
 def _short(config: RunConfig, step: int, seed: int) -> RunConfig:
-    return _stretched(_at(config, step), SHARE).replace(seed=seed)
+    return stretched(_at(config, step), SHARE).replace(seed=seed)
