@@ -105,6 +105,7 @@ class RunConfig:
                     fields in which each differs from this config, of `STAGED`; None: one stage
     learning_rates  by group: heads, audio, text, pooling (text-aware), loss (its learned parameters); missing groups
                     use heads'
+    betas           of Adam and AdamW
     schedule        "step" (× step_factor every step_epochs), "cosine" (from the end of warm-up to floor_rate at
                     cosine_epochs, None: the last epoch), "constant"
     warmup_epochs   linear rise from 0, by step
@@ -156,6 +157,7 @@ class RunConfig:
     augment: str | None = "specaugment"
     optimizer: str = "adam"
     learning_rates: Mapping[str, float] = field(default_factory=lambda: {"heads": 1e-3})
+    betas: Sequence[float] = (0.9, 0.999)
     weight_decay: float = 0.0
     schedule: str = "step"
     step_epochs: int = 20
@@ -231,6 +233,9 @@ class RunConfig:
             if self.embedding_dim < settings.dims:
                 raise ConfigError(f"penalty: draws {settings.dims} dimensions; embedding_dim is {self.embedding_dim}")
             object.__setattr__(self, "penalty", settings.changed())
+        if len(betas := tuple(self.betas)) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"betas: {self.betas!r}; give two numbers from 0 and below 1")
+        object.__setattr__(self, "betas", betas)
         if self.cosine_epochs is not None and not (
             _is_number(self.cosine_epochs) and self.warmup_epochs < self.cosine_epochs < math.inf
         ):

@@ -100,7 +100,7 @@ def test_a_measure_with_its_interval_for_an_ensemble(tmp_path):
     runs = [member(tmp_path, seed) for seed in range(3)]
     ranks = ensemble(runs)
     for direction in ("t2a", "a2t"):
-        interval = statistics.nested_bootstrap(statistics.clip_precision(ranks, CLIP_OF, 5, direction)[None])
+        interval = statistics.crossed_interval(statistics.clip_precision(ranks, CLIP_OF, 5, direction)[None])
         measured = metrics.retrieval_metrics(ranks, map_at=5)[f"{direction}_map5"]
         assert interval.mean == pytest.approx(measured)
         assert interval.low < measured < interval.high

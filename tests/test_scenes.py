@@ -27,6 +27,7 @@ from atr.corpora.scenes.scene import (
     distinct,
     draw,
     mix,
+    uncombined,
 )
 
 KINDS = {
@@ -184,3 +185,13 @@ def test_loudness_does_not_depend_on_pauses():
     burst = np.ones(RATE // 2, np.float32)
     paused = np.concatenate([burst, np.zeros(RATE, np.float32)])
     assert scenes.scene.loudness(paused) == pytest.approx(scenes.scene.loudness(burst), rel=0.01)
+
+
+def test_what_has_never_sounded_together_is_no_part_of_a_known_scene():
+    known, left = drawn(40), list(itertools.islice(uncombined(stream(1), drawn(40)), 2_000))
+    sets = [{part.event for part in scene.parts} for scene in known]
+    kept = [{part.event for part in scene.parts} for scene in left if scene]
+    assert kept and all(len(kinds) > 1 and not any(kinds <= other for other in sets) for kinds in kept)
+    whole = [{part.event for part in scene.parts} for scene in itertools.islice(stream(1), 2_000) if scene]
+    fresh = [kinds for kinds in whole if len(kinds) > 1 and not any(kinds <= other for other in sets)]
+    assert kept == fresh and len(fresh) < len(whole)

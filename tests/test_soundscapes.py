@@ -124,3 +124,15 @@ def test_errors_name_the_mend():
         soundscapes.load(events=["rain"], train=20)
     with pytest.raises(KeyError, match="no clip 'test-9'"):
         soundscapes.load(train=1, validation=0, test=0).read("test-9")
+
+
+def test_unseen_scenes_combine_what_no_training_scene_does_and_leave_the_others_as_they_are():
+    sizes = {"train": 40, "validation": 5, "test": 10, "duration": 4.0}
+    usual, unseen = load_corpus("soundscapes", **sizes), load_corpus("soundscapes", **sizes, unseen=True)
+    kinds = unseen.kinds()
+    seen = [set(kinds[clip]) for clip in unseen.split("train").clips["clip"]]
+    tested = [set(kinds[clip]) for clip in unseen.split("test").clips["clip"]]
+    assert len(tested) == 10 and not any(kind <= other for kind in tested for other in seen)
+    for split in ("train", "validation"):
+        assert unseen.split(split).clips.equals(usual.split(split).clips)
+    assert unseen.fingerprint != usual.fingerprint and "occur in none to train on" in unseen.source

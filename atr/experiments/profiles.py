@@ -202,7 +202,9 @@ class Profile:
             rates = dict(self.rates["frozen"])
         else:
             rates["audio"] = float(f"{rates.get('audio', rates['heads']) * audio_share:.6g}")  # 4e-06, to the digit
-        parameters = {"temperature": 0.05, "same_clip": "positive"} if loss == "nt_xent" else {}
+        parameters: dict[str, Any] = {"temperature": 0.05, "same_clip": "positive"} if loss == "nt_xent" else {}
+        if parameters and fields.get("recipe") == "text":
+            parameters["weight"] = 0.5  # equation 3.2
         rates |= {"loss": SIGMOID_RATE} if loss == "sigmoid" else {}
         fields |= {"loss": {"name": loss, **parameters}, "learning_rates": rates, **encoders[encoder]}
         if text_aware:
@@ -249,6 +251,7 @@ PROFILES = {
         base=SMALL_BASE,
         source={**scenes(1000, 200, 300), "seed": 1, "events": OTHER_EVENTS},
         submission={**scenes(1000, 200, 0), "hold_out": 100},
+        external={"unseen": {**scenes(1000, 200, 500), "unseen": True}},
     ),
     "esc10": Profile(
         "esc10",

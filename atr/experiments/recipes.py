@@ -73,6 +73,7 @@ THESIS_RECIPES: dict[str, Mapping[str, Any]] = {
     "text": TYMOFIEIEV2025
     | {
         "recipe": "text",
+        "betas": (0.9, 0.99),
         "select_by": "t2a_map10",
         "PaSST": {"audio_encoder": "passt_s"},
         "text_aware": {"projection_dim": 2048, "dropout": 0.05},

@@ -51,7 +51,7 @@ def notebooks(numbers: Sequence[str] = (), profile: Profile | None = None) -> li
             raise StudyError(f"no notebook {number!r} in {folder}; known: {', '.join(names)}")
         if profile and served and path.stem[:2] not in served:
             raise StudyError(f"{path.stem}: profile {profile.name} serves notebooks {', '.join(served)} only")
-        if profile and path.stem[:2] == EXTERNAL and not profile.external:
+        if profile and path.stem[:2] == EXTERNAL and "people" not in profile.external:
             if numbers:
                 raise StudyError(f"{path.stem}: profile {profile.name} has no test in people's words; esc50 has")
             continue

@@ -68,7 +68,7 @@ def embeddings(runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
 def ensemble(runs: Sequence[Run]) -> Ranks:
     """Ranks by the mean similarity of finished runs over their common test split; for `metrics.retrieval_metrics`.
 
-    Raises what `embeddings` raises. Intervals: `statistics.nested_bootstrap(scores[None])`, scores (clips,) from
+    Raises what `embeddings` raises. Intervals: `statistics.crossed_interval(scores[None])`, scores (clips,) from
     `statistics.clip_scores` or `clip_precision`; they speak of the clips alone, as there is one ensemble.
     """
     return retrieval.ranks(embeddings(runs), runs[0].embeddings["relevance"])

@@ -160,7 +160,8 @@ class TripletWeighted(PairLoss):
 class NTXent(PairLoss):
     """Cross-entropy of the pair among all candidates: Mei 2022, eq. 7.
 
-    text: the sum of both directions' means. code, and Tymofieiev 2025, eq. 3.2: half of it.
+    weight: of the sum of both directions' means; by default 1 in `text` and 1/2 in `code`, as in eq. 3.2 of Tymofieiev
+    2025.
     same_clip: by default "mask" in `text` and "negative" in `code`, whose code leaves the clip's other captions in
     the denominator. "positive", as in Tymofieiev 2025: the mean runs over all pairs of a clip with one of its captions.
     learned: the temperature is learned too, by its logarithm `log_temperature`, from `temperature` on.
@@ -178,6 +179,7 @@ class NTXent(PairLoss):
         same_clip: SameClip | None = None,
         hardest: int | None = None,
         learned: bool = False,
+        weight: float | None = None,
     ) -> None:
         super().__init__(same_clip or ("mask" if variant == "text" else "negative"))
         if hardest is not None and (hardest < 1 or self.same_clip == "positive"):
@@ -185,7 +187,7 @@ class NTXent(PairLoss):
         self.hardest = hardest
         self.temperature = _above_zero(temperature)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learned else None
-        self.weight = 1.0 if variant == "text" else 0.5
+        self.weight = (1.0 if variant == "text" else 0.5) if weight is None else _above_zero(weight)
 
     def compute(self, similarity: Tensor, same: Tensor) -> Tensor:
         temperature = self.temperature if self.log_temperature is None else self.log_temperature.exp()

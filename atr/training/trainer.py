@@ -108,7 +108,9 @@ class Trainer:
         groups = model.parameter_groups(self.network, loss_function, part)
         if not groups:
             return None
-        made = kinds[part.optimizer](groups, weight_decay=part.weight_decay, fused=self.switches.fused)
+        made = kinds[part.optimizer](
+            groups, betas=part.betas, weight_decay=part.weight_decay, fused=self.switches.fused
+        )
         return self.fabric.setup_optimizers(made)
 
     def splits(self, part: RunConfig, first: bool) -> tuple[identity.Inputs, identity.Inputs]:

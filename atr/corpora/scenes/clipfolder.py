@@ -35,6 +35,7 @@ from atr.corpora.scenes.scene import (
     draw,
     fade,
     mix,
+    uncombined,
 )
 from atr.system.hashes import sha256
 
@@ -140,6 +141,7 @@ def load(
     rate: int = RATE,
     difficulty: str = "plain",
     without: str | Sequence[str | int] = (),
+    unseen: bool = False,
 ) -> Corpus:
     """Scenes of `duration` seconds at `rate` Hz from recordings under root/<class>/, or ESC-50's audio/ and meta/.
 
@@ -150,7 +152,7 @@ def load(
 
     difficulty: how scenes are drawn, worded and mixed, a name of `scene.RECORDED`. without: ids of recordings, the
     second field of a file's name, that no scene is mixed from, or "described": those of ESC-50 that people described
-    in Clotho (DESCRIBED).
+    in Clotho (DESCRIBED). unseen: test scenes combine classes that occur together in no scene to train on.
 
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
     """
@@ -185,7 +187,10 @@ def load(
     for split, count in wanted.items():
         mine = [source for source in sources if source.split == split]
         mend = "add classes or recordings, or ask for fewer clips"
-        found = distinct(_scenes(seed, split, mine, duration, hardness), count, f"{root}, {split}", mend, repeats=True)
+        stream = _scenes(seed, split, mine, duration, hardness)
+        if unseen and split == "test":
+            stream = uncombined(stream, [scene for _, scene in scenes.values()][:train])
+        found = distinct(stream, count, f"{root}, {split}", mend, repeats=True)
         for index, scene in enumerate(found):
             clip = f"{split}-{index:05d}"
             scenes[clip] = (int(sha256(f"{seed} {clip}")[:16], 16), scene)
@@ -202,6 +207,7 @@ def load(
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
     apart = f", {left_out} recordings held out" if held_out else ""
     origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{apart}{copies.said(together)}"
+    origin += "; test scenes of combinations that occur in none to train on" * unseen
     tables = clip_table(clips), caption_table(texts), event_table(spans)
     reader = ClipSceneReader(str(root), duration, scenes, digests, rate, hardness.noise)
     return Corpus(f"clipfolder-{root.name}", *tables, reader, f"{origin}; seed {seed}; licence: {licence}")

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TypeVar
 
 import numpy as np
@@ -185,6 +186,16 @@ def distinct(scenes: Iterator[Scene | None], count: int, where: str, mend: str, 
         if stale > 3_000:
             raise CorpusError(where, [Problem(where, f"{len(found)} different scenes found, {count} wanted", mend)])
     return found
+
+
+def uncombined(scenes: Iterator[Scene | None], known: Sequence[Scene]) -> Iterator[Scene | None]:
+    """A stream less the scenes of one kind of sound, and those whose kinds all occur together in a known scene."""
+    together = set()
+    for kinds in (sorted({part.event for part in scene.parts}) for scene in known):
+        together |= {some for size in range(2, len(kinds) + 1) for some in combinations(kinds, size)}
+    for scene in scenes:
+        kinds = sorted({part.event for part in scene.parts}) if scene else []
+        yield scene if len(kinds) > 1 and tuple(kinds) not in together else None
 
 
 def _weighted(rng: random.Random, shares: Mapping[Choice, float]) -> Choice:

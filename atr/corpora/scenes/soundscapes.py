@@ -12,7 +12,20 @@ import numpy as np
 
 from atr import register
 from atr.corpora.corpus import SPLITS, Corpus, caption_table, clip_table, event_table
-from atr.corpora.scenes.scene import RATE, SYNTHETIC, Kind, Scene, Words, captions, check, distinct, draw, fade, mix
+from atr.corpora.scenes.scene import (
+    RATE,
+    SYNTHETIC,
+    Kind,
+    Scene,
+    Words,
+    captions,
+    check,
+    distinct,
+    draw,
+    fade,
+    mix,
+    uncombined,
+)
 from atr.corpora.scenes.synthesis import synthesise
 from atr.system.hashes import sha256
 
@@ -135,10 +148,12 @@ def load(
     test: int = 500,
     duration: float = 10.0,
     events: Sequence[str] | None = None,
+    unseen: bool = False,
 ) -> Corpus:
     """Scenes of `duration` seconds at 16 kHz, mono. Scenes of one split differ in description.
 
-    events: names from EVENTS to use; all by default. Raises ValueError for unknown names and impossible numbers, and
+    events: names from EVENTS to use; all by default. unseen: test scenes combine sounds that occur together in no scene
+    to train on. Raises ValueError for unknown names and impossible numbers, and
     CorpusError if so few events do not make so many different scenes.
     """
     names = tuple(sorted(EVENTS if events is None else set(events)))
@@ -152,6 +167,8 @@ def load(
     for split, count in counts.items():
         mend = f"ask for fewer clips in {split!r} or use more events"
         stream = _scenes(seed, split, names, duration)
+        if unseen and split == "test":
+            stream = uncombined(stream, list(scenes.values())[:train])
         for index, scene in enumerate(distinct(stream, count, f"soundscapes, {split}", mend)):
             clip = f"{split}-{index:05d}"
             scenes[clip] = scene
@@ -162,6 +179,7 @@ def load(
             clips.append((clip, split, duration, sha256(repr(made)), scene.description))
     tables = clip_table(clips), caption_table(texts), event_table(spans)
     source = f"synthesised scenes of {len(names)} kinds of sound, generator {GENERATOR_VERSION}, seed {seed}; MIT"
+    source += "; test scenes of combinations that occur in none to train on" * unseen
     return Corpus("soundscapes", *tables, SoundscapeReader(seed, duration, scenes), source)
 
 
