@@ -17,7 +17,7 @@ from atr.system import places
 
 TABLES = {  # by notebook
     "00": "",
-    "01": "loss_comparison published rates sensitivity budget coverage claims",
+    "01": "loss_comparison published rates sensitivity budget coverage pairs claims",
     "02": "batch_size equal_steps rates budget published claims",
     "03": "embedding_dimension published finetuned rates rate_decides noise crowned cost claims",
     "04": "readings_sigma readings_h h_by_points uniformity voxel_network voxel_scale penalty published "

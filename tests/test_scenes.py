@@ -26,6 +26,7 @@ from atr.corpora.scenes.scene import (
     captions,
     distinct,
     draw,
+    minimal_pairs,
     mix,
     uncombined,
 )
@@ -195,3 +196,30 @@ def test_what_has_never_sounded_together_is_no_part_of_a_known_scene():
     whole = [{part.event for part in scene.parts} for scene in itertools.islice(stream(1), 2_000) if scene]
     fresh = [kinds for kinds in whole if len(kinds) > 1 and not any(kinds <= other for other in sets)]
     assert kept == fresh and len(fresh) < len(whole)
+
+
+def test_minimal_pairs_differ_in_one_aspect_and_one_of_them_is_true():
+    sound = {f"{name}{form}": name for name in KINDS for form in ("ing", "s")}
+    seen = set()
+    for number, scene in enumerate(drawn(300)):
+        parts, relation = scene.parts, scene.relation
+        made = minimal_pairs(random.Random(number), scene, WORDS)
+        follows, counted = relation.startswith("then"), [part for part in parts if part.count]
+        wanted = {"order": follows, "number": bool(counted), "overlap": follows or relation.startswith("while")}
+        assert set(made) == {aspect for aspect, there in wanted.items() if there}
+        for aspect, (right, wrong, said, unsaid) in made.items():
+            seen.add((aspect, said, unsaid))
+            heard = [
+                [sound[word] for word in text.replace(",", "").split() if word in sound] for text in (right, wrong)
+            ]
+            assert right != wrong and sorted(heard[0]) == sorted(heard[1])
+            if aspect == "order":
+                turned = heard[0] != [part.event for part in parts[:2]]
+                assert turned == any(word in right for word in ("preceded", " after ")) and heard[0] == heard[1][::-1]
+            elif aspect == "overlap":
+                assert heard[0] == heard[1] and (said == "then") == follows
+            else:
+                part = next(part for part in counted if part.event == heard[0][0])
+                assert said == {1: "once", 2: "twice", 3: "three times"}.get(part.count, "many times")
+    assert {("overlap", "then", "while"), ("overlap", "while", "then"), ("number", "once", "twice")} <= seen
+    assert not {("number", "three times", "many times"), ("number", "many times", "three times")} & seen

@@ -177,7 +177,7 @@ class RateSearch:
 
 def _best(scores: Mapping[int, float | None]) -> int:
     """The step of the highest score, of equals the one nearest to the usual rate."""
-    return max(scores, key=lambda step: (scores[step], -abs(step)))  # type: ignore[arg-type, return-value]
+    return max(scores, key=lambda step: (scores[step], -abs(step)))
 
 
 def _words(name: Any) -> tuple:

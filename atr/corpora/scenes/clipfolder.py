@@ -34,6 +34,7 @@ from atr.corpora.scenes.scene import (
     distinct,
     draw,
     fade,
+    minimal_pairs,
     mix,
     uncombined,
 )
@@ -236,6 +237,12 @@ class ClipSceneReader:
                 piece = _stretch(wave, round((offset - onset) * self.rate), self.rate)
                 sounds.append((onset, fade(piece, 0.005, 0.05, self.rate), part.level))
         return mix(np.random.default_rng(seed), sounds, self.duration, self.noise, self.rate), self.rate
+
+    def minimal_pairs(self, clip: str) -> dict[str, tuple[str, str, str, str]]:
+        """As `scene.minimal_pairs`."""
+        seed, scene = self.scenes[clip]
+        words = {part.event: _words(part.event) for part in scene.parts}
+        return minimal_pairs(random.Random(f"pairs {seed}"), scene, words, TIMES)
 
 
 @lru_cache(maxsize=2_000)

@@ -344,6 +344,48 @@ def captions(
     return list(found.values())
 
 
+# Captions of two sounds that differ in nothing but when they are heard: one after the other, or at once.
+JOINTS = (
+    ("{A} and then {B}", "{A} while {B}"),
+    ("{a} followed by {b}", "{a} together with {b}"),
+    ("{a}, then {b}", "{a} and {b} at the same time"),
+)
+
+
+def minimal_pairs(
+    rng: random.Random, scene: Scene, words: Mapping[str, Words], times: Mapping = TIMES
+) -> dict[str, tuple[str, str, str, str]]:
+    """Aspect → a caption that is true of the scene, a false one that differs from it in that alone, and what either
+    says: the "order" of two sounds that follow each other, the "number" of one that is counted, the "overlap" of two,
+    which follow each other or sound at once. A scene has those that it has the sounds for.
+    """
+    found = {}
+
+    def fill(template: str, first: Part, second: Part) -> str:
+        parts = {"a": first, "b": second}
+        return re.sub(r"{(\w)}", lambda match: clause(parts[match[1].lower()], match[1].isupper()), template)
+
+    def clause(part: Part, finite: bool) -> str:
+        return _clause(random.Random(wording + part.event), part, words[part.event], finite, 0.0, times)
+
+    wording = str(rng.random())
+    if scene.relation.startswith("then"):
+        template = rng.choice(TEMPLATES["then"])
+        found["order"] = fill(template, *scene.parts[:2]), fill(template, *scene.parts[1::-1]), "", ""
+    if counted := [part for part in scene.parts if part.count]:
+        part = rng.choice(counted)
+        true = min(part.count, MANY)
+        false = rng.choice([number for number in times if number != true and {number, true} != {3, MANY}])
+        right, wrong = (f"{clause(part, True)} {times[number][0]}" for number in (true, false))
+        found["number"] = right, wrong, COUNTS[true], COUNTS[false]
+    if scene.relation.startswith(("then", "while")):
+        said = ("then", "while") if scene.relation.startswith("then") else ("while", "then")
+        texts = dict(zip(("then", "while"), rng.choice(JOINTS), strict=True))
+        right, wrong = (fill(texts[one], *scene.parts[:2]) for one in said)
+        found["overlap"] = right, wrong, *said
+    return found
+
+
 def _clause(rng: random.Random, part: Part, words: Words, finite: bool, say: float, times: Mapping) -> str:
     phrases = words.phrases
     adjective = manner = ""

@@ -23,6 +23,7 @@ from atr.corpora.scenes.scene import (
     distinct,
     draw,
     fade,
+    minimal_pairs,
     mix,
     uncombined,
 )
@@ -213,3 +214,7 @@ class SoundscapeReader:
                 ends = (0.15, 0.4) if EVENTS[part.event][0].sustained else (0.001, 0.02)
                 sounds.append((onset, fade(wave, *ends), part.level + float(rng.uniform(-1, 1))))
         return mix(rng, sounds, self.duration, SYNTHETIC.noise), RATE
+
+    def minimal_pairs(self, clip: str) -> dict[str, tuple[str, str, str, str]]:
+        """As `scene.minimal_pairs`."""
+        return minimal_pairs(random.Random(f"pairs {self.seed} {clip}"), self.scenes[clip], WORDS)
