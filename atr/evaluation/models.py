@@ -1,4 +1,4 @@
-"""What can be evaluated: a finished run, a CLAP model of transformers, embeddings that something else has made."""
+"""What can be evaluated: a finished run, a CLAP model, embeddings that something else has made."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from atr.training import identity, records
 from atr.training.records import Run
 
 SOUNDS = 16  # heard at a time
-KINDS = "a run's folder or address, hf:<name or folder of a ClapModel>, embeddings:<folder>"
+KINDS = "a run's folder or address, hf:<name or folder of a ClapModel>, laion:<file>, embeddings:<folder>"
 
 
 class Model(Protocol):
@@ -151,8 +151,8 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         if windows is not None:
             raise ValueError("--windows: embeddings have been made already; leave it out")
         return Embeddings(Path(rest).expanduser())
-    if kind == "hf" and rest:
-        return Heard(Embedder.clap(rest, windows=windows, device=device))
+    if kind in ("hf", "laion") and rest:
+        return Heard(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
     path = Path(name).expanduser()
     if not path.is_dir() and not (name.isalnum() and name.isascii()):
         raise ValueError(f"model {name!r}: unknown; give {KINDS}")
