@@ -1,4 +1,5 @@
-"""CLAP from the files of its authors: vectors of the released code (laion-clap 1.1.7) over weights filled by name."""
+"""CLAP from the files of its authors: vectors of the released code (laion-clap 1.1.7, msclap 1.3.4) over weights
+filled by name."""
 
 from contextlib import contextmanager
 from functools import cache
@@ -38,10 +39,18 @@ def laion(name):
     return state(name, rate=48_000)
 
 
+@cache
+def microsoft(year):
+    """Of 2022 as of 2023 of fewer and narrower layers than theirs."""
+    return state(f"msclap_{year}", rate={2022: 44_100, 2023: 32_000}[year])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def tokenizers(homes):
     """A small tokenizer where a user would put the real one."""
     made_models.roberta(home() / "checkpoints" / "roberta-base")
+    made_models.bert(home() / "checkpoints" / "bert-base-uncased", spelt=True)
+    made_models.gpt2(home() / "checkpoints" / "gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +61,9 @@ def small(tmp_path_factory):
     return path
 
 
-def heard(model, seconds, seed=0):
-    clip = golden_weights.waveform([1, seconds, model.sample_rate, 0])[0].numpy()
-    return model.audio(Packed.of([to_int16(clip)]), seed, quiet=True)[0].numpy()
+def heard(model, seconds, part=slice(None)):
+    clip = golden_weights.waveform([1, seconds, model.sample_rate, 0])[0].numpy()[part]
+    return model.audio(Packed.of([to_int16(clip)]), seed=0, quiet=True)[0].numpy()
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +84,62 @@ def test_laions_released_code_agrees(tmp_path, monkeypatch, name):
     assert (model.sample_rate, model.dim, model.seconds, model.fused) == (48_000, 512, 10, name.endswith("fused"))
     golden = np.load(golden_weights.GOLDEN / f"{name}.npz")
     np.testing.assert_allclose(heard(model, 4), golden["audio_4"], atol=1e-4)
-    monkeypatch.setattr(clap, "_drawing_from", seeded)  # as the released code drew the parts that it heard of 13 s
+    monkeypatch.setattr(clap, "drawing_from", seeded)  # as the released code drew the parts that it heard of 13 s
     np.testing.assert_allclose(heard(model, 13), golden["audio_13"], atol=1e-4)
     ids = torch.from_numpy(golden["ids"])
     with torch.no_grad():
         read = functional.normalize(model._read({"input_ids": ids, "attention_mask": (ids != 1).long()}))
     np.testing.assert_allclose(read.numpy(), golden["text"], atol=1e-4)
+
+
+@pytest.mark.parametrize("year", [2022, 2023])
+def test_microsofts_released_code_agrees(tmp_path, year):
+    torch.save({"model": microsoft(year)}, tmp_path / "model.pth")
+    model = clap_files.load(f"msclap:{tmp_path / 'model.pth'}")
+    seconds = {2022: 5, 2023: 7}[year]
+    assert (model.sample_rate, model.dim, model.seconds) == (44_100, 1024, seconds)
+    golden = np.load(golden_weights.GOLDEN / f"msclap_{year}.npz")
+    np.testing.assert_allclose(heard(model, 3), golden["audio_3"], atol=1e-4)
+    start = int(golden["start"])  # of the part that was heard of 9 s
+    np.testing.assert_allclose(
+        heard(model, 9, part=slice(start, start + seconds * 44_100)), golden["audio_9"], atol=1e-4
+    )
+    tokens = {"input_ids": torch.from_numpy(golden["ids"]), "attention_mask": torch.from_numpy(golden["mask"])}
+    with torch.no_grad():
+        read = functional.normalize(model._read(tokens))
+    np.testing.assert_allclose(read.numpy(), golden["text"], atol=1e-4)
+
+
+@pytest.fixture(scope="module", params=[2022, 2023])
+def file(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("msclap") / f"{request.param}.pth"
+    old = {"caption_encoder.base.embeddings.position_ids": torch.arange(512)[None]}
+    if request.param == 2023:
+        old = {"caption_encoder.base.h.0.attn.bias": torch.ones(1, 1, 9, 9)}
+        old["caption_encoder.base.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save({"model": microsoft(request.param) | old}, path)
+    return path
+
+
+def test_microsofts_models_do_not_see_batch_mates_and_hear_long_sounds_by_what_they_hold(file):
+    embedder = Embedder.clap(f"msclap:{file}")
+    sounds = [*golden_weights.waveform([2, 9, 44_100, 0]).numpy(), *golden_weights.waveform([1, 2, 44_100, 1]).numpy()]
+    together, alone = embedder.sounds(sounds), [embedder.sounds([sound])[0] for sound in sounds]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=0)
+    captions = ["a dog barks", "rain! and birds sing over the engine of a car", "waves"]
+    together, alone = embedder.sentences(captions), [embedder.sentences([caption])[0] for caption in captions]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=0)
+
+
+def test_microsofts_gpt2_reads_a_caption_to_its_last_token_less_exclamation_marks(tmp_path):
+    torch.save(microsoft(2023), tmp_path / "model.pth")
+    model = clap_files.load(f"msclap:{tmp_path / 'model.pth'}")
+    (tokens,) = model._tokens(["A dog! rain"])
+    assert tokens[-1] == len(model.tokenizer) - 1 and tokens.count(0) == 1
+    with torch.no_grad():
+        states = model.parts["reads"](input_ids=torch.tensor([tokens])).last_hidden_state
+        expected = functional.normalize(model.parts["caption"](states[0, -2]), dim=0)
+    torch.testing.assert_close(model.text(["A dog! rain"], quiet=True)[0], expected)
 
 
 def test_a_wrapped_and_a_plain_file_of_any_age_are_one_model(model, tmp_path):
@@ -98,7 +157,7 @@ def test_captions_are_read_as_they_are_given(model):
 
 
 def test_long_sounds_are_heard_by_what_they_hold_or_in_windows(small):
-    sounds = golden_weights.waveform([2, 13, 48_000, 0]).numpy()
+    sounds = golden_weights.waveform([2, 11, 48_000, 0]).numpy()
     embedder, whole = Embedder.clap(f"laion:{small}"), Embedder.clap(f"laion:{small}", windows="mean")
     parts = embedder.sounds(list(sounds))
     torch.testing.assert_close(parts, embedder.sounds(list(sounds[::-1])).flip(0), atol=1e-5, rtol=0)
@@ -163,6 +222,26 @@ def test_a_file_that_does_not_fit_is_an_error(tmp_path, change, words):
     torch.save(tensors, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=words):
         clap_files.load(f"laion:{tmp_path / 'model.pt'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("caption_encoder.projection.linear1.weight"), "not known here, without 'linear1.weight'"),
+        (lambda t: t.pop("caption_encoder.base.ln_f.bias"), "not weights of a GPT2Model: missing ln_f.bias"),
+        (lambda t: t.pop("audio_encoder.projection.layer_norm.bias"), "Microsoft's projection: missing layer_norm.bi"),
+        (
+            lambda t: t.update({"audio_encoder.base.htsat.logmel_extractor.melW": torch.ones(769, 64)}),
+            r"not weights of this frontend: logmel_extractor.melW is \(769, 64\), not \(513, 64\)",
+        ),
+    ],
+)
+def test_a_file_of_microsofts_that_does_not_fit_is_an_error(tmp_path, change, words):
+    tensors = dict(microsoft(2023))
+    change(tensors)
+    torch.save(tensors, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=words):
+        clap_files.load(f"msclap:{tmp_path / 'model.pth'}")
 
 
 def test_what_is_not_there_is_an_error(small, tmp_path, monkeypatch):

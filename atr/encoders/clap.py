@@ -126,7 +126,7 @@ class Clap:
 
     def _features(self, waveform: np.ndarray, seed: int) -> Tensor:
         """Log-mel (1 or 4, frames, bands) of one clip, as the extractor gives it."""
-        with _drawing_from(seed, waveform):
+        with drawing_from(seed, waveform):
             output = self.extractor(from_int16(waveform), sampling_rate=self.sample_rate, return_tensors="pt")
         return output["input_features"][0]
 
@@ -141,7 +141,7 @@ class Clap:
 
 
 @contextmanager
-def _drawing_from(seed: int, waveform: np.ndarray) -> Iterator[None]:
+def drawing_from(seed: int, waveform: np.ndarray) -> Iterator[None]:
     """Numpy's global generator, which the extractor draws from, seeded by seed and samples; put back afterwards."""
     state, content = np.random.get_state(), hashlib.sha256(waveform.tobytes()).digest()
     np.random.seed(np.random.SeedSequence([seed, int.from_bytes(content, "little")]).generate_state(4))

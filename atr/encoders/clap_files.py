@@ -1,13 +1,17 @@
 """CLAP models from the files that their authors publish, heard and read as their authors have it."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from atr.encoders import checkpoints, text
+from atr.corpora.audio import from_int16
+from atr.encoders import checkpoints, clap, text
 from atr.encoders.audio.frontends import LogMel
+from atr.encoders.audio.panns import ConvBlock, Panns
 from atr.encoders.clap import Clap
 from atr.system import hashes
 
@@ -24,7 +28,7 @@ SIGNS = {
 }
 
 
-def load(name: str, device: str | torch.device = "cpu") -> "Laion":
+def load(name: str, device: str | torch.device = "cpu") -> "Laion | Microsoft":
     """A model by `laion:<file>` or `msclap:<file>`.
 
     ValueError names a file that is damaged, of another kind, or of a network that is not known here; FileNotFoundError
@@ -40,7 +44,10 @@ def load(name: str, device: str | torch.device = "cpu") -> "Laion":
     if way != f"as {kind}:<file>":
         raise ValueError(f"{path}: {what}; give {way}")
     try:
-        return Laion(path, tensors, device)
+        if kind == "laion":
+            return Laion(path, tensors, device)
+        of_2023 = _below("audio_encoder.base.htsat.", tensors)
+        return (Microsoft2023 if of_2023 else Microsoft2022)(path, tensors, device)
     except KeyError as error:
         raise ValueError(f"{path}: {what} of a kind that is not known here, without {error}; give another") from error
 
@@ -77,8 +84,173 @@ class Laion(Clap):
         model = filled(ClapModel, config, path, named)
         tokenizer = tokenizer_of("roberta-base", path, roberta["vocab_size"])
         truncation = "fusion" if audio["enable_fusion"] else "rand_trunc"
-        self.fingerprint = hashes.content_key(hashes.file_hash(path), sorted(tokenizer.get_vocab().items()))
+        self.fingerprint = _fingerprint(path, tokenizer)
         self._of(model, tokenizer, ClapFeatureExtractor(frequency_min=50, truncation=truncation), device)
+
+
+class Microsoft(Clap):
+    """Microsoft's CLAP: an audio and a text tower with a `Projection` each. Its two years are subclasses.
+
+    Of a sound longer than `seconds` a random part is heard; a shorter one again and again. Captions are read whole.
+    fingerprint: a hash of the file and of the tokenizer's vocabulary.
+    """
+
+    sample_rate, speaker = 44_100, ""
+
+    def __init__(self, path: Path, tensors: Tensors, device: str | torch.device) -> None:
+        hearing, reading = _below("audio_encoder.base.", tensors), _below("caption_encoder.base.", tensors)
+        hears, bands = self._hearing(path, hearing)
+        reads, words, self.longest = self._reading(path, reading)
+        logmel = LogMel(self.sample_rate, 1024, hop=320, bands=64, low=50, high=14_000)
+        own = {"logmel_extractor.melW": logmel.mel.mel_scale.fb}
+        checkpoints.fit(path, {name: bands[name] for name in own}, own, "this frontend")
+        for name, fb in own.items():  # the file's own: those of 2023 are for 32 kHz, though its sounds are not
+            fb.copy_(bands[name])
+        parts = {"logmel": logmel, "hears": hears, "reads": reads}
+        for side in ("audio", "caption"):
+            projection = _below(f"{side}_encoder.projection.", tensors)
+            parts[side] = Projection(*projection["linear1.weight"].shape[::-1])
+            checkpoints.fit(path, projection, parts[side].state_dict(), "Microsoft's projection")
+            parts[side].load_state_dict(projection)
+        self.parts: Any = nn.ModuleDict(parts).to(device).eval()
+        self.device, self.dim = device, len(tensors["audio_encoder.projection.linear1.weight"])
+        self.tokenizer = tokenizer_of(self.speaker, path, words)
+        self.fingerprint = _fingerprint(path, self.tokenizer)
+
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensors]:
+        """The audio tower, and the tensors among which are those of its frontend."""
+        raise NotImplementedError
+
+    def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
+        """The text tower, the words that it knows and the tokens that it reads."""
+        raise NotImplementedError
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        """(B, bands, frames) in dB → (B, width)."""
+        raise NotImplementedError
+
+    def _heard(self, waveforms: list[np.ndarray], seed: int) -> Tensor:
+        samples = torch.from_numpy(np.stack([self._part(waveform, seed) for waveform in waveforms]))
+        features = self.parts["logmel"](from_int16(samples.to(self.device)))
+        return self.parts["audio"](self._pooled(features))
+
+    def _part(self, waveform: np.ndarray, seed: int) -> np.ndarray:
+        size = round(self.seconds * self.sample_rate)
+        if len(waveform) <= size:
+            return np.resize(waveform, size)
+        with clap.drawing_from(seed, waveform):
+            start = np.random.randint(len(waveform) - size)
+        return waveform[start : start + size]
+
+    def _tokens(self, captions: list[str]) -> list[list[int]]:
+        return self.tokenizer(captions, truncation=True, max_length=self.longest)["input_ids"]
+
+
+class Microsoft2022(Microsoft):
+    """CNN14 and BERT (Elizalde et al. 2022, "CLAP: Learning Audio Concepts From Natural Language Supervision")."""
+
+    seconds, speaker = 5.0, "bert-base-uncased"
+
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensors]:
+        return cnn14(path, tensors), tensors
+
+    def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
+        from transformers import BertConfig, BertModel
+
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
+        sizes = _transformer(tensors)
+        model = filled(BertModel, BertConfig(**sizes), path, tensors)
+        return model, sizes["vocab_size"], sizes["max_position_embeddings"]
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        frames, _ = self.parts["hears"].encode(features)
+        return self.parts["hears"].fc1(frames.amax(1) + frames.mean(1)).relu()
+
+    def _read(self, batch: Any) -> Tensor:
+        return self.parts["caption"](self.parts["reads"](**batch).last_hidden_state[:, 0])
+
+
+class Microsoft2023(Microsoft):
+    """HTSAT and GPT-2 (Elizalde et al. 2023, "Natural Language Supervision for General-Purpose Audio
+    Representations")."""
+
+    seconds, speaker = 7.0, "gpt2"
+
+    def __init__(self, path: Path, tensors: Tensors, device: str | torch.device) -> None:
+        super().__init__(path, tensors, device)
+        self.tokenizer.add_special_tokens({"pad_token": "!"})  # which is token 0
+
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensors]:
+        from transformers import ClapAudioConfig, ClapAudioModel
+
+        tensors = _below("htsat.", tensors)
+        named, sizes = htsat(tensors)
+        named = {f"audio_encoder.{name}": tensor for name, tensor in named.items()}
+        return filled(ClapAudioModel, ClapAudioConfig(**sizes), path, named), tensors
+
+    def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
+        from transformers import GPT2Config, GPT2Model
+
+        masks = (".attn.bias", ".attn.masked_bias")  # which files of older versions of transformers hold
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(masks)}
+        (words, width), places = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
+        config = GPT2Config(
+            vocab_size=words,
+            n_positions=places,
+            n_embd=width,
+            n_layer=len({name.split(".")[1] for name in tensors if name.startswith("h.")}),
+            n_head=width // 64,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        return filled(GPT2Model, config, path, tensors), words, places
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        return self.parts["hears"](input_features=features.transpose(1, 2)[:, None]).pooler_output
+
+    def _tokens(self, captions: list[str]) -> list[list[int]]:
+        return super()._tokens([f"{caption} <|endoftext|>" for caption in captions])
+
+    def _read(self, batch: Any) -> Tensor:
+        """The state of the last token before padding, as the authors find it: each "!" moves it one to the left."""
+        states = self.parts["reads"](**batch).last_hidden_state
+        last = batch["input_ids"].ne(0).sum(1) - 1
+        return self.parts["caption"](states[torch.arange(len(states)), last])
+
+
+class Projection(nn.Module):
+    """Microsoft's: (B, inputs) → (B, dim)."""
+
+    def __init__(self, inputs: int, dim: int) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(inputs, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.layer_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear1(x)
+        return self.layer_norm(x + self.linear2(nn.functional.gelu(x)))
+
+
+def cnn14(path: Path, tensors: Tensors) -> Panns:
+    """CNN14 of any widths, and the first layer of its head as `fc1`."""
+    widths = [1, *(len(tensors[f"conv_block{number}.conv1.weight"]) for number in range(1, 7))]
+    dropped = ("spectrogram_extractor.", "logmel_extractor.", "fc_audioset.")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
+    with torch.device("meta"):
+        blocks = {
+            f"conv_block{number}": ConvBlock(inputs, outputs, dropout=0.0, pooled=number < 6)
+            for number, (inputs, outputs) in enumerate(pairwise(widths), 1)
+        }
+        network = Panns(blocks, widths[-1], None, "mean")
+        network.fc1 = nn.Linear(*tensors["fc1.weight"].shape[::-1])
+    own = network.state_dict()
+    checkpoints.fit(path, tensors, own, "CNN14")
+    network.load_state_dict({name: tensors[name].to(own[name].dtype, copy=True) for name in own}, assign=True)
+    return network
+
+
+def _fingerprint(path: Path, tokenizer: Any) -> str:
+    return hashes.content_key(hashes.file_hash(path), sorted(tokenizer.get_vocab().items()))
 
 
 def htsat(tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:

@@ -19,7 +19,9 @@ from atr.training import identity, records
 from atr.training.records import Run
 
 SOUNDS = 16  # heard at a time
-KINDS = "a run's folder or address, hf:<name or folder of a ClapModel>, laion:<file>, embeddings:<folder>"
+KINDS = (
+    "a run's folder or address, hf:<name or folder of a ClapModel>, laion:<file>, msclap:<file>, embeddings:<folder>"
+)
 
 
 class Model(Protocol):
@@ -151,7 +153,7 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         if windows is not None:
             raise ValueError("--windows: embeddings have been made already; leave it out")
         return Embeddings(Path(rest).expanduser())
-    if kind in ("hf", "laion") and rest:
+    if kind in ("hf", "laion", "msclap") and rest:
         return Heard(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
     path = Path(name).expanduser()
     if not path.is_dir() and not (name.isalnum() and name.isascii()):
