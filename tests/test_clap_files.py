@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from transformers import RobertaConfig
 from typer.testing import CliRunner
 
 from atr import Embedder
@@ -57,7 +58,9 @@ def tokenizers(homes):
 def small(tmp_path_factory):
     """The smallest of the files."""
     path = tmp_path_factory.mktemp("laion") / "fused.pt"
-    torch.save({"epoch": 1, "state_dict": {f"module.{n}": t for n, t in laion("laion_htsat_fused").items()}}, path)
+    tensors = {f"module.{name}": tensor for name, tensor in laion("laion_htsat_fused").items()}
+    trained = {"epoch": np.int64(1), "name": "x", "optimizer": {"state": {0: {"step": 1}}, "param_groups": []}}
+    torch.save(trained | {"state_dict": tensors}, path)
     return path
 
 
@@ -249,6 +252,9 @@ def test_what_is_not_there_is_an_error(small, tmp_path, monkeypatch):
         clap_files.load(f"laion:{tmp_path / 'none.pt'}")
     monkeypatch.setenv("ATR_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"tokenizer 'roberta-base': neither a folder here nor to be had"):
+        clap_files.load(f"laion:{small}")
+    RobertaConfig().save_pretrained(tmp_path / "checkpoints" / "roberta-base")  # of which a tokenizer is made, too
+    with pytest.raises(ValueError, match=r"roberta-base: a tokenizer of 5 words, where .*fused.pt has 356; fetch it"):
         clap_files.load(f"laion:{small}")
 
 

@@ -33,7 +33,8 @@ def folder(name: str, fetch: bool = True) -> Path:
     if path.is_file() or path.suffix in FILES:
         raise ValueError(
             f"{name}: {'a file' if path.is_file() else 'no such file'}, and {TAKES}; convert LAION's files by "
-            "convert_clap_original_pytorch_to_hf.py of transformers' repository, or take them converted from the Hub"
+            "convert_clap_original_pytorch_to_hf.py of transformers' repository, or take them converted from the Hub "
+            "(atr evaluate takes them as they are: laion:<file>)"
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{name}: a folder without config.json; {TAKES}")

@@ -102,10 +102,9 @@ class Microsoft(Clap):
         hears, bands = self._hearing(path, hearing)
         reads, words, self.longest = self._reading(path, reading)
         logmel = LogMel(self.sample_rate, 1024, hop=320, bands=64, low=50, high=14_000)
-        own = {"logmel_extractor.melW": logmel.mel.mel_scale.fb}
-        checkpoints.fit(path, {name: bands[name] for name in own}, own, "this frontend")
-        for name, fb in own.items():  # the file's own: those of 2023 are for 32 kHz, though its sounds are not
-            fb.copy_(bands[name])
+        fb = logmel.mel.mel_scale.fb
+        checkpoints.fit(path, {"logmel_extractor.melW": bands}, {"logmel_extractor.melW": fb}, "this frontend")
+        fb.copy_(bands)  # the file's own: those of 2023 are for 32 kHz, though its sounds are not
         parts = {"logmel": logmel, "hears": hears, "reads": reads}
         for side in ("audio", "caption"):
             projection = _below(f"{side}_encoder.projection.", tensors)
@@ -117,8 +116,8 @@ class Microsoft(Clap):
         self.tokenizer = tokenizer_of(self.speaker, path, words)
         self.fingerprint = _fingerprint(path, self.tokenizer)
 
-    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensors]:
-        """The audio tower, and the tensors among which are those of its frontend."""
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensor]:
+        """The audio tower, and the mel bands of its frontend (513, 64)."""
         raise NotImplementedError
 
     def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
@@ -151,15 +150,14 @@ class Microsoft2022(Microsoft):
 
     seconds, speaker = 5.0, "bert-base-uncased"
 
-    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensors]:
-        return cnn14(path, tensors), tensors
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensor]:
+        return cnn14(path, tensors), tensors["logmel_extractor.melW"]
 
     def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
         from transformers import BertConfig, BertModel
 
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
         sizes = _transformer(tensors)
-        model = filled(BertModel, BertConfig(**sizes), path, tensors)
+        model = filled(BertModel, BertConfig(**sizes), path, tensors, strict=False)
         return model, sizes["vocab_size"], sizes["max_position_embeddings"]
 
     def _pooled(self, features: Tensor) -> Tensor:
@@ -180,19 +178,18 @@ class Microsoft2023(Microsoft):
         super().__init__(path, tensors, device)
         self.tokenizer.add_special_tokens({"pad_token": "!"})  # which is token 0
 
-    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensors]:
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensor]:
         from transformers import ClapAudioConfig, ClapAudioModel
 
         tensors = _below("htsat.", tensors)
         named, sizes = htsat(tensors)
         named = {f"audio_encoder.{name}": tensor for name, tensor in named.items()}
-        return filled(ClapAudioModel, ClapAudioConfig(**sizes), path, named), tensors
+        model = filled(ClapAudioModel, ClapAudioConfig(**sizes), path, named)
+        return model, tensors["logmel_extractor.melW"]
 
     def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
         from transformers import GPT2Config, GPT2Model
 
-        masks = (".attn.bias", ".attn.masked_bias")  # which files of older versions of transformers hold
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(masks)}
         (words, width), places = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
         config = GPT2Config(
             vocab_size=words,
@@ -203,7 +200,7 @@ class Microsoft2023(Microsoft):
             bos_token_id=None,
             eos_token_id=None,
         )
-        return filled(GPT2Model, config, path, tensors), words, places
+        return filled(GPT2Model, config, path, tensors, strict=False), words, places
 
     def _pooled(self, features: Tensor) -> Tensor:
         return self.parts["hears"](input_features=features.transpose(1, 2)[:, None]).pooler_output
@@ -234,8 +231,6 @@ class Projection(nn.Module):
 def cnn14(path: Path, tensors: Tensors) -> Panns:
     """CNN14 of any widths, and the first layer of its head as `fc1`."""
     widths = [1, *(len(tensors[f"conv_block{number}.conv1.weight"]) for number in range(1, 7))]
-    dropped = ("spectrogram_extractor.", "logmel_extractor.", "fc_audioset.")
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
     with torch.device("meta"):
         blocks = {
             f"conv_block{number}": ConvBlock(inputs, outputs, dropout=0.0, pooled=number < 6)
@@ -244,7 +239,7 @@ def cnn14(path: Path, tensors: Tensors) -> Panns:
         network = Panns(blocks, widths[-1], None, "mean")
         network.fc1 = nn.Linear(*tensors["fc1.weight"].shape[::-1])
     own = network.state_dict()
-    checkpoints.fit(path, tensors, own, "CNN14")
+    checkpoints.fit(path, {name: tensor for name, tensor in tensors.items() if name in own}, own, "CNN14")
     network.load_state_dict({name: tensors[name].to(own[name].dtype, copy=True) for name in own}, assign=True)
     return network
 
@@ -317,10 +312,14 @@ def check_mel(path: Path, tensors: Tensors, logmel: LogMel) -> None:
             raise ValueError(f"{path}: trained on another frontend than is known here: {name}; give another file")
 
 
-def filled(kind: Any, config: Any, path: Path, tensors: Tensors) -> Any:
-    """A model of transformers with the tensors of a file. `OtherWeights`: they are not all of it, or others."""
+def filled(kind: Any, config: Any, path: Path, tensors: Tensors, strict: bool = True) -> Any:
+    """A model of transformers with the tensors of a file. `OtherWeights`: they are not all of it, or, if strict, more:
+    older versions of transformers kept masks and places.
+    """
     with torch.device("meta"):
         own = kind(config).state_dict()
+    if not strict:
+        tensors = {name: tensor for name, tensor in tensors.items() if name in own}
     checkpoints.fit(path, tensors, own, f"a {kind.__name__}")
     with text.naming(path):
         return kind.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
