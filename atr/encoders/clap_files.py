@@ -48,8 +48,9 @@ def load(name: str, device: str | torch.device = "cpu") -> "Laion | Microsoft":
             return Laion(path, tensors, device)
         of_2023 = _below("audio_encoder.base.htsat.", tensors)
         return (Microsoft2023 if of_2023 else Microsoft2022)(path, tensors, device)
-    except KeyError as error:
-        raise ValueError(f"{path}: {what} of a kind that is not known here, without {error}; give another") from error
+    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:  # sizes are read off tensors as they come
+        reason = f"without {error}" if isinstance(error, KeyError) else f"of other shapes ({error})"
+        raise ValueError(f"{path}: {what} of a kind that is not known here, {reason}; give another file") from error
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:
@@ -74,7 +75,8 @@ class Laion(Clap):
         config = ClapConfig(audio_config=audio, text_config=roberta, projection_dim=dim)
         named = {f"audio_model.audio_encoder.{name}": tensor for name, tensor in hearing.items()}
         named |= {f"text_model.{name}": tensor for name, tensor in reading.items()}
-        places = torch.arange(roberta["max_position_embeddings"])[None]  # in files of some ages alone
+        # Some files hold these, of older versions of transformers; a ClapModel always does.
+        places = torch.arange(roberta["max_position_embeddings"])[None]
         named["text_model.embeddings.position_ids"] = places
         named["text_model.embeddings.token_type_ids"] = torch.zeros_like(places)
         named |= {name: tensors[name] for name in ("logit_scale_a", "logit_scale_t")}
@@ -184,13 +186,13 @@ class Microsoft2023(Microsoft):
         tensors = _below("htsat.", tensors)
         named, sizes = htsat(tensors)
         named = {f"audio_encoder.{name}": tensor for name, tensor in named.items()}
-        model = filled(ClapAudioModel, ClapAudioConfig(**sizes), path, named)
+        model = filled(ClapAudioModel, ClapAudioConfig(**sizes), path, named, strict=False)
         return model, tensors["logmel_extractor.melW"]
 
     def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
         from transformers import GPT2Config, GPT2Model
 
-        (words, width), places = tensors["wte.weight"].shape, len(tensors["wpe.weight"])
+        words, places, width = len(tensors["wte.weight"]), len(tensors["wpe.weight"]), tensors["wte.weight"].shape[1]
         config = GPT2Config(
             vocab_size=words,
             n_positions=places,
@@ -258,9 +260,8 @@ def htsat(tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:
         heads.append(tensors[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape[1])
     named = {}
     for name, tensor in tensors.items():
-        if name.startswith(("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")):
-            continue
-        if name.endswith(".attn_mask"):  # a function of the sizes
+        dropped = ("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")
+        if name.startswith(dropped) or name.endswith(".attn_mask"):
             continue
         for theirs, ours in (
             ("bn0.", "batch_norm."),
@@ -273,7 +274,7 @@ def htsat(tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:
         ):
             name = name.replace(theirs, ours)
         if ".qkv." in name:
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=False):
                 named[name.replace("qkv", part)] = rows
         else:
             named[name] = tensor
@@ -290,12 +291,12 @@ def htsat(tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:
 
 def _transformer(tensors: Tensors) -> dict[str, Any]:
     """What of a BertConfig or RobertaConfig the shapes of its tensors tell; heads are 64 wide."""
-    words, width = tensors["embeddings.word_embeddings.weight"].shape
+    words = tensors["embeddings.word_embeddings.weight"]
     return {
-        "vocab_size": words,
-        "hidden_size": width,
+        "vocab_size": len(words),
+        "hidden_size": words.shape[1],
         "num_hidden_layers": len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")}),
-        "num_attention_heads": width // 64,
+        "num_attention_heads": words.shape[1] // 64,
         "intermediate_size": len(tensors["encoder.layer.0.intermediate.dense.bias"]),
         "max_position_embeddings": len(tensors["embeddings.position_embeddings.weight"]),
         "type_vocab_size": len(tensors["embeddings.token_type_embeddings.weight"]),
@@ -313,10 +314,8 @@ def check_mel(path: Path, tensors: Tensors, logmel: LogMel) -> None:
 
 
 def filled(kind: Any, config: Any, path: Path, tensors: Tensors, strict: bool = True) -> Any:
-    """A model of transformers with the tensors of a file. `OtherWeights`: they are not all of it, or, if strict, more:
-    older versions of transformers kept masks and places.
-    """
-    with torch.device("meta"):
+    """A model of transformers with the tensors of a file. `OtherWeights`: not all of it, or, if strict, more."""
+    with text.naming(path), torch.device("meta"):
         own = kind(config).state_dict()
     if not strict:
         tensors = {name: tensor for name, tensor in tensors.items() if name in own}
