@@ -1,4 +1,4 @@
-"""Losses, audio encoders and corpora by name: those of this package, and one's own, without a change to it.
+"""Losses, audio encoders, corpora and models by name: those of this package, and one's own, without a change to it.
 
 A file registers them under names of their own, and `atr.extend` runs it:
 
@@ -24,14 +24,15 @@ Made = TypeVar("Made")
 LOSSES: dict[str, Any] = {}
 AUDIO_ENCODERS: dict[str, Any] = {}
 LOADERS: dict[str, Any] = {}
-_KINDS: dict[str, dict[str, Any]] = {"loss": LOSSES, "encoder": AUDIO_ENCODERS, "corpus": LOADERS}
+MODELS: dict[str, Any] = {}
+_KINDS: dict[str, dict[str, Any]] = {"loss": LOSSES, "encoder": AUDIO_ENCODERS, "corpus": LOADERS, "model": MODELS}
 _files: dict[Path, str] = {}  # what `extend` has run, in order, with the hash of its content
 _owners: dict[tuple[str, str], Path] = {}  # (kind, name) → the file that registered it
 _running: Path | None = None
 
 
 def extend(*files: str | os.PathLike[str]) -> None:
-    """Run Python files that register losses, encoders and corpora; one that has changed since replaces its own.
+    """Run Python files that register losses, encoders, corpora and models; one that has changed since replaces its own.
 
     FileNotFoundError: no such file. ValueError: a name that is taken. Errors of the file itself pass through.
 
@@ -92,6 +93,11 @@ def encoder(name: str) -> Callable[[Made], Made]:
 def corpus(name: str) -> Callable[[Made], Made]:
     """Register a loader: what makes an `atr.Corpus` from the config's options, and from `root` if it has no default."""
     return _registering("corpus", name)
+
+
+def model(name: str) -> Callable[[Made], Made]:
+    """Register a model to evaluate: what makes one without arguments, as `atr.evaluation.models.Own` takes it."""
+    return _registering("model", name)
 
 
 def _registering(kind: str, name: str) -> Callable[[Made], Made]:

@@ -38,6 +38,10 @@ def transform(window=1024, rate=32_000, bands=64, low=50, high=14_000):
     }
 
 
+def under(prefix, tensors):
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
 def _values(name, shape):
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("running_var"):

@@ -12,6 +12,8 @@ from transformers import (
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
+    GPT2Config,
+    GPT2TokenizerFast,
     RobertaConfig,
     RobertaModel,
     RobertaTokenizerFast,
@@ -62,6 +64,18 @@ def roberta_tokenizer(folder):
     learner.save_model(str(folder))
     RobertaTokenizerFast.from_pretrained(folder, model_max_length=512).save_pretrained(folder)
     return RobertaTokenizerFast.from_pretrained(folder)
+
+
+def gpt2(folder):
+    """The configuration of a small GPT-2 and its tokenizer (byte-level BPE, "!" 0, "<|endoftext|>" last)."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    learner = ByteLevelBPETokenizer()
+    learner.train_from_iterator(SENTENCES, vocab_size=400, min_frequency=1, show_progress=False)
+    learner.save_model(str(folder))
+    tokenizer = GPT2TokenizerFast.from_pretrained(folder, pad_token=None)
+    tokenizer.save_pretrained(folder)
+    GPT2Config(vocab_size=len(tokenizer)).save_pretrained(folder)
+    return tokenizer
 
 
 def clap(folder, fused=False):

@@ -54,7 +54,7 @@ def test_audio_is_the_models_own_answer_to_each_clip(folder, model, clips):
     embeddings = model.audio(clips, seed=3, quiet=True)
     assert embeddings.shape == (5, 12) and embeddings.dtype == torch.float32 and not embeddings.requires_grad
     for row, embedding in enumerate(embeddings):
-        with clap._drawing_from(3, clips[row]):
+        with clap.drawing_from(3, clips[row]):
             expected = processed(folder, clips[row])
         torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=1e-4)
 
@@ -106,7 +106,7 @@ def test_a_clip_has_one_embedding_in_whatever_row_batch_and_company(model, clips
 
 def test_the_parts_heard_of_a_clip_are_drawn_from_its_samples_and_the_seed():
     def drawn(seed, samples):
-        with clap._drawing_from(seed, samples):
+        with clap.drawing_from(seed, samples):
             return np.random.random()
 
     clip = np.arange(100, dtype=np.int16)
@@ -129,7 +129,7 @@ def test_the_global_generator_neither_counts_nor_moves(model, clips):
 
 def test_the_global_generator_is_put_back_after_an_error(model):
     np.random.seed(5)
-    with pytest.raises(RuntimeError, match="stop"), clap._drawing_from(0, np.zeros(3, np.int16)):
+    with pytest.raises(RuntimeError, match="stop"), clap.drawing_from(0, np.zeros(3, np.int16)):
         np.random.random()
         raise RuntimeError("stop")
     assert np.random.random() == np.random.RandomState(5).random()

@@ -1,6 +1,7 @@
 """`atr evaluate`: protocols, models, numbers that two people share."""
 
 import json
+import re
 from dataclasses import replace
 
 import dataset_layouts
@@ -8,15 +9,17 @@ import made_models
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from atr import Embedder, RunConfig, fit, get_profile
+from atr import Embedder, RunConfig, extend, fit, get_profile
 from atr.cli import app
 from atr.evaluation import evaluate, models, protocols
 from atr.evaluation.protocols import Protocol
 from atr.metrics import retrieval
+from atr.system import places
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 SETTINGS = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16}
@@ -181,7 +184,9 @@ class TestNumbers:
 
 class TestFiles:
     def test_ranks_and_trec_files_say_the_same(self, made, part, tmp_path):
-        one = evaluate.evaluate(models.Embeddings(made), protocols.get("folder"), part)
+        model = models.Embeddings(made)
+        model.name = "a model's"  # as a folder may be called
+        one = evaluate.evaluate(model, protocols.get("folder"), part)
         report = json.loads(one.save(tmp_path / "out").read_text())
         assert report["protocol"]["hash"] == one.protocol.hash and report["clips"] == 6 and report["queries"] == 15
         assert report["metrics"][0]["value"] == one.table["value"][0] and report["metrics"][5]["low"] is None
@@ -196,11 +201,41 @@ class TestFiles:
                 answers.setdefault(query, set()).add(answer)
             best = {}
             for query, _, answer, rank, score, tag in read("run"):
-                assert tag == made.name and np.isfinite(float(score))
+                assert tag == "a%20model%27s" and np.isfinite(float(score))
                 if answer in answers[query]:
                     best.setdefault(query, int(rank))
             assert list(best.values()) == ranks.loc[ranks["direction"] == title, "rank"].tolist()
         assert "sound%200.wav" in (tmp_path / "out" / "folder.t2a.run").read_text()
+
+
+class TestOwn:
+    (EXAMPLE,) = re.findall(r"```python\n(.*?)```", (places.PROJECT / "docs" / "evaluate.md").read_text(), re.S)
+
+    def test_the_pages_model_is_evaluated(self, tmp_path, monkeypatch):
+        rows = []
+        for number, (what, level) in enumerate([("a quiet hum", 0.01), ("a hum", 0.1), ("a loud siren", 0.8)]):
+            wave = level * np.random.default_rng(number).uniform(-1, 1, 8000)
+            soundfile.write(tmp_path / f"{number}.wav", wave, 8000)
+            rows.append([f"{number}.wav", what])
+        dataset_layouts.table(tmp_path / "captions.csv", ["file_name", "caption"], rows)
+        (tmp_path / "own.py").write_text(self.EXAMPLE)
+        assert len(self.EXAMPLE.strip().splitlines()) < 30
+        monkeypatch.setenv("ATR_EXTENSIONS", str(tmp_path / "own.py"))
+        given = ["evaluate", "loudness", "--on", "folder", "--root", tmp_path, "--out", tmp_path / "out", "--quiet"]
+        assert "3 clips, 3 queries" in call(*given)
+        report = json.loads((tmp_path / "out" / "folder.json").read_text())
+        assert report["metrics"][0]["value"] == 100 and report["model"]["name"] == "loudness"
+        monkeypatch.setenv("ATR_EXTENSIONS", "")
+        (tmp_path / "own.py").write_text(f"{self.EXAMPLE}#")
+        extend(tmp_path / "own.py")
+        assert models.Own("loudness").fingerprint != report["model"]["fingerprint"]
+        assert "how loudness hears a longer sound is its own" in call(*given, "--windows", "mean", status=1)
+
+    def test_rows_that_are_too_few_are_an_error(self, tmp_path, part):
+        (tmp_path / "own.py").write_text(self.EXAMPLE.replace("angle)], axis=1)", "angle)])"))
+        extend(tmp_path / "own.py")
+        with pytest.raises(ValueError, match=r"loudness: its sounds gave \(2, 6\) for 6 of them; give \(N, D\)"):
+            models.Own("loudness").sounds(part, quiet=True)
 
 
 class TestErrors:
@@ -235,7 +270,7 @@ class TestErrors:
 
     def test_models_that_are_none(self, tmp_path, made):
         smoke = get_profile("smoke")
-        for name in ("no such model", "laion:x.pt", "embeddings:", "a/b"):
+        for name in ("no such model", "laion:", "embeddings:", "a/b"):
             with pytest.raises(ValueError, match=f"model '{name}': unknown; give a run's folder or address, hf:"):
                 models.load(name, smoke)
         with pytest.raises(ValueError, match="no finished run; give a run's folder"):

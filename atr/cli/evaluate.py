@@ -11,7 +11,10 @@ from atr.cli.console import DeviceOption, ProfileOption, QuietOption, printed, s
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(help="A run's folder or address, hf:<name or folder of a ClapModel>, or embeddings:<folder>."),
+        typer.Argument(
+            help="A run's folder or address, hf:<name or folder of a ClapModel>, laion:<file>, msclap:<file>, "
+            "embeddings:<folder>, or a registered name."
+        ),
     ],
     on: Annotated[
         list[str], typer.Option(help="Protocol: clotho-5225, people, folder, or a .toml file; several times.")

@@ -220,6 +220,17 @@ def load(encoder: Any, path: str | Path) -> None:
     own = encoder.state_dict()
     named = _named(encoder, path, own)
     tensors = {name: tensor for name, tensor in named.items() if not name.startswith(encoder.dropped)}
+    fit(path, tensors, own)
+    if any(tensor.is_meta for tensor in own.values()):  # laid out, but without memory of its own
+        complete = {name: torch.zeros((), dtype=torch.int64) for name in own} | tensors
+        copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in complete.items()}
+        encoder.load_state_dict(copies, assign=True)
+    else:
+        encoder.load_state_dict(tensors, strict=False)
+
+
+def fit(path: str | Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str = "this encoder") -> None:
+    """`OtherWeights` unless the `tensors` of a file are those of a network's `own` state; and as `check`."""
     missing = [name for name in own.keys() - tensors.keys() if not name.endswith(".num_batches_tracked")]
     wrong = [f"missing {listed(missing)}"] if missing else []
     if unexpected := tensors.keys() - own.keys():
@@ -232,14 +243,8 @@ def load(encoder: Any, path: str | Path) -> None:
     if shapes:
         wrong.append(listed(shapes, "; "))
     if wrong:
-        raise OtherWeights(f"{path}: not weights of this encoder: {'; '.join(wrong)}")
+        raise OtherWeights(f"{path}: not weights of {what}: {'; '.join(wrong)}")
     check(path, tensors, own)
-    if any(tensor.is_meta for tensor in own.values()):  # laid out, but without memory of its own
-        complete = {name: torch.zeros((), dtype=torch.int64) for name in own} | tensors
-        copies = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in complete.items()}
-        encoder.load_state_dict(copies, assign=True)
-    else:
-        encoder.load_state_dict(tensors, strict=False)
 
 
 def _named(encoder: Any, path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ def folder(name: str, fetch: bool = True) -> Path:
     if path.is_file() or path.suffix in FILES:
         raise ValueError(
             f"{name}: {'a file' if path.is_file() else 'no such file'}, and {TAKES}; convert LAION's files by "
-            "convert_clap_original_pytorch_to_hf.py of transformers' repository, or take them converted from the Hub"
+            "convert_clap_original_pytorch_to_hf.py of transformers' repository, or take them converted from the Hub "
+            "(atr evaluate takes them as they are: laion:<file>)"
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{name}: a folder without config.json; {TAKES}")
@@ -64,18 +65,22 @@ class Clap:
         if not (folder / "preprocessor_config.json").is_file():
             raise FileNotFoundError(f"{folder}: no preprocessor_config.json; fetch or save the whole CLAP processor")
         model: Any = text.pretrained(ClapModel, folder)
-        self.model, self.device = model.to(device).eval(), device
         with text.naming(folder):
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        self.fused = self.model.config.audio_config.enable_fusion
-        if self.fused != (self.extractor.truncation == "fusion"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        fused = model.config.audio_config.enable_fusion
+        if fused != (extractor.truncation == "fusion"):
             raise ValueError(
-                f"{folder}: enable_fusion {self.fused} of config.json does not go with truncation "
-                f"{self.extractor.truncation!r} of preprocessor_config.json; both must be of one model"
+                f"{folder}: enable_fusion {fused} of config.json does not go with truncation "
+                f"{extractor.truncation!r} of preprocessor_config.json; both must be of one model"
             )
-        self.sample_rate, self.dim = self.extractor.sampling_rate, self.model.config.projection_dim
-        self.seconds = self.extractor.nb_max_samples / self.sample_rate
+        self._of(model, tokenizer, extractor, device)
+
+    def _of(self, model: Any, tokenizer: Any, extractor: Any, device: str | torch.device) -> None:
+        self.model, self.tokenizer, self.extractor, self.device = model.to(device).eval(), tokenizer, extractor, device
+        self.fused = extractor.truncation == "fusion"
+        self.sample_rate, self.dim = extractor.sampling_rate, model.config.projection_dim
+        self.seconds = extractor.nb_max_samples / self.sample_rate
 
     @torch.no_grad()
     def audio(self, waveforms: Packed, seed: int, quiet: bool = False) -> Tensor:
@@ -88,32 +93,41 @@ class Clap:
         with tqdm(total=len(waveforms), desc="CLAP audio", unit="clip", disable=quiet) as bar:
             for start in range(0, len(waveforms), AUDIO_BATCH):
                 batch = range(start, min(start + AUDIO_BATCH, len(waveforms)))
-                features = torch.stack([self._features(waveforms[row], seed) for row in batch])
-                longer = torch.tensor([[self._longer(waveforms[row])] for row in batch])
-                output = self.model.audio_model(input_features=features.to(self.device), is_longer=longer)
-                rows.append(functional.normalize(self.model.audio_projection(output.pooler_output)).cpu())
+                rows.append(functional.normalize(self._heard([waveforms[row] for row in batch], seed)).cpu())
                 bar.update(len(batch))
         return torch.cat(rows)
 
     @torch.no_grad()
     def text(self, captions: list[str], quiet: bool = False) -> Tensor:
         """(captions, dim) float32 of length 1, on the CPU."""
-        tokens = self.tokenizer(captions, truncation=True, max_length=LONGEST)["input_ids"]
+        tokens = self._tokens(captions)
         order = np.argsort([len(row) for row in tokens], kind="stable")  # batches of like length
         result = torch.empty(len(captions), self.dim)
         with tqdm(total=len(captions), desc="CLAP captions", unit="caption", disable=quiet) as bar:
             for start in range(0, len(order), TEXT_BATCH):
                 chosen = order[start : start + TEXT_BATCH]
                 batch = self.tokenizer.pad({"input_ids": [tokens[row] for row in chosen]}, return_tensors="pt")
-                output = self.model.text_model(**batch.to(self.device))
-                embedding = functional.normalize(self.model.text_projection(output.pooler_output))
-                result[torch.from_numpy(chosen)] = embedding.cpu()
+                result[torch.from_numpy(chosen)] = functional.normalize(self._read(batch.to(self.device))).cpu()
                 bar.update(len(chosen))
         return result
 
+    def _heard(self, waveforms: list[np.ndarray], seed: int) -> Tensor:
+        """(clips, dim) of any length."""
+        features = torch.stack([self._features(waveform, seed) for waveform in waveforms])
+        longer = torch.tensor([[self._longer(waveform)] for waveform in waveforms])
+        output = self.model.audio_model(input_features=features.to(self.device), is_longer=longer)
+        return self.model.audio_projection(output.pooler_output)
+
+    def _tokens(self, captions: list[str]) -> list[list[int]]:
+        return self.tokenizer(captions, truncation=True, max_length=LONGEST)["input_ids"]
+
+    def _read(self, batch: Any) -> Tensor:
+        """The tokenizer's `input_ids` and `attention_mask` (captions, T) → (captions, dim) of any length."""
+        return self.model.text_projection(self.model.text_model(**batch).pooler_output)
+
     def _features(self, waveform: np.ndarray, seed: int) -> Tensor:
         """Log-mel (1 or 4, frames, bands) of one clip, as the extractor gives it."""
-        with _drawing_from(seed, waveform):
+        with drawing_from(seed, waveform):
             output = self.extractor(from_int16(waveform), sampling_rate=self.sample_rate, return_tensors="pt")
         return output["input_features"][0]
 
@@ -128,7 +142,7 @@ class Clap:
 
 
 @contextmanager
-def _drawing_from(seed: int, waveform: np.ndarray) -> Iterator[None]:
+def drawing_from(seed: int, waveform: np.ndarray) -> Iterator[None]:
     """Numpy's global generator, which the extractor draws from, seeded by seed and samples; put back afterwards."""
     state, content = np.random.get_state(), hashlib.sha256(waveform.tobytes()).digest()
     np.random.seed(np.random.SeedSequence([seed, int.from_bytes(content, "little")]).generate_state(4))

@@ -46,9 +46,10 @@ def normalise(caption: str, style: str | None) -> str:
     raise ValueError(f"unknown caption style {style!r}; known: 'mei2022', 'tymofieiev2025', None")
 
 
-def folder(name: str, fetch: bool = True, role: str = "text encoder") -> Path:
+def folder(name: str, fetch: bool = True, role: str = "text encoder", weights: bool = True) -> Path:
     """Local folder of a transformers model: a path, here or below `ATR_HOME/checkpoints`, "minilm", or a Hub name
-    (fetched if it is not in the Hub cache, unless `fetch` is False). role: what errors call it.
+    (fetched if it is not in the Hub cache, unless `fetch` is False). role: what errors call it; weights: whether they
+    are needed, or all but them.
 
     Raises FileNotFoundError that says how to obtain it.
     """
@@ -66,10 +67,10 @@ def folder(name: str, fetch: bool = True, role: str = "text encoder") -> Path:
         name = MINILM_HUB
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors"]
+    patterns = ["*.json", "*.txt", "*.model", *(["model.safetensors", "model-*.safetensors"] if weights else [])]
     with suppress(Exception):  # what is here is used as it is: a study does not change its weights half-way
         path = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-        if (path / "config.json").is_file() and list(path.glob("model*.safetensors")):
+        if (path / "config.json").is_file() and (not weights or list(path.glob("model*.safetensors"))):
             return path
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not fetch))

@@ -129,13 +129,13 @@ class Evaluation:
 
     def _run(self, way: str, asked: list[str], answers: list[str]) -> list[str]:
         """Lines of a TREC run: the DEEP best candidates of each query."""
-        lines = []
+        lines, tag = [], quote(self.model, safe="/:")
         for start in range(0, len(asked), 256):
             scores = self._scores(way, slice(start, start + 256))
             best = scores.topk(min(DEEP, scores.shape[1]))
             for row, (values, places) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
                 for rank, (value, place) in enumerate(zip(values, places, strict=True), 1):
-                    lines.append(f"{asked[start + row]} Q0 {answers[place]} {rank} {value:.8g} {self.model}\n")
+                    lines.append(f"{asked[start + row]} Q0 {answers[place]} {rank} {value:.8g} {tag}\n")
         return lines
 
     def _scores(self, way: str, rows: slice) -> Tensor:

@@ -1,6 +1,6 @@
-"""What can be evaluated: a finished run, a CLAP model of transformers, embeddings that something else has made."""
+"""What can be evaluated: a finished run, a CLAP model, one's own, embeddings that something else has made."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from atr import register
 from atr.corpora import corpus_of
+from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
 from atr.experiments.profiles import Profile
 from atr.inference.embedder import Embedder
@@ -19,7 +21,10 @@ from atr.training import identity, records
 from atr.training.records import Run
 
 SOUNDS = 16  # heard at a time
-KINDS = "a run's folder or address, hf:<name or folder of a ClapModel>, embeddings:<folder>"
+KINDS = (
+    "a run's folder or address, hf:<name or folder of a ClapModel>, laion:<file>, msclap:<file>, embeddings:<folder>, "
+    "or a name that is registered (docs/evaluate.md)"
+)
 
 
 class Model(Protocol):
@@ -41,6 +46,13 @@ class Model(Protocol):
         ...
 
 
+def _batches(part: Corpus, name: str, quiet: bool) -> Iterator[list[tuple[np.ndarray, int]]]:
+    """The clips of a one-split corpus, SOUNDS at a time: of each its waveform (samples,) and its rate in Hz."""
+    clips = part.clips["clip"].tolist()
+    for start in tqdm(range(0, len(clips), SOUNDS), f"{name}: sounds", disable=quiet):
+        yield [part.read(clip) for clip in clips[start : start + SOUNDS]]
+
+
 class Heard:
     """A run or a CLAP model, which hears the sounds itself."""
 
@@ -48,9 +60,7 @@ class Heard:
         self.embedder, self.name, self.fingerprint = embedder, embedder.name, embedder.fingerprint
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
-        clips, found = part.clips["clip"].tolist(), []
-        for start in tqdm(range(0, len(clips), SOUNDS), f"{self.name}: sounds", disable=quiet):
-            found.append(self.embedder.sounds([part.read(clip) for clip in clips[start : start + SOUNDS]]))
+        found = [self.embedder.sounds(batch) for batch in _batches(part, self.name, quiet)]
         if found[0].ndim == 3:  # text-aware: frames, as many as the longest clip has
             longest = max(frames.shape[1] for frames in found)
             found = [torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in found]
@@ -61,6 +71,37 @@ class Heard:
 
     def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.embedder.similarity(sentences, sounds) if self.embedder.text_aware else (sentences, sounds)
+
+
+class Own:
+    """A model of one's own, by the name that it is registered under (`atr.register.model`).
+
+    It has a `sample_rate` in Hz, `sounds`, which takes a list of waveforms (samples,) float32 at that rate, and
+    `sentences`, which takes a list of captions; both give (N, D), as an array or a tensor. The fingerprint is of the
+    file that registers it, not of what that reads. ValueError: rows that are not as many as what they are of.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.model, self.name = register.MODELS[name](), name
+        self.fingerprint = hashes.content_key("own", name, register.code("model", name))
+
+    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
+        rate = self.model.sample_rate
+        heard = ([resample(*sound, rate) for sound in batch] for batch in _batches(part, self.name, quiet))
+        return torch.cat([self._rows("sounds", waveforms) for waveforms in heard])
+
+    def sentences(self, texts: Sequence[str]) -> Tensor:
+        return self._rows("sentences", list(texts))
+
+    def _rows(self, side: str, given: list) -> Tensor:
+        with torch.no_grad():
+            rows = torch.as_tensor(getattr(self.model, side)(given)).float().cpu()
+        if rows.ndim != 2 or len(rows) != len(given):
+            raise ValueError(f"{self.name}: its {side} gave {tuple(rows.shape)} for {len(given)} of them; give (N, D)")
+        return rows
+
+    def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
+        return sentences, sounds
 
 
 class Embeddings:
@@ -151,8 +192,12 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         if windows is not None:
             raise ValueError("--windows: embeddings have been made already; leave it out")
         return Embeddings(Path(rest).expanduser())
-    if kind == "hf" and rest:
-        return Heard(Embedder.clap(rest, windows=windows, device=device))
+    if name in register.MODELS:
+        if windows is not None:
+            raise ValueError(f"--windows: how {name} hears a longer sound is its own; leave it out")
+        return Own(name)
+    if kind in ("hf", "laion", "msclap") and rest:
+        return Heard(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
     path = Path(name).expanduser()
     if not path.is_dir() and not (name.isalnum() and name.isascii()):
         raise ValueError(f"model {name!r}: unknown; give {KINDS}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from atr.config import RunConfig
 from atr.corpora import audio, corpus_of
 from atr.corpora.corpus import Corpus
-from atr.encoders import clap, inputs, registry, text
+from atr.encoders import clap, clap_files, inputs, registry, text
 from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.inference.windows import cut, mean, window_of
 from atr.system import devices, hashes
@@ -93,17 +94,30 @@ class Embedder:
 
     @classmethod
     def clap(cls, name: str | os.PathLike[str], *, windows: str | None = None, device: str = "auto") -> Embedder:
-        """A CLAP model of transformers (`atr.encoders.clap`), by its folder or its name on the Hub. Errors: as in
-        `clap.folder` and `Clap`.
+        """A CLAP model of transformers (`atr.encoders.clap`), by its folder or its name on the Hub, or of its authors'
+        own file, by `laion:<file>` or `msclap:<file>`. Errors: as in `clap.folder` and `Clap`, or `clap_files.load`.
         """
-        config = RunConfig(training="external", audio_encoder="clap", epochs=0, text_encoder=str(name))
-        self = cls.__new__(cls)
-        folder = clap.folder(str(name))
-        known = hashes.content_key(CLAP_VERSION, text.fingerprint(folder))
-        self._load(config, Prepared(None, folder, {"text": known}), None, device, windows)
+        name, self = str(name), cls.__new__(cls)
+        config = RunConfig(training="external", audio_encoder="clap", epochs=0, text_encoder=name)
+        if name.startswith(clap_files.GIVEN):
+            loaded = clap_files.load(name, devices.resolve_device(device))
+            folder, known = Path(), loaded.fingerprint
+        else:
+            folder = clap.folder(name)
+            loaded, known = None, text.fingerprint(folder)
+        start = Prepared(None, folder, {"text": hashes.content_key(CLAP_VERSION, known)})
+        self._load(config, start, None, device, windows, loaded)
         return self
 
-    def _load(self, config: RunConfig, start: Prepared, run: Run | None, device: str, windows: str | None) -> None:
+    def _load(
+        self,
+        config: RunConfig,
+        start: Prepared,
+        run: Run | None,
+        device: str,
+        windows: str | None,
+        loaded: Clap | None = None,
+    ) -> None:
         self.config, self.seconds, self.text_aware = config, config.max_seconds, config.text_aware is not None
         checkpoint = run and run.path / "checkpoint.safetensors"
         trained = hashes.file_hash(checkpoint) if checkpoint and checkpoint.is_file() else None
@@ -113,7 +127,7 @@ class Embedder:
         )
         self.name = run.address if run else config.text_encoder
         device = devices.resolve_device(device)
-        self._clap = Clap(start.text_folder, device) if config.training == "external" else None
+        self._clap = loaded or (Clap(start.text_folder, device) if config.training == "external" else None)
         if self._clap is not None:
             self.sample_rate, self.dim = self._clap.sample_rate, self._clap.dim
             self.seconds = min(self._clap.seconds, self.seconds or self._clap.seconds)

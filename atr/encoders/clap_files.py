@@ -1,0 +1,338 @@
+"""CLAP models from the files that their authors publish, heard and read as their authors have it."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atr.corpora.audio import from_int16
+from atr.encoders import checkpoints, clap, text
+from atr.encoders.audio.frontends import LogMel
+from atr.encoders.audio.panns import ConvBlock, Panns
+from atr.encoders.clap import Clap
+from atr.system import hashes
+
+Tensors = dict[str, Tensor]
+GIVEN = ("laion:", "msclap:")
+# How names in a file begin, what the file is then, and how it is given.
+SIGNS = {
+    "audio_branch.": ("LAION's CLAP", "as laion:<file>"),
+    "audio_encoder.base.": ("Microsoft's CLAP", "as msclap:<file>"),
+    "clap.base.": ("Microsoft's captioner clapcap, which embeds no sentences", "the file of a CLAP as msclap:<file>"),
+    "audio_model.audio_encoder.": ("a ClapModel of transformers", "its folder as hf:<folder>"),
+    "conv_block1.": ("an audio encoder of PANNs, which reads no sentences", "it to a run, as audio_weights"),
+    "features.0.0.": ("an audio encoder of EfficientAT, which reads no sentences", "it to a run, as audio_weights"),
+}
+
+
+def load(name: str, device: str | torch.device = "cpu") -> "Laion | Microsoft":
+    """A model by `laion:<file>` or `msclap:<file>`.
+
+    ValueError names a file that is damaged, of another kind, or of a network that is not known here; FileNotFoundError
+    one that is not there, or the tokenizer that it needs.
+    """
+    kind, _, file = name.partition(":")
+    path = Path(file).expanduser()
+    tensors = checkpoints.read(path)
+    while all(name.startswith("module.") for name in tensors):
+        tensors = _below("module.", tensors)
+    none = ("no CLAP model", f"a file of LAION's or Microsoft's, where this holds {checkpoints.listed(tensors)}")
+    what, way = next((SIGNS[sign] for sign in SIGNS if _below(sign, tensors)), none)
+    if way != f"as {kind}:<file>":
+        raise ValueError(f"{path}: {what}; give {way}")
+    try:
+        if kind == "laion":
+            return Laion(path, tensors, device)
+        of_2023 = _below("audio_encoder.base.htsat.", tensors)
+        return (Microsoft2023 if of_2023 else Microsoft2022)(path, tensors, device)
+    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:  # sizes are read off tensors as they come
+        reason = f"without {error}" if isinstance(error, KeyError) else f"of other shapes ({error})"
+        raise ValueError(f"{path}: {what} of a kind that is not known here, {reason}; give another file") from error
+
+
+def _below(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+class Laion(Clap):
+    """LAION's CLAP (Wu et al. 2023), as a ClapModel: HTSAT of any width, with or without fusion, and RoBERTa.
+
+    fingerprint: a hash of the file and of the tokenizer's vocabulary.
+    """
+
+    def __init__(self, path: Path, tensors: Tensors, device: str | torch.device) -> None:
+        from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+
+        check_mel(path, tensors, LogMel(48_000, 1024, 480, 64, 50, 14_000))
+        hearing, audio = htsat(_below("audio_branch.", tensors))
+        reading = _below("text_branch.", tensors)
+        roberta = _transformer(reading) | {"layer_norm_eps": 1e-5}  # its own, not that of ClapConfig
+        dim = len(tensors["text_projection.0.bias"])
+        config = ClapConfig(audio_config=audio, text_config=roberta, projection_dim=dim)
+        named = {f"audio_model.audio_encoder.{name}": tensor for name, tensor in hearing.items()}
+        named |= {f"text_model.{name}": tensor for name, tensor in reading.items()}
+        # Some files hold these, of older versions of transformers; a ClapModel always does.
+        places = torch.arange(roberta["max_position_embeddings"])[None]
+        named["text_model.embeddings.position_ids"] = places
+        named["text_model.embeddings.token_type_ids"] = torch.zeros_like(places)
+        named |= {name: tensors[name] for name in ("logit_scale_a", "logit_scale_t")}
+        for side in ("audio_projection", "text_projection"):
+            for name, tensor in _below(f"{side}.", tensors).items():
+                named[f"{side}.linear{name.replace('0', '1', 1)}"] = tensor
+        model = filled(ClapModel, config, path, named)
+        tokenizer = tokenizer_of("roberta-base", path, roberta["vocab_size"])
+        truncation = "fusion" if audio["enable_fusion"] else "rand_trunc"
+        self.fingerprint = _fingerprint(path, tokenizer)
+        self._of(model, tokenizer, ClapFeatureExtractor(frequency_min=50, truncation=truncation), device)
+
+
+class Microsoft(Clap):
+    """Microsoft's CLAP: an audio and a text tower with a `Projection` each. Its two years are subclasses.
+
+    Of a sound longer than `seconds` a random part is heard; a shorter one again and again. Captions are read whole.
+    fingerprint: a hash of the file and of the tokenizer's vocabulary.
+    """
+
+    sample_rate, speaker = 44_100, ""
+
+    def __init__(self, path: Path, tensors: Tensors, device: str | torch.device) -> None:
+        hearing, reading = _below("audio_encoder.base.", tensors), _below("caption_encoder.base.", tensors)
+        hears, bands = self._hearing(path, hearing)
+        reads, words, self.longest = self._reading(path, reading)
+        logmel = LogMel(self.sample_rate, 1024, hop=320, bands=64, low=50, high=14_000)
+        fb = logmel.mel.mel_scale.fb
+        checkpoints.fit(path, {"logmel_extractor.melW": bands}, {"logmel_extractor.melW": fb}, "this frontend")
+        fb.copy_(bands)  # the file's own: those of 2023 are for 32 kHz, though its sounds are not
+        parts = {"logmel": logmel, "hears": hears, "reads": reads}
+        for side in ("audio", "caption"):
+            projection = _below(f"{side}_encoder.projection.", tensors)
+            parts[side] = Projection(*projection["linear1.weight"].shape[::-1])
+            checkpoints.fit(path, projection, parts[side].state_dict(), "Microsoft's projection")
+            parts[side].load_state_dict(projection)
+        self.parts: Any = nn.ModuleDict(parts).to(device).eval()
+        self.device, self.dim = device, len(tensors["audio_encoder.projection.linear1.weight"])
+        self.tokenizer = tokenizer_of(self.speaker, path, words)
+        self.fingerprint = _fingerprint(path, self.tokenizer)
+
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensor]:
+        """The audio tower, and the mel bands of its frontend (513, 64)."""
+        raise NotImplementedError
+
+    def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
+        """The text tower, the words that it knows and the tokens that it reads."""
+        raise NotImplementedError
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        """(B, bands, frames) in dB → (B, width)."""
+        raise NotImplementedError
+
+    def _heard(self, waveforms: list[np.ndarray], seed: int) -> Tensor:
+        samples = torch.from_numpy(np.stack([self._part(waveform, seed) for waveform in waveforms]))
+        features = self.parts["logmel"](from_int16(samples.to(self.device)))
+        return self.parts["audio"](self._pooled(features))
+
+    def _part(self, waveform: np.ndarray, seed: int) -> np.ndarray:
+        size = round(self.seconds * self.sample_rate)
+        if len(waveform) <= size:
+            return np.resize(waveform, size)
+        with clap.drawing_from(seed, waveform):
+            start = np.random.randint(len(waveform) - size)
+        return waveform[start : start + size]
+
+    def _tokens(self, captions: list[str]) -> list[list[int]]:
+        return self.tokenizer(captions, truncation=True, max_length=self.longest)["input_ids"]
+
+
+class Microsoft2022(Microsoft):
+    """CNN14 and BERT (Elizalde et al. 2022, "CLAP: Learning Audio Concepts From Natural Language Supervision")."""
+
+    seconds, speaker = 5.0, "bert-base-uncased"
+
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensor]:
+        return cnn14(path, tensors), tensors["logmel_extractor.melW"]
+
+    def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
+        from transformers import BertConfig, BertModel
+
+        sizes = _transformer(tensors)
+        model = filled(BertModel, BertConfig(**sizes), path, tensors, strict=False)
+        return model, sizes["vocab_size"], sizes["max_position_embeddings"]
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        frames, _ = self.parts["hears"].encode(features)
+        return self.parts["hears"].fc1(frames.amax(1) + frames.mean(1)).relu()
+
+    def _read(self, batch: Any) -> Tensor:
+        return self.parts["caption"](self.parts["reads"](**batch).last_hidden_state[:, 0])
+
+
+class Microsoft2023(Microsoft):
+    """HTSAT and GPT-2 (Elizalde et al. 2023, "Natural Language Supervision for General-Purpose Audio
+    Representations")."""
+
+    seconds, speaker = 7.0, "gpt2"
+
+    def __init__(self, path: Path, tensors: Tensors, device: str | torch.device) -> None:
+        super().__init__(path, tensors, device)
+        self.tokenizer.add_special_tokens({"pad_token": "!"})  # which is token 0
+
+    def _hearing(self, path: Path, tensors: Tensors) -> tuple[nn.Module, Tensor]:
+        from transformers import ClapAudioConfig, ClapAudioModel
+
+        tensors = _below("htsat.", tensors)
+        named, sizes = htsat(tensors)
+        named = {f"audio_encoder.{name}": tensor for name, tensor in named.items()}
+        model = filled(ClapAudioModel, ClapAudioConfig(**sizes), path, named, strict=False)
+        return model, tensors["logmel_extractor.melW"]
+
+    def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
+        from transformers import GPT2Config, GPT2Model
+
+        words, places, width = len(tensors["wte.weight"]), len(tensors["wpe.weight"]), tensors["wte.weight"].shape[1]
+        config = GPT2Config(
+            vocab_size=words,
+            n_positions=places,
+            n_embd=width,
+            n_layer=len({name.split(".")[1] for name in tensors if name.startswith("h.")}),
+            n_head=width // 64,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        return filled(GPT2Model, config, path, tensors, strict=False), words, places
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        return self.parts["hears"](input_features=features.transpose(1, 2)[:, None]).pooler_output
+
+    def _tokens(self, captions: list[str]) -> list[list[int]]:
+        return super()._tokens([f"{caption} <|endoftext|>" for caption in captions])
+
+    def _read(self, batch: Any) -> Tensor:
+        """The state of the last token before padding, as the authors find it: each "!" moves it one to the left."""
+        states = self.parts["reads"](**batch).last_hidden_state
+        last = batch["input_ids"].ne(0).sum(1) - 1
+        return self.parts["caption"](states[torch.arange(len(states)), last])
+
+
+class Projection(nn.Module):
+    """Microsoft's: (B, inputs) → (B, dim)."""
+
+    def __init__(self, inputs: int, dim: int) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(inputs, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.layer_norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear1(x)
+        return self.layer_norm(x + self.linear2(nn.functional.gelu(x)))
+
+
+def cnn14(path: Path, tensors: Tensors) -> Panns:
+    """CNN14 of any widths, and the first layer of its head as `fc1`."""
+    widths = [1, *(len(tensors[f"conv_block{number}.conv1.weight"]) for number in range(1, 7))]
+    with torch.device("meta"):
+        blocks = {
+            f"conv_block{number}": ConvBlock(inputs, outputs, dropout=0.0, pooled=number < 6)
+            for number, (inputs, outputs) in enumerate(pairwise(widths), 1)
+        }
+        network = Panns(blocks, widths[-1], None, "mean")
+        network.fc1 = nn.Linear(*tensors["fc1.weight"].shape[::-1])
+    own = network.state_dict()
+    checkpoints.fit(path, {name: tensor for name, tensor in tensors.items() if name in own}, own, "CNN14")
+    network.load_state_dict({name: tensors[name].to(own[name].dtype, copy=True) for name in own}, assign=True)
+    return network
+
+
+def _fingerprint(path: Path, tokenizer: Any) -> str:
+    return hashes.content_key(hashes.file_hash(path), sorted(tokenizer.get_vocab().items()))
+
+
+def htsat(tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:
+    """HTSAT's tensors by the names of a ClapAudioEncoder, and what of a ClapAudioConfig their shapes tell."""
+    stages = {name.split(".")[1] for name in tensors if name.startswith("layers.")}
+    depths, heads = [], []
+    for stage in range(len(stages)):
+        blocks = {name.split(".")[3] for name in tensors if name.startswith(f"layers.{stage}.blocks.")}
+        depths.append(len(blocks))
+        heads.append(tensors[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape[1])
+    named = {}
+    for name, tensor in tensors.items():
+        dropped = ("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")
+        if name.startswith(dropped) or name.endswith(".attn_mask"):
+            continue
+        for theirs, ours in (
+            ("bn0.", "batch_norm."),
+            (".norm1.", ".layernorm_before."),
+            (".norm2.", ".layernorm_after."),
+            (".mlp.fc1.", ".intermediate.dense."),
+            (".mlp.fc2.", ".output.dense."),
+            (".attn.proj.", ".attention.output.dense."),
+            (".attn.", ".attention.self."),
+        ):
+            name = name.replace(theirs, ours)
+        if ".qkv." in name:
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=False):
+                named[name.replace("qkv", part)] = rows
+        else:
+            named[name] = tensor
+    fused = "patch_embed.mel_conv2d.weight" in tensors
+    return named, {
+        "patch_embeds_hidden_size": len(tensors["patch_embed.proj.weight"]),
+        "hidden_size": len(tensors["norm.weight"]),
+        "depths": depths,
+        "num_attention_heads": heads,
+        "enable_fusion": fused,
+        "fusion_type": "aff_2d" if fused else None,
+    }
+
+
+def _transformer(tensors: Tensors) -> dict[str, Any]:
+    """What of a BertConfig or RobertaConfig the shapes of its tensors tell; heads are 64 wide."""
+    words = tensors["embeddings.word_embeddings.weight"]
+    return {
+        "vocab_size": len(words),
+        "hidden_size": words.shape[1],
+        "num_hidden_layers": len({name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")}),
+        "num_attention_heads": words.shape[1] // 64,
+        "intermediate_size": len(tensors["encoder.layer.0.intermediate.dense.bias"]),
+        "max_position_embeddings": len(tensors["embeddings.position_embeddings.weight"]),
+        "type_vocab_size": len(tensors["embeddings.token_type_embeddings.weight"]),
+    }
+
+
+def check_mel(path: Path, tensors: Tensors, logmel: LogMel) -> None:
+    """ValueError: a file's network was trained on other mel bands than `logmel` gives."""
+    ours = logmel.mel.mel_scale.fb
+    for name, theirs in tensors.items():
+        if name.endswith("logmel_extractor.melW") and not (
+            theirs.shape == ours.shape and torch.allclose(theirs.float(), ours, atol=1e-4)
+        ):
+            raise ValueError(f"{path}: trained on another frontend than is known here: {name}; give another file")
+
+
+def filled(kind: Any, config: Any, path: Path, tensors: Tensors, strict: bool = True) -> Any:
+    """A model of transformers with the tensors of a file. `OtherWeights`: not all of it, or, if strict, more."""
+    with text.naming(path), torch.device("meta"):
+        own = kind(config).state_dict()
+    if not strict:
+        tensors = {name: tensor for name, tensor in tensors.items() if name in own}
+    checkpoints.fit(path, tensors, own, f"a {kind.__name__}")
+    with text.naming(path):
+        return kind.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+
+
+def tokenizer_of(name: str, path: Path, words: int) -> Any:
+    """The tokenizer that a file was trained with. ValueError unless it has as many words as the file has embeddings."""
+    from transformers import AutoTokenizer
+
+    folder = text.folder(name, role="tokenizer", weights=False)
+    with text.naming(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) != words:
+        raise ValueError(
+            f"{folder}: a tokenizer of {len(tokenizer):,} words, where {path} has {words:,}; fetch it again"
+        )
+    return tokenizer
