@@ -14,7 +14,7 @@ def evaluate(
         typer.Argument(help="A run's folder or address, hf:<name or folder of a ClapModel>, or embeddings:<folder>."),
     ],
     on: Annotated[
-        list[str], typer.Option(help="Protocol: clotho-5225, people, folder, or a .toml file; several times.")
+        list[str], typer.Option(help="Protocol, such as clotho-5225 or folder, or a .toml file; several times.")
     ],
     root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
     profile: ProfileOption = "demo",
@@ -38,10 +38,7 @@ def evaluate(
     loaded = models.load(model, get_profile(profile), windows, device)
     for protocol, part in zip(chosen, parts, strict=True):
         one = evaluation.evaluate(loaded, protocol, part, windows, quiet)
-        of = f" of {protocol.clips:,}" if protocol.clips else ""
-        said = f"{protocol.name} ({protocol.hash}): {len(one.clips):,}{of} clips, {len(one.queries):,} queries"
-        said += "" if one.whole or not of else "; not all of it is here, so published numbers do not compare"
         printed(one.readable, loaded.name)
-        say(said)
+        say(f"{protocol.name} ({protocol.hash}): {one.coverage}")
         if out is not None:
             say(f"  → {one.save(out)}")

@@ -1,6 +1,6 @@
 """One evaluation of any model: ranks in both directions, metrics with their intervals, and files to share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Evaluation:
     """What a model came to under a protocol.
 
     own: (queries,) the clip that each query was made from; similarity: (queries, clips), or the embeddings of both
-    where it is their cosine.
+    where it is their cosine; missing: clips that the protocol names and that are not here.
     """
 
     model: str
@@ -41,6 +41,7 @@ class Evaluation:
     relevance: Relevance
     similarity: Tensor | tuple[Tensor, Tensor]
     windows: str | None = None
+    missing: tuple[str, ...] = ()
 
     @cached_property
     def ranks(self) -> Ranks:
@@ -50,7 +51,16 @@ class Evaluation:
     def whole(self) -> bool:
         """Whether all clips and queries of the protocol are there, so that published numbers compare."""
         expected = (self.protocol.clips, self.protocol.queries)
-        return None not in expected and expected == (len(self.clips), len(self.queries))
+        return not self.missing and expected == (len(self.clips), len(self.queries))
+
+    @property
+    def coverage(self) -> str:
+        """What of the protocol is here, in words."""
+        of_clips, of_queries = (f" of {n:,}" if n else "" for n in (self.protocol.clips, self.protocol.queries))
+        said = f"{len(self.clips):,}{of_clips} clips, {len(self.queries):,}{of_queries} queries"
+        if self.missing:
+            said += f"; missing {', '.join(self.missing[:3])}{', …' if len(self.missing) > 3 else ''}"
+        return said + ("" if self.whole or not of_clips else "; not all of it, so published numbers do not compare")
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -81,13 +91,15 @@ class Evaluation:
 
     def report(self) -> dict[str, Any]:
         """All but the ranks, in plain JSON types."""
-        protocol = {name: value for name, value in vars(self.protocol).items() if name != "hash"}
+        stated = {field.name: getattr(self.protocol, field.name) for field in fields(self.protocol)}
+        protocol = {name: value for name, value in stated.items() if name != "folder" and value not in (None, ())}
         told = self.table.astype(object).where(self.table.notna(), None)
         return {
             "model": {"name": self.model, "fingerprint": self.fingerprint, "windows": self.windows},
             "protocol": protocol | {"corpus": dict(self.protocol.corpus), "hash": self.protocol.hash},
             "clips": len(self.clips),
             "queries": len(self.queries),
+            "missing clips": list(self.missing),
             "comparable with published numbers": self.whole,
             "metrics": told.to_dict("records"),
             "made with": environment.environment("cpu", torch.get_num_threads()),
@@ -159,7 +171,10 @@ def evaluate(
             raise ValueError(f"{model.name}: its {side} embeddings are not finite; its weights may be damaged")
     similarity = model.similarity(text, audio)
     clips = part.clips["clip"].tolist()
-    return Evaluation(model.name, model.fingerprint, protocol, clips, queries, own, relevance, similarity, windows)
+    missing = tuple(protocol.missing(part))
+    return Evaluation(
+        model.name, model.fingerprint, protocol, clips, queries, own, relevance, similarity, windows, missing
+    )
 
 
 def _interval(scores: np.ndarray, groups: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
