@@ -1,5 +1,6 @@
 """The protocols that come with the package: which clips, which queries, which answers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from atr.corpora import clotho
 from atr.corpora.corpus import Corpus, caption_table, clip_table, no_events
 from atr.evaluation import evaluate, models, protocols
 from atr.evaluation.protocols import Protocol
+from atr.metrics import retrieval
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
 
@@ -144,3 +146,49 @@ class TestClotho:
             for text in texts
         }
         assert sum(own[query] not in clips for query, clips in found.items()) == 46
+
+
+class TestTrecFiles:
+    """Against what a library computes from the files: `golden/trec.json` has them, with its numbers for each query."""
+
+    @pytest.fixture(scope="class")
+    def golden(self):
+        return json.loads(Path(__file__).with_name("golden").joinpath("trec.json").read_text())
+
+    @pytest.fixture
+    def one(self, golden):
+        """Several answers to a query, and scores of which most are tied."""
+        similarity, relevance = (
+            np.array([list(row) for row in golden[key]], int) for key in ("similarity", "relevance")
+        )
+        queries, own = [f"query {number}" for number in range(6)], relevance.argmax(1)
+        scores = torch.from_numpy(similarity).float() / 4
+        folder = protocols.get("folder")
+        return evaluate.Evaluation("a model", "", folder, golden["clips"], queries, own, relevance == 1, scores)
+
+    @pytest.mark.parametrize("way", evaluate.DIRECTIONS)
+    def test_the_library_finds_our_ranks(self, golden, one, tmp_path, way):
+        one.save(tmp_path)
+        for kind in ("run", "qrels"):
+            assert (tmp_path / f"folder.{way}.{kind}").read_text().splitlines() == golden[way][kind]
+        table = getattr(one.ranks, way)
+        table = table[table[:, 0] > 0]
+        ours = {f"AP@{k}": retrieval.precision_sums(table, k) / (table > 0).sum(1) for k in evaluate.PRECISIONS}
+        ours |= {f"Success@{k}": table[:, 0] <= k for k in evaluate.CUTS} | {"RR": 1 / table[:, 0]}
+        asked = list(dict.fromkeys(line.split()[0] for line in golden[way]["qrels"]))
+        for measure, values in golden[way]["measures"].items():
+            assert ours[measure].tolist() == pytest.approx([values[query] for query in asked]), measure
+
+    @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+    def test_scores_fall_strictly_in_float32_and_answers_come_last_of_a_tie(self, one, tmp_path, kind):
+        alike = replace(one, similarity=torch.ones(6, 18, dtype=kind))
+        if kind == torch.float64:  # closer than float32 tells apart
+            alike.similarity[:, 3] += 1e-12
+        alike.save(tmp_path)
+        lines = [line.split() for line in (tmp_path / "folder.t2a.run").read_text().splitlines()]
+        for query, relevant in enumerate(one.relevance):
+            scores = np.array([line[4] for line in lines if line[0] == str(query + 1)], np.float32)
+            assert len(scores) == 18 and (np.diff(scores) < 0).all()
+            found = [line[2].replace("%20", " ") for line in lines if line[0] == str(query + 1)]
+            places = [rank for rank, clip in enumerate(found, 1) if relevant[one.clips.index(clip)]]
+            assert places == alike.ranks.t2a[query][: len(places)].tolist()

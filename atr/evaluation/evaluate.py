@@ -1,5 +1,6 @@
 """One evaluation of any model: ranks in both directions, metrics with their intervals, and files to share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,6 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atr.corpora.corpus import Corpus
@@ -119,12 +119,20 @@ class Evaluation:
             "a2t": [str(n + 1) for n in range(len(self.own))],
         }
         captions, clips = retrieval.relevant_pairs(self.relevance, (len(self.queries), len(self.clips)))
-        pairs = {"t2a": (captions, clips), "a2t": (clips, captions)}
-        for way, other in (("t2a", "a2t"), ("a2t", "t2a")):
-            asked, answers = pairs[way]
-            qrels = [f"{names[other][q]} 0 {names[way][a]} 1\n" for q, a in zip(asked, answers, strict=True)]
+        to_audio, to_text, _ = retrieval.similarities(self.similarity)
+        for way, other, asked, right, blocks in (
+            ("t2a", "a2t", captions, clips, to_audio),
+            ("a2t", "t2a", clips, captions, to_text),
+        ):
+            order = np.argsort(asked, kind="stable")
+            count = np.bincount(asked, minlength=len(names[other]))
+            answers = np.split(right[order], np.cumsum(count)[:-1])
+            qrels = [
+                f"{name} 0 {names[way][a]} 1\n" for name, own in zip(names[other], answers, strict=True) for a in own
+            ]
             atomic.write_atomic(folder / f"{base}.{way}.qrels", _writing(qrels))
-            atomic.write_atomic(folder / f"{base}.{way}.run", _writing(self._run(way, names[other], names[way])))
+            lines = _run(blocks, answers, names[other], names[way], quote(self.model, safe=""))
+            atomic.write_atomic(folder / f"{base}.{way}.run", _writing(lines))
         atomic.write_json(folder / f"{base}.json", self.report())
         return folder / f"{base}.json"
 
@@ -138,23 +146,6 @@ class Evaluation:
             part = pd.DataFrame({"direction": TITLES[way], "query": asked, "clip": own, "rank": best})
             parts.append(part[part["rank"] > 0])
         return pd.concat(parts, ignore_index=True)
-
-    def _run(self, way: str, asked: list[str], answers: list[str]) -> list[str]:
-        """Lines of a TREC run: the DEEP best candidates of each query."""
-        lines = []
-        for start in range(0, len(asked), 256):
-            scores = self._scores(way, slice(start, start + 256))
-            best = scores.topk(min(DEEP, scores.shape[1]))
-            for row, (values, places) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-                for rank, (value, place) in enumerate(zip(values, places, strict=True), 1):
-                    lines.append(f"{asked[start + row]} Q0 {answers[place]} {rank} {value:.8g} {self.model}\n")
-        return lines
-
-    def _scores(self, way: str, rows: slice) -> Tensor:
-        if isinstance(self.similarity, Tensor):
-            return (self.similarity if way == "t2a" else self.similarity.T)[rows]
-        text, audio = (F.normalize(side, dim=1) for side in self.similarity)
-        return text[rows] @ audio.T if way == "t2a" else audio[rows] @ text.T
 
 
 def evaluate(
@@ -188,6 +179,29 @@ def _interval(scores: np.ndarray, groups: np.ndarray, draws: int = 2000, seed: i
         means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(scores.mean()), float(low), float(high)
+
+
+def _run(
+    blocks: Iterator[Tensor], answers: list[np.ndarray], asked: list[str], candidates: list[str], tag: str
+) -> list[str]:
+    """Lines of a TREC run: the DEEP best candidates of each query. blocks: (queries, candidates); answers: by query.
+
+    trec_eval sorts by score and, where scores are equal, by name, whatever rank a line states. So scores fall strictly,
+    in float32, which is what it reads them as: of candidates that tie, those that answer the query come last, as
+    `metrics.retrieval` ranks them, and each is put lower by the least that makes a difference.
+    """
+    lines: list[str] = []
+    whole = (block.float() if block.dtype == torch.bfloat16 else block for block in blocks)
+    rows = (row for block in whole for row in block.cpu().numpy())
+    for query, (scores, right) in enumerate(zip(rows, answers, strict=True)):
+        depth = min(DEEP, len(scores))
+        among = np.flatnonzero(scores >= np.partition(scores, -depth)[-depth])
+        best = among[np.lexsort((np.isin(among, right), -scores[among]))][:depth]
+        last = np.float32(np.inf)
+        for rank, (place, score) in enumerate(zip(best.tolist(), scores[best], strict=True), 1):
+            last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
+            lines.append(f"{asked[query]} Q0 {candidates[place]} {rank} {last:.9g} {tag}\n")
+    return lines
 
 
 def _writing(lines: list[str]) -> Any:
