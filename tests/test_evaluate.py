@@ -17,7 +17,7 @@ from atr import Embedder, RunConfig, fit, get_profile
 from atr.cli import app
 from atr.evaluation import evaluate, models, protocols
 from atr.evaluation.protocols import Protocol
-from atr.metrics import retrieval
+from atr.metrics import retrieval, statistics
 
 NAMES = ["audiocaps-883", "audiocaps-957", "audiocaps-975", "clotho-5225", "dcase2022-6b", "dcase2025-6", "folder"]
 NAMES += ["mteb-clotho", "people"]
@@ -133,12 +133,14 @@ class TestNumbers:
 
     def test_intervals_resample_clips_with_their_captions(self):
         scores, groups = np.array([100.0, 100, 0, 0, 0]), np.array([7, 7, 8, 9, 9])
-        found = evaluate._interval(scores, groups, draws=20_000)
+        found = statistics.grouped_bootstrap(scores, groups, draws=20_000)
         every = [
             sum({7: 200, 8: 0, 9: 0}[one] for one in drawn) / sum({7: 2, 8: 1, 9: 2}[one] for one in drawn)
             for drawn in np.array(np.meshgrid([7, 8, 9], [7, 8, 9], [7, 8, 9])).reshape(3, -1).T.tolist()
         ]
-        assert found == pytest.approx((40, *np.quantile(every, (0.025, 0.975), method="inverted_cdf")), abs=1)
+        assert (found.mean, found.low, found.high) == pytest.approx(
+            (40, *np.quantile(every, (0.025, 0.975), method="inverted_cdf")), abs=1
+        )
 
     @pytest.mark.parametrize("windows", [None, "mean"])
     def test_a_run_hears_as_its_embedder_does(self, run, folder, part, windows, corpus, tmp_path):

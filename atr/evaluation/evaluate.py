@@ -15,7 +15,7 @@ from torch import Tensor
 from atr.corpora.corpus import Corpus
 from atr.evaluation.models import Model
 from atr.evaluation.protocols import Protocol
-from atr.metrics import retrieval
+from atr.metrics import retrieval, statistics
 from atr.metrics.retrieval import Direction, Ranks, Relevance
 from atr.system import atomic, environment
 
@@ -70,13 +70,10 @@ class Evaluation:
             found = getattr(self.ranks, way)
             asked = found[:, 0] > 0
             group = self.own if way == "t2a" else np.arange(len(self.clips))
-            values = {f"R@{k}": 100.0 * (found[:, 0] <= k) for k in CUTS}
-            count = np.maximum((found > 0).sum(1), 1)
-            values |= {f"mAP@{k}": 100 * retrieval.precision_sums(found, k) / count for k in PRECISIONS}
-            for metric, scores in values.items():
-                rows.append((TITLES[way], metric, *_interval(scores[asked], group[asked])))
-            median = float(np.floor(np.median(found[asked, 0])))
-            rows.append((TITLES[way], "median rank", median, np.nan, np.nan))
+            for metric, scores in by_metric(found[asked]).items():
+                interval = statistics.grouped_bootstrap(scores, group[asked])
+                rows.append((TITLES[way], metric, interval.mean, interval.low, interval.high))
+            rows.append((TITLES[way], "median rank", median_rank(found[asked]), np.nan, np.nan))
         return pd.DataFrame(rows, columns=["direction", "metric", "value", "low", "high"])
 
     @property
@@ -137,15 +134,32 @@ class Evaluation:
         return folder / f"{base}.json"
 
     def by_query(self) -> pd.DataFrame:
-        """One row per query of each direction: direction, query, clip (its own), rank of its best answer."""
+        """One row per query of each direction: direction, query, clip (its own), rank of its best answer, and the ranks
+        of all of them with blanks between.
+        """
         parts = []
         for way in DIRECTIONS:
-            best = self.ranks.best(way)
+            ranks = getattr(self.ranks, way)
             own = [self.clips[clip] for clip in self.own] if way == "t2a" else self.clips
             asked = self.queries if way == "t2a" else self.clips
-            part = pd.DataFrame({"direction": TITLES[way], "query": asked, "clip": own, "rank": best})
+            told = [" ".join(str(rank) for rank in row if rank) for row in ranks.tolist()]
+            part = pd.DataFrame(
+                {"direction": TITLES[way], "query": asked, "clip": own, "rank": ranks[:, 0], "ranks": told}
+            )
             parts.append(part[part["rank"] > 0])
         return pd.concat(parts, ignore_index=True)
+
+
+def by_metric(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of each query in percent by metric, of ranks (queries, most answers) as `metrics.Ranks` has them."""
+    scores = {f"R@{k}": 100.0 * (ranks[:, 0] <= k) for k in CUTS}
+    count = (ranks > 0).sum(1)
+    return scores | {f"mAP@{k}": 100 * retrieval.precision_sums(ranks, k) / count for k in PRECISIONS}
+
+
+def median_rank(ranks: np.ndarray) -> float:
+    """Of each query's best answer, rounded down."""
+    return float(np.floor(np.median(ranks[:, 0])))
 
 
 def evaluate(
@@ -166,19 +180,6 @@ def evaluate(
     return Evaluation(
         model.name, model.fingerprint, protocol, clips, queries, own, relevance, similarity, windows, missing
     )
-
-
-def _interval(scores: np.ndarray, groups: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of scores (queries,), and its 95 % percentile interval, the clips (`groups`) resampled with replacement."""
-    _, place = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(place, scores), np.bincount(place)
-    rng, means = np.random.default_rng(seed), []
-    size = max(1, 2**22 // len(sums))
-    for start in range(0, draws, size):
-        drawn = rng.integers(len(sums), size=(min(size, draws - start), len(sums)))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    return float(scores.mean()), float(low), float(high)
 
 
 def _run(
