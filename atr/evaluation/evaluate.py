@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from atr.corpora.corpus import Corpus
+from atr.evaluation import doctor
 from atr.evaluation.models import Model
 from atr.evaluation.protocols import Protocol
 from atr.metrics import retrieval, statistics
@@ -29,7 +30,8 @@ class Evaluation:
     """What a model came to under a protocol.
 
     own: (queries,) the clip that each query was made from; similarity: (queries, clips), or the embeddings of both
-    where it is their cosine; missing: clips that the protocol names and that are not here.
+    where it is their cosine; missing: clips that the protocol names and that are not here;
+    noticed: as `doctor.examine` says it.
     """
 
     model: str
@@ -42,6 +44,7 @@ class Evaluation:
     similarity: Tensor | tuple[Tensor, Tensor]
     windows: str | None = None
     missing: tuple[str, ...] = ()
+    noticed: tuple[str, ...] = ()
 
     @cached_property
     def ranks(self) -> Ranks:
@@ -98,6 +101,7 @@ class Evaluation:
             "queries": len(self.queries),
             "missing clips": list(self.missing),
             "comparable with published numbers": self.whole,
+            "noticed": list(self.noticed),
             "metrics": told.to_dict("records"),
             "made with": environment.environment("cpu", torch.get_num_threads()),
         }
@@ -163,9 +167,14 @@ def median_rank(ranks: np.ndarray) -> float:
 
 
 def evaluate(
-    model: Model, protocol: Protocol, part: Corpus, windows: str | None = None, quiet: bool = True
+    model: Model,
+    protocol: Protocol,
+    part: Corpus,
+    windows: str | None = None,
+    quiet: bool = True,
+    train: Path | None = None,
 ) -> Evaluation:
-    """A model under a protocol, on the clips that `protocol.load` found.
+    """A model under a protocol, on the clips that `protocol.load` found. train: as in `doctor.examine`.
 
     ValueError: embeddings that are not finite; errors of the model.
     """
@@ -177,9 +186,9 @@ def evaluate(
     similarity = model.similarity(text, audio)
     clips = part.clips["clip"].tolist()
     missing = tuple(protocol.missing(part))
-    return Evaluation(
-        model.name, model.fingerprint, protocol, clips, queries, own, relevance, similarity, windows, missing
-    )
+    noticed = tuple(doctor.examine(model, part, queries, own, relevance, text, audio, train))
+    named = model.name, model.fingerprint, protocol
+    return Evaluation(*named, clips, queries, own, relevance, similarity, windows, missing, noticed)
 
 
 def _run(
