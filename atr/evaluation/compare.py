@@ -16,7 +16,7 @@ import pandas as pd
 from atr.corpora import audio
 from atr.corpora.containers import AudioError
 from atr.corpora.corpus import Corpus
-from atr.evaluation import protocols
+from atr.evaluation import protocols, zeroshot
 from atr.evaluation.evaluate import TITLES, Evaluation, by_metric, median_rank
 from atr.metrics import statistics
 from atr.system import atomic
@@ -88,11 +88,13 @@ class Compared:
     def table(self) -> pd.DataFrame:
         """One row per direction and metric: A, B, their difference, low and high of its 95 % interval over clips, p."""
         rows: list[tuple] = []
+        classes = "template" in self.a.protocol
+        drawn = zeroshot.recording if classes else str  # as in `Evaluation.table`
         for direction, part in self.queries.groupby("direction", sort=False):
             a, b = (_padded(part[column]) for column in ("ranks_a", "ranks_b"))
-            of_b = by_metric(b)
-            for metric, of_a in by_metric(a).items():
-                found = statistics.grouped_test(of_a, of_b[metric], part["clip"].to_numpy())
+            of_b = by_metric(b, classes)
+            for metric, of_a in by_metric(a, classes).items():
+                found = statistics.grouped_test(of_a, of_b[metric], part["clip"].map(drawn).to_numpy())
                 values = of_a.mean(), of_b[metric].mean(), found.difference, found.low, found.high, found.p
                 rows.append((direction, metric, *map(float, values)))
             medians = median_rank(a), median_rank(b)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atr.corpora.corpus import Corpus
-from atr.evaluation import doctor
+from atr.evaluation import doctor, zeroshot
 from atr.evaluation.models import Model
 from atr.evaluation.protocols import Protocol
 from atr.metrics import retrieval, statistics
@@ -51,6 +51,11 @@ class Evaluation:
         return retrieval.ranks(self.similarity, self.relevance)
 
     @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Both, but of classes, which are asked of sounds alone."""
+        return ("a2t",) if self.protocol.template else DIRECTIONS
+
+    @property
     def whole(self) -> bool:
         """Whether all clips and queries of the protocol are there, so that published numbers compare."""
         expected = (self.protocol.clips, self.protocol.queries)
@@ -67,16 +72,30 @@ class Evaluation:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per direction and metric: value, and low and high of its 95 % interval over clips."""
-        rows = []
-        for way in DIRECTIONS:
+        """One row per direction and metric: value, and low and high of its 95 % interval over clips, of classes over
+        recordings with all of their takes.
+        """
+        rows, classes = [], self.protocol.template is not None
+        names = np.array([zeroshot.recording(clip) for clip in self.clips] if classes else self.clips)
+
+        def add(way: Direction, metric: str, scores: np.ndarray, groups: np.ndarray) -> None:
+            interval = statistics.grouped_bootstrap(scores, groups)
+            rows.append((TITLES[way], metric, interval.mean, interval.low, interval.high))
+
+        for way in self.directions:
             found = getattr(self.ranks, way)
             asked = found[:, 0] > 0
-            group = self.own if way == "t2a" else np.arange(len(self.clips))
-            for metric, scores in by_metric(found[asked]).items():
-                interval = statistics.grouped_bootstrap(scores, group[asked])
-                rows.append((TITLES[way], metric, interval.mean, interval.low, interval.high))
+            groups = names[self.own] if way == "t2a" else names
+            for metric, scores in by_metric(found[asked], classes).items():
+                add(way, metric, scores, groups[asked])
             rows.append((TITLES[way], "median rank", median_rank(found[asked]), np.nan, np.nan))
+        if classes:
+            right, folds = (
+                by_metric(self.ranks.a2t, classes)["accuracy"],
+                np.array(list(map(zeroshot.fold, self.clips))),
+            )
+            for fold in sorted(set(folds) - {""}):
+                add("a2t", f"accuracy, fold {fold}", right[folds == fold], names[folds == fold])
         return pd.DataFrame(rows, columns=["direction", "metric", "value", "low", "high"])
 
     @property
@@ -87,7 +106,11 @@ class Evaluation:
             for value, low, high in self.table[["value", "low", "high"]].itertuples(index=False)
         ]
         wide = self.table.assign(told=told).pivot(index="metric", columns="direction", values="told")
-        return wide.loc[self.table["metric"].unique(), list(TITLES.values())].reset_index().rename_axis(columns=None)
+        return (
+            wide.loc[self.table["metric"].unique(), [TITLES[way] for way in self.directions]]
+            .reset_index()
+            .rename_axis(columns=None)
+        )
 
     def report(self) -> dict[str, Any]:
         """All but the ranks, in plain JSON types."""
@@ -125,6 +148,8 @@ class Evaluation:
             ("t2a", "a2t", captions, clips, to_audio),
             ("a2t", "t2a", clips, captions, to_text),
         ):
+            if way not in self.directions:
+                continue
             order = np.argsort(asked, kind="stable")
             count = np.bincount(asked, minlength=len(names[other]))
             answers = np.split(right[order], np.cumsum(count)[:-1])
@@ -142,7 +167,7 @@ class Evaluation:
         of all of them with blanks between.
         """
         parts = []
-        for way in DIRECTIONS:
+        for way in self.directions:
             ranks = getattr(self.ranks, way)
             own = [self.clips[clip] for clip in self.own] if way == "t2a" else self.clips
             asked = self.queries if way == "t2a" else self.clips
@@ -154,9 +179,12 @@ class Evaluation:
         return pd.concat(parts, ignore_index=True)
 
 
-def by_metric(ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of each query in percent by metric, of ranks (queries, most answers) as `metrics.Ranks` has them."""
-    scores = {f"R@{k}": 100.0 * (ranks[:, 0] <= k) for k in CUTS}
+def by_metric(ranks: np.ndarray, classes: bool = False) -> dict[str, np.ndarray]:
+    """Scores of each query in percent by metric, of ranks (queries, most answers) as `metrics.Ranks` has them.
+
+    classes: R@1 is the accuracy of a classification, and is called so.
+    """
+    scores = {"accuracy" if classes and k == 1 else f"R@{k}": 100.0 * (ranks[:, 0] <= k) for k in CUTS}
     count = (ranks > 0).sum(1)
     return scores | {f"mAP@{k}": 100 * retrieval.precision_sums(ranks, k) / count for k in PRECISIONS}
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from atr.corpora import SPLITS, clotho, in_folder, load_corpus
 from atr.corpora.corpus import Corpus
+from atr.evaluation import zeroshot
 from atr.metrics.retrieval import Relevance
 from atr.system import hashes, places
 
@@ -32,6 +33,8 @@ class Protocol:
               else a caption is answered by its clip, and by those of the same description
     listed    a file of the clips' names, one a line, here or in the folder `protocols` of the home; None: all clips
     without   those of them that are left out
+    template  with {} for a class's name, it makes the queries of what its recordings are sorted into (`zeroshot`); the
+              corpus is then read by its folders
     clips     how many clips, and
     queries   how many queries it has by its source; None where that is the user's affair
     source    where it comes from
@@ -51,6 +54,7 @@ class Protocol:
     answers: str | None = None
     listed: str | None = None
     without: Sequence[str] = ()
+    template: str | None = None
     folder: Path = FOLDER
 
     @cached_property
@@ -80,6 +84,7 @@ class Protocol:
         more = {
             "split": self.split if self.split != "test" else None,
             "answers": self.answers,
+            "template": self.template,
             "names": sorted(self.names) if self.names is not None else None,
         }
         stated = {key: value for key, value in more.items() if value is not None}
@@ -92,6 +97,8 @@ class Protocol:
         names = self.names
         if self.answers:
             clotho.answers()
+        if self.template:
+            return zeroshot.recordings(root, self.template)
         options, folder = dict(self.corpus), in_folder(self.corpus["name"])
         if folder and root is None:
             raise ValueError(
@@ -119,6 +126,10 @@ class Protocol:
         """
         if self.answers:
             return self._answered(part)
+        if self.template:
+            names = part.captions["caption"].to_numpy(dtype=str)
+            classes, first = np.unique(names, return_index=True)
+            return classes.tolist(), part.clip_of_caption()[first], classes[:, None] == names
         rows = list(range(len(part.captions)))
         texts, own, relevance = part.captions["caption"].tolist(), part.clip_of_caption(), part.relevance()
         if self.captions in ("joined", "sentences"):
@@ -163,6 +174,8 @@ def get(name: str) -> Protocol:
         for field, known_ones in (("captions", CAPTIONS), ("split", SPLITS), ("answers", (None, *ANSWERS))):
             if (value := getattr(found, field)) not in known_ones:
                 raise ValueError(f"{field}: {value!r}; known: {', '.join(filter(None, known_ones))}")
+        if found.template is not None and "{}" not in str(found.template):
+            raise ValueError(f"template: {found.template!r}; write {{}} where the class's name stands")
         if not isinstance(found.corpus, Mapping) or "name" not in found.corpus:
             raise ValueError('corpus: write { name = "…" }')
     except (TypeError, ValueError) as error:
