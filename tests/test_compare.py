@@ -130,7 +130,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="over 8 clips, .* over 7, and 0 are of one alone; evaluate both"):
             compare.compare(a, fewer)
 
-    @pytest.mark.parametrize("damage", ["json", "ranks", "column", "hash"])
+    @pytest.mark.parametrize("damage", ["json", "ranks", "column", "hash", "numbers", "clips", "path"])
     def test_results_that_are_none(self, evaluated, tmp_path, damage):
         report = evaluated[0].save(tmp_path)
         ranks = tmp_path / "folder.ranks.parquet"
@@ -140,10 +140,15 @@ class TestRefusals:
             ranks.write_bytes(b"x")
         elif damage == "column":
             pd.read_parquet(ranks).drop(columns="ranks").to_parquet(ranks)
+        elif damage == "numbers":
+            pd.read_parquet(ranks).assign(ranks="1 x").to_parquet(ranks)
         else:
             content = json.loads(report.read_text())
-            report.write_text(json.dumps(content | {"protocol": {}}))
-        with pytest.raises(ValueError, match=r"folder\.json: no result of this version .*; evaluate it again"):
+            protocol = content["protocol"] | {"name": "../elsewhere"} if damage == "path" else {}
+            content |= {"clips": "8"} if damage == "clips" else {"protocol": protocol}
+            report.write_text(json.dumps(content))
+        words = "a protocol named '../elsewhere', which is no" if damage == "path" else "no result of this version"
+        with pytest.raises(ValueError, match=rf"folder\.json: {words}.*; evaluate it again"):
             compare.results(tmp_path)
 
 

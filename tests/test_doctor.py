@@ -60,12 +60,12 @@ def part(folder):
     return protocols.get("folder").load(folder)
 
 
-def noticed(part, model=None, **options):
-    return evaluate.evaluate(model or Made(), protocols.get("folder"), part, **options).noticed
+def notes(part, model=None, **options):
+    return evaluate.evaluate(model or Made(), protocols.get("folder"), part, **options).notes
 
 
 def test_nothing_is_noticed_where_nothing_is_wrong(part):
-    assert noticed(part) == ()
+    assert notes(part) == ()
 
 
 class TestModels:
@@ -78,47 +78,47 @@ class TestModels:
         ],
     )
     def test_a_collapsed_tower(self, rows, found):
-        assert found in " ".join(doctor.collapsed("audio", rows))
+        assert found in " ".join(doctor.collapse("audio", rows))
 
     def test_embeddings_that_have_not_collapsed(self):
         rng = torch.Generator().manual_seed(0)
-        assert not list(doctor.collapsed("audio", torch.randn(3000, 8, generator=rng)))
+        assert not list(doctor.collapse("audio", torch.randn(3000, 8, generator=rng)))
         cone = torch.randn(100, 64, generator=rng) + 1.5  # in a cone, as those of trained encoders
-        assert not list(doctor.collapsed("audio", cone))
-        assert not list(doctor.collapsed("audio", torch.ones(3, 4)))  # too few to tell
+        assert not list(doctor.collapse("audio", cone))
+        assert not list(doctor.collapse("audio", torch.ones(3, 4)))  # too few to tell
 
     @pytest.mark.parametrize("side", ["sounds", "captions"])
     def test_chance_and_batches(self, part, side):
-        (chance,) = noticed(part, Made(chance=0.02, side=side))
+        (chance,) = notes(part, Made(chance=0.02, side=side))
         assert f"embeddings of {side} depend on chance" in chance
-        (batch,) = noticed(part, Made(batch=0.02, side=side))
+        (batch,) = notes(part, Made(batch=0.02, side=side))
         assert f"embeddings of {side} depend on their batch" in batch
-        assert noticed(part, Made(batch=1e-6, chance=1e-6, side=side)) == ()
+        assert notes(part, Made(batch=1e-6, chance=1e-6, side=side)) == ()
 
     def test_frames_are_compared_as_far_as_a_sound_goes(self):
         frames = F.pad(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), (0, 0, 0, 5))
         lengths = np.arange(3)
-        assert not list(doctor.dependent("sounds", frames, lengths, lambda row: frames[row : row + 1, :4]))
-        assert list(doctor.dependent("sounds", frames, lengths, lambda row: frames[row : row + 1, 1:4]))
+        assert not list(doctor.dependence("sounds", frames, lengths, lambda row: frames[row : row + 1, :4]))
+        assert list(doctor.dependence("sounds", frames, lengths, lambda row: frames[row : row + 1, 1:4]))
 
 
 class TestTestSets:
     def test_a_caption_of_several_clips(self, part):
         captions = part.captions.copy()
         captions.loc[2, "caption"] = "sound, number 0"
-        (found,) = noticed(replace(part, captions=captions))
+        (found,) = notes(replace(part, captions=captions))
         assert found.startswith("1 captions are of several clips, as 'Sound number 0.' of '0.wav' and '1.wav'")
 
     def test_a_caption_that_all_of_its_clips_answer_is_no_fault(self, part):
         captions = part.captions.copy()
         captions.loc[2, "caption"] = "sound, number 0"
         clips = part.clips.assign(description=["alike", "alike", *[""] * (CLIPS - 2)])
-        assert noticed(replace(part, captions=captions, clips=clips)) == ()
+        assert notes(replace(part, captions=captions, clips=clips)) == ()
 
     def test_clips_of_the_same_bytes(self, folder, tmp_path):
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         shutil.copy(tmp_path / "3.wav", tmp_path / "5.wav")
-        (found,) = noticed(protocols.get("folder").load(tmp_path))
+        (found,) = notes(protocols.get("folder").load(tmp_path))
         assert found.startswith("2 clips have another one's bytes, as '3.wav' and '5.wav'")
 
 
@@ -134,21 +134,21 @@ class TestTraining:
         return tmp_path / "train"
 
     def test_what_is_new_is_said_to_be(self, part, train):
-        queries, clips = noticed(part, train=train)
+        queries, clips = notes(part, train=train)
         assert queries == f"0 of 18 queries are in {train}" and clips == f"0 of 9 clips are in {train}"
 
     def test_sounds_and_captions_that_a_model_was_trained_on(self, part, folder, train):
         shutil.copy(folder / "7.wav", train / "c.wav")
         text = (train / "captions.csv").read_text()
         (train / "captions.csv").write_text(text + "c.wav,sound number 7,train\n")
-        queries, clips = noticed(part, train=train)
+        queries, clips = notes(part, train=train)
         assert queries == f"1 of 18 queries are in {train}, as 'Sound number 7.'"
         assert clips == f"1 of 9 clips are in {train}, as '7.wav': {train / 'c.wav'}"
-        (alone,) = noticed(part, train=train / "captions.csv")
+        (alone,) = notes(part, train=train / "captions.csv")
         assert alone.startswith("1 of 18 queries are in")
 
     def test_the_test_sets_own_files_do_not_count(self, part, folder):
-        queries, clips = noticed(part, train=folder)
+        queries, clips = notes(part, train=folder)
         assert queries.startswith("18 of 18") and clips.startswith("0 of 9 clips")
 
     def test_a_sound_in_another_format(self, part, folder, train):
@@ -157,12 +157,12 @@ class TestTraining:
 
         waveform, rate = soundfile.read(folder / "2.wav")
         soundfile.write(train / "c.flac", 0.4 * waveform, rate)
-        assert noticed(part, train=train)[1] == f"1 of 9 clips are in {train}, as '2.wav': {train / 'c.flac'}"
+        assert notes(part, train=train)[1] == f"1 of 9 clips are in {train}, as '2.wav': {train / 'c.flac'}"
 
     def test_files_that_cannot_be_read_are_said(self, part, folder, train):
         shutil.copy(folder / "7.wav", train / "c.wav")
         (train / "d.wav").write_bytes(b"x")
-        said = noticed(part, train=train)[1]
+        said = notes(part, train=train)[1]
         assert said.startswith("1 of 9 clips are in") and said.endswith(
             f"; 1 files cannot be read, as {train / 'd.wav'}"
         )
@@ -170,7 +170,7 @@ class TestTraining:
     def test_a_table_without_captions_is_named(self, part, train):
         dataset_layouts.table(train / "x.csv", ["file", "text"], [["a", "b"]])
         with pytest.raises(ValueError, match="x.csv: no column 'caption' or 'caption_1'"):
-            noticed(part, train=train / "x.csv")
+            notes(part, train=train / "x.csv")
 
 
 def test_the_command_says_and_keeps_what_is_noticed(folder, part, tmp_path):

@@ -36,7 +36,7 @@ class TestAudioCaps:
         self.ids = [dataset_layouts.youtube_id(number) for number in range(3)]
         (home / "protocols").mkdir()
         (home / "protocols" / "own.txt").write_text("\n".join([*self.ids[:2], "elsewhere__", ""]))
-        self.own = Protocol("own", "", {"name": "audiocaps"}, "", listed="own.txt", clips=3, queries=15)
+        self.own = Protocol("own", "", {"name": "audiocaps"}, "", clip_list="own.txt", clips=3, queries=15)
         assert (folder / "test.csv").is_file()
 
     def test_the_clips_are_those_of_the_list_and_what_is_missing_is_named(self, home):

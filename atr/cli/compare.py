@@ -40,7 +40,7 @@ def compare(
             for protocol in lacking:
                 one = evaluation.evaluate(model, protocol, parts[protocol.name], windows, quiet)
                 kept[protocol.name] = comparison.Result.of(one)
-    for pair in comparison.pairs(found[0], found[1], [one.name for one in chosen]):
+    for pair in comparison.match(found[0], found[1], [one.name for one in chosen]):
         both = comparison.compare(*pair)
         name = both.a.protocol["name"]
         printed(both.readable, f"A {both.a.model}, B {both.b.model}")

@@ -44,6 +44,6 @@ def evaluate(
     for protocol, part in zip(chosen, parts, strict=True):
         one = evaluation.evaluate(loaded, protocol, part, windows, quiet, train)
         printed(one.readable, loaded.name)
-        say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.noticed))
+        say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.notes))
         if out is not None:
             say(f"  → {one.save(out)}")

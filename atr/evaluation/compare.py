@@ -60,20 +60,25 @@ def results(path: Path) -> dict[str, Result]:
 
 
 def _read(path: Path, ranks: Path) -> Result:
+    """A result that may be another's: what it says is looked at before anything is made of it."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        named = report["model"]["name"], report["protocol"]["name"], report["protocol"]["hash"], report["clips"]
-        queries = pd.read_parquet(ranks)
-        table = queries[["direction", "query", "clip", "rank", "ranks"]]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        texts = report["model"]["name"], report["protocol"]["name"], report["protocol"]["hash"]
+        table = pd.read_parquet(ranks)[["direction", "query", "clip", "ranks"]]
+        sound = table["ranks"].str.fullmatch("[1-9][0-9]{0,8}( [1-9][0-9]{0,8})*")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{path}: no result of this version ({type(error).__name__}: {error}); {MEND}") from None
-    if None in named or not set(table["direction"]) <= set(TITLES.values()):
+    whole = all(isinstance(text, str) for text in texts) and isinstance(report["clips"], int) and len(table) > 0
+    if not whole or not sound.all() or not set(table["direction"]) <= set(TITLES.values()):
         raise ValueError(f"{path}: no result of this version; {MEND}")
+    if Path(texts[1]).name != texts[1]:
+        raise ValueError(f"{path}: a protocol named {texts[1]!r}, which is no file name; {MEND}")
+    table["rank"] = table["ranks"].str.split().str[0].astype(int)
     return Result(report, table)
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class Pair:
     """Two results of one protocol, A and B.
 
     queries: one row per query of each direction: direction, query, clip, rank_a, rank_b, ranks_a, ranks_b, and gap, the
@@ -174,7 +179,7 @@ class Compared:
         yield "</table>\n"
 
 
-def pairs(a: dict[str, Result], b: dict[str, Result], names: Sequence[str] = ()) -> list[tuple[Result, Result]]:
+def match(a: dict[str, Result], b: dict[str, Result], names: Sequence[str] = ()) -> list[tuple[Result, Result]]:
     """Which of two folders' results to hold against each other: those of the protocols `names`; by default the only
     ones, whatever they are named, or those of one name. ValueError: there are none.
     """
@@ -186,7 +191,7 @@ def pairs(a: dict[str, Result], b: dict[str, Result], names: Sequence[str] = ())
     return [(a[name], b[name]) for name in names]
 
 
-def compare(a: Result, b: Result) -> Compared:
+def compare(a: Result, b: Result) -> Pair:
     """ValueError: results of two protocols, or of other clips or queries."""
     one, other = a.protocol, b.protocol
     if one["hash"] != other["hash"]:
@@ -208,7 +213,7 @@ def compare(a: Result, b: Result) -> Compared:
     merged = merged.merge(order, on=keys).sort_values("place")
     table = merged[["direction", "query", "clip", "rank_a", "rank_b", "ranks_a", "ranks_b"]].reset_index(drop=True)
     table = table.astype({"rank_a": int, "rank_b": int})
-    return Compared(a, b, table.assign(gap=1 / table["rank_a"] - 1 / table["rank_b"]))
+    return Pair(a, b, table.assign(gap=1 / table["rank_a"] - 1 / table["rank_b"]))
 
 
 def sounds_of(result: Result, root: Path | None = None) -> Corpus | str:

@@ -38,19 +38,21 @@ def examine(
     ValueError: a table that is damaged, or not there.
     """
     return [
-        *collapsed("text", text),
-        *collapsed("audio", audio),
-        *dependent("sounds", audio, part.clips["duration"].to_numpy(), lambda row: model.sounds(_one(part, row), True)),
-        *dependent(
+        *collapse("text", text),
+        *collapse("audio", audio),
+        *dependence(
+            "sounds", audio, part.clips["duration"].to_numpy(), lambda row: model.sounds(_one(part, row), True)
+        ),
+        *dependence(
             "captions", text, np.array([len(one) for one in queries]), lambda row: model.sentences([queries[row]])
         ),
-        *shared(part, queries, own, relevance),
-        *twice(part),
-        *(known(part, queries, train) if train else ()),
+        *ambiguity(part, queries, own, relevance),
+        *duplicates(part),
+        *(leaks(part, queries, train) if train else ()),
     ]
 
 
-def collapsed(side: str, rows: Tensor) -> Iterator[str]:
+def collapse(side: str, rows: Tensor) -> Iterator[str]:
     """Of embeddings (rows, D): those that point one way, or lie on one line; those that are zero."""
     if rows.ndim != 2 or len(rows) < LEAST:
         return
@@ -63,7 +65,7 @@ def collapsed(side: str, rows: Tensor) -> Iterator[str]:
         yield f"{side} embeddings are all alike, with cosines of {mean:.3f} on average: this tower has collapsed"
 
 
-def dependent(what: str, rows: Tensor, lengths: np.ndarray, alone) -> Iterator[str]:
+def dependence(what: str, rows: Tensor, lengths: np.ndarray, alone) -> Iterator[str]:
     """Embeddings that chance or their batch decides. alone: embeds one row by itself."""
     order = np.argsort(lengths, kind="stable")
     chosen = list(dict.fromkeys([*order[:SAMPLE].tolist(), *order[-SAMPLE:].tolist()]))
@@ -76,7 +78,7 @@ def dependent(what: str, rows: Tensor, lengths: np.ndarray, alone) -> Iterator[s
         yield f"embeddings of {what} depend on their batch: alone and among others they differ by up to {by_batch:.2g}"
 
 
-def shared(part: Corpus, queries: Sequence[str], own: np.ndarray, relevance: Relevance) -> Iterator[str]:
+def ambiguity(part: Corpus, queries: Sequence[str], own: np.ndarray, relevance: Relevance) -> Iterator[str]:
     """Captions, but for case and punctuation, of several clips of which one alone counts as right."""
     rows: dict[str, list[int]] = {}
     for row, query in enumerate(queries):
@@ -94,7 +96,7 @@ def shared(part: Corpus, queries: Sequence[str], own: np.ndarray, relevance: Rel
         )
 
 
-def twice(part: Corpus) -> Iterator[str]:
+def duplicates(part: Corpus) -> Iterator[str]:
     """Clips with the same bytes."""
     clips = part.clips[part.clips["digest"].duplicated(keep=False)]
     if len(clips):
@@ -102,7 +104,7 @@ def twice(part: Corpus) -> Iterator[str]:
         yield f"{len(clips):,} clips have another one's bytes, as {names[0]!r} and {names[1]!r}: none tells them apart"
 
 
-def known(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
+def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
     """What of the test set is in `train`: sounds of the same bytes or that sound the same (`copies`), captions but for
     case and punctuation. Files that are the test set's own do not count, nor do rows of a split other than train.
     """

@@ -31,7 +31,7 @@ class Evaluation:
 
     own: (queries,) the clip that each query was made from; similarity: (queries, clips), or the embeddings of both
     where it is their cosine; missing: clips that the protocol names and that are not here;
-    noticed: as `doctor.examine` says it.
+    notes: as `doctor.examine` says it.
     """
 
     model: str
@@ -44,7 +44,7 @@ class Evaluation:
     similarity: Tensor | tuple[Tensor, Tensor]
     windows: str | None = None
     missing: tuple[str, ...] = ()
-    noticed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def ranks(self) -> Ranks:
@@ -124,7 +124,7 @@ class Evaluation:
             "queries": len(self.queries),
             "missing clips": list(self.missing),
             "comparable with published numbers": self.whole,
-            "noticed": list(self.noticed),
+            "noticed": list(self.notes),
             "metrics": told.to_dict("records"),
             "made with": environment.environment("cpu", torch.get_num_threads()),
         }
@@ -214,9 +214,9 @@ def evaluate(
     similarity = model.similarity(text, audio)
     clips = part.clips["clip"].tolist()
     missing = tuple(protocol.missing(part))
-    noticed = tuple(doctor.examine(model, part, queries, own, relevance, text, audio, train))
+    notes = tuple(doctor.examine(model, part, queries, own, relevance, text, audio, train))
     named = model.name, model.fingerprint, protocol
-    return Evaluation(*named, clips, queries, own, relevance, similarity, windows, missing, noticed)
+    return Evaluation(*named, clips, queries, own, relevance, similarity, windows, missing, notes)
 
 
 def _run(

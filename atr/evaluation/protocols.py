@@ -31,7 +31,7 @@ class Protocol:
               split at full stops, and the parts are queries
     answers   "dcase2025": the captions that its table lists are the queries, and the clips that it lists answer them;
               else a caption is answered by its clip, and by those of the same description
-    listed    a file of the clips' names, one a line, here or in the folder `protocols` of the home; None: all clips
+    clip_list a file of the clips' names, one a line, here or in the folder `protocols` of the home; None: all clips
     without   those of them that are left out
     template  with {} for a class's name, it makes the queries of what its recordings are sorted into (`zeroshot`); the
               corpus is then read by its folders
@@ -52,7 +52,7 @@ class Protocol:
     queries: int | None = None
     split: str = "test"
     answers: str | None = None
-    listed: str | None = None
+    clip_list: str | None = None
     without: Sequence[str] = ()
     template: str | None = None
     folder: Path = FOLDER
@@ -62,14 +62,14 @@ class Protocol:
         """The clips that it names, or None where it takes all of the split. ValueError: its list is not here, or of
         another length.
         """
-        if self.listed is None:
+        if self.clip_list is None:
             return None
-        paths = [self.folder / self.listed, places.home() / "protocols" / self.listed]
+        paths = [self.folder / self.clip_list, places.home() / "protocols" / self.clip_list]
         found = next((path for path in paths if path.is_file()), None)
         if found is None:
             raise ValueError(
-                f"protocol {self.name}: its {self.clips:,} clips are named in {self.listed}, which does not come with "
-                f"atr; write their names, one a line, to {paths[1]}. They are of: {self.source}"
+                f"protocol {self.name}: its {self.clips:,} clips are named in {self.clip_list}, which does not come "
+                f"with atr; write their names, one a line, to {paths[1]}. They are of: {self.source}"
             )
         lines = map(str.strip, found.read_text(encoding="utf-8").splitlines())
         names = list(dict.fromkeys(name for name in lines if name and name not in self.without))
@@ -125,7 +125,7 @@ class Protocol:
         ValueError: a query without a word.
         """
         if self.answers:
-            return self._answered(part)
+            return self._ask_table(part)
         if self.template:
             names = part.captions["caption"].to_numpy(dtype=str)
             classes, first = np.unique(names, return_index=True)
@@ -145,7 +145,7 @@ class Protocol:
             )
         return texts, own[rows], relevance[rows]
 
-    def _answered(self, part: Corpus) -> "tuple[list[str], np.ndarray, Relevance]":
+    def _ask_table(self, part: Corpus) -> "tuple[list[str], np.ndarray, Relevance]":
         """`ask` by a table of answers; queries are left out that describe no clip here, or that none answers."""
         places = {clip.removeprefix("test/"): place for place, clip in enumerate(part.clips["clip"])}
         described = dict(reversed(list(zip(part.captions["caption"], part.clip_of_caption(), strict=True))))

@@ -97,7 +97,7 @@ def paired_test(a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0, 
     a, b = _scores(a, "a"), _scores(b, "b")
     if a.shape != b.shape:
         raise ValueError(f"a is {a.shape}, b is {b.shape} (seeds, clips); compare the same seeds on the same clips")
-    return _compared(a - b, _means(a - b, draws, seed), level)
+    return _comparison(a - b, _means(a - b, draws, seed), level)
 
 
 def grouped_bootstrap(
@@ -127,7 +127,7 @@ def grouped_test(
     a, b = (_scores(np.asarray(values)[None], name)[0] for values, name in ((a, "a"), (b, "b")))
     if a.shape != b.shape:
         raise ValueError(f"a has {len(a)} scores, b has {len(b)}; compare the same queries")
-    return _compared(a - b, _grouped_means(a - b, groups, draws, seed), level)
+    return _comparison(a - b, _grouped_means(a - b, groups, draws, seed), level)
 
 
 def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95) -> Comparison:
@@ -272,7 +272,7 @@ def _scores(values: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _compared(difference: np.ndarray, means: np.ndarray, level: float) -> Comparison:
+def _comparison(difference: np.ndarray, means: np.ndarray, level: float) -> Comparison:
     """Of differences, and their (draws,) means under resampling."""
     # Sums of rounded weights leave noise around a difference that is exactly 0; it must count for both sides.
     noise = 1e-12 * float(np.abs(difference).max())
