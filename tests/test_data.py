@@ -14,7 +14,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from atr.cli import app, data
-from atr.corpora import audiocaps, catalogue, load_corpus
+from atr.corpora import audiocaps, catalogue, clotho, load_corpus
 from atr.corpora.corpus import CorpusError
 from atr.corpora.scenes import clipfolder
 from atr.encoders import checkpoints
@@ -246,6 +246,18 @@ def test_the_dcase_evaluation_set_is_counted_in_clips_and_queries(home, server, 
     publish(monkeypatch, "dcase2022", server)
     text = call("dcase2022", "--yes", "--quiet")
     assert "queries here" in text and "1000" in text and catalogue.state("dcase2022") == "ready"
+
+
+def test_the_answers_of_dcase_2025_are_fetched_or_taken_from_a_folder(home, server, tmp_path, monkeypatch):
+    rows = [["Rain falls.", "['a.wav', 'b c.wav']"], ["A dog", "['a.wav']"]]
+    dataset_layouts.table(server[1] / "metadata_eval.csv", ["query", "audio_filenames"], rows)
+    publish(monkeypatch, "dcase2025", server)
+    text = call("dcase2025", "--yes", "--quiet")
+    assert "pairs here" in text and "3116" in text and catalogue.state("dcase2025") == "ready"
+    assert clotho.answers() == {"Rain falls.": ["a", "b c"], "A dog": ["a"]}
+    assert "looked for metadata_eval.csv" in call("dcase2025", "--from", tmp_path, status=1)
+    call("dcase2025", "--from", server[1])
+    assert catalogue.state("dcase2025") == f"ready, in {server[1]}"
 
 
 def test_generated_captions_are_fetched_and_found_by_their_profile(home, server, monkeypatch):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from made_embeddings import written
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -18,9 +19,11 @@ from atr import Embedder, RunConfig, extend, fit, get_profile
 from atr.cli import app
 from atr.evaluation import evaluate, models, protocols
 from atr.evaluation.protocols import Protocol
-from atr.metrics import retrieval
+from atr.metrics import retrieval, statistics
 from atr.system import places
 
+NAMES = ["audiocaps-883", "audiocaps-957", "audiocaps-975", "clotho-5225", "dcase2022-6b", "dcase2025-6"]
+NAMES += ["esc50-zero-shot", "folder", "mteb-clotho", "people"]
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 SETTINGS = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16}
 
@@ -54,15 +57,6 @@ def call(*words, status=0):
     return " ".join(outcome.output.split())
 
 
-def written(folder, part, audio, text):
-    """A folder of embeddings of what `part` holds."""
-    np.save(folder / "audio.npy", audio)
-    np.save(folder / "text.npy", text)
-    (folder / "clips.txt").write_text("".join(f"{clip}\n" for clip in part.clips["clip"]))
-    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in part.captions["caption"]))
-    return folder
-
-
 @pytest.fixture
 def made(tmp_path, part):
     rng = np.random.default_rng(0)
@@ -72,9 +66,10 @@ def made(tmp_path, part):
 class TestProtocols:
     def test_each_says_what_it_is_and_has_a_hash_of_its_own(self):
         found = [protocols.get(name) for name in protocols.known()]
-        assert [one.name for one in found] == ["clotho-5225", "folder", "people"]
-        assert len({one.hash for one in found}) == 3 and all(one.title and one.source for one in found)
+        assert [one.name for one in found] == NAMES and all(one.title and one.source for one in found)
         clotho = protocols.get("clotho-5225")
+        hashes = [one.hash for one in found if one.name not in ("audiocaps-883", "dcase2022-6b")]
+        assert len(set(hashes)) == len(NAMES) - 2 and clotho.hash == protocols.get("dcase2022-6b").hash
         assert (clotho.clips, clotho.queries) == (1045, 5 * 1045) and replace(clotho, title="x").hash == clotho.hash
         assert replace(clotho, captions="joined").hash != clotho.hash
 
@@ -85,8 +80,8 @@ class TestProtocols:
         )
         assert len(given) == 15 and clips.tolist() == relevance.tolist()
         assert joined[0] == f"{given[0]} {given[1]}" and of_joined.tolist() == list(range(6))
-        assert len(sentences) == 21 and sentences[1:3] == ["a dog barks", "It stops"]
-        assert of_sentences.tolist() == found.tolist() and of_sentences[:4].tolist() == [0, 0, 0, 1]
+        assert sentences[:2] == ["a dog barks a dog barks", "It stops"] and len(sentences) == 15
+        assert of_sentences.tolist() == found.tolist() and of_sentences[:4].tolist() == [0, 0, 1, 1]
 
     def test_where_clips_share_a_description_either_answers(self, corpus):
         part = corpus.split("test")
@@ -103,6 +98,8 @@ class TestProtocols:
                 'title = "x"\nsource = ""\ncorpus = { name = "csv" }\ncaptions = "some"',
                 "captions: 'some'; known: given",
             ),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nsplit = "a"', "split: 'a'; known: train"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nanswers = "a"', "answers: 'a'; known: dcase2025"),
             ('title = "x"\nsource = ""\ncorpus = "csv"', "corpus: write { name"),
             ("title", "Expected '='"),
         ],
@@ -113,7 +110,7 @@ class TestProtocols:
             protocols.get(str(tmp_path / "own.toml"))
 
     def test_what_cannot_be_evaluated_on_is_an_error(self, tmp_path, part):
-        with pytest.raises(ValueError, match="protocol 'clotho': unknown; known: clotho-5225, folder, people"):
+        with pytest.raises(ValueError, match="protocol 'clotho': unknown; known: audiocaps-883, audiocaps-957"):
             protocols.get("clotho")
         with pytest.raises(ValueError, match="protocol folder: needs a folder of sounds with captions.csv"):
             protocols.get("folder").load()
@@ -139,12 +136,14 @@ class TestNumbers:
 
     def test_intervals_resample_clips_with_their_captions(self):
         scores, groups = np.array([100.0, 100, 0, 0, 0]), np.array([7, 7, 8, 9, 9])
-        found = evaluate._interval(scores, groups, draws=20_000)
+        found = statistics.grouped_bootstrap(scores, groups, draws=20_000)
         every = [
             sum({7: 200, 8: 0, 9: 0}[one] for one in drawn) / sum({7: 2, 8: 1, 9: 2}[one] for one in drawn)
             for drawn in np.array(np.meshgrid([7, 8, 9], [7, 8, 9], [7, 8, 9])).reshape(3, -1).T.tolist()
         ]
-        assert found == pytest.approx((40, *np.quantile(every, (0.025, 0.975), method="inverted_cdf")), abs=1)
+        assert (found.mean, found.low, found.high) == pytest.approx(
+            (40, *np.quantile(every, (0.025, 0.975), method="inverted_cdf")), abs=1
+        )
 
     @pytest.mark.parametrize("windows", [None, "mean"])
     def test_a_run_hears_as_its_embedder_does(self, run, folder, part, windows, corpus, tmp_path):

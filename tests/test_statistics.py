@@ -313,3 +313,32 @@ class TestCrossed:
             statistics.crossed_test(self.VALUES, self.VALUES[:, :2])
         with pytest.raises(ValueError, match="level is 95"):
             statistics.crossed_interval(self.VALUES, level=95)
+
+
+def test_groups_are_drawn_with_all_that_is_theirs():
+    """Three groups of one, two and two: all 27 samples of three are equally likely."""
+    a, b, groups = np.array([9.0, 5, 5, 1, 2]), np.array([0.0, 5, 4, 3, 0]), np.array(list("xyyzz"))
+    sums, counts = {"x": 9, "y": 1, "z": 0}, {"x": 1, "y": 2, "z": 2}
+    drawn = np.array(np.meshgrid(*[list("xyz")] * 3)).reshape(3, -1).T
+    means = [sum(map(sums.get, one)) / sum(map(counts.get, one)) for one in drawn.tolist()]
+    found = statistics.grouped_test(a, b, groups, draws=20_000)
+    assert found.difference == 2 and (found.low, found.high) == (min(means), max(means))
+    assert found.p == pytest.approx(2 * np.mean([mean <= 0 for mean in means]), abs=0.02)
+    same = statistics.grouped_bootstrap(a - b, groups, draws=20_000)
+    assert (same.mean, same.low, same.high) == (found.difference, found.low, found.high)
+
+
+def test_groups_of_one_are_clips():
+    a, b = simulated(np.random.default_rng(0), seeds=2)
+    found, known = statistics.grouped_test(a, b, np.arange(60)), paired_test(a[None], b[None])
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=0.1)
+    assert statistics.grouped_test(a, a, np.arange(60)).p == 1
+
+
+def test_groups_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="2000 draws of 3 values in 2 groups; give a group for each value"):
+        statistics.grouped_bootstrap(np.ones(3), [1, 2])
+    with pytest.raises(ValueError, match="a has 3 scores, b has 2; compare the same queries"):
+        statistics.grouped_test(np.ones(3), np.ones(2), [1, 2, 3])
+    with pytest.raises(ValueError, match="values: non-finite score"):
+        statistics.grouped_bootstrap(np.array([1, np.nan]), [1, 2])

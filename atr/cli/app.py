@@ -1,5 +1,5 @@
 """The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr index`, `atr search`, `atr runs`,
-`atr evaluate`, `atr bench`, `atr gpu`, `atr report`, `atr reference`.
+`atr evaluate`, `atr compare`, `atr bench`, `atr gpu`, `atr report`, `atr reference`.
 """
 
 import os
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from atr.cli import bench, caption, report, runs, study
+from atr.cli.compare import compare
 from atr.cli.console import (
     Commands,
     CorpusArgument,
@@ -162,7 +163,7 @@ def reference(
         raise fail(error) from error
 
 
-for command in (caption.caption, index, search, evaluate, report.report, bench.bench, bench.gpu):
+for command in (caption.caption, index, search, evaluate, compare, report.report, bench.bench, bench.gpu):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -17,12 +17,15 @@ def evaluate(
         ),
     ],
     on: Annotated[
-        list[str], typer.Option(help="Protocol: clotho-5225, people, folder, or a .toml file; several times.")
+        list[str], typer.Option(help="Protocol, such as clotho-5225 or folder, or a .toml file; several times.")
     ],
     root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
     profile: ProfileOption = "demo",
     windows: Annotated[
         str | None, typer.Option(help="mean: longer sounds are heard whole, in windows whose embeddings are averaged.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Folder of sounds, or table of captions, that the model was trained on.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for reports, ranks by query, and TREC files.")] = None,
     device: DeviceOption = "auto",
@@ -36,15 +39,14 @@ def evaluate(
     from atr.evaluation import models, protocols
     from atr.experiments.profiles import get_profile
 
+    if train is not None and not train.exists():
+        raise ValueError(f"--train: no {train}; name a folder of sounds, or a table of captions")
     chosen = [protocols.get(name) for name in on]
     parts = [protocol.load(root) for protocol in chosen]  # all of them before a model is loaded
     loaded = models.load(model, get_profile(profile), windows, device)
     for protocol, part in zip(chosen, parts, strict=True):
-        one = evaluation.evaluate(loaded, protocol, part, windows, quiet)
-        of = f" of {protocol.clips:,}" if protocol.clips else ""
-        said = f"{protocol.name} ({protocol.hash}): {len(one.clips):,}{of} clips, {len(one.queries):,} queries"
-        said += "" if one.whole or not of else "; not all of it is here, so published numbers do not compare"
+        one = evaluation.evaluate(loaded, protocol, part, windows, quiet, train)
         printed(one.readable, loaded.name)
-        say(said)
+        say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.notes))
         if out is not None:
             say(f"  → {one.save(out)}")

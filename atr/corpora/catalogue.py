@@ -69,6 +69,13 @@ def _count_dcase2022(folder: Path) -> Counts:
     return Counts(pd.DataFrame([columns]), [])
 
 
+def _count_dcase2025(folder: Path) -> Counts:
+    found = clotho.answers(folder)
+    pairs = sum(map(len, found.values()))
+    columns = {"queries here": len(found), "published": 1037, "pairs here": pairs, "pairs published": 3116}
+    return Counts(pd.DataFrame([columns]), [])
+
+
 def _count_phi4(folder: Path) -> Counts:
     captions = (f"caption_{number}" for number in range(1, 11))
     rows = files.read_table("phi4", folder / PHI4.name, ("file_name", *captions))
@@ -148,6 +155,10 @@ PHI4 = File(
     2711929,
     "sha256:06cb9e044289723c708ffa7f7b509c3c8e924ea8d9f6a8c6da144dc0623dd273",
 )
+DCASE2025 = _files(
+    "https://raw.githubusercontent.com/CPJKU/dcase2025_task6_baseline/c78422fcbed579877919620a30075baccf82bf2b/resources",
+    "metadata_eval.csv 160363 b89605991d1f3018088d5ce8619b7da8fe5e52c9cd576394977f141515f7fc65",
+)
 DATASETS = {
     "clotho": DataSet(
         "Clotho v2.1: 5,929 Freesound clips of 15 to 30 s, five captions each",
@@ -193,6 +204,15 @@ DATASETS = {
         "audio: each file's Freesound licence; captions: Tampere University, non-commercial",
         "https://zenodo.org/records/6590983",
         _count_dcase2022,
+    ),
+    "dcase2025": DataSet(
+        "DCASE 2025 task 6: which clips of Clotho's evaluation split answer 1,037 of its captions, without audio",
+        DCASE2025,
+        160e3,
+        160e3,
+        "none is stated; captions: Tampere University, non-commercial",
+        "https://github.com/CPJKU/dcase2025_task6_baseline",
+        _count_dcase2025,
     ),
     "phi4": DataSet(
         "Captions of Clotho's training clips, five by people and five by phi-4 (Tymofieiev 2025), without audio",

@@ -3,6 +3,7 @@
 The splits train, validation and test are Clotho's development, validation and evaluation.
 """
 
+import ast
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -155,3 +156,27 @@ def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
     assert isinstance(corpus.read, files.FileReader)
     clips = corpus.clips[["clip", "duration", "digest"]]
     return Evaluation(clips, queries, [str(row) for row in range(len(queries))], corpus.read)
+
+
+def answers(root: str | PathLike[str] | None = None) -> dict[str, list[str]]:
+    """The queries of DCASE 2025 task 6, captions of Clotho's evaluation split, each with the clips that answer it.
+
+    Clips are named as their files, without the suffix. A caption's own clip need not be among them.
+    root: the folder of metadata_eval.csv (github.com/CPJKU/dcase2025_task6_baseline), by default where
+    `atr data dcase2025` put or found it.
+
+    Raises FileNotFoundError if there is nothing, CorpusError for what cannot be used.
+    """
+    name = "dcase2025"
+    table = files.located(name, root) / "metadata_eval.csv"
+    if not table.is_file():
+        raise files.unrecognised(name, table.parent, table.name)
+    found: dict[str, list[str]] = {}
+    for row in files.read_table(name, table, ("query", "audio_filenames")):
+        try:
+            listed = ast.literal_eval(row["audio_filenames"])
+            found[row["query"]] = [_stem(file) for file in dict.fromkeys(listed)]
+        except (ValueError, SyntaxError, TypeError) as error:
+            problem = Problem(f"{table}, {row['query']!r}", f"no list of file names ({error})", "fetch it again")
+            raise CorpusError(name, [problem]) from None
+    return found

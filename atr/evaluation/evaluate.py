@@ -1,6 +1,7 @@
 """One evaluation of any model: ranks in both directions, metrics with their intervals, and files to share."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atr.corpora.corpus import Corpus
+from atr.evaluation import doctor, zeroshot
 from atr.evaluation.models import Model
 from atr.evaluation.protocols import Protocol
-from atr.metrics import retrieval
+from atr.metrics import retrieval, statistics
 from atr.metrics.retrieval import Direction, Ranks, Relevance
 from atr.system import atomic, environment
 
@@ -29,7 +30,8 @@ class Evaluation:
     """What a model came to under a protocol.
 
     own: (queries,) the clip that each query was made from; similarity: (queries, clips), or the embeddings of both
-    where it is their cosine.
+    where it is their cosine; missing: clips that the protocol names and that are not here;
+    notes: as `doctor.examine` says it.
     """
 
     model: str
@@ -41,32 +43,59 @@ class Evaluation:
     relevance: Relevance
     similarity: Tensor | tuple[Tensor, Tensor]
     windows: str | None = None
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def ranks(self) -> Ranks:
         return retrieval.ranks(self.similarity, self.relevance)
 
     @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Both, but of classes, which are asked of sounds alone."""
+        return ("a2t",) if self.protocol.template else DIRECTIONS
+
+    @property
     def whole(self) -> bool:
         """Whether all clips and queries of the protocol are there, so that published numbers compare."""
         expected = (self.protocol.clips, self.protocol.queries)
-        return None not in expected and expected == (len(self.clips), len(self.queries))
+        return not self.missing and expected == (len(self.clips), len(self.queries))
+
+    @property
+    def coverage(self) -> str:
+        """What of the protocol is here, in words."""
+        of_clips, of_queries = (f" of {n:,}" if n else "" for n in (self.protocol.clips, self.protocol.queries))
+        said = f"{len(self.clips):,}{of_clips} clips, {len(self.queries):,}{of_queries} queries"
+        if self.missing:
+            said += f"; missing {', '.join(self.missing[:3])}{', …' if len(self.missing) > 3 else ''}"
+        return said + ("" if self.whole or not of_clips else "; not all of it, so published numbers do not compare")
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per direction and metric: value, and low and high of its 95 % interval over clips."""
-        rows = []
-        for way in DIRECTIONS:
+        """One row per direction and metric: value, and low and high of its 95 % interval over clips, of classes over
+        recordings with all of their takes.
+        """
+        rows, classes = [], self.protocol.template is not None
+        names = np.array([zeroshot.recording(clip) for clip in self.clips] if classes else self.clips)
+
+        def add(way: Direction, metric: str, scores: np.ndarray, groups: np.ndarray) -> None:
+            interval = statistics.grouped_bootstrap(scores, groups)
+            rows.append((TITLES[way], metric, interval.mean, interval.low, interval.high))
+
+        for way in self.directions:
             found = getattr(self.ranks, way)
             asked = found[:, 0] > 0
-            group = self.own if way == "t2a" else np.arange(len(self.clips))
-            values = {f"R@{k}": 100.0 * (found[:, 0] <= k) for k in CUTS}
-            count = np.maximum((found > 0).sum(1), 1)
-            values |= {f"mAP@{k}": 100 * retrieval.precision_sums(found, k) / count for k in PRECISIONS}
-            for metric, scores in values.items():
-                rows.append((TITLES[way], metric, *_interval(scores[asked], group[asked])))
-            median = float(np.floor(np.median(found[asked, 0])))
-            rows.append((TITLES[way], "median rank", median, np.nan, np.nan))
+            groups = names[self.own] if way == "t2a" else names
+            for metric, scores in by_metric(found[asked], classes).items():
+                add(way, metric, scores, groups[asked])
+            rows.append((TITLES[way], "median rank", median_rank(found[asked]), np.nan, np.nan))
+        if classes:
+            right, folds = (
+                by_metric(self.ranks.a2t, classes)["accuracy"],
+                np.array(list(map(zeroshot.fold, self.clips))),
+            )
+            for fold in sorted(set(folds) - {""}):
+                add("a2t", f"accuracy, fold {fold}", right[folds == fold], names[folds == fold])
         return pd.DataFrame(rows, columns=["direction", "metric", "value", "low", "high"])
 
     @property
@@ -77,18 +106,25 @@ class Evaluation:
             for value, low, high in self.table[["value", "low", "high"]].itertuples(index=False)
         ]
         wide = self.table.assign(told=told).pivot(index="metric", columns="direction", values="told")
-        return wide.loc[self.table["metric"].unique(), list(TITLES.values())].reset_index().rename_axis(columns=None)
+        return (
+            wide.loc[self.table["metric"].unique(), [TITLES[way] for way in self.directions]]
+            .reset_index()
+            .rename_axis(columns=None)
+        )
 
     def report(self) -> dict[str, Any]:
         """All but the ranks, in plain JSON types."""
-        protocol = {name: value for name, value in vars(self.protocol).items() if name != "hash"}
+        stated = {field.name: getattr(self.protocol, field.name) for field in fields(self.protocol)}
+        protocol = {name: value for name, value in stated.items() if name != "folder" and value not in (None, ())}
         told = self.table.astype(object).where(self.table.notna(), None)
         return {
             "model": {"name": self.model, "fingerprint": self.fingerprint, "windows": self.windows},
             "protocol": protocol | {"corpus": dict(self.protocol.corpus), "hash": self.protocol.hash},
             "clips": len(self.clips),
             "queries": len(self.queries),
+            "missing clips": list(self.missing),
             "comparable with published numbers": self.whole,
+            "noticed": list(self.notes),
             "metrics": told.to_dict("records"),
             "made with": environment.environment("cpu", torch.get_num_threads()),
         }
@@ -107,48 +143,66 @@ class Evaluation:
             "a2t": [str(n + 1) for n in range(len(self.own))],
         }
         captions, clips = retrieval.relevant_pairs(self.relevance, (len(self.queries), len(self.clips)))
-        pairs = {"t2a": (captions, clips), "a2t": (clips, captions)}
-        for way, other in (("t2a", "a2t"), ("a2t", "t2a")):
-            asked, answers = pairs[way]
-            qrels = [f"{names[other][q]} 0 {names[way][a]} 1\n" for q, a in zip(asked, answers, strict=True)]
+        to_audio, to_text, _ = retrieval.similarities(self.similarity)
+        for way, other, asked, right, blocks in (
+            ("t2a", "a2t", captions, clips, to_audio),
+            ("a2t", "t2a", clips, captions, to_text),
+        ):
+            if way not in self.directions:
+                continue
+            order = np.argsort(asked, kind="stable")
+            count = np.bincount(asked, minlength=len(names[other]))
+            answers = np.split(right[order], np.cumsum(count)[:-1])
+            qrels = [
+                f"{name} 0 {names[way][a]} 1\n" for name, own in zip(names[other], answers, strict=True) for a in own
+            ]
             atomic.write_atomic(folder / f"{base}.{way}.qrels", _writing(qrels))
-            atomic.write_atomic(folder / f"{base}.{way}.run", _writing(self._run(way, names[other], names[way])))
+            lines = _run(blocks, answers, names[other], names[way], quote(self.model, safe=""))
+            atomic.write_atomic(folder / f"{base}.{way}.run", _writing(lines))
         atomic.write_json(folder / f"{base}.json", self.report())
         return folder / f"{base}.json"
 
     def by_query(self) -> pd.DataFrame:
-        """One row per query of each direction: direction, query, clip (its own), rank of its best answer."""
+        """One row per query of each direction: direction, query, clip (its own), rank of its best answer, and the ranks
+        of all of them with blanks between.
+        """
         parts = []
-        for way in DIRECTIONS:
-            best = self.ranks.best(way)
+        for way in self.directions:
+            ranks = getattr(self.ranks, way)
             own = [self.clips[clip] for clip in self.own] if way == "t2a" else self.clips
             asked = self.queries if way == "t2a" else self.clips
-            part = pd.DataFrame({"direction": TITLES[way], "query": asked, "clip": own, "rank": best})
+            told = [" ".join(str(rank) for rank in row if rank) for row in ranks.tolist()]
+            part = pd.DataFrame(
+                {"direction": TITLES[way], "query": asked, "clip": own, "rank": ranks[:, 0], "ranks": told}
+            )
             parts.append(part[part["rank"] > 0])
         return pd.concat(parts, ignore_index=True)
 
-    def _run(self, way: str, asked: list[str], answers: list[str]) -> list[str]:
-        """Lines of a TREC run: the DEEP best candidates of each query."""
-        lines, tag = [], quote(self.model, safe="/:")
-        for start in range(0, len(asked), 256):
-            scores = self._scores(way, slice(start, start + 256))
-            best = scores.topk(min(DEEP, scores.shape[1]))
-            for row, (values, places) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-                for rank, (value, place) in enumerate(zip(values, places, strict=True), 1):
-                    lines.append(f"{asked[start + row]} Q0 {answers[place]} {rank} {value:.8g} {tag}\n")
-        return lines
 
-    def _scores(self, way: str, rows: slice) -> Tensor:
-        if isinstance(self.similarity, Tensor):
-            return (self.similarity if way == "t2a" else self.similarity.T)[rows]
-        text, audio = (F.normalize(side, dim=1) for side in self.similarity)
-        return text[rows] @ audio.T if way == "t2a" else audio[rows] @ text.T
+def by_metric(ranks: np.ndarray, classes: bool = False) -> dict[str, np.ndarray]:
+    """Scores of each query in percent by metric, of ranks (queries, most answers) as `metrics.Ranks` has them.
+
+    classes: R@1 is the accuracy of a classification, and is called so.
+    """
+    scores = {"accuracy" if classes and k == 1 else f"R@{k}": 100.0 * (ranks[:, 0] <= k) for k in CUTS}
+    count = (ranks > 0).sum(1)
+    return scores | {f"mAP@{k}": 100 * retrieval.precision_sums(ranks, k) / count for k in PRECISIONS}
+
+
+def median_rank(ranks: np.ndarray) -> float:
+    """Of each query's best answer, rounded down."""
+    return float(np.floor(np.median(ranks[:, 0])))
 
 
 def evaluate(
-    model: Model, protocol: Protocol, part: Corpus, windows: str | None = None, quiet: bool = True
+    model: Model,
+    protocol: Protocol,
+    part: Corpus,
+    windows: str | None = None,
+    quiet: bool = True,
+    train: Path | None = None,
 ) -> Evaluation:
-    """A model under a protocol, on the clips that `protocol.load` found.
+    """A model under a protocol, on the clips that `protocol.load` found. train: as in `doctor.examine`.
 
     ValueError: embeddings that are not finite; errors of the model.
     """
@@ -159,20 +213,33 @@ def evaluate(
             raise ValueError(f"{model.name}: its {side} embeddings are not finite; its weights may be damaged")
     similarity = model.similarity(text, audio)
     clips = part.clips["clip"].tolist()
-    return Evaluation(model.name, model.fingerprint, protocol, clips, queries, own, relevance, similarity, windows)
+    missing = tuple(protocol.missing(part))
+    notes = tuple(doctor.examine(model, part, queries, own, relevance, text, audio, train))
+    named = model.name, model.fingerprint, protocol
+    return Evaluation(*named, clips, queries, own, relevance, similarity, windows, missing, notes)
 
 
-def _interval(scores: np.ndarray, groups: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of scores (queries,), and its 95 % percentile interval, the clips (`groups`) resampled with replacement."""
-    _, place = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(place, scores), np.bincount(place)
-    rng, means = np.random.default_rng(seed), []
-    size = max(1, 2**22 // len(sums))
-    for start in range(0, draws, size):
-        drawn = rng.integers(len(sums), size=(min(size, draws - start), len(sums)))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    return float(scores.mean()), float(low), float(high)
+def _run(
+    blocks: Iterator[Tensor], answers: list[np.ndarray], asked: list[str], candidates: list[str], tag: str
+) -> list[str]:
+    """Lines of a TREC run: the DEEP best candidates of each query. blocks: (queries, candidates); answers: by query.
+
+    trec_eval sorts by score and, where scores are equal, by name, whatever rank a line states. So scores fall strictly,
+    in float32, which is what it reads them as: of candidates that tie, those that answer the query come last, as
+    `metrics.retrieval` ranks them, and each is put lower by the least that makes a difference.
+    """
+    lines: list[str] = []
+    whole = (block.float() if block.dtype == torch.bfloat16 else block for block in blocks)
+    rows = (row for block in whole for row in block.cpu().numpy())
+    for query, (scores, right) in enumerate(zip(rows, answers, strict=True)):
+        depth = min(DEEP, len(scores))
+        among = np.flatnonzero(scores >= np.partition(scores, -depth)[-depth])
+        best = among[np.lexsort((np.isin(among, right), -scores[among]))][:depth]
+        last = np.float32(np.inf)
+        for rank, (place, score) in enumerate(zip(best.tolist(), scores[best], strict=True), 1):
+            last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
+            lines.append(f"{asked[query]} Q0 {candidates[place]} {rank} {last:.9g} {tag}\n")
+    return lines
 
 
 def _writing(lines: list[str]) -> Any:

@@ -2,30 +2,39 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atr.corpora import corpus_of, in_folder
+from atr.corpora import SPLITS, clotho, in_folder, load_corpus
 from atr.corpora.corpus import Corpus
+from atr.evaluation import zeroshot
 from atr.metrics.retrieval import Relevance
-from atr.system import hashes
+from atr.system import hashes, places
 
 FOLDER = Path(__file__).parent / "protocols"
 CAPTIONS = ("given", "joined", "sentences")
+ANSWERS = ("dcase2025",)
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What a model is evaluated on, and against which published numbers it may be held.
 
-    corpus    as `RunConfig.corpus`; its split test is evaluated on
-    captions  "given": each is a query; "joined": those of a clip are one; "sentences": each is split at full stops, and
-              its parts are queries
+    corpus    as `RunConfig.corpus`
+    split     of the corpus: the one that is evaluated on
+    captions  "given": each is a query; "joined": those of a clip are one; "sentences": those of a clip are joined and
+              split at full stops, and the parts are queries
+    answers   "dcase2025": the captions that its table lists are the queries, and the clips that it lists answer them;
+              else a caption is answered by its clip, and by those of the same description
+    clip_list a file of the clips' names, one a line, here or in the folder `protocols` of the home; None: all clips
+    without   those of them that are left out
+    template  with {} for a class's name, it makes the queries of what its recordings are sorted into (`zeroshot`); the
+              corpus is then read by its folders
     clips     how many clips, and
     queries   how many queries it has by its source; None where that is the user's affair
     source    where it comes from
@@ -41,17 +50,55 @@ class Protocol:
     captions: str = "given"
     clips: int | None = None
     queries: int | None = None
+    split: str = "test"
+    answers: str | None = None
+    clip_list: str | None = None
+    without: Sequence[str] = ()
+    template: str | None = None
+    folder: Path = FOLDER
+
+    @cached_property
+    def names(self) -> list[str] | None:
+        """The clips that it names, or None where it takes all of the split. ValueError: its list is not here, or of
+        another length.
+        """
+        if self.clip_list is None:
+            return None
+        paths = [self.folder / self.clip_list, places.home() / "protocols" / self.clip_list]
+        found = next((path for path in paths if path.is_file()), None)
+        if found is None:
+            raise ValueError(
+                f"protocol {self.name}: its {self.clips:,} clips are named in {self.clip_list}, which does not come "
+                f"with atr; write their names, one a line, to {paths[1]}. They are of: {self.source}"
+            )
+        lines = map(str.strip, found.read_text(encoding="utf-8").splitlines())
+        names = list(dict.fromkeys(name for name in lines if name and name not in self.without))
+        if self.clips is not None and len(names) != self.clips:
+            raise ValueError(f"{found}: names {len(names):,} clips where protocol {self.name} has {self.clips:,}")
+        return names
 
     @cached_property
     def hash(self) -> str:
-        """Of all that it says but its title and source."""
+        """Of all that it says but its name, title and source. ValueError: as in `names`."""
         parts = (dict(self.corpus), self.captions, self.clips, self.queries)
-        return hashes.content_key("protocol", 1, *parts)[:12]
+        more = {
+            "split": self.split if self.split != "test" else None,
+            "answers": self.answers,
+            "template": self.template,
+            "names": sorted(self.names) if self.names is not None else None,
+        }
+        stated = {key: value for key, value in more.items() if value is not None}
+        return hashes.content_key("protocol", 1, *parts, *([stated] if stated else []))[:12]
 
     def load(self, root: str | Path | None = None) -> Corpus:
-        """The clips and captions that are here, of one split. root: a folder of one's own, where the corpus lies in
-        one. ValueError: no clip to evaluate on. Errors of the loader.
+        """The clips and captions that are here, as the split test. root: a folder of one's own, where the corpus lies
+        in one. ValueError: no clip to evaluate on. Errors of the loader, and of `names`.
         """
+        names = self.names
+        if self.answers:
+            clotho.answers()
+        if self.template:
+            return zeroshot.recordings(root, self.template)
         options, folder = dict(self.corpus), in_folder(self.corpus["name"])
         if folder and root is None:
             raise ValueError(
@@ -59,29 +106,57 @@ class Protocol:
             )
         if folder and not _has_splits(Path(root or "")):
             options["split"] = "test"
-        part = corpus_of(options, root).split("test")
+        name, others = options["name"], {option: value for option, value in options.items() if option != "name"}
+        part = load_corpus(name, root if folder else None, check=False, **others).split(self.split)
+        if names is not None:
+            part = replace(part, clips=part.clips[part.clips["clip"].isin(names)]).split(self.split)
         if not len(part):
-            raise ValueError(f"protocol {self.name}: no clips in the split test of {root or options['name']}")
-        return part
+            raise ValueError(f"protocol {self.name}: no clips in the split {self.split} of {root or name}")
+        return replace(part, clips=part.clips.assign(split="test"), test_only=True).check()
+
+    def missing(self, part: Corpus) -> list[str]:
+        """The clips that it names and `load` did not find."""
+        here = set(part.clips["clip"])
+        return [name for name in self.names or () if name not in here]
 
     def ask(self, part: Corpus) -> "tuple[list[str], np.ndarray, Relevance]":
         """Of what `load` gave: the queries, the clip (queries,) that each was made from, and which clips answer which.
 
         ValueError: a query without a word.
         """
+        if self.answers:
+            return self._ask_table(part)
+        if self.template:
+            names = part.captions["caption"].to_numpy(dtype=str)
+            classes, first = np.unique(names, return_index=True)
+            return classes.tolist(), part.clip_of_caption()[first], classes[:, None] == names
         rows = list(range(len(part.captions)))
         texts, own, relevance = part.captions["caption"].tolist(), part.clip_of_caption(), part.relevance()
-        if self.captions == "joined":
+        if self.captions in ("joined", "sentences"):
             rows = [int(np.flatnonzero(own == clip)[0]) for clip in dict.fromkeys(own)]
             texts = [" ".join(part.captions["caption"][own == own[row]]) for row in rows]
-        elif self.captions == "sentences":
-            parts = [(row, piece) for row in rows for piece in re.split(r"\.+", texts[row]) if piece.strip()]
-            rows, texts = [row for row, _ in parts], [piece.strip() for _, piece in parts]
+            if self.captions == "sentences":
+                parts = [(row, piece) for row, text in zip(rows, texts, strict=True) for piece in text.split(".")]
+                parts = [(row, piece.strip()) for row, piece in parts if piece.strip()]
+                rows, texts = [row for row, _ in parts], [piece for _, piece in parts]
         if empty := [text for text in texts if not re.search(r"\w", text)]:
             raise ValueError(
                 f"protocol {self.name}: {len(empty)} queries without a word, as {empty[0]!r}; mend the table"
             )
         return texts, own[rows], relevance[rows]
+
+    def _ask_table(self, part: Corpus) -> "tuple[list[str], np.ndarray, Relevance]":
+        """`ask` by a table of answers; queries are left out that describe no clip here, or that none answers."""
+        places = {clip.removeprefix("test/"): place for place, clip in enumerate(part.clips["clip"])}
+        described = dict(reversed(list(zip(part.captions["caption"], part.clip_of_caption(), strict=True))))
+        found = {query: [places[clip] for clip in clips if clip in places] for query, clips in clotho.answers().items()}
+        texts = [query for query, clips in found.items() if clips and query in described]
+        if not texts:
+            raise ValueError(f"protocol {self.name}: none of the {len(found):,} queries is a caption of the clips here")
+        relevance = np.zeros((len(texts), len(part)), bool)
+        for row, query in enumerate(texts):
+            relevance[row, found[query]] = True
+        return texts, np.array([described[query] for query in texts]), relevance
 
 
 def known() -> list[str]:
@@ -95,9 +170,12 @@ def get(name: str) -> Protocol:
     if not path.is_file() or (path.parent == FOLDER and path.stem not in known()):
         raise ValueError(f"protocol {name!r}: unknown; known: {', '.join(known())}, or a .toml file of your own")
     try:
-        found = Protocol(path.stem, **tomllib.loads(path.read_text(encoding="utf-8")))
-        if found.captions not in CAPTIONS:
-            raise ValueError(f"captions: {found.captions!r}; known: {', '.join(CAPTIONS)}")
+        found = Protocol(path.stem, folder=path.parent, **tomllib.loads(path.read_text(encoding="utf-8")))
+        for field, known_ones in (("captions", CAPTIONS), ("split", SPLITS), ("answers", (None, *ANSWERS))):
+            if (value := getattr(found, field)) not in known_ones:
+                raise ValueError(f"{field}: {value!r}; known: {', '.join(filter(None, known_ones))}")
+        if found.template is not None and "{}" not in str(found.template):
+            raise ValueError(f"template: {found.template!r}; write {{}} where the class's name stands")
         if not isinstance(found.corpus, Mapping) or "name" not in found.corpus:
             raise ValueError('corpus: write { name = "…" }')
     except (TypeError, ValueError) as error:

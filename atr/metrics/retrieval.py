@@ -55,6 +55,21 @@ def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Relevance, chun
     ValueError: non-finite numbers, shapes that do not fit, a caption without a clip; by integers also a clip without a
     caption.
     """
+    to_audio, to_text, shape = similarities(similarity, chunk)
+    captions, clips = relevant_pairs(relevance, shape)
+    return Ranks(
+        t2a=_ranks(to_audio, _grouped(captions, clips, shape[0])),
+        a2t=_ranks(to_text, _grouped(clips, captions, shape[1])),
+    )
+
+
+def similarities(
+    similarity: Matrix | tuple[Matrix, Matrix], chunk: int | None = None
+) -> tuple[Iterator[Tensor], Iterator[Tensor], tuple[int, int]]:
+    """What `ranks` compares: blocks (queries, candidates) from text to audio and from audio to text; (captions, clips).
+
+    similarity, chunk and errors: as in `ranks`.
+    """
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; give at least one query at a time")
     if isinstance(similarity, tuple):
@@ -74,11 +89,7 @@ def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Relevance, chun
         matrix = _finite(_matrix(similarity, "similarity"), "similarity")
         to_audio, to_text = _rows(matrix, chunk), _rows(matrix.t(), chunk)
         shape = matrix.shape[0], matrix.shape[1]
-    captions, clips = relevant_pairs(relevance, shape)
-    return Ranks(
-        t2a=_ranks(to_audio, _grouped(captions, clips, shape[0])),
-        a2t=_ranks(to_text, _grouped(clips, captions, shape[1])),
-    )
+    return to_audio, to_text, shape
 
 
 def retrieval_metrics(

@@ -176,12 +176,37 @@ def paired_test(a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0, 
     2 / (draws + 1).
     """
     difference = _difference(a, b)
-    means = _means(difference, draws, seed)
-    # Sums of rounded weights leave noise around a difference that is exactly 0; it must count for both sides.
-    noise = 1e-12 * float(np.abs(difference).max())
-    tail = min(int((means <= noise).sum()), int((means >= -noise).sum()))
-    low, high = _bounds(means, level)
-    return Comparison(float(difference.mean()), low, high, min(1.0, 2 * (tail + 1) / (draws + 1)))
+    return _comparison(difference, _means(difference, draws, seed), level)
+
+
+def grouped_bootstrap(
+    values: np.ndarray, groups: Sequence | np.ndarray, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Mean of values (queries,) and its percentile interval, groups (queries,) resampled with replacement.
+
+    A group, such as a clip, brings all of its queries, however many. ValueError: a non-finite value, or none.
+    """
+    values = _scores(np.asarray(values)[None], "values")[0]
+    low, high = _bounds(_grouped_means(values, groups, draws, seed), level)
+    return Interval(float(values.mean()), low, high)
+
+
+def grouped_test(
+    a: np.ndarray,
+    b: np.ndarray,
+    groups: Sequence | np.ndarray,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Comparison:
+    """a - b, both (queries,) of the same queries, with interval and p value from one bootstrap over groups (queries,).
+
+    p: as in `paired_test`. Errors: as in `grouped_bootstrap`, and for shapes that differ.
+    """
+    a, b = (_scores(np.asarray(values)[None], name)[0] for values, name in ((a, "a"), (b, "b")))
+    if a.shape != b.shape:
+        raise ValueError(f"a has {len(a)} scores, b has {len(b)}; compare the same queries")
+    return _comparison(a - b, _grouped_means(a - b, groups, draws, seed), level)
 
 
 def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95) -> Comparison:
@@ -331,6 +356,29 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.shape != b.shape:
         raise ValueError(f"a is {a.shape}, b is {b.shape} (seeds, clips); compare the same seeds on the same clips")
     return a - b
+
+
+def _comparison(difference: np.ndarray, means: np.ndarray, level: float) -> Comparison:
+    """Of differences, and their (draws,) means under resampling."""
+    # Sums of rounded weights leave noise around a difference that is exactly 0; it must count for both sides.
+    noise = 1e-12 * float(np.abs(difference).max())
+    tail = min(int((means <= noise).sum()), int((means >= -noise).sum()))
+    low, high = _bounds(means, level)
+    return Comparison(float(difference.mean()), low, high, min(1.0, 2 * (tail + 1) / (len(means) + 1)))
+
+
+def _grouped_means(values: np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """(draws,) means of values (queries,) under resampling of groups (queries,)."""
+    if draws < 1 or len(groups) != len(values):
+        raise ValueError(f"{draws} draws of {len(values)} values in {len(groups)} groups; give a group for each value")
+    _, place = np.unique(np.asarray(groups), return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place)
+    rng, step = np.random.default_rng(seed), max(1, BLOCK // len(sums))
+    means = []
+    for start in range(0, draws, step):
+        drawn = rng.integers(len(sums), size=(min(step, draws - start), len(sums)))
+        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+    return np.concatenate(means)
 
 
 def _means(values: np.ndarray, draws: int, seed: int) -> np.ndarray:

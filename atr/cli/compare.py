@@ -1,0 +1,52 @@
+"""`atr compare`: two models under one protocol, query by query."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, printed, say
+
+Side = "A folder that atr evaluate wrote (--out), one <protocol>.json of it, or a model, which needs --on."
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help=Side)],
+    b: Annotated[str, typer.Argument(help=Side)],
+    on: Annotated[
+        list[str] | None, typer.Option(help="Protocol; several times. Default: those of both folders.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
+    profile: ProfileOption = "demo",
+    windows: Annotated[str | None, typer.Option(help="mean: longer sounds are heard whole, by models.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON, a table of all queries, and a page.")] = None,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """Compare two models query by query: differences, with 95 % intervals over clips, wins, and what differs most."""
+    from atr.evaluation import compare as comparison
+    from atr.evaluation import evaluate as evaluation
+    from atr.evaluation import models, protocols
+    from atr.experiments.profiles import get_profile
+
+    found = [comparison.results(Path(side).expanduser()) for side in (a, b)]
+    chosen = [protocols.get(name) for name in on or ()]
+    parts = {one.name: one.load(root) for one in chosen if any(one.name not in kept for kept in found)}
+    for side, kept in zip((a, b), found, strict=True):
+        if not chosen and not kept:
+            raise ValueError(f"{side}: no folder that atr evaluate --out wrote; for a model, name a protocol: --on")
+        if lacking := [one for one in chosen if one.name not in kept]:
+            model = models.load(side, get_profile(profile), windows, device)
+            for protocol in lacking:
+                one = evaluation.evaluate(model, protocol, parts[protocol.name], windows, quiet)
+                kept[protocol.name] = comparison.Result.of(one)
+    for pair in comparison.match(found[0], found[1], [one.name for one in chosen]):
+        both = comparison.compare(*pair)
+        name = both.a.protocol["name"]
+        printed(both.readable, f"A {both.a.model}, B {both.b.model}")
+        printed(both.wins)
+        printed(both.apart(5)[["direction", "query", "clip", "rank_a", "rank_b"]], "the queries that differ most")
+        say(f"{name} ({both.a.protocol['hash']}): {both.a.report['clips']:,} clips, {len(both.queries):,} queries")
+        if out is not None:
+            part = parts[name] if name in parts else comparison.sounds_of(both.a, root)
+            say(*(f"  → {path}" for path in both.save(out, part)))

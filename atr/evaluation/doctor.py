@@ -1,0 +1,158 @@
+"""What makes numbers mean less than they seem to, in a model or in a test set: found, and said in words."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from atr.corpora import copies, files
+from atr.corpora.containers import AudioError
+from atr.corpora.corpus import Corpus
+from atr.evaluation.models import Model
+from atr.metrics.retrieval import Relevance
+
+ALIKE = 0.95  # mean cosine, without its sign, of a collapsed tower's embeddings
+LEAST, MOST = 8, 2000  # rows that it is judged by
+SAMPLE = 4  # shortest and as many longest, heard alone
+APART = 1e-3  # of an entry of an embedding of length 1, from which two are not the same
+
+
+def examine(
+    model: Model,
+    part: Corpus,
+    queries: Sequence[str],
+    own: np.ndarray,
+    relevance: Relevance,
+    text: Tensor,
+    audio: Tensor,
+    train: Path | None = None,
+) -> list[str]:
+    """What is to be noticed, one line each.
+
+    queries, own, relevance: as `Protocol.ask` gives them; text and audio: the model's embeddings of queries and clips.
+    train: a folder of sounds, with tables of captions beside them, or such a table: what a model was trained on.
+    ValueError: a table that is damaged, or not there.
+    """
+    return [
+        *collapse("text", text),
+        *collapse("audio", audio),
+        *dependence(
+            "sounds", audio, part.clips["duration"].to_numpy(), lambda row: model.sounds(_one(part, row), True)
+        ),
+        *dependence(
+            "captions", text, np.array([len(one) for one in queries]), lambda row: model.sentences([queries[row]])
+        ),
+        *ambiguity(part, queries, own, relevance),
+        *duplicates(part),
+        *(leaks(part, queries, train) if train else ()),
+    ]
+
+
+def collapse(side: str, rows: Tensor) -> Iterator[str]:
+    """Of embeddings (rows, D): those that point one way, or lie on one line; those that are zero."""
+    if rows.ndim != 2 or len(rows) < LEAST:
+        return
+    if zeros := int((rows.abs().amax(1) == 0).sum()):
+        yield f"{zeros:,} of {len(rows):,} {side} embeddings are zero"
+    unit = F.normalize(rows[:: -(-len(rows) // MOST)].float(), dim=1)
+    cosines = (unit @ unit.T).abs()
+    mean = float((cosines.sum() - cosines.diagonal().sum()) / (len(unit) * (len(unit) - 1)))
+    if mean > ALIKE:
+        yield f"{side} embeddings are all alike, with cosines of {mean:.3f} on average: this tower has collapsed"
+
+
+def dependence(what: str, rows: Tensor, lengths: np.ndarray, alone) -> Iterator[str]:
+    """Embeddings that chance or their batch decides. alone: embeds one row by itself."""
+    order = np.argsort(lengths, kind="stable")
+    chosen = list(dict.fromkeys([*order[:SAMPLE].tolist(), *order[-SAMPLE:].tolist()]))
+    once, again = ([alone(row)[0] for row in chosen] for _ in range(2))
+    by_chance = max(_apart(*pair) for pair in zip(once, again, strict=True))
+    by_batch = max(_apart(one, rows[row]) for one, row in zip(once, chosen, strict=True))
+    if by_chance > APART:
+        yield f"embeddings of {what} depend on chance: one twice differs by up to {by_chance:.2g}; fix the seed"
+    elif by_batch > APART:
+        yield f"embeddings of {what} depend on their batch: alone and among others they differ by up to {by_batch:.2g}"
+
+
+def ambiguity(part: Corpus, queries: Sequence[str], own: np.ndarray, relevance: Relevance) -> Iterator[str]:
+    """Captions, but for case and punctuation, of several clips of which one alone counts as right."""
+    rows: dict[str, list[int]] = {}
+    for row, query in enumerate(queries):
+        rows.setdefault(_words(query), []).append(row)
+    found = []
+    for alike in rows.values():
+        clips = list(dict.fromkeys(own[alike].tolist()))
+        if len(clips) > 1 and (relevance.ndim == 1 or not all(relevance[row, clip] for row in alike for clip in clips)):
+            found.append((queries[alike[0]], [part.clips["clip"].iloc[clip] for clip in clips]))
+    if found:
+        caption, names = found[0]
+        yield (
+            f"{len(found):,} captions are of several clips, as {caption!r} of {names[0]!r} and {names[1]!r}; to find "
+            "the other one counts as wrong"
+        )
+
+
+def duplicates(part: Corpus) -> Iterator[str]:
+    """Clips with the same bytes."""
+    clips = part.clips[part.clips["digest"].duplicated(keep=False)]
+    if len(clips):
+        names = clips.loc[clips["digest"] == clips["digest"].iloc[0], "clip"].tolist()
+        yield f"{len(clips):,} clips have another one's bytes, as {names[0]!r} and {names[1]!r}: none tells them apart"
+
+
+def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
+    """What of the test set is in `train`: sounds of the same bytes or that sound the same (`copies`), captions but for
+    case and punctuation. Files that are the test set's own do not count, nor do rows of a split other than train.
+    """
+    tables = [train] if train.is_file() else sorted(train.glob("*.csv"))
+    texts = {words for table in tables for words in _captions(table, must=train.is_file())}
+    lost = [query for query in queries if _words(query) in texts]
+    yield f"{len(lost):,} of {len(queries):,} queries are in {train}" + (f", as {lost[0]!r}" if lost else "")
+    if train.is_dir():
+        if not isinstance(part.read, files.FileReader):
+            yield f"the test clips are no files, so they were not looked for in {train}"
+            return
+        reader = part.read
+        here = {str((reader.folder / reader.paths.get(clip, clip)).absolute()): clip for clip in part.clips["clip"]}
+        facts = files.index(train, files.listing(train))
+        theirs = {str((train / name).absolute()): fact for name, fact in facts.items()}
+        digests = {path: fact.digest for path, fact in theirs.items() if not isinstance(fact, AudioError)}
+        digests = {path: digest for path, digest in digests.items() if path not in here}
+        first, errors = copies.grouped(Path(), digests | {path: reader.digests[clip] for path, clip in here.items()})
+        found = [(clip, first[path]) for path, clip in here.items() if first[path] in digests]
+        said = f"{len(found):,} of {len(here):,} clips are in {train}"
+        said += f", as {found[0][0]!r}: {found[0][1]}" if found else ""
+        if bad := [fact for fact in theirs.values() if isinstance(fact, AudioError)] + errors:
+            said += f"; {len(bad):,} files cannot be read, as {bad[0].where}"
+        yield said + ("; so bytes alone were compared" if errors else "")
+
+
+def _captions(table: Path, must: bool) -> Iterator[str]:
+    found = files.frame(table)
+    columns = [column for column in map(str, found) if files.CAPTION_COLUMN.fullmatch(column)]
+    if must and not columns:
+        raise ValueError(f"{table}: no column 'caption' or 'caption_1'; name a table of captions")
+    if "split" in found:
+        found = found[found["split"] == "train"]
+    for column in columns:
+        yield from map(_words, found[column])
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _one(part: Corpus, row: int) -> Corpus:
+    return replace(part, clips=part.clips.iloc[[row]].reset_index(drop=True))
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two embeddings (D,), or (frames, D), of which zeros may stand behind the shorter."""
+    if one.ndim == 2:
+        frames = min(len(one), len(other))
+        one, other = one[:frames], other[:frames]
+    return float((F.normalize(one.float(), dim=-1) - F.normalize(other.float(), dim=-1)).abs().max())

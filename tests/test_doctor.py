@@ -1,0 +1,182 @@
+"""What `atr evaluate` notices: each fault is made, and its absence is quiet."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import dataset_layouts
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from made_embeddings import written
+from typer.testing import CliRunner
+
+from atr.cli import app
+from atr.evaluation import doctor, evaluate, protocols
+
+CLIPS = 9
+
+
+class Made:
+    """Embeddings by the clip's first samples and the caption's letters, with faults as they are wanted."""
+
+    name, fingerprint = "made", "0"
+
+    def __init__(self, chance=0.0, batch=0.0, side="sounds"):
+        self.chance, self.batch, self.side, self.rng = chance, batch, side, np.random.default_rng(0)
+
+    def sounds(self, part, quiet=False):
+        return self._faulty("sounds", [part.read(clip)[0][:16] for clip in part.clips["clip"]])
+
+    def sentences(self, texts):
+        return self._faulty("captions", [np.random.default_rng(list(map(ord, text))).normal(size=16) for text in texts])
+
+    def similarity(self, sentences, sounds):
+        return sentences, sounds
+
+    def _faulty(self, side, rows):
+        rows = F.normalize(torch.tensor(np.array(rows), dtype=torch.float32), dim=1)
+        if side == self.side:
+            rows = rows + self.chance * torch.from_numpy(self.rng.standard_normal(rows.shape)).float()
+            rows = rows + self.batch * rows.mean(0)
+            rows[:, 0] += self.batch * len(rows)
+        return rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("test sounds")
+    rows = []
+    for number in range(CLIPS):
+        dataset_layouts.sound(folder / f"{number}.wav", number, 0.3)
+        rows += [[f"{number}.wav", f"Sound number {number}."], [f"{number}.wav", f"What {number} sounds like"]]
+    dataset_layouts.table(folder / "captions.csv", ["file_name", "caption"], rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def part(folder):
+    return protocols.get("folder").load(folder)
+
+
+def notes(part, model=None, **options):
+    return evaluate.evaluate(model or Made(), protocols.get("folder"), part, **options).notes
+
+
+def test_nothing_is_noticed_where_nothing_is_wrong(part):
+    assert notes(part) == ()
+
+
+class TestModels:
+    @pytest.mark.parametrize(
+        ("rows", "found"),
+        [
+            (torch.ones(10, 4) + 0.01 * torch.eye(10, 4), "audio embeddings are all alike, with cosines of 1.000 on"),
+            (torch.tensor([[1.0, 2], [-1, -2]] * 5), "audio embeddings are all alike"),
+            (torch.cat([torch.zeros(2, 12), torch.eye(12)]), "2 of 14 audio embeddings are zero"),
+        ],
+    )
+    def test_a_collapsed_tower(self, rows, found):
+        assert found in " ".join(doctor.collapse("audio", rows))
+
+    def test_embeddings_that_have_not_collapsed(self):
+        rng = torch.Generator().manual_seed(0)
+        assert not list(doctor.collapse("audio", torch.randn(3000, 8, generator=rng)))
+        cone = torch.randn(100, 64, generator=rng) + 1.5  # in a cone, as those of trained encoders
+        assert not list(doctor.collapse("audio", cone))
+        assert not list(doctor.collapse("audio", torch.ones(3, 4)))  # too few to tell
+
+    @pytest.mark.parametrize("side", ["sounds", "captions"])
+    def test_chance_and_batches(self, part, side):
+        (chance,) = notes(part, Made(chance=0.02, side=side))
+        assert f"embeddings of {side} depend on chance" in chance
+        (batch,) = notes(part, Made(batch=0.02, side=side))
+        assert f"embeddings of {side} depend on their batch" in batch
+        assert notes(part, Made(batch=1e-6, chance=1e-6, side=side)) == ()
+
+    def test_frames_are_compared_as_far_as_a_sound_goes(self):
+        frames = F.pad(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), (0, 0, 0, 5))
+        lengths = np.arange(3)
+        assert not list(doctor.dependence("sounds", frames, lengths, lambda row: frames[row : row + 1, :4]))
+        assert list(doctor.dependence("sounds", frames, lengths, lambda row: frames[row : row + 1, 1:4]))
+
+
+class TestTestSets:
+    def test_a_caption_of_several_clips(self, part):
+        captions = part.captions.copy()
+        captions.loc[2, "caption"] = "sound, number 0"
+        (found,) = notes(replace(part, captions=captions))
+        assert found.startswith("1 captions are of several clips, as 'Sound number 0.' of '0.wav' and '1.wav'")
+
+    def test_a_caption_that_all_of_its_clips_answer_is_no_fault(self, part):
+        captions = part.captions.copy()
+        captions.loc[2, "caption"] = "sound, number 0"
+        clips = part.clips.assign(description=["alike", "alike", *[""] * (CLIPS - 2)])
+        assert notes(replace(part, captions=captions, clips=clips)) == ()
+
+    def test_clips_of_the_same_bytes(self, folder, tmp_path):
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+        shutil.copy(tmp_path / "3.wav", tmp_path / "5.wav")
+        (found,) = notes(protocols.get("folder").load(tmp_path))
+        assert found.startswith("2 clips have another one's bytes, as '3.wav' and '5.wav'")
+
+
+class TestTraining:
+    @pytest.fixture
+    def train(self, tmp_path, monkeypatch):
+        """Two other sounds with captions of their own, in the splits train and validation."""
+        monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
+        rows = [["a.wav", "Something else", "train"], ["b.wav", "SOUND NUMBER 4", "validation"]]
+        for number, (name, *_) in enumerate(rows):
+            dataset_layouts.sound(tmp_path / "train" / name, 50 + number, 0.3)
+        dataset_layouts.table(tmp_path / "train" / "captions.csv", ["file_name", "caption", "split"], rows)
+        return tmp_path / "train"
+
+    def test_what_is_new_is_said_to_be(self, part, train):
+        queries, clips = notes(part, train=train)
+        assert queries == f"0 of 18 queries are in {train}" and clips == f"0 of 9 clips are in {train}"
+
+    def test_sounds_and_captions_that_a_model_was_trained_on(self, part, folder, train):
+        shutil.copy(folder / "7.wav", train / "c.wav")
+        text = (train / "captions.csv").read_text()
+        (train / "captions.csv").write_text(text + "c.wav,sound number 7,train\n")
+        queries, clips = notes(part, train=train)
+        assert queries == f"1 of 18 queries are in {train}, as 'Sound number 7.'"
+        assert clips == f"1 of 9 clips are in {train}, as '7.wav': {train / 'c.wav'}"
+        (alone,) = notes(part, train=train / "captions.csv")
+        assert alone.startswith("1 of 18 queries are in")
+
+    def test_the_test_sets_own_files_do_not_count(self, part, folder):
+        queries, clips = notes(part, train=folder)
+        assert queries.startswith("18 of 18") and clips.startswith("0 of 9 clips")
+
+    def test_a_sound_in_another_format(self, part, folder, train):
+        """At another level, 16 bit FLAC: found by how it sounds."""
+        import soundfile
+
+        waveform, rate = soundfile.read(folder / "2.wav")
+        soundfile.write(train / "c.flac", 0.4 * waveform, rate)
+        assert notes(part, train=train)[1] == f"1 of 9 clips are in {train}, as '2.wav': {train / 'c.flac'}"
+
+    def test_files_that_cannot_be_read_are_said(self, part, folder, train):
+        shutil.copy(folder / "7.wav", train / "c.wav")
+        (train / "d.wav").write_bytes(b"x")
+        said = notes(part, train=train)[1]
+        assert said.startswith("1 of 9 clips are in") and said.endswith(
+            f"; 1 files cannot be read, as {train / 'd.wav'}"
+        )
+
+    def test_a_table_without_captions_is_named(self, part, train):
+        dataset_layouts.table(train / "x.csv", ["file", "text"], [["a", "b"]])
+        with pytest.raises(ValueError, match="x.csv: no column 'caption' or 'caption_1'"):
+            notes(part, train=train / "x.csv")
+
+
+def test_the_command_says_and_keeps_what_is_noticed(folder, part, tmp_path):
+    made = written(tmp_path, part, np.ones((CLIPS, 4)), np.random.default_rng(0).standard_normal((2 * CLIPS, 4)))
+    words = ["evaluate", f"embeddings:{made}", "--on", "folder", "--root", str(folder), "--out", str(tmp_path / "out")]
+    outcome = CliRunner().invoke(app.app, words)
+    assert "noticed: audio embeddings are all alike" in outcome.output
+    assert "all alike" in json.loads((tmp_path / "out" / "folder.json").read_text())["noticed"][0]
+    assert "--train: no gone;" in CliRunner().invoke(app.app, [*words, "--train", "gone"]).output
