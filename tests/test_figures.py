@@ -72,7 +72,7 @@ def drawn(kind, panels, points):
     "kind, labels",
     [
         ("curves", {"training loss", "validation R@10 (%)", "epoch", "Triplet-sum", "NT-Xent", "soundscapes, frozen"}),
-        ("dots", {"T→A R@10 (%)", "A→T R@10 (%)", "chance", "Triplet-sum", "NT-Xent", "soundscapes, finetuned"}),
+        ("dots", {"T→A mAP@10 (%)", "A→T mAP@10 (%)", "chance", "Triplet-sum", "NT-Xent", "soundscapes, finetuned"}),
         ("lines", {"T→A R@10 (%)", "batch size", "16", "32", "128", "NT-Xent", "the recipe's", "the better"}),
     ],
 )

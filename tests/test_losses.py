@@ -268,13 +268,23 @@ def test_a_non_finite_embedding_is_not_hidden(name, variant):
     assert losses.build(name, variant)(audio, text, ids).isnan()
 
 
+def test_the_thesis_halves_what_equation_7_sums():
+    audio, text, _ = batch()
+    ids = torch.arange(len(audio))
+    whole, half = (losses.build("nt_xent", "text", weight=weight)(audio, text, ids) for weight in (None, 0.5))
+    torch.testing.assert_close(whole, 2 * half)
+    with pytest.raises(ValueError, match="0"):
+        losses.build("nt_xent", weight=0.0)
+
+
 def test_errors_name_what_is_known():
     with pytest.raises(ValueError, match=r"'ntxent'; known: 'triplet_sum'.*'nt_xent', 'sigmoid'"):
         losses.build("ntxent")
     with pytest.raises(ValueError, match=r"variant 'paper'; known: 'text', 'code'"):
         losses.build("nt_xent", "paper")
     with pytest.raises(
-        ValueError, match=r"'margin'; known: 'temperature', 'same_clip', 'hardest', 'learned', 'mask_same_clip'"
+        ValueError,
+        match=r"'margin'; known: 'temperature', 'same_clip', 'hardest', 'learned', 'weight', 'mask_same_clip'",
     ):
         losses.build("nt_xent", margin=0.2)
     with pytest.raises(ValueError, match=r"'positive'; TripletSum knows 'mask', 'negative'"):

@@ -120,11 +120,11 @@ def test_like_runs_are_summed(monkeypatch):
     plan = pd.DataFrame({"notebooks": "02", "finished": finished, "config": configs})
     plan["size"] = [planning.size(config, None) for config in configs]
     groups, words = planning.summary(plan, "cpu", 2)
-    assert groups["runs"].tolist() == [8, 8, 4, 4] and groups["finished"].tolist() == [2, 2, 1, 1]
+    assert groups["runs"].tolist() == [4, 4, 4, 4] and groups["finished"].tolist() == [1, 1, 1, 1]
     assert groups["batch"].tolist() == [32, 128, 32, 128] and groups["steps"].iloc[0] == 50 * (49274 // 32)
     one = planning.cost(configs[0], FROZEN, planning.size(configs[0], None))
-    assert groups["time"].iloc[0] == units.duration(6 * one.seconds)
-    assert groups["disk"].iloc[0] == units.gigabytes(8 * one.disk)
+    assert groups["time"].iloc[0] == units.duration(3 * one.seconds)
+    assert groups["disk"].iloc[0] == units.gigabytes(4 * one.disk)
     packed = 2 * 32_000 * 10.0 * (49274 + 494 + 957)  # 16 bit, 32 kHz, 10 s
     assert f"and {units.gigabytes(packed)} of packed audio" in words and "2 runs side by side" in words
 

@@ -220,7 +220,7 @@ class TestGrids:
             assert config.text_encoder == "bert-base-uncased" and config.text_pooling == "first"
             assert config.training in (frozen, "finetuned") or number == "05" and config.training == "scratch"
             assert config.epochs in (0, 12, 50, 100, 150) and config.schedule == "step" and config.step_factor == 0.1
-            assert config.step_epochs == {12: 5, 100: 40}.get(config.epochs, 20) and config.text_layers is None
+            assert config.step_epochs == {12: 5, 100: 40, 150: 60}.get(config.epochs, 20) and config.text_layers is None
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_stages_by_audio_encoder_mining_and_batch_size(self, name):

@@ -143,7 +143,11 @@ class Report:
     @property
     def counts(self) -> str:
         kinds = Counter(output.kind for output in self.outputs)
-        judged = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in VERDICTS)
+        judged = ", ".join(
+            f"{self.verdicts[verdict]} {verdict}"
+            for verdict in VERDICTS
+            if verdict in VERDICTS[:3] or self.verdicts[verdict]
+        )
         return f"{kinds['table']} tables, {kinds['figure']} figures; claims: {judged}"
 
     def command(self, *studies: Study) -> str:
