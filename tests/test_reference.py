@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from atr.experiments.study import notebooks
+
 ROOT = Path(__file__).parents[1]
 PAPERS = sorted((ROOT / "../shared/papers").glob("000_*.txt"))
 UNIFORMITY_PAPERS = sorted((ROOT / "../shared/papers").glob("002_*.txt"))
@@ -292,3 +294,25 @@ def test_every_cell_is_what_the_thesis_prints(number):
             pd.isna(row.std) if deviation == "" else row.std == pytest.approx(100 * float(deviation))
         )
     assert len(printed) == len(cells)
+
+
+def test_the_claims_say_of_each_paper_what_where_and_how_it_is_judged():
+    claims = pd.read_csv(ROOT / "data/reference/claims.csv", dtype=str, keep_default_na=False)
+    assert list(claims) == "paper place claim direction notebook measure rule effect note".split()
+    assert claims["paper"].nunique() == 5 and not claims.duplicated(["paper", "claim"]).any()
+    assert (claims[["paper", "place", "claim", "direction"]] != "").all(axis=None)
+    assert set(claims["direction"]) <= {"T→A", "both", "—"} and set(claims["rule"]) <= {"beats", "within", "span", ""}
+    judged = claims[claims["notebook"] != ""]
+    assert (claims.loc[claims["notebook"] == "", "note"].str.startswith("not here: ")).all()
+    assert {path.stem[:2] for path in notebooks()} >= set(judged["notebook"]) and (judged["measure"] != "").all()
+    assert pd.to_numeric(judged.loc[judged["rule"] != "span", "effect"]).ge(0).all()
+
+
+@pytest.mark.parametrize("number", ["01", "02"])
+def test_the_notebooks_judge_by_the_effect_that_the_claims_name(number):
+    claims = pd.read_csv(ROOT / "data/reference/claims.csv", dtype={"notebook": str})
+    mine = claims[(claims["notebook"] == number) & claims["rule"].isin(["beats", "within"])]
+    named = {(rule, effect) for rule, effect in zip(mine["rule"], mine["effect"].astype(float), strict=True)}
+    source = notebooks([number])[0].read_text(encoding="utf-8")
+    found = re.findall(r"\b(least|within)=(\d+\.\d+)", source)
+    assert {({"least": "beats"}.get(rule, rule), float(effect)) for rule, effect in found} == named
