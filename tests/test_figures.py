@@ -61,7 +61,7 @@ def texts(figure):
 def drawn(kind, panels, points):
     return {
         "curves": lambda: figures.curves(panels, {"loss": "training loss", "t2a_r10": "validation R@10 (%)"}),
-        "dots": lambda: figures.dots(panels, marks={"chance": 2.0}),
+        "dots": lambda: figures.dots(panels, marks={"chance": {"t2a_map10": 2.0, "a2t_map10": 3.0}}),
         "lines": lambda: figures.lines(
             points, "batch", "loss", "t2a_r10", panels="how", labels={"batch": "batch size"}
         ),
@@ -92,6 +92,12 @@ def test_curves_leave_out_what_was_not_trained(tmp_path):
     trained = made_run(tmp_path, "some", RunConfig(), [1, 2], [1, 2])
     figure = figures.curves({"all": {"untrained": [untrained], "trained": [trained]}}, {"t2a_r10": "R@10 (%)"})
     assert [line.get_label() for line in figure.axes[0].lines] == ["trained"]
+
+
+def test_chance_stands_where_it_is_in_either_direction(panels):
+    figure = figures.dots(panels, marks={"chance": {"t2a_map10": 12.2, "a2t_map10": 2.6}})
+    dotted = [[line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":"] for axis in figure.axes]
+    assert dotted == [[12.2], [2.6]]
 
 
 def test_dots_stand_at_each_seeds_recall_and_the_interval_holds_the_mean(panels):
@@ -246,7 +252,7 @@ def test_text_is_drawn_as_it_stands(said, panels, tmp_path):
     table = pd.DataFrame({said: [said], "by": said, "h": [1.0], "difference": 0.0, "low": -1.0, "high": 1.0})
     for figure in (
         figures.curves(renamed, {"t2a_r10": said}),
-        figures.dots(renamed, marks={said: 2.0}),
+        figures.dots(renamed, marks={said: {"t2a_map10": 2.0, "a2t_map10": 3.0}}),
         figures.responses(table, said, "by", {"h": said}, {"h": {said: 1.0}}),
         figures.forest(table, said, said),
     ):

@@ -48,11 +48,15 @@ def subplots(
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
 
 
-def legend_below(figure: Figure, axis: Axes, most: int = 99, **options: Any) -> None:
-    """The labels of one panel below all, at `most` so many side by side; nothing where there are none."""
-    handles, labels = axis.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), most), **options)
+def legend_below(figure: Figure, axes: Axes | np.ndarray, most: int = 99, **options: Any) -> None:
+    """The labels of a panel, or of several, below all, at `most` so many side by side; nothing where there are none."""
+    found: dict[str, Any] = {}
+    for axis in np.ravel(axes):  # type: ignore[arg-type]
+        handles, labels = axis.get_legend_handles_labels()
+        found = dict(zip(labels, handles, strict=True)) | found
+    if found:
+        columns = min(len(found), most)
+        figure.legend(found.values(), found, loc="outside lower center", ncols=columns, **options)
 
 
 def mark(
@@ -146,9 +150,11 @@ def curves(
     return figure
 
 
-def dots(panels: Mapping[str, Mapping[str, Sequence[Run]]], marks: Mapping[str, float] | None = None) -> Figure:
+def dots(
+    panels: Mapping[str, Mapping[str, Sequence[Run]]], marks: Mapping[str, Mapping[str, float]] | None = None
+) -> Figure:
     """mAP@10 of each system, text-to-audio and audio-to-text: a dot per seed, mean with its 95 % interval over seeds
-    and clips. marks: label → level drawn as a vertical line, such as chance.
+    and clips. marks: label → t2a_map10 and a2t_map10 of a level drawn as a vertical line, such as chance.
     """
     rows = sum(len(lines) for lines in panels.values()) + len(panels)
     figure, axes = subplots(1, 2, 0.22 * rows + 0.9, sharey=True)
@@ -166,8 +172,8 @@ def dots(panels: Mapping[str, Mapping[str, Sequence[Run]]], marks: Mapping[str, 
                 axis.plot(interval.mean, height, "|", color=color, ms=10, mew=2)
                 ticks[height] = name
                 height -= 1
-        for name, level in (marks or {}).items():
-            mark(axis, name, (level, height + 0.5), (3, 0), va="center")
+        for name, levels in (marks or {}).items():
+            mark(axis, name, (levels[f"{direction}_map10"], height + 0.5), (3, 0), va="center")
         axis.set_yticks(list(ticks), list(ticks.values()))
         axis.set_ylim(height, 0.7)
         axis.grid(axis="y", visible=False)
@@ -212,16 +218,20 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
     """
     panels = list(dict.fromkeys(key[:-1] for key in table.index))
     figure, axes = subplots(1, len(panels), 2.7, PAGE, sharey=True)
+    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(key[-1] for key in table.index))}
     for axis, panel in zip(axes[0], panels, strict=True):
-        for number, (name, group) in enumerate(table.loc[panel].groupby(level=0, sort=False)):
+        for name, group in table.loc[panel].groupby(level=0, sort=False):
             chosen = group[group["chosen"] == "yes"]
-            axis.plot(group["rate"], group[label], "o-", ms=3, color=f"C{number}", label=legible(name))
-            axis.plot(chosen["rate"], chosen[label], "o", ms=8, mfc="none", color=f"C{number}")
+            axis.plot(group["rate"], group[label], "o-", ms=3, color=colors[name], label=legible(name))
+            axis.plot(chosen["rate"], chosen[label], "o", ms=8, mfc="none", color=colors[name])
+        ticks = sorted(set(table.loc[panel]["rate"]))
         axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{tick:.1g}" for tick in ticks], rotation=60, size=7)
+        axis.minorticks_off()
         axis.set_title(", ".join(map(str, panel)))
-        axis.set_xlabel("learning rate of the heads")
+        axis.set_xlabel("heads' rate")
     axes[0, 0].set_ylabel(f"{label} (%)")
-    legend_below(figure, axes[0, 0])
+    legend_below(figure, axes, 4)
     return figure
 
 
