@@ -233,7 +233,8 @@ class RunConfig:
             if self.embedding_dim < settings.dims:
                 raise ConfigError(f"penalty: draws {settings.dims} dimensions; embedding_dim is {self.embedding_dim}")
             object.__setattr__(self, "penalty", settings.changed())
-        if len(betas := tuple(self.betas)) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
+        betas = tuple(self.betas) if isinstance(self.betas, Sequence) else ()
+        if len(betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas: {self.betas!r}; give two numbers from 0 and below 1")
         object.__setattr__(self, "betas", betas)
         if self.cosine_epochs is not None and not (

@@ -245,6 +245,9 @@ class TestRecipe:
             "last",
         )
         assert (text.audio_encoder, text.augment, text.select_by) == ("passt_s", None, "t2a_map10")
+        assert (released.betas, text.betas) == ((0.9, 0.999), (0.9, 0.99))
+        weights = [setting.thesis(1, recipe=recipe).loss.get("weight") for recipe in ("code", "text")]
+        assert weights == [None, 0.5]  # equation 3.2, which the code's form has by itself
         for run in (released, text):
             assert run.corpus == {"name": "clotho"} and run.text_encoder == "roberta-large" and run.head == "linear"
             assert (run.batch_size, run.epochs, run.embedding_dim, run.optimizer) == (16, 20, 1024, "adamw")

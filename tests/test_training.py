@@ -143,6 +143,7 @@ class TestKinds:
         "changes",
         [
             {"optimizer": "adamw", "weight_decay": 0.1},
+            {"betas": (0.5, 0.9)},
             {"precision": "bf16"},
             {"sampler": "all_captions"},
             {"schedule": "cosine", "warmup_epochs": 1},
