@@ -152,6 +152,10 @@ assert embedder.sentences(["Rain."]).shape == (1, 8)
 from atr.cli.app import app
 app(["index", ".", "--run", run.address, "--profile", "smoke", "--quiet"], standalone_mode=False)
 app(["search", "rain", ".", "--run", run.address, "--profile", "smoke"], standalone_mode=False)
+open("captions.csv", "w").write("file_name,caption\\n0.wav,Rain falls.\\n1.wav,A dog barks.\\n")
+folder = ["evaluate", run.address, "--on", "folder", "--root", ".", "--profile", "smoke", "--quiet"]
+assert not app(folder, standalone_mode=False)
+assert app([*folder, "--out", "out"], standalone_mode=False) == 1
 """
     environment = {
         "ATR_HOME": str(tmp_path / "home"),
@@ -164,7 +168,8 @@ app(["search", "rain", ".", "--run", run.address, "--profile", "smoke"], standal
     folder.mkdir()
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert ".wav" in done.stdout
+    assert ".wav" in done.stdout and "R@1" in done.stdout
+    assert "it comes with the extra 'study' of this package: make .venv/.study" in done.stderr + done.stdout
 
 
 class TestSetup:

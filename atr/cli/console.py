@@ -72,6 +72,12 @@ class Commands(TyperGroup):
             raise
         except (ValueError, OSError) as error:
             raise fail(error) from error
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] == "atr":
+                raise
+            words = f"{' '.join(str(error).split())}: it comes with the extra 'study' of this package"
+            mend = "make .venv/.study, or pip install '.[study]' in its folder"
+            raise fail(ValueError(f"{words}: {mend}")) from error
 
     def main(self, *args: Any, **options: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
