@@ -22,6 +22,7 @@ from atr.encoders import text
 from atr.encoders.audio.mobilenet import MobileNet
 from atr.inference import pack
 from atr.inference.embedder import beginning
+from atr.inference.search import Index
 from atr.system import atomic, hashes
 from atr.training import identity, records
 from atr.training.records import Run
@@ -135,6 +136,7 @@ def test_the_commands_take_it_by_its_folder(run, corpus, sounds, tmp_path, monke
         for model in (run.path, "moved", "hf:moved")
     ]
     assert told[0] == told[1] == told[2] and "3 clips, 3 queries" in told[0] and run.address in told[0]
+    assert "a pack already" in call("pack", "moved", status=1)
     call("index", "sounds", "--run", "moved", "--quiet")
     found = json.loads(CliRunner().invoke(app.app, ["search", "rain falls", "sounds", "--json"]).stdout)
     embedder = Embedder(run, corpus, device="cpu")
@@ -142,6 +144,7 @@ def test_the_commands_take_it_by_its_folder(run, corpus, sounds, tmp_path, monke
     scores = embedder.similarity(embedder.sentences(["rain falls"]), embedder.sounds(files))[0]
     assert Path(found[0]["path"]) == files[int(scores.argmax())]
     assert found[0]["score"] == pytest.approx(float(scores.max()), abs=1e-3)
+    assert Index("sounds", embedder).update(quiet=True).unchanged == 3  # one index for both
 
 
 def test_it_comes_from_the_hub_by_its_name(made, tmp_path, monkeypatch):

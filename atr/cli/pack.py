@@ -29,6 +29,8 @@ def pack(
     from atr.training.records import Run
 
     path = Path(run).expanduser()
+    if (path / packing.PACK).is_file():
+        raise ValueError(f"{path}: a pack already; copy it, or give the run that it was made from")
     chosen = Run(path.resolve()) if path.is_dir() else found_run(profile, run)
     corpus = None
     try:

@@ -43,7 +43,7 @@ AGAIN = "copy or fetch it again, or pack it again"
 
 
 @dataclass(frozen=True)
-class Packed(Run):
+class PackedRun(Run):
     """A pack in the place of its run, under the run's address."""
 
     name: str
@@ -93,7 +93,7 @@ def opened(folder: Path) -> tuple[RunConfig, Prepared, Run]:
     audio = folder / AUDIO if AUDIO in about["files"] else None
     if audio is not None:
         config = config.replace(audio_weights=str(audio))
-    return config, Prepared(audio, folder / TEXT, about["fingerprints"]), Packed(folder, about["name"])
+    return config, Prepared(audio, folder / TEXT, about["fingerprints"]), PackedRun(folder, about["name"])
 
 
 def _about(folder: Path) -> dict[str, Any]:
