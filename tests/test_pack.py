@@ -250,7 +250,12 @@ class TestCard:
         _, head, body = card.split("---\n", 2)
         fields = yaml.safe_load(head)
         assert fields["library_name"] == "atr" and "audio" in fields["tags"] and "license" not in fields
-        for words in ("12 clips of train", "synthesised scenes", "MIT", "all-MiniLM-L6-v2. Apache 2.0", "4 clips of"):
+        for words in (
+            "12 train, 4 validation, 4 test clips",
+            "synthesised scenes",
+            "; MIT",
+            "all-MiniLM-L6-v2. Apache 2.0",
+        ):
             assert words in body
         assert "pre-trained on the sound events of the corpus" in body
         monkeypatch.chdir(tmp_path)
@@ -282,6 +287,9 @@ class TestCard:
         ):
             assert words in body
         assert "/a/bert" not in body
+        started = RunConfig(start={"corpus": "wavcaps"}, text_contrast={"captions": "/c/told"})
+        found = pack._origins(started, "mine; MIT")
+        assert "WavCaps: 403,050 clips" in found[1] and found[2] == "Corpus: `told`: its licence is not known here"
         found = pack._origins(RunConfig(audio_weights="/b/own.pt"), "mine; MIT")
         assert found[:2] == [
             "Corpus: mine; MIT",

@@ -170,7 +170,7 @@ def card(run: Run, source: str = "") -> str:
     """
     config, name = run.config, f"atr-{run.address}"
     clips = run.clips["split"].value_counts(sort=False)
-    counts = ", ".join(f"{count} clips of {split}" for split, count in clips.items())
+    counts = ", ".join(f"{count} {split}" for split, count in clips.items())
     origins = "\n".join(f"- {line}" for line in _origins(config, source))
     own = "".join(
         f"\nIt needs the file that registers {part}: `atr.extend(<file>)` comes first.\n"
@@ -201,14 +201,14 @@ print(embedder.similarity(embedder.sentences(["A dog barks."]), embedder.sounds(
 {own}
 ## What it was trained on
 
-Corpus `{config.corpus["name"]}`: {counts}. Training: {config.training}, loss {config.loss["name"]}, seed {config.seed},
-epoch {run.best_epoch} selected; `config.json` has the rest. Audio encoder: {config.audio_encoder}; embeddings of
-{config.embedding_dim} numbers.
+Corpus `{config.corpus["name"]}`: {counts} clips. Training: {config.training}, loss {config.loss["name"]}, seed
+{config.seed}, epoch {run.best_epoch} selected; `config.json` has the rest. Audio encoder: {config.audio_encoder};
+embeddings of {config.embedding_dim} numbers.
 
 ## What it comes to
 
-In percent, on its {clips[run.tested_split]} clips of {run.tested_split}; in brackets 95 % intervals over clips. They
-speak of this seed alone.
+In percent, on its {clips[run.tested_split]} {run.tested_split} clips; in brackets 95 % intervals over clips,
+which speak of this seed alone.
 
 | | R@1 | R@5 | R@10 | mAP@10 |
 | --- | --- | --- | --- | --- |
@@ -233,7 +233,12 @@ def _origins(config: RunConfig, source: str) -> list[str]:
     """A line for each thing that a run was made from, with its licence as far as it is known here."""
     unknown = "its licence is not known here"
     sources = [source] if source else []
-    for name in (config.corpus["name"], config.corpus.get("synthetic")) if not source else ():
+    names = [] if source else [config.corpus["name"], config.corpus.get("synthetic")]
+    if config.start is not None:
+        names.append(config.needs()["start"].corpus["name"])
+    if config.text_contrast is not None:
+        names.append(Path(config.text_contrast["captions"]).name)
+    for name in names:
         if name in DATASETS:
             sources.append(f"{DATASETS[name].title}. {DATASETS[name].licence}. {DATASETS[name].source}")
         elif name is not None:
