@@ -1,5 +1,5 @@
 """The command line: `atr study`, `atr data`, `atr check`, `atr caption`, `atr index`, `atr search`, `atr runs`,
-`atr evaluate`, `atr compare`, `atr bench`, `atr gpu`, `atr report`, `atr reference`.
+`atr pack`, `atr evaluate`, `atr compare`, `atr bench`, `atr gpu`, `atr report`, `atr reference`.
 """
 
 import os
@@ -25,6 +25,7 @@ from atr.cli.console import (
     say,
 )
 from atr.cli.evaluate import evaluate
+from atr.cli.pack import pack
 from atr.cli.search import index, search
 
 app = typer.Typer(
@@ -163,7 +164,7 @@ def reference(
         raise fail(error) from error
 
 
-for command in (caption.caption, index, search, evaluate, compare, report.report, bench.bench, bench.gpu):
+for command in (caption.caption, index, search, pack, evaluate, compare, report.report, bench.bench, bench.gpu):
     app.command()(command)
 
 if __name__ == "__main__":

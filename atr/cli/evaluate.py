@@ -12,8 +12,8 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run's folder or address, hf:<name or folder of a ClapModel>, laion:<file>, msclap:<file>, "
-            "embeddings:<folder>, or a registered name."
+            help="A run's folder or address, a pack's folder, hf:<name or folder of a ClapModel or a pack>, "
+            "laion:<file>, msclap:<file>, embeddings:<folder>, or a registered name."
         ),
     ],
     on: Annotated[

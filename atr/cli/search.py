@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from atr.experiments.profiles import Profile
     from atr.inference.embedder import Embedder
 
-RunOption = Annotated[str | None, typer.Option(help="First digits of a finished run's address: atr runs list.")]
+RunOption = Annotated[
+    str | None, typer.Option(help="First digits of a finished run's address, atr runs list; or the folder of a pack.")
+]
 ProfileOption = Annotated[str, typer.Option(help="Profile that the run belongs to.")]
 ClapOption = Annotated[str | None, typer.Option(help="Instead: a CLAP model of transformers, its folder or name.")]
 PLAYERS = {
@@ -168,11 +170,12 @@ def _check(run: str | None, profile: str, clap: str | None, device: str) -> None
 
 
 def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: bool) -> dict[str, Any]:
-    """What an index keeps of its model: `clap`, or `run`, its folder, with the `root` of its corpus; of the default
-    one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
+    """What an index keeps of its model: `clap`, or `run`, its folder or pack, with the `root` of its corpus; of the
+    default one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
     """
     from atr.cli.runs import found_run
     from atr.experiments.profiles import get_profile
+    from atr.inference.pack import PACK
     from atr.system import places
 
     if clap:
@@ -180,6 +183,8 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
         if path.is_relative_to(kept):  # then its name is enough, also once ATR_HOME is elsewhere
             return {"clap": str(path.relative_to(kept))}
         return {"clap": str(path) if path.is_dir() else clap}
+    if run and (packed := Path(run).expanduser() / PACK).is_file():
+        return {"run": str(packed.parent.resolve()), "root": None}
     if run:
         chosen, root = found_run(profile, run), get_profile(profile).root
         return {"run": str(chosen.path.resolve()), "root": root and str(root.resolve())}
@@ -216,6 +221,7 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
 def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     from atr.corpora import corpus_of
     from atr.inference.embedder import Embedder
+    from atr.inference.pack import PACK
     from atr.system import places
     from atr.training import identity
     from atr.training.records import Run
@@ -223,6 +229,8 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     if "clap" in record:
         return Embedder.clap(record["clap"], device=device)
     path = Path(record["run"])
+    if (path / PACK).is_file():
+        return Embedder.packed(path, device=device)
     moved = places.results_home().joinpath(*path.parts[-3:])  # <profile>/runs/<address>
     run = Run(path if path.is_dir() or not moved.is_dir() else moved)
     if run.status != "finished":

@@ -83,10 +83,15 @@ def folder(name: str, fetch: bool = True, role: str = "text encoder", weights: b
 
 def fingerprint(path: Path) -> str:
     """Content hash of a model folder: weights, tokenizer and configuration."""
-    files = sorted(file for pattern in ("*.safetensors", "*.json", "*.txt", "*.model") for file in path.glob(pattern))
-    if not any(file.suffix == ".safetensors" for file in files):
+    return content_key(TEXT_VERSION, [(file.name, file_hash(file)) for file in files(path)])
+
+
+def files(path: Path) -> list[Path]:
+    """What a model folder is loaded from. FileNotFoundError: no .safetensors among it."""
+    found = sorted(file for pattern in ("*.safetensors", "*.json", "*.txt", "*.model") for file in path.glob(pattern))
+    if not any(file.suffix == ".safetensors" for file in found):
         raise FileNotFoundError(f"{path}: no .safetensors weights; save the model with save_pretrained")
-    return content_key(TEXT_VERSION, [(file.name, file_hash(file)) for file in files])
+    return found
 
 
 @contextmanager

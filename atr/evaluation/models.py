@@ -15,6 +15,7 @@ from atr.corpora import corpus_of
 from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
 from atr.experiments.profiles import Profile
+from atr.inference import pack
 from atr.inference.embedder import Embedder
 from atr.system import hashes
 from atr.training import identity, records
@@ -22,8 +23,8 @@ from atr.training.records import Run
 
 SOUNDS = 16  # heard at a time
 KINDS = (
-    "a run's folder or address, hf:<name or folder of a ClapModel>, laion:<file>, msclap:<file>, embeddings:<folder>, "
-    "or a name that is registered (docs/evaluate.md)"
+    "a run's folder or address, hf:<name or folder of a ClapModel or a pack>, laion:<file>, msclap:<file>, "
+    "embeddings:<folder>, a pack's folder, or a name that is registered (docs/evaluate.md)"
 )
 
 
@@ -196,6 +197,9 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         if windows is not None:
             raise ValueError(f"--windows: how {name} hears a longer sound is its own; leave it out")
         return Own(name)
+    packed = pack.located(rest) if kind == "hf" and rest else Path(name).expanduser()
+    if packed is not None and (packed / pack.PACK).is_file():
+        return Heard(Embedder.packed(packed, windows=windows, device=device))
     if kind in ("hf", "laion", "msclap") and rest:
         return Heard(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
     path = Path(name).expanduser()

@@ -17,6 +17,7 @@ from atr.corpora import audio, corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders import clap, clap_files, inputs, registry, text
 from atr.encoders.clap import CLAP_VERSION, Clap
+from atr.inference import pack
 from atr.inference.windows import cut, mean, window_of
 from atr.system import devices, hashes
 from atr.system.packed import Packed
@@ -91,6 +92,17 @@ class Embedder:
         """
         config, start = beginning(run, corpus, quiet)
         self._load(config, start, run, device, windows)
+
+    @classmethod
+    def packed(cls, name: str | os.PathLike[str], *, windows: str | None = None, device: str = "auto") -> Embedder:
+        """A run that `atr pack` wrote, by its folder or its name on the Hub: it embeds as the run did, and has its
+        fingerprint. Errors: as in `pack.opened`, and FileNotFoundError for what is no pack.
+        """
+        folder, self = pack.located(name), cls.__new__(cls)
+        if folder is None:
+            raise FileNotFoundError(f"{name}: no pack; give a folder with {pack.PACK}, or its name on the Hub")
+        self._load(*pack.opened(folder), device, windows)
+        return self
 
     @classmethod
     def clap(cls, name: str | os.PathLike[str], *, windows: str | None = None, device: str = "auto") -> Embedder:

@@ -1,0 +1,45 @@
+"""`atr pack`: a finished run in one folder, to be shared."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atr.cli.console import ProfileOption, QuietOption, say
+from atr.cli.runs import found_run
+
+
+def pack(
+    run: Annotated[str, typer.Argument(help="A finished run: its folder, or its address's first digits.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to make; atr-<address>, here, if none is named.")] = None,
+    profile: ProfileOption = "demo",
+    quiet: QuietOption = False,
+) -> None:
+    """Write a finished run as one folder that loads without its corpus: weights, tokenizer, config, a model card.
+
+    atr evaluate, atr index --run and atr.Embedder.packed take it, wherever it lies. A pack of the same run is written
+    anew, but for its card.
+    """
+    from atr.corpora import corpus_of
+    from atr.experiments.profiles import get_profile
+    from atr.inference import pack as packing
+    from atr.inference.embedder import beginning
+    from atr.system.units import human
+    from atr.training import identity
+    from atr.training.records import Run
+
+    path = Path(run).expanduser()
+    if (path / packing.PACK).is_file():
+        raise ValueError(f"{path}: a pack already; copy it, or give the run that it was made from")
+    chosen = Run(path.resolve()) if path.is_dir() else found_run(profile, run)
+    corpus = None
+    try:
+        corpus = corpus_of(chosen.config.corpus, get_profile(profile).root)
+    except (ValueError, OSError):
+        if identity.pretrained_on_corpus(chosen.config):
+            raise  # else only its source, which the card would state, stays unknown
+    _, start = beginning(chosen, corpus, quiet)
+    target = out.expanduser() if out else Path(f"atr-{chosen.address}")
+    packing.pack(chosen, start, target, corpus.source if corpus else "")
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    say(f"{human(size)} → {target}", f"{target / packing.CARD}: the model card; look through it, and state a licence")
