@@ -221,7 +221,7 @@ class TestRuns:
 
     def test_a_run_that_diverges_says_so(self, corpus, tmp_path):
         kind = config(learning_rates={"heads": 1e30}, clip_norm=None)
-        with pytest.raises(ChildProcessError, match="process . of 2: .*TrainingError: epoch 1: the loss is nan; lower"):
+        with pytest.raises(ChildProcessError, match="process . of 2: .*Diverged: epoch 1: the loss is nan; lower"):
             fit(kind, corpus, runs=tmp_path, processes=2)
         run = identity.locate(kind, corpus, tmp_path)
         assert run.status == "failed" and "in epoch" in (run.path / "error.txt").read_text()

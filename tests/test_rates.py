@@ -113,6 +113,11 @@ def test_the_span_counts_rates_within_three_points_and_failures_count_seeds():
     assert (row["failed_low"], row["failed_high"]) == pytest.approx((0.84, 90.57), abs=0.01)  # Clopper-Pearson, 1 of 3
 
 
+def test_where_nothing_is_doubled_nothing_is_said_of_the_epochs():
+    budget = search(peak(2e-3), twice=[]).budget(["method"])
+    assert budget.empty and budget["converged"].get("a", True)
+
+
 @pytest.mark.parametrize("gain, converged", [(0.9, True), (1.0, False), (-2.0, True)])
 def test_a_method_has_converged_if_twice_its_epochs_bring_less_than_a_point(gain, converged):
     row = search(lambda config: 40.0 + gain * (config.epochs > 20)).budget(["method"]).loc["a"]

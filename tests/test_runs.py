@@ -131,7 +131,7 @@ def test_a_failure_is_told_whatever_becomes_of_its_error_file(left, tmp_path, co
         (folder / "error.txt").write_bytes({"empty": b"", "not UTF-8": b"\xff\xfe"}[left])
     outcome = run_all([fails, config(epochs=1)], runs=tmp_path, workers=1, quiet=True)
     assert outcome.runs[1].finished and list(outcome.failures) == [0]
-    assert outcome.failures[0].startswith("TrainingError: epoch 1: the loss is nan; lower learning_rates")
+    assert outcome.failures[0].startswith("Diverged: epoch 1: the loss is nan; lower learning_rates")
 
 
 RAISES = """

@@ -332,7 +332,7 @@ def test_a_made_share_of_hits_is_what_the_metrics_count(tmp_path):
 def test_rows_of_some_configs_are_found_in_a_frame_by_what_their_runs_are(tmp_path):
     configs = [RunConfig(seed=seed, epochs=5) for seed in range(3)]
     pairs = [(config, made_run(tmp_path, f"{config.seed}", config, [1, 2], [1, 2])) for config in configs]
-    table = tables.run_table(pairs, get_profile("demo"))
+    table = tables.run_table(pairs, get_profile("smoke"))
     assert tables.rows_of(table, [RunConfig(seed=2, epochs=5), RunConfig(seed=0, epochs=6)])["seed"].tolist() == [2]
 
 
@@ -431,7 +431,7 @@ def test_a_frame_knows_dimension_and_weight_of_the_penalty(tmp_path):
     penalty = {"alpha": 0.33, "estimator": "logistic"}
     configs = [RunConfig(embedding_dim=128), RunConfig(penalty=penalty)]
     runs = [(config, seeds(tmp_path, 0.5, f"r{place}", 1, config=config)[0]) for place, config in enumerate(configs)]
-    frame = tables.run_table(runs, get_profile("demo"))
+    frame = tables.run_table(runs, get_profile("smoke"))
     assert frame["dim"].tolist() == [128, 256] and frame["alpha"].tolist() == [0, 0.33]
 
 

@@ -499,6 +499,7 @@ class TestDiverging:
             fit(kind, corpus, runs=tmp_path)
         run = identity.locate(kind, corpus, tmp_path)
         assert run.status == "failed" and str(caught.value) in (run.path / "error.txt").read_text()
+        assert run.diverged == (type(caught.value) is not TrainingError)
         return str(caught.value)
 
     def test_a_loss_that_is_not_finite(self, corpus, tmp_path):

@@ -172,7 +172,8 @@ class RateSearch:
             rows.append(
                 dict(zip(names, _words(name), strict=True)) | row | {"converged": scores[1] - scores[0] < ENOUGH}
             )
-        return pd.DataFrame(rows).set_index(list(names)) if rows else pd.DataFrame(columns=[*names])
+        columns = [*names, "epochs", "once", "twice", "converged"]
+        return pd.DataFrame(rows, columns=columns).set_index(list(names))
 
 
 def _best(scores: Mapping[int, float | None]) -> int:
