@@ -169,7 +169,7 @@ assert app([*folder, "--out", "out"], standalone_mode=False) == 1
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert ".wav" in done.stdout and "R@1" in done.stdout
-    assert "it comes with the extra 'study' of this package: make .venv/.study" in done.stderr + done.stdout
+    assert "it is one of the extras of this package: make .venv/.study" in done.stderr + done.stdout
 
 
 class TestSetup:

@@ -101,6 +101,8 @@ def test_other_runs_come_along_once_and_methods_can_go_undoubled():
     assert found.grid().count(other) == 1
     assert found.doubled("b") in found.grid() and found.doubled("a") not in found.grid()
     assert found.budget(["method"]).index.tolist() == ["b"]
+    quick = search(peak(2e-3), ("a", "b"), replace(DEMO, quick=True))
+    assert quick.budget(["method"]).index.tolist() == ["a"] and quick.doubled("b") not in quick.grid()
 
 
 def test_the_span_counts_rates_within_three_points_and_failures_count_seeds():

@@ -10,26 +10,19 @@ from atr.corpora import scenes
 from atr.corpora.corpus import CorpusError
 from atr.corpora.scenes.scene import (
     BACKGROUND_LEVEL,
-    LOUD,
-    LOUDLY,
     MANY,
     RATE,
     RELATIONS,
-    SOFT,
-    SOFTLY,
     SYNTHETIC,
     Kind,
     Part,
     Scene,
-    Words,
-    caption,
-    captions,
     distinct,
     draw,
-    minimal_pairs,
     mix,
     uncombined,
 )
+from atr.corpora.scenes.wording import LOUD, LOUDLY, SOFT, SOFTLY, Words, caption, captions, minimal_pairs
 
 KINDS = {
     "hum": Kind(True, (1.5, 60.0), loops=True),
@@ -144,7 +137,7 @@ def test_five_captions_differ_and_keep_to_the_length():
     for index, scene in enumerate(drawn(100)):
         five = captions(random.Random(index), scene, WORDS, SYNTHETIC)
         assert len({text.lower().rstrip(".") for text in five}) == 5
-        assert all(scenes.scene.WORDS[0] <= len(text.split()) <= scenes.scene.WORDS[1] for text in five)
+        assert all(scenes.wording.WORDS[0] <= len(text.split()) <= scenes.wording.WORDS[1] for text in five)
 
 
 def test_articles_fit_the_word_that_follows():

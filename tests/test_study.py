@@ -90,9 +90,9 @@ class TestGrids:
         seeds, corpora = len(setting.seeds), len(setting.corpora)
         assert len(distinct(configs)) == len(configs)
         # four losses, two kinds of training; untrained besides, the first seed's tries and its twice the epochs, which
-        # the published grids ask of one method alone; and all of it by a second recipe
+        # published and quick grids ask of one method alone; and all of it by a second recipe
         others = len(setting.recipes) - 1
-        once = len(setting.tries) * 8 + (1 if setting.published else 8)
+        once = len(setting.tries) * 8 + (1 if setting.published or setting.quick else 8)
         once -= 4 * (setting.epochs["finetuned"] == 1)  # a quarter of one epoch is one
         assert len(configs) == corpora * (seeds * (8 + 1 + others * 8) + once)
         assert {config.loss["name"] for config in configs} == LOSSES
@@ -113,7 +113,7 @@ class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_the_notebooks_share_the_runs_and_tries_at_the_usual_batch_size(self, name):
         shared, setting = distinct(grid("01", name)) & distinct(grid("02", name)), get_profile(name)
-        once = 0 if setting.published else 4 * (len(setting.tries) + 1)
+        once = 0 if setting.published else 4 * len(setting.tries) + (1 if setting.quick else 4)
         assert len(shared) == 4 * len(setting.recipes) * len(setting.seeds) + once
 
     @pytest.mark.parametrize("name", ["demo", "esc10"])
@@ -305,7 +305,7 @@ class TestGrids:
         setting = get_profile(name)
         sigmoid, rates, pooling = ([c for c in grid(n, name) if c.training == "finetuned"] for n in ("07", "08", "09"))
         recipes, seeds = len(setting.thesis_recipes), len(setting.seeds)
-        once = 2 * (len(setting.tries) + (not setting.published))
+        once = 2 * len(setting.tries) + (0 if setting.published else 1 if setting.quick else 2)
         once -= 2 * (setting.epochs["finetuned"] == 1)  # a quarter of one epoch is one
         assert len(distinct(sigmoid)) == 2 * recipes * seeds + once
         assert {c.rate("loss") for c in sigmoid if c.loss["name"] == "sigmoid"} == {0.1}

@@ -75,8 +75,8 @@ class Commands(TyperGroup):
         except ImportError as error:
             if (error.name or "").partition(".")[0] == "atr":
                 raise
-            words = f"{' '.join(str(error).split())}: it comes with the extra 'study' of this package"
-            mend = "make .venv/.study, or pip install '.[study]' in its folder"
+            words = f"{' '.join(str(error).split())}: it is one of the extras of this package"
+            mend = "make .venv/.study .venv/.cluster, or pip install '.[study,cluster]' in its folder"
             raise fail(ValueError(f"{words}: {mend}")) from error
 
     def main(self, *args: Any, **options: Any) -> Any:

@@ -35,7 +35,7 @@ class RateSearch:
     methods   by any name: a config at its usual rates, for all of its epochs
     like      a control → the method whose search it shares
     others    runs beside them, as they are
-    twice     the methods whose epochs are doubled; all of them by default
+    twice     the methods whose epochs are doubled: by default all, and in a quick profile the first
     """
 
     profile: Profile
@@ -44,6 +44,10 @@ class RateSearch:
     like: Mapping[Any, Any] = field(default_factory=dict)
     others: Sequence[RunConfig] = ()
     twice: Iterable[Any] | None = None
+
+    @property
+    def _twice(self) -> list:
+        return list(self.methods)[: 1 if self.profile.quick else None] if self.twice is None else list(self.twice)
 
     @cached_property
     def _kept(self) -> dict[str, Any]:
@@ -116,9 +120,7 @@ class RateSearch:
         with loaded_once():
             tries = [config for name in self.methods for config in self.tries(name).values()]
             tries = [config for config in tries if not ((run := self._run(config)) and run.diverged)]
-            doubled = [
-                self.doubled(name) for name in (self.twice if self.twice is not None else known) if name in known
-            ]
+            doubled = [self.doubled(name) for name in self._twice if name in known]
             runs = [*(config for name in known for config in self.seeded(name)), *tries, *doubled, *self.others]
         return list({str(config.to_dict()): config for config in runs}.values())
 
@@ -163,7 +165,7 @@ class RateSearch:
         and whether it has converged: the second is less than `ENOUGH` points above the first.
         """
         rows = []
-        for name in self.methods if self.twice is None else self.twice:
+        for name in self._twice:
             once, twice = (self._run(config) for config in (self.seeded(name)[0], self.doubled(name)))
             if once is None or twice is None:
                 continue

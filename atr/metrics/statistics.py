@@ -120,22 +120,17 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     The mean's variance is (MS_seed + MS_clip - MS_error) / (S C), at the least max(MS_seed, MS_clip) / (S C), its
     degrees of freedom Satterthwaite's (1946, Biometrics Bulletin 2, p. 110). ValueError: a non-finite score, or none.
     """
-    mean, error, freedom = _crossed(values)
-    half = float(stats.t.ppf((1 + _level(level)) / 2, freedom) * error) if error else 0.0
-    return Interval(mean, mean - half, mean + half)
+    found = _crossed(values, level)
+    return Interval(found.difference, found.low, found.high)
 
 
 def crossed_test(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Comparison:
     """a - b, both (seeds, clips) of the same seeds and clips, with the interval of `crossed_interval` and its p."""
-    difference = _difference(a, b)
-    interval = crossed_interval(difference, level)
-    mean, error, freedom = _crossed(difference)
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    return Comparison(mean, interval.low, interval.high, p)
+    return _crossed(_difference(a, b), level)
 
 
-def _crossed(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, its standard error, and the error's degrees of freedom."""
+def _crossed(values: np.ndarray, level: float) -> Comparison:
+    """Of values (seeds, clips), as differences from 0."""
     seed, clip, error = squares = mean_squares(values)
     seeds, clips = np.shape(values)
     freedoms = np.array([seeds - 1, clips - 1, (seeds - 1) * (clips - 1)])
@@ -146,8 +141,13 @@ def _crossed(values: np.ndarray) -> tuple[float, float, float]:
     if total < parts[:2].max():
         total = parts[:2].max()
         parts[[1 - int(parts[1] > parts[0]), 2]] = 0  # the side that the floor is, alone
-    freedom = total**2 / (parts**2 / np.maximum(freedoms, 1)).sum() if total else np.nan
-    return float(np.mean(values)), float(np.sqrt(total / (seeds * clips))), float(freedom)
+    mean, p, half = float(np.mean(values)), float(np.mean(values) == 0), 0.0
+    if total:
+        freedom = total**2 / (parts**2 / np.maximum(freedoms, 1)).sum()
+        deviation = np.sqrt(total / (seeds * clips))
+        half = float(stats.t.ppf((1 + _level(level)) / 2, freedom) * deviation)
+        p = float(2 * stats.t.sf(abs(mean) / deviation, freedom))
+    return Comparison(mean, mean - half, mean + half, p)
 
 
 def coverage(

@@ -28,16 +28,14 @@ from atr.corpora.scenes.scene import (
     Difficulty,
     Kind,
     Scene,
-    Words,
-    captions,
     check,
     distinct,
     draw,
     fade,
-    minimal_pairs,
     mix,
     uncombined,
 )
+from atr.corpora.scenes.wording import Words, captions, minimal_pairs
 from atr.system.hashes import sha256
 
 DESCRIBED = tuple(

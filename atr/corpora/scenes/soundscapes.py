@@ -17,17 +17,15 @@ from atr.corpora.scenes.scene import (
     SYNTHETIC,
     Kind,
     Scene,
-    Words,
-    captions,
     check,
     distinct,
     draw,
     fade,
-    minimal_pairs,
     mix,
     uncombined,
 )
 from atr.corpora.scenes.synthesis import synthesise
+from atr.corpora.scenes.wording import Words, captions, minimal_pairs
 from atr.system.hashes import sha256
 
 GENERATOR_VERSION = 1  # raise it when the same scene sounds different
