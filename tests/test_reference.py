@@ -4,6 +4,7 @@ import re
 from itertools import product
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 
@@ -301,18 +302,25 @@ def test_the_claims_say_of_each_paper_what_where_and_how_it_is_judged():
     assert list(claims) == "paper place claim direction notebook measure rule effect note".split()
     assert claims["paper"].nunique() == 5 and not claims.duplicated(["paper", "claim"]).any()
     assert (claims[["paper", "place", "claim", "direction"]] != "").all(axis=None)
-    assert set(claims["direction"]) <= {"T→A", "both", "—"} and set(claims["rule"]) <= {"beats", "within", "span", ""}
+    assert set(claims["direction"]) <= {"T→A", "both", "—"} and set(claims["rule"]) <= {
+        "beats",
+        "within",
+        "no less",
+        "span",
+        "",
+    }
     judged = claims[claims["notebook"] != ""]
     assert (claims.loc[claims["notebook"] == "", "note"].str.startswith("not here: ")).all()
     assert {path.stem[:2] for path in notebooks()} >= set(judged["notebook"]) and (judged["measure"] != "").all()
     assert pd.to_numeric(judged.loc[judged["rule"] != "span", "effect"]).ge(0).all()
 
 
-@pytest.mark.parametrize("number", ["01", "02"])
+@pytest.mark.parametrize("number", ["01", "02", "07", "08", "09"])
 def test_the_notebooks_judge_by_the_effect_that_the_claims_name(number):
     claims = pd.read_csv(ROOT / "data/reference/claims.csv", dtype={"notebook": str})
-    mine = claims[(claims["notebook"] == number) & claims["rule"].isin(["beats", "within"])]
+    mine = claims[(claims["notebook"] == number) & claims["rule"].isin(["beats", "within", "no less"])]
     named = {(rule, effect) for rule, effect in zip(mine["rule"], mine["effect"].astype(float), strict=True)}
-    source = notebooks([number])[0].read_text(encoding="utf-8")
-    found = re.findall(r"\b(least|within)=(\d+\.\d+)", source)
-    assert {({"least": "beats"}.get(rule, rule), float(effect)) for rule, effect in found} == named
+    source = "\n".join(cell.source for cell in nbformat.read(notebooks([number])[0], 4).cells)
+    found = re.findall(r"\b(least|within|no_less)\"?[=:] ?(\d+\.\d+)", source)
+    judged = {({"least": "beats", "no_less": "no less"}.get(rule, rule), float(effect)) for rule, effect in found}
+    assert judged == named if number < "07" else judged >= named  # the thesis's notebooks ask more than it claims

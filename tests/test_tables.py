@@ -148,6 +148,18 @@ def test_within_holds_if_the_interval_of_the_difference_lies_inside(tmp_path, sh
     assert verdicts.claims(rows)["verdict"].tolist() == [verdict, verdict]
 
 
+@pytest.mark.parametrize(
+    "shift, verdict", [(0.0, "holds"), (-0.4, "holds"), (-0.5, "undecided"), (-0.6, "contradicted"), (3.0, "holds")]
+)
+def test_no_less_holds_if_the_interval_of_the_difference_lies_above_the_margin(shift, verdict):
+    # Given losses of three seeds whose differences have an interval of ±0.05 around the shift
+    theirs = np.array([1.0, 2.0, 3.0])
+    ours = theirs + shift + 0.05 * np.sqrt(3) / 4.303 * np.array([-1, 0, 1])
+    judged = verdicts.claims([{"claim": "no harm", "a": ours, "b": theirs, "no_less": 0.5}]).iloc[0]
+    assert judged["verdict"] == verdict and np.isnan(judged["p (Holm)"])
+    assert judged["high"] - judged["low"] == pytest.approx(0.1, abs=1e-4)
+
+
 def test_within_is_undecided_if_the_interval_reaches_over_the_margin(tmp_path):
     a = [made_run(tmp_path, "a", RunConfig(), ranks_with(0.5, 20, 0), ranks_with(0.5, 10, 0))]
     b = [made_run(tmp_path, "b", RunConfig(), ranks_with(0.55, 20, 1), ranks_with(0.5, 10, 1))]

@@ -84,7 +84,7 @@ class TestAttention:
         assert len(table) and table["coverage"].between(0, 0.8, inclusive="right").all()
         assert table["attention"].between(0, 1).all() and set(table["hit"]) <= {True, False}
         clip, event = table.loc[0, ["clip", "event"]]
-        weights = heard.attention([event.replace("_", " ")])
+        weights = heard.attention(heard.captions([event]))
         row = corpus.split("test").clips["clip"].tolist().index(clip)
         assert weights.shape == (16, 1, 7) and weights[row].sum() == pytest.approx(1, abs=1e-5)
         spans = corpus.events.query("clip == @clip and event == @event")[["onset", "offset"]].to_numpy()
@@ -92,7 +92,7 @@ class TestAttention:
         assert table.loc[0, "attention"] == pytest.approx(weights[row, 0, inside].sum())
         assert table.loc[0, "hit"] == inside[weights[row, 0].argmax()]
         others = sorted(set(corpus.events.query("clip == @clip")["event"]) - {event})
-        given = heard.attention([other.replace("_", " ") for other in others])[row]
+        given = heard.attention(heard.captions(others))[row]
         assert others and table.loc[0, "others"] == pytest.approx(given[:, inside].sum(1).mean(), abs=1e-6)
         assert table.loc[0, "others_hit"] == pytest.approx(inside[given.argmax(1)].mean())
 

@@ -33,6 +33,11 @@ class ClipFrames:
     inputs: identity.Inputs
     run: Run
 
+    def captions(self, names: list[str]) -> list[str]:
+        """A caption of each kind of sound by itself, as the corpus words it; else its name."""
+        worded = getattr(self.corpus.read, "sentence", lambda name: name.replace("_", " "))
+        return [worded(name) for name in names]
+
     @torch.no_grad()
     def attention(self, words: list[str]) -> np.ndarray:
         """(clips, words, T) weights that each phrase gives to the frames of each clip; they sum to 1."""
@@ -77,11 +82,11 @@ def frame_times(encoder: object, count: int) -> np.ndarray:
 
 
 def looks(heard: ClipFrames, most: float = 0.8) -> pd.DataFrame:
-    """How well attention finds each sound when asked for it by its name: a row a (clip, event).
+    """How well attention finds each sound when asked for it by a caption of it alone: one row per (clip, event).
 
     Of clips of several sounds. coverage: share of the clip's frames within the event; attention: share of the weights
     there; hit: whether the greatest weight lies there (the pointing game of Zhang et al. 2018); others, others_hit: the
-    same means for the names of the clip's other sounds. Attention that looks anywhere gives a mean `attention` and
+    same means for captions of the clip's other sounds. Attention that looks anywhere gives a mean `attention` and
     `hit` equal to `coverage`; attention that prefers sounds to silence, whichever is asked for, gives more, but as much
     as `others` and `others_hit`. Events that fill more than `most` of their clip are left out, as are those without a
     frame. ValueError: a corpus that does not know its events.
@@ -90,7 +95,7 @@ def looks(heard: ClipFrames, most: float = 0.8) -> pd.DataFrame:
     if events.empty:
         raise ValueError(f"corpus {heard.corpus.name!r} does not know when its sounds are heard")
     names = sorted(events["event"].unique())
-    weights = heard.attention([name.replace("_", " ") for name in names])
+    weights = heard.attention(heard.captions(names))
     place = {clip: row for row, clip in enumerate(heard.corpus.clips["clip"])}
     together = {str(clip): sorted(set(kinds)) for clip, kinds in events.groupby("clip")["event"]}
     rows = []
@@ -109,8 +114,8 @@ def looks(heard: ClipFrames, most: float = 0.8) -> pd.DataFrame:
 
 
 def picture(heard: ClipFrames, clips: list[str]) -> Figure:
-    """Log-mel of each clip, and under it the weights by which each of its sounds' names pools it, beside when the sound
-    is heard.
+    """Log-mel of each clip, and under it the weights by which a caption of each of its sounds pools it, beside when the
+    sound is heard.
     """
     columns = min(len(clips), 3)
     figure, axes = subplots(2, columns, 3.3, PAGE, sharex="col", sharey="row")
@@ -125,7 +130,7 @@ def picture(heard: ClipFrames, clips: list[str]) -> Figure:
         axes[0, column].grid(visible=False)
         events = heard.corpus.events[heard.corpus.events["clip"] == clip]
         names = sorted(events["event"].unique())
-        weights = heard.attention([name.replace("_", " ") for name in names])[row]
+        weights = heard.attention(heard.captions(names))[row]
         valid = heard.mask[row].numpy()
         for number, name in enumerate(names):
             color = f"C{number}"

@@ -35,7 +35,7 @@ class RateSearch:
     methods   by any name: a config at its usual rates, for all of its epochs
     like      a control → the method whose search it shares
     others    runs beside them, as they are
-    twice     the methods whose epochs are doubled: by default all, and in a quick profile the first
+    twice     the methods whose epochs are doubled, by default all; in a quick profile the first of them
     """
 
     profile: Profile
@@ -47,7 +47,8 @@ class RateSearch:
 
     @property
     def _twice(self) -> list:
-        return list(self.methods)[: 1 if self.profile.quick else None] if self.twice is None else list(self.twice)
+        found = list(self.methods if self.twice is None else self.twice)
+        return found[:1] if self.profile.quick else found
 
     @cached_property
     def _kept(self) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from atr.corpora.corpus import Corpus, CorpusError
 from atr.experiments import executors, planning
 from atr.experiments.grid import describe
 from atr.experiments.profiles import Profile, get_profile
+from atr.experiments.reported import addresses, write
 from atr.system import atomic, hashes, places
 from atr.training import distributed, fit, identity
+from atr.training.records import Run
 
 NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
 TIMED = "12"  # measures the machine: nothing may run beside it
@@ -247,8 +249,9 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
 
 
 def commit_reference(profile: str, numbers: Sequence[str] = ()) -> Path:
-    """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`; those of the numbered
-    notebooks alone leave the others' there as they are.
+    """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`, and the ranks of the
+    runs that they report (`experiments.reported`); those of the numbered notebooks alone leave the others' there as
+    they are.
     """
     chosen = get_profile(profile)
     source = chosen.results
@@ -259,6 +262,12 @@ def commit_reference(profile: str, numbers: Sequence[str] = ()) -> Path:
     if missing:
         raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile}")
     own = {path.stem[:2] for path in paths}
+    reported = {path.stem[:2]: [Run(chosen.runs / name) for name in addresses(source, path.stem)] for path in paths}
+    gone = [run.path for runs in reported.values() for run in runs if not run.finished]
+    if gone:
+        raise StudyError(
+            f"{gone[0]}: {len(gone)} runs behind the tables are gone; first: atr study --profile {profile}"
+        )
 
     def fill(fresh: Path) -> None:
         for part in parts:
@@ -268,6 +277,13 @@ def commit_reference(profile: str, numbers: Sequence[str] = ()) -> Path:
             for path in made + kept:
                 if path.is_file() and not path.name.startswith(".") and not path.name.endswith(".failed.ipynb"):
                     shutil.copy2(path, fresh / part)
+        (fresh / "ranks").mkdir()
+        for path in (target / "ranks").glob("*.npz"):
+            if numbers and path.stem not in own:
+                shutil.copy2(path, fresh / "ranks")
+        for number, runs in reported.items():
+            if runs:
+                write(runs, fresh / "ranks" / f"{number}.npz")
 
     atomic.replace_folder(target, fill)
     return target

@@ -216,15 +216,16 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
 
     table: as `RateSearch.table` gives it; the last level of its index is a line's name, the others a panel's.
     """
-    panels = list(dict.fromkeys(key[:-1] for key in table.index))
+    *levels, line = table.index.names
+    panels = dict(list(table.groupby(levels, sort=False))) if levels else {(): table}
     figure, axes = subplots(1, len(panels), 2.7, PAGE, sharey=True)
-    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(key[-1] for key in table.index))}
-    for axis, panel in zip(axes[0], panels, strict=True):
-        for name, group in table.loc[panel].groupby(level=0, sort=False):
+    colors = {name: f"C{number}" for number, name in enumerate(table.index.unique(line))}
+    for axis, (panel, rows) in zip(axes[0], panels.items(), strict=True):
+        for name, group in rows.groupby(level=line, sort=False):
             chosen = group[group["chosen"] == "yes"]
             axis.plot(group["rate"], group[label], "o-", ms=3, color=colors[name], label=legible(name))
             axis.plot(chosen["rate"], chosen[label], "o", ms=8, mfc="none", color=colors[name])
-        ticks = sorted(set(table.loc[panel]["rate"]))
+        ticks = sorted(set(rows["rate"]))
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{tick:.1g}" for tick in ticks], rotation=60, size=7)
         axis.minorticks_off()

@@ -82,8 +82,9 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     "a beats b", by `least` points or more (0): holds if the p value, Holm-corrected over these rows, is below `alpha`
     and the difference is at least that; is contradicted if a is behind by such a p, or the 95 % interval excludes it.
     With `within` (points) the claim is "a and b differ by less": it holds if the 95 % interval of the difference lies
-    inside, is contradicted if it lies outside. Everything else is undecided; where `converged` is false, no verdict
-    rests on the row.
+    inside, is contradicted if it lies outside. With `no_less` (points) it is "a is not that much behind b": it holds
+    if the interval lies above -`no_less`, is contradicted if it lies below. Everything else is undecided; where
+    `converged` is false, no verdict rests on the row.
     """
     tests = []
     for row in rows:
@@ -94,7 +95,7 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
             tests.append(statistics.crossed_test(row["a"], row["b"]))
         else:
             tests.append(statistics.paired_t(row["a"], row["b"]))
-    ordered = [place for place, row in enumerate(rows) if "within" not in row]
+    ordered = [place for place, row in enumerate(rows) if not {"within", "no_less"} & set(row)]
     adjusted = dict(zip(ordered, statistics.holm([tests[place].p for place in ordered]), strict=True))
     result = []
     for place, (row, test) in enumerate(zip(rows, tests, strict=True)):
@@ -102,6 +103,8 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
             margin, nearest = row["within"], max(test.low, -test.high, 0.0)
             inside = -margin < test.low and test.high < margin
             verdict = "holds" if inside else "contradicted" if nearest >= margin else "undecided"
+        elif "no_less" in row:
+            verdict = by_interval(test.low, test.high, -row["no_less"])
         else:
             verdict = _beats(test, adjusted[place], row.get("least", 0.0), alpha)
         verdict = verdict if row.get("converged", True) else "not converged"

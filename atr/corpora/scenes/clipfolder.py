@@ -35,7 +35,7 @@ from atr.corpora.scenes.scene import (
     mix,
     uncombined,
 )
-from atr.corpora.scenes.wording import Words, captions, minimal_pairs
+from atr.corpora.scenes.wording import Words, captions, minimal_pairs, sentence
 from atr.system.hashes import sha256
 
 DESCRIBED = tuple(
@@ -237,10 +237,14 @@ class ClipSceneReader:
         return mix(np.random.default_rng(seed), sounds, self.duration, self.noise, self.rate), self.rate
 
     def minimal_pairs(self, clip: str) -> dict[str, tuple[str, str, str, str]]:
-        """As `scene.minimal_pairs`."""
+        """As `wording.minimal_pairs`."""
         seed, scene = self.scenes[clip]
         words = {part.event: _words(part.event) for part in scene.parts}
         return minimal_pairs(random.Random(f"pairs {seed}"), scene, words, TIMES)
+
+    def sentence(self, event: str) -> str:
+        """As `wording.sentence`."""
+        return sentence(event, _words(event))
 
 
 @lru_cache(maxsize=2_000)

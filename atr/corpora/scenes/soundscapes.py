@@ -25,7 +25,7 @@ from atr.corpora.scenes.scene import (
     uncombined,
 )
 from atr.corpora.scenes.synthesis import synthesise
-from atr.corpora.scenes.wording import Words, captions, minimal_pairs
+from atr.corpora.scenes.wording import Words, captions, minimal_pairs, sentence
 from atr.system.hashes import sha256
 
 GENERATOR_VERSION = 1  # raise it when the same scene sounds different
@@ -214,5 +214,9 @@ class SoundscapeReader:
         return mix(rng, sounds, self.duration, SYNTHETIC.noise), RATE
 
     def minimal_pairs(self, clip: str) -> dict[str, tuple[str, str, str, str]]:
-        """As `scene.minimal_pairs`."""
+        """As `wording.minimal_pairs`."""
         return minimal_pairs(random.Random(f"pairs {self.seed} {clip}"), self.scenes[clip], WORDS)
+
+    def sentence(self, event: str) -> str:
+        """As `wording.sentence`."""
+        return sentence(event, WORDS[event])

@@ -106,6 +106,11 @@ def captions(
     return list(found.values())
 
 
+def sentence(event: str, words: Words) -> str:
+    """A caption of an event by itself, of which nothing else is said: "a dog barks"."""
+    return _clause(random.Random(event), Part(event, ()), words, True, 0.0, {})
+
+
 # Captions of two sounds that differ in nothing but when they are heard: one after the other, or at once.
 JOINTS = (
     ("{A} and then {B}", "{A} while {B}"),
