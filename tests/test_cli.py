@@ -152,7 +152,7 @@ class TestStudy:
         text = call("study", "01", "--profile", "smoke", "--seeds", "3,4", "--device", "cpu", "--quiet")
         parameters = {"seeds": [3, 4], "device": "cpu", "executor": "local"}
         assert called == [("01_loss_comparison", "smoke", parameters, True)]
-        assert "Profile smoke: 01_loss_comparison; 30 runs, 0 of them finished; about" in text
+        assert "Profile smoke: 01_loss_comparison; 23 runs, 0 of them finished; about" in text
         assert "Tables: " in text and app.os.environ["ATR_COMMAND"] == "atr study 01 --profile smoke"
 
     def test_a_cluster_is_asked_how_much_it_has_and_is_the_notebooks_too(self, results, monkeypatch):

@@ -385,7 +385,7 @@ class TestPlan:
     def test_every_distinct_run_once_with_its_notebooks(self, results):
         table = study.plan(FIRST[:2], "smoke")
         assert len(table) == len(distinct(grid("01", "smoke") + grid("02", "smoke")))
-        shared = 4 * (len(get_profile("smoke").seeds) + len(get_profile("smoke").tries) + 1)
+        shared = 4 * (len(get_profile("smoke").seeds) + len(get_profile("smoke").tries)) + 1
         assert (table["notebooks"] == "01 02").sum() == shared and set(table["notebooks"]) == {"01", "02", "01 02"}
         assert not table["finished"].any() and (table["seconds"] > 0).all()
 
