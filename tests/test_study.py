@@ -313,7 +313,7 @@ class TestGrids:
         usual = setting.thesis(0, "ATST")
         whole = usual.rate("audio") / usual.rate("heads")
         shares, slow = (
-            {round(c.rate("audio") / c.rate("heads") / whole, 2) for c in part} for part in (rates, pooling)
+            {float(f"{c.rate('audio') / c.rate('heads') / whole:.2g}") for c in part} for part in (rates, pooling)
         )
         assert {1.0, 0.2} <= shares == set(defined("08", name)["shares"])
         searched = len(shares) * (tries - (setting.epochs["finetuned"] == 1)) + doubled
