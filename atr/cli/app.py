@@ -155,11 +155,16 @@ def reference(
     numbers: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 01 03; all if none.")] = None,
     profile: ProfileOption = "demo",
 ) -> None:
-    """Copy a profile's tables, figures and executed notebooks to results/reference/, to be committed."""
+    """Copy a profile's tables, figures and executed notebooks to results/reference/, to be committed, and write from
+    them docs/findings.md and what README.md shows of them.
+    """
     from atr.experiments.study import StudyError, commit_reference
+    from atr.reports import findings
+    from atr.system import places
 
     try:
         say(f"→ {commit_reference(profile, numbers or ())}")
+        say(*(f"→ {path}" for path in findings.write(places.PROJECT)))
     except StudyError as error:
         raise fail(error) from error
 

@@ -59,9 +59,15 @@ def opposite(verdict: str) -> str:
 
 
 def in_words(judged: pd.DataFrame, difference: str = " ({:+.1f} points)") -> list[str]:
-    """Claims and their verdicts as Markdown, an item each. difference: how it is said, as `str.format` takes it."""
+    """Claims and their verdicts as Markdown, an item each, with the difference where there is an effect.
+
+    difference: how it is said, as `str.format` takes it.
+    """
+    sizes = judged.get("difference", pd.Series(np.nan, judged.index)).where(judged["verdict"].isin(VERDICTS[:2]))
+    said = [difference.format(size) if pd.notna(size) else "" for size in sizes]
     return [
-        f"- {row['claim']}: {row['verdict']}{difference.format(row.get('difference'))}." for _, row in judged.iterrows()
+        f"- {claim}: {verdict}{size}."
+        for claim, verdict, size in zip(judged["claim"], judged["verdict"], said, strict=True)
     ]
 
 

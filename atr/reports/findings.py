@@ -1,0 +1,153 @@
+"""What was found, written from the committed tables: `docs/findings.md`, and the parts of README.md that hold numbers.
+
+A section per notebook and profile whose runs' ranks are committed (`experiments.reported`): those that keep to
+docs/protocol.md. No number and no verdict is typed by hand.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from atr.reports.names import HEADINGS
+from atr.reports.tables import formatted
+from atr.reports.verdicts import DIRECTIONS, VERDICTS
+from atr.system import atomic
+
+HEAD = """# What was found
+
+Written by `atr reference` from the tables in [results/reference](../results/reference); nothing here is typed by hand.
+How methods are compared and claims judged: [protocol.md](protocol.md). *Holds* and *contradicted* are told with the
+difference and its 95 % interval in points; where a claim is *undecided* or a method has *not converged*, no effect is
+told. R@k and mAP@10 are in percent, means over seeds ± their standard deviation.
+"""
+COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10")
+START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
+
+
+def page(reference: Path, notebooks: Path) -> str:
+    """The whole page, from `results/reference` and the folder of the notebooks."""
+    parts = [HEAD]
+    for ranks in sorted(reference.glob("*/ranks/*.npz"), key=lambda path: (path.stem, path.parts[-3])):
+        (notebook,) = notebooks.glob(f"{ranks.stem}_*.ipynb")
+        parts.append(section(ranks.parents[1], notebook))
+    return "\n".join(parts)
+
+
+def section(folder: Path, notebook: Path) -> str:
+    """One notebook's results in one profile: its question, main table and claims."""
+    number = notebook.stem[:2]
+    question = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
+    title = re.match(r"# (?:\d+ )?(.*)", "".join(question))
+    about = json.loads((folder / "tables" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
+    table, judged = (pd.read_csv(folder / "tables" / f"{name}.csv") for name in (notebook.stem, f"{number}_claims"))
+    return "\n\n".join(
+        [
+            f"## {title[1] if title else number} (notebook {number}, `{folder.name}`)",
+            f"{counted(judged)} {best(table)}",
+            results(table),
+            claims(judged),
+            f"{about['caption']} {about['note']}\n",
+        ]
+    )
+
+
+def counted(judged: pd.DataFrame) -> str:
+    """How many claims hold, and so on, in words."""
+    words = dict(
+        zip(VERDICTS, ("hold", "are contradicted", "are undecided", "rest on what has not converged"), strict=True)
+    )
+    numbers = judged["verdict"].value_counts().to_dict()
+    said = [f"{numbers[verdict]} {words[verdict]}" for verdict in VERDICTS if verdict in numbers]
+    return f"Of {len(judged)} comparisons {', '.join(said)}."
+
+
+def best(table: pd.DataFrame) -> str:
+    """The row with the highest mAP@10, text to audio, of each kind of training."""
+    labels = [label for label in _labels(table) if label not in ("corpus", "rate")]
+    trained = table[table["seeds"] > 0].sort_values("t2a_map10", ascending=False)
+    first = trained.drop_duplicates("training") if "training" in trained else trained.head(1)
+    scores = formatted(first, ["t2a_map10"])[HEADINGS["t2a_map10"]]
+    numbers = {label: f"{label.replace('_', ' ')} " for label in labels if pd.api.types.is_numeric_dtype(table[label])}
+    names = [", ".join(f"{numbers.get(label, '')}{row[label]}" for label in labels) for _, row in first.iterrows()]
+    return f"Highest T→A mAP@10: {'; '.join(f'{name} {score}' for name, score in zip(names, scores, strict=True))}."
+
+
+def results(table: pd.DataFrame) -> str:
+    """The main table in Markdown: what tells its rows apart, and the scores that lead."""
+    names = [str(name) for name in table]
+    columns = [name for name in names if name in COLUMNS or name.endswith(("_t2a_r1", "_t2a_map10"))]
+    shown = table[_labels(table)].join(formatted(table, columns).drop(columns="seeds", errors="ignore"))
+    if "converged" in names:
+        shown["converged"] = table["converged"]
+    return markdown(shown.dropna(axis=1, how="all"))
+
+
+def claims(judged: pd.DataFrame) -> str:
+    """Each claim with its verdicts in Markdown, a column per direction of retrieval where it speaks of both."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in judged.to_dict("records"):
+        claim, way = row["claim"], ""
+        for title in DIRECTIONS.values():
+            if claim.endswith(f", {title}"):
+                claim, way = claim.removesuffix(f", {title}"), title
+        rows.setdefault(claim, {})[way] = verdict(row)
+    ways = [way for way in ("", *DIRECTIONS.values()) if any(way in found for found in rows.values())]
+    table = pd.DataFrame(
+        [{"claim": claim} | {way or "verdict": found.get(way, "") for way in ways} for claim, found in rows.items()]
+    )
+    return markdown(table)
+
+
+def verdict(row: dict) -> str:
+    """A verdict, and where there is an effect its size."""
+    if row["verdict"] not in VERDICTS[:2] or pd.isna(row["difference"]):
+        return row["verdict"]
+    digits = 1 if abs(row["difference"]) >= 1 else 2
+    return f"{row['verdict']}: {row['difference']:+.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    return table.astype(object).where(table.notna(), "").to_markdown(index=False, disable_numparse=True)
+
+
+def _labels(table: pd.DataFrame) -> list[str]:
+    """The columns before the scores, but for those that are the same in all rows."""
+    labels = list(table.columns[: list(table.columns).index("seeds")])
+    return [label for label in labels if table[label].nunique(dropna=False) > 1]
+
+
+def replaced(text: str, parts: Sequence[tuple[str, str]]) -> str:
+    """A page with what stands between its marks written anew. ValueError: a mark is not there once."""
+    for name, content in parts:
+        start = START.format(name)
+        if text.count(start) != 1:
+            raise ValueError(f"README.md: {text.count(start)} lines {start!r}; write one, and {END!r} below")
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n\n{content}\n\n{END}{rest.partition(END)[2]}"
+    return text
+
+
+def write(project: Path) -> list[Path]:
+    """Write docs/findings.md and the marked part of README.md from results/reference; the paths written."""
+    reference, readme, target = (
+        project / "results" / "reference",
+        project / "README.md",
+        project / "docs" / "findings.md",
+    )
+    texts = {
+        target: page(reference, project / "notebooks"),
+        readme: replaced(readme.read_text(encoding="utf-8"), lead(reference)),
+    }
+    for path, text in texts.items():
+        atomic.write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
+    return list(texts)
+
+
+def lead(reference: Path) -> list[tuple[str, str]]:
+    """What README.md shows: the losses in `demo`."""
+    table = pd.read_csv(reference / "demo" / "tables" / "01_loss_comparison.csv")
+    return [("losses", results(table))]

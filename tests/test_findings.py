@@ -1,0 +1,63 @@
+"""The page of findings, and the README's tables: as the committed tables have them, no effect told that is none."""
+
+import pandas as pd
+import pytest
+
+from atr.reports import findings
+from atr.system import places
+
+REFERENCE = places.PROJECT / "results" / "reference"
+COMMITTED = sorted(REFERENCE.glob("*/ranks/*.npz"))
+
+
+def judged(**verdicts):
+    rows = [
+        {"claim": claim, "difference": 2.04, "low": 1.0, "high": 3.0, "verdict": verdict}
+        for claim, verdict in verdicts.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_size_is_told_of_an_effect_alone():
+    table = judged(**{"a beats b, T→A": "holds", "a beats b, A→T": "undecided", "c beats d": "not converged"})
+    assert [" ".join(line.split()) for line in findings.claims(table).splitlines()[2:]] == [
+        "| a beats b | | holds: +2.0 (1.0 to 3.0) | undecided |",
+        "| c beats d | not converged | | |",
+    ]
+    assert "2.0" not in findings.claims(judged(a="undecided", b="not converged"))
+    small = pd.Series({"verdict": "contradicted", "difference": -0.021, "low": -0.03, "high": -0.01})
+    assert findings.verdict(small) == "contradicted: -0.02 (-0.03 to -0.01)"
+
+
+def test_claims_are_counted_by_verdict():
+    found = findings.counted(judged(a="holds", b="undecided", c="undecided", d="not converged"))
+    assert found == "Of 4 comparisons 1 hold, 2 are undecided, 1 rest on what has not converged."
+
+
+def test_the_best_row_of_each_training_is_named_and_columns_that_tell_nothing_apart_are_left_out():
+    columns = ["corpus", "training", "loss", "seeds", "t2a_map10", "t2a_map10_std"]
+    rows = [
+        ("a", "frozen", "NT-Xent", 5, 30, 1),
+        ("a", "frozen", "Triplet", 5, 31, 2),
+        ("a", "finetuned", "NT-Xent", 5, 40, 1),
+    ]
+    table = pd.DataFrame([*rows, ("a", "", "chance", None, 90, None)], columns=columns)
+    assert findings.best(table) == "Highest T→A mAP@10: finetuned, NT-Xent 40.0 ± 1.0; frozen, Triplet 31.0 ± 2.0."
+    assert findings.results(table).splitlines()[0].split() == "| training | loss | T→A mAP@10 |".split()
+
+
+def test_what_stands_between_marks_is_replaced():
+    page = "# a\n\n<!-- x: written by `atr reference` -->\n\nold\n\n<!-- end -->\n\nrest\n"
+    found = findings.replaced(page, [("x", "new")])
+    assert found == page.replace("old", "new") == findings.replaced(found, [("x", "new")])
+    with pytest.raises(ValueError, match="README.md: 0 lines '<!-- y: written"):
+        findings.replaced(page, [("y", "new")])
+
+
+@pytest.mark.skipif(not COMMITTED, reason="no results are committed yet by the protocol")
+def test_the_committed_pages_are_what_the_committed_tables_say():
+    again = "; run: atr reference, or atr.reports.findings.write"
+    page = (places.PROJECT / "docs" / "findings.md").read_text(encoding="utf-8")
+    assert page == findings.page(REFERENCE, places.PROJECT / "notebooks"), f"docs/findings.md is stale{again}"
+    readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
+    assert readme == findings.replaced(readme, findings.lead(REFERENCE)), f"README.md is stale{again}"
