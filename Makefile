@@ -10,6 +10,7 @@ WITHOUT =
 CAPTIONS =
 CHROMIUM =
 MINUTES = 10
+KILLS =
 SEED = 0
 SMOKE =
 PYTHON =
@@ -78,8 +79,8 @@ lock: .venv/.test ## resolve pyproject.toml into requirements.lock, keeping what
 lock-check: .venv/.test ## is the lock complete, for each platform and Python that is promised?
 	@$(PY) tools/lock.py check
 
-torture: .venv/.test ## kills, full disks and damaged files for MINUTES, drawn by SEED; prints its figures
-	@$(PY) tests/torture.py --minutes $(MINUTES) --seed $(SEED)
+torture: .venv/.test ## kills, full disks and damaged files for MINUTES, or KILLS alone, drawn by SEED; prints its figures
+	@$(PY) tests/torture.py --minutes $(MINUTES) $(if $(KILLS),--kills $(KILLS)) --seed $(SEED)
 
 door: ## set up anew and run notebook 01, in a fresh clone by each pip of PIPS, and by uv
 	@sh tools/door.sh $(PIPS)

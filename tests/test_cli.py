@@ -66,6 +66,10 @@ class TestHelp:
         done = subprocess.run([sys.executable, "-m", "atr", "runs", "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and "List, show and remove runs" in done.stdout
 
+    def test_the_version_is_said_whatever_the_variables_hold(self, monkeypatch):
+        monkeypatch.setenv("ATR_EXTENSIONS", "nowhere.py")
+        assert call("--version").strip() == f"atr {atr.__version__}"
+
     def test_help_does_not_wait_for_pytorch(self):
         code = "import sys, atr.cli.app; from atr.cli.app import app; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,5 @@
-"""Kills, disks that fill and damaged files, for so many minutes, drawn by a seed: `make torture`.
+"""Kills, disks that fill and damaged files, for so many minutes, or until so many kills, drawn by a seed:
+`make torture`.
 
 Each trial has a child process, ended where the draw says, or a file changed as the draw says; what follows has to be
 what an undisturbed process gives, or an error that names the file. Prints its figures; exit status 1 if one is bad.
@@ -240,20 +241,29 @@ def main() -> int:
     global MADE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--kills", type=int, help="kill so many times, however long it takes, and try nothing else")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw, figures = random.Random(given.seed), Counter()
     warnings.simplefilter("ignore")
     ends, rounds = time.monotonic() + 60 * given.minutes, 0
+
+    def kills() -> int:
+        return sum(number for what, number in figures.items() if what.endswith(": kills"))
+
     with tempfile.TemporaryDirectory(prefix="atr-torture-") as name:
         folder = Path(name)
         MADE = Path(child(make, at_home("made", folder, warm=False))[1])
         right = {(task, warm): reference(task, folder, warm) for task in TASKS for warm in (False, True)}
-        while time.monotonic() < ends:
+        while kills() < given.kills if given.kills else time.monotonic() < ends:
             task, warm = draw.choice(list(TASKS)), draw.random() < 0.8
-            trial = draw.choice([killed, killed, filled])
+            trial = killed if given.kills else draw.choice([killed, killed, filled])
             trial(home := at_home(task, folder, warm), task, draw, *right[task, warm], figures)
             shutil.rmtree(home)
+            rounds += 1
+            print(f"\r{rounds} rounds, {kills()} kills", end="", file=sys.stderr, flush=True)
+            if given.kills:
+                continue
             for trial in (damaged_run, damaged_sounds):
                 seed = draw.getrandbits(32)
                 status, text = child(lambda _, trial=trial, seed=seed: json.dumps(trial(folder, seed)), folder)
@@ -265,12 +275,11 @@ def main() -> int:
             child(TASKS[task], home)
             damaged_entry(home, draw, task, right[task, True][0], figures)
             shutil.rmtree(home)
-            rounds += 1
-            print(f"\r{rounds} rounds", end="", file=sys.stderr, flush=True)
     bad = {what: number for what, number in figures.items() if number and any(word in what for word in BAD)}
     for what, number in sorted(figures.items()):
         print(f"{number:6}  {what}{'   <--' if what in bad else ''}")
-    print(f"seed {given.seed}, {given.minutes:g} minutes, {rounds} rounds: {sum(bad.values())} bad")
+    length = f"{given.kills} kills" if given.kills else f"{given.minutes:g} minutes"
+    print(f"seed {given.seed}, {length}, {rounds} rounds: {sum(bad.values())} bad")
     return 1 if bad else 0
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from atr import __version__
 from atr.cli import bench, caption, report, runs, study
 from atr.cli.compare import compare
 from atr.cli.console import (
@@ -40,8 +41,18 @@ app.add_typer(runs.app, name="runs")
 app.command()(study.study)
 
 
+def _told(wanted: bool) -> None:
+    if wanted:
+        say(f"atr {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def extended() -> None:
+def extended(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_told, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Before any command: see whether the variables ATR_* can be what they are, run what ATR_EXTENSIONS names."""
     if "--help" in sys.argv:  # which need not wait for PyTorch
         return

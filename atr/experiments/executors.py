@@ -1,6 +1,5 @@
 """Where runs execute: in processes of this machine, or on a Ray cluster of several."""
 
-import importlib.metadata
 import logging
 import os
 import time
@@ -19,7 +18,7 @@ from atr import register
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
 from atr.system import devices, hashes
-from atr.system.environment import RECORDED
+from atr.system.environment import versions
 from atr.system.places import home, results_home
 from atr.training import distributed, fit, records
 from atr.training.records import Run, error_text
@@ -304,8 +303,7 @@ def software() -> dict[str, str]:
     """Versions that numbers depend on, and a hash of this package's code."""
     folder = Path(__file__).parents[1]
     code = [(str(path.relative_to(folder)), path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))]
-    versions = {name: importlib.metadata.version(name) for name in RECORDED}
-    return versions | {"atr's code": hashes.content_key(code)[:12]}
+    return versions() | {"atr's code": hashes.content_key(code)[:12]}
 
 
 def _awaited(run: Run) -> str:

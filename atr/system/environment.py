@@ -7,6 +7,7 @@ import subprocess
 from functools import cache
 from typing import Any
 
+from atr import __version__
 from atr.system import places
 
 RECORDED = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
@@ -19,21 +20,15 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions(),
         "commit": commit(),
     }
 
 
 @cache
-def _versions() -> dict[str, str]:
-    return {name: _version(name) for name in RECORDED}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # such as atr, run from a folder that is not installed
-        return "not installed"
+def versions() -> dict[str, str]:
+    """Of the packages that numbers depend on, and of this one, whose distribution has another name."""
+    return {name: __version__ if name == "atr" else importlib.metadata.version(name) for name in RECORDED}
 
 
 def commit() -> str | None:
