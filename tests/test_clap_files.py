@@ -1,6 +1,8 @@
 """CLAP from the files of its authors: vectors of the released code (laion-clap 1.1.7, msclap 1.3.4) over weights
 filled by name."""
 
+import json
+import shutil
 from contextlib import contextmanager
 from functools import cache
 
@@ -18,6 +20,7 @@ from atr import Embedder
 from atr.cli import app
 from atr.corpora.audio import to_int16
 from atr.encoders import clap, clap_files
+from atr.inference import search
 from atr.system.packed import Packed
 from atr.system.places import home
 
@@ -275,3 +278,29 @@ def test_a_file_is_evaluated(small, tmp_path):
     words = ["evaluate", f"laion:{small}", "--on", "folder", "--root", str(tmp_path), "--quiet", "--device", "cpu"]
     outcome = CliRunner().invoke(app.app, words)
     assert outcome.exit_code == 0 and "3 clips, 3 queries" in " ".join(outcome.output.split()), outcome.output
+
+
+def test_a_folder_is_indexed_and_searched_by_a_file_of_its_authors(small, tmp_path, monkeypatch):
+    def call(*words, status=0):
+        outcome = CliRunner().invoke(app.app, list(map(str, words)))
+        assert outcome.exit_code == status, outcome.output
+        return outcome.stdout if not status else " ".join(outcome.stderr.split())
+
+    folder, kept = tmp_path / "sounds", home() / "checkpoints" / "own.pt"
+    folder.mkdir()
+    for number in range(2):
+        dataset_layouts.sound(folder / f"{number}.wav", number, 0.5)
+    monkeypatch.chdir(small.parent)
+    call("index", folder, "--quiet", "--clap", f"laion:{small.name}")
+    monkeypatch.chdir("/")
+    found = json.loads(call("search", "rain", folder, "--json"))
+    embedder = Embedder.clap(f"laion:{small}", device="cpu")
+    scores = search.Index(folder, embedder).search("rain")["score"]
+    assert [one["score"] for one in found] == pytest.approx(scores.tolist(), abs=1e-4) and len(found) == 2
+    shutil.copy(small, kept)  # a name is enough there
+    try:
+        assert json.loads(call("search", "rain", folder, "--clap", "laion:own.pt", "--json")) == found
+    finally:
+        kept.unlink()
+    said = call("index", folder, "--clap", "msclap:none.pth", status=1)
+    assert "none.pth: no such file; give the file of a CLAP model, msclap:<file>" in said

@@ -49,7 +49,7 @@ def index(home: Path) -> str:
     found = search.Index(home / "sounds", atr.Embedder(atr.Run(MADE)))
     found.update(quiet=True)
     table = found.search(["rain", "a dog barks"], top=20)
-    return table.round({"similarity": 5}).to_csv(index=False).replace(str(home), "")
+    return table.round({"score": 5}).to_csv(index=False).replace(str(home), "")
 
 
 def cache(home: Path) -> str:

@@ -24,7 +24,10 @@ RunOption = Annotated[
     str | None, typer.Option(help="First digits of a finished run's address, atr runs list; or the folder of a pack.")
 ]
 ProfileOption = Annotated[str, typer.Option(help="Profile that the run belongs to.")]
-ClapOption = Annotated[str | None, typer.Option(help="Instead: a CLAP model of transformers, its folder or name.")]
+ClapOption = Annotated[
+    str | None,
+    typer.Option(help="Instead: a CLAP model of transformers, its folder or name, or laion:<file> or msclap:<file>."),
+]
 PLAYERS = {
     "ffplay": ["-nodisp", "-autoexit", "-loglevel", "error"],
     "aplay": ["-q"],
@@ -156,6 +159,7 @@ def default_model() -> "tuple[Profile, RunConfig]":
 def _check(run: str | None, profile: str, clap: str | None, device: str) -> None:
     """ValueError: options that name no model, or that are unknown."""
     from atr.encoders.clap import FILES, folder
+    from atr.encoders.clap_files import GIVEN, located
     from atr.experiments.profiles import get_profile
     from atr.system.devices import resolve_device
 
@@ -165,7 +169,11 @@ def _check(run: str | None, profile: str, clap: str | None, device: str) -> None
         raise ValueError("--run or --clap: empty; name a model, or leave it out")
     get_profile(profile)
     resolve_device(device)
-    if clap and (Path(clap).expanduser().exists() or Path(clap).suffix in FILES):
+    if clap and clap.startswith(GIVEN):
+        kind, path = located(clap)
+        if not path.is_file():
+            raise ValueError(f"--clap: {path}: no such file; give the file of a CLAP model, {kind}:<file>")
+    elif clap and (Path(clap).expanduser().exists() or Path(clap).suffix in FILES):
         folder(clap)  # which says what it takes
 
 
@@ -174,15 +182,19 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
     default one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
     """
     from atr.cli.runs import found_run
+    from atr.encoders.clap_files import GIVEN, located
     from atr.experiments.profiles import get_profile
     from atr.inference.pack import PACK
     from atr.system import places
 
     if clap:
-        path, kept = Path(clap).expanduser().resolve(), (places.home() / "checkpoints").resolve()
+        kind, path = located(clap) if clap.startswith(GIVEN) else ("", Path(clap).expanduser())
+        path, kept = path.resolve(), (places.home() / "checkpoints").resolve()
         if path.is_relative_to(kept):  # then its name is enough, also once ATR_HOME is elsewhere
-            return {"clap": str(path.relative_to(kept))}
-        return {"clap": str(path) if path.is_dir() else clap}
+            path = path.relative_to(kept)
+        elif not path.exists():
+            return {"clap": clap}  # of the Hub
+        return {"clap": f"{kind}:{path}" if kind else str(path)}
     if run and (packed := Path(run).expanduser() / PACK).is_file():
         return {"run": str(packed.parent.resolve()), "root": None}
     if run:

@@ -34,7 +34,7 @@ def folder(name: str, fetch: bool = True) -> Path:
         raise ValueError(
             f"{name}: {'a file' if path.is_file() else 'no such file'}, and {TAKES}; convert LAION's files by "
             "convert_clap_original_pytorch_to_hf.py of transformers' repository, or take them converted from the Hub "
-            "(atr evaluate takes them as they are: laion:<file>)"
+            "(or name them as they are, laion:<file>, and Microsoft's msclap:<file>)"
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{name}: a folder without config.json; {TAKES}")

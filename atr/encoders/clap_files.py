@@ -13,7 +13,7 @@ from atr.encoders import checkpoints, clap, text
 from atr.encoders.audio.frontends import LogMel
 from atr.encoders.audio.panns import ConvBlock, Panns
 from atr.encoders.clap import Clap
-from atr.system import hashes
+from atr.system import hashes, places
 
 Tensors = dict[str, Tensor]
 GIVEN = ("laion:", "msclap:")
@@ -34,8 +34,7 @@ def load(name: str, device: str | torch.device = "cpu") -> "Laion | Microsoft":
     ValueError names a file that is damaged, of another kind, or of a network that is not known here; FileNotFoundError
     one that is not there, or the tokenizer that it needs.
     """
-    kind, _, file = name.partition(":")
-    path = Path(file).expanduser()
+    kind, path = located(name)
     tensors = checkpoints.read(path)
     while all(name.startswith("module.") for name in tensors):
         tensors = _below("module.", tensors)
@@ -51,6 +50,14 @@ def load(name: str, device: str | torch.device = "cpu") -> "Laion | Microsoft":
     except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:  # sizes are read off tensors as they come
         reason = f"without {error}" if isinstance(error, KeyError) else f"of other shapes ({error})"
         raise ValueError(f"{path}: {what} of a kind that is not known here, {reason}; give another file") from error
+
+
+def located(name: str) -> tuple[str, Path]:
+    """Kind and path of `laion:<file>` or `msclap:<file>`: a name alone may lie among the checkpoints of ATR_HOME."""
+    kind, _, file = name.partition(":")
+    path = Path(file).expanduser()
+    kept = places.home() / "checkpoints" / path
+    return kind, path if path.exists() or not kept.exists() else kept
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:
