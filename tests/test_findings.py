@@ -54,10 +54,22 @@ def test_what_stands_between_marks_is_replaced():
         findings.replaced(page, [("y", "new")])
 
 
+def test_a_verdict_of_before_stands_beside_those_of_now_and_its_words_are_theirs():
+    before = pd.DataFrame(
+        [{"notebook": "01", "profile": "demo", "claim": "a beats b", "before": "holds", "reason": "budgets"}]
+    )
+    now = judged(**{"a beats b, T→A": "undecided", "a beats b, A→T": "holds"})
+    last = findings.changed(before, {("demo", "01"): now}).splitlines()[-1]
+    assert " ".join(last.split()) == "| 01 | a beats b | holds | undecided; holds: +2.0 (1.0 to 3.0) | budgets |"
+    assert "beats" not in findings.changed(before, {("demo", "02"): now})
+    with pytest.raises(ValueError, match="'a beats b' is no claim of notebook 01 now"):
+        findings.changed(before, {("demo", "01"): judged(other="holds")})
+
+
 @pytest.mark.skipif(not COMMITTED, reason="no results are committed yet by the protocol")
 def test_the_committed_pages_are_what_the_committed_tables_say():
     again = "; run: atr reference, or atr.reports.findings.write"
     page = (places.PROJECT / "docs" / "findings.md").read_text(encoding="utf-8")
-    assert page == findings.page(REFERENCE, places.PROJECT / "notebooks"), f"docs/findings.md is stale{again}"
+    assert page == findings.page(places.PROJECT), f"docs/findings.md is stale{again}"
     readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
     assert readme == findings.replaced(readme, findings.lead(REFERENCE)), f"README.md is stale{again}"

@@ -6,7 +6,7 @@ docs/protocol.md. No number and no verdict is typed by hand.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,17 +24,47 @@ How methods are compared and claims judged: [protocol.md](protocol.md). *Holds* 
 difference and its 95 % interval in points; where a claim is *undecided* or a method has *not converged*, no effect is
 told. R@k and mAP@10 are in percent, means over seeds ± their standard deviation.
 """
+CHANGED = """## What changed
+
+Verdicts of `demo` before methods had equal chances, beside those of now (two where both directions are judged: T→A, then
+A→T).
+"""
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10")
 START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
 
 
-def page(reference: Path, notebooks: Path) -> str:
-    """The whole page, from `results/reference` and the folder of the notebooks."""
-    parts = [HEAD]
-    for ranks in sorted(reference.glob("*/ranks/*.npz"), key=lambda path: (path.stem, path.parts[-3])):
-        (notebook,) = notebooks.glob(f"{ranks.stem}_*.ipynb")
-        parts.append(section(ranks.parents[1], notebook))
-    return "\n".join(parts)
+def page(project: Path) -> str:
+    """The whole page, from the committed results, the notebooks and the verdicts of before."""
+    parts, judged = [HEAD], {}
+    found = (project / "results" / "reference").glob("*/ranks/*.npz")
+    for ranks in sorted(found, key=lambda path: (path.stem, path.parts[-3])):
+        folder, (notebook,) = ranks.parents[1], (project / "notebooks").glob(f"{ranks.stem}_*.ipynb")
+        parts.append(section(folder, notebook))
+        judged[folder.name, ranks.stem] = pd.read_csv(folder / "tables" / f"{ranks.stem}_claims.csv")
+    before = pd.read_csv(project / "data" / "reference" / "verdicts_before.csv", dtype=str)
+    return "\n".join([*parts, changed(before, judged)])
+
+
+def changed(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    """Verdicts of before beside those of now, with what was wrong with the old ones: of notebooks that were run again.
+
+    before: notebook, profile, claim in the words of now, verdict, reason. judged: by profile and notebook.
+    """
+    rows = []
+    for row in before.to_dict("records"):
+        table = judged.get((row["profile"], row["notebook"]))
+        if table is not None:
+            now = table[
+                table["claim"].isin([row["claim"], *(f"{row['claim']}, {title}" for title in DIRECTIONS.values())])
+            ]
+            if now.empty:
+                raise ValueError(f"verdicts_before.csv: {row['claim']!r} is no claim of notebook {row['notebook']} now")
+            rows.append(
+                row
+                | {"now": "; ".join(verdict(one) for one in now.to_dict("records")), "what was wrong": row["reason"]}
+            )
+    table = pd.DataFrame(rows, columns=["notebook", "claim", "before", "now", "what was wrong"])
+    return f"{CHANGED}\n{markdown(table)}\n"
 
 
 def section(folder: Path, notebook: Path) -> str:
@@ -139,7 +169,7 @@ def write(project: Path) -> list[Path]:
         project / "docs" / "findings.md",
     )
     texts = {
-        target: page(reference, project / "notebooks"),
+        target: page(project),
         readme: replaced(readme.read_text(encoding="utf-8"), lead(reference)),
     }
     for path, text in texts.items():
