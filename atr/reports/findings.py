@@ -26,8 +26,8 @@ told. R@k and mAP@10 are in percent, means over seeds ± their standard deviatio
 """
 CHANGED = """## What changed
 
-Verdicts of `demo` before methods had equal chances, beside those of now (two where both directions are judged: T→A, then
-A→T).
+Verdicts of `demo` before methods had equal chances, beside those of now (two where both directions are judged: T→A,
+then A→T).
 """
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10")
 START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
@@ -52,19 +52,16 @@ def changed(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
     """
     rows = []
     for row in before.to_dict("records"):
-        table = judged.get((row["profile"], row["notebook"]))
-        if table is not None:
-            now = table[
-                table["claim"].isin([row["claim"], *(f"{row['claim']}, {title}" for title in DIRECTIONS.values())])
-            ]
-            if now.empty:
-                raise ValueError(f"verdicts_before.csv: {row['claim']!r} is no claim of notebook {row['notebook']} now")
-            rows.append(
-                row
-                | {"now": "; ".join(verdict(one) for one in now.to_dict("records")), "what was wrong": row["reason"]}
-            )
-    table = pd.DataFrame(rows, columns=["notebook", "claim", "before", "now", "what was wrong"])
-    return f"{CHANGED}\n{markdown(table)}\n"
+        if (table := judged.get((row["profile"], row["notebook"]))) is None:
+            continue
+        claim = row["claim"]
+        now = table[table["claim"].isin([claim, *(f"{claim}, {title}" for title in DIRECTIONS.values())])]
+        if now.empty:
+            raise ValueError(f"verdicts_before.csv: {claim!r} is no claim of notebook {row['notebook']} now")
+        said = "; ".join(verdict(one) for one in now.to_dict("records"))
+        rows.append((row["notebook"], claim, row["before"], said, row["reason"]))
+    columns = ["notebook", "claim", "before", "now", "what was wrong before"]
+    return f"{CHANGED}\n{markdown(pd.DataFrame(rows, columns=columns))}\n"
 
 
 def section(folder: Path, notebook: Path) -> str:
