@@ -39,8 +39,8 @@ RECIPES: dict[str, Mapping[str, Any]] = {
 
 # Tymofieiev 2025: its released commands, which made the published numbers, and its text. `PaSST` and `ATST` hold what a
 # run with that audio encoder has of its own, `text_aware` what one with text-aware pooling has. Figure 3.3 takes the
-# embedding from a class token, as ATST-Clip has; both recipes pool frames, since the code runs ATST-Frame, which has none,
-# and section 3.6 needs frames.
+# embedding from a class token, as ATST-Clip has; both recipes pool frames, since the code runs ATST-Frame, which has
+# none, and section 3.6 needs frames.
 SIGMOID_RATE = 0.1
 TYMOFIEIEV2025 = {
     "text_encoder": "roberta-large",
