@@ -72,4 +72,4 @@ def test_the_committed_pages_are_what_the_committed_tables_say():
     page = (places.PROJECT / "docs" / "findings.md").read_text(encoding="utf-8")
     assert page == findings.page(places.PROJECT), f"docs/findings.md is stale{again}"
     readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
-    assert readme == findings.replaced(readme, findings.lead(REFERENCE)), f"README.md is stale{again}"
+    assert readme == findings.replaced(readme, findings.lead(places.PROJECT)), f"README.md is stale{again}"

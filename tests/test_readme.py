@@ -74,7 +74,8 @@ def test_numbers_in_peoples_words_are_those_of_the_committed_tables():
     names = ("scenes", "people_options", "people_halves")
     scenes, people, halves = (pd.read_csv(folder / f"13_{name}.csv", index_col=0) for name in names)
     readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("**What do people's own words find?**")[2].partition("**Is it")[0]
+    results = (places.PROJECT / "docs" / "results.md").read_text(encoding="utf-8")
+    section = results.partition("**What do people's own words find?**")[2].partition("**Is it")[0]
     options = ["control", "scenes alone", "class names", "people's captions", "both"]
     rows = [line.replace("*", "").split(" | ")[1:] for line in section.splitlines() if line.startswith("| ")][2:]
     for option, (on_scenes, first, tenth, difference) in zip(options, rows, strict=True):

@@ -36,13 +36,18 @@ START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
 def page(project: Path) -> str:
     """The whole page, from the committed results, the notebooks and the verdicts of before."""
     parts, judged = [HEAD], {}
-    found = (project / "results" / "reference").glob("*/ranks/*.npz")
-    for ranks in sorted(found, key=lambda path: (path.stem, path.parts[-3])):
-        folder, (notebook,) = ranks.parents[1], (project / "notebooks").glob(f"{ranks.stem}_*.ipynb")
+    for folder, notebook in sections(project):
         parts.append(section(folder, notebook))
-        judged[folder.name, ranks.stem] = pd.read_csv(folder / "tables" / f"{ranks.stem}_claims.csv")
+        judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
     before = pd.read_csv(project / "data" / "reference" / "verdicts_before.csv", dtype=str)
     return "\n".join([*parts, changed(before, judged)])
+
+
+def sections(project: Path) -> list[tuple[Path, Path]]:
+    """Folder of results and notebook of each section, by notebook and profile."""
+    found = (project / "results" / "reference").glob("*/ranks/*.npz")
+    ordered = sorted(found, key=lambda path: (path.stem, path.parts[-3]))
+    return [(path.parents[1], next((project / "notebooks").glob(f"{path.stem}_*.ipynb"))) for path in ordered]
 
 
 def changed(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
@@ -66,20 +71,31 @@ def changed(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
 
 def section(folder: Path, notebook: Path) -> str:
     """One notebook's results in one profile: its question, main table and claims."""
-    number = notebook.stem[:2]
-    question = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
-    title = re.match(r"# (?:\d+ )?(.*)", "".join(question))
     about = json.loads((folder / "tables" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
-    table, judged = (pd.read_csv(folder / "tables" / f"{name}.csv") for name in (notebook.stem, f"{number}_claims"))
+    table, judged = _main(folder, notebook), _claims(folder, notebook)
     return "\n\n".join(
         [
-            f"## {title[1] if title else number} (notebook {number}, `{folder.name}`)",
+            f"## {question(notebook)} (notebook {notebook.stem[:2]}, `{folder.name}`)",
             f"{counted(judged)} {best(table)}",
             results(table),
             claims(judged),
             f"{about['caption']} {about['note']}\n",
         ]
     )
+
+
+def question(notebook: Path) -> str:
+    """What it asks: its title, less its number."""
+    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
+    return re.sub(r"^# (\d+ )?", "", "".join(first).partition("\n")[0])
+
+
+def _main(folder: Path, notebook: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "tables" / f"{notebook.stem}.csv")
+
+
+def _claims(folder: Path, notebook: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "tables" / f"{notebook.stem[:2]}_claims.csv")
 
 
 def counted(judged: pd.DataFrame) -> str:
@@ -159,22 +175,20 @@ def replaced(text: str, parts: Sequence[tuple[str, str]]) -> str:
 
 
 def write(project: Path) -> list[Path]:
-    """Write docs/findings.md and the marked part of README.md from results/reference; the paths written."""
-    reference, readme, target = (
-        project / "results" / "reference",
-        project / "README.md",
-        project / "docs" / "findings.md",
-    )
-    texts = {
-        target: page(project),
-        readme: replaced(readme.read_text(encoding="utf-8"), lead(reference)),
-    }
+    """Write docs/findings.md and the marked parts of README.md; the paths written."""
+    readme, target = project / "README.md", project / "docs" / "findings.md"
+    texts = {target: page(project), readme: replaced(readme.read_text(encoding="utf-8"), lead(project))}
     for path, text in texts.items():
         atomic.write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
     return list(texts)
 
 
-def lead(reference: Path) -> list[tuple[str, str]]:
-    """What README.md shows: the losses in `demo`."""
-    table = pd.read_csv(reference / "demo" / "tables" / "01_loss_comparison.csv")
-    return [("losses", results(table))]
+def lead(project: Path) -> list[tuple[str, str]]:
+    """What README.md shows: the losses in `demo`, and a line per section."""
+    table = pd.read_csv(project / "results" / "reference" / "demo" / "tables" / "01_loss_comparison.csv")
+    lines = [
+        f"- **{question(notebook)}** (`{folder.name}`, {notebook.stem[:2]}) {counted(_claims(folder, notebook))} "
+        f"{best(_main(folder, notebook))}"
+        for folder, notebook in sections(project)
+    ]
+    return [("losses", results(table)), ("findings", "\n".join(lines))]
