@@ -31,7 +31,7 @@ def test_a_size_is_told_of_an_effect_alone():
 
 def test_claims_are_counted_by_verdict():
     found = findings.counted(judged(a="holds", b="undecided", c="undecided", d="not converged"))
-    assert found == "Of 4 comparisons 1 hold, 2 are undecided, 1 rest on what has not converged."
+    assert found == "4 comparisons: holds 1, undecided 2, not converged 1."
 
 
 def test_the_best_row_of_each_training_is_named_and_columns_that_tell_nothing_apart_are_left_out():
@@ -41,7 +41,7 @@ def test_the_best_row_of_each_training_is_named_and_columns_that_tell_nothing_ap
         ("a", "frozen", "Triplet", 5, 31, 2),
         ("a", "finetuned", "NT-Xent", 5, 40, 1),
     ]
-    table = pd.DataFrame([*rows, ("a", "", "chance", None, 90, None)], columns=columns)
+    table = pd.DataFrame([*rows, ("a", None, "chance", None, 90, None)], columns=columns)
     assert findings.best(table) == "Highest T→A mAP@10: finetuned, NT-Xent 40.0 ± 1.0; frozen, Triplet 31.0 ± 2.0."
     assert findings.results(table).splitlines()[0].split() == "| training | loss | T→A mAP@10 |".split()
 

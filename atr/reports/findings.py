@@ -99,20 +99,17 @@ def _claims(folder: Path, notebook: Path) -> pd.DataFrame:
 
 
 def counted(judged: pd.DataFrame) -> str:
-    """How many claims hold, and so on, in words."""
-    words = dict(
-        zip(VERDICTS, ("hold", "are contradicted", "are undecided", "rest on what has not converged"), strict=True)
-    )
+    """How many claims hold, and so on."""
     numbers = judged["verdict"].value_counts().to_dict()
-    said = [f"{numbers[verdict]} {words[verdict]}" for verdict in VERDICTS if verdict in numbers]
-    return f"Of {len(judged)} comparisons {', '.join(said)}."
+    return f"{len(judged)} comparisons: {', '.join(f'{name} {numbers[name]}' for name in VERDICTS if name in numbers)}."
 
 
 def best(table: pd.DataFrame) -> str:
     """The row with the highest mAP@10, text to audio, of each kind of training."""
     labels = [label for label in _labels(table) if label not in ("corpus", "rate")]
-    trained = table[table["seeds"] > 0].sort_values("t2a_map10", ascending=False)
-    first = trained.drop_duplicates("training") if "training" in trained else trained.head(1)
+    ordered = table.sort_values("t2a_map10", ascending=False)
+    # What has no training is a baseline.
+    first = ordered.dropna(subset="training").drop_duplicates("training") if "training" in table else ordered.head(1)
     scores = formatted(first, ["t2a_map10"])[HEADINGS["t2a_map10"]]
     numbers = {label: f"{label.replace('_', ' ')} " for label in labels if pd.api.types.is_numeric_dtype(table[label])}
     names = [", ".join(f"{numbers.get(label, '')}{row[label]}" for label in labels) for _, row in first.iterrows()]
@@ -120,10 +117,12 @@ def best(table: pd.DataFrame) -> str:
 
 
 def results(table: pd.DataFrame) -> str:
-    """The main table in Markdown: what tells its rows apart, and the scores that lead."""
+    """The main table in Markdown: what tells its rows apart, the scores that lead, and of mAP@10 the interval."""
     names = [str(name) for name in table]
-    columns = [name for name in names if name in COLUMNS or name.endswith(("_t2a_r1", "_t2a_map10"))]
-    shown = table[_labels(table)].join(formatted(table, columns).drop(columns="seeds", errors="ignore"))
+    columns = [name for name in names if name in COLUMNS or name.endswith("_t2a_map10")]
+    bounds = [name for name in names if name.endswith(("_low", "_high")) and not name.startswith("t2a_map10")]
+    scores = formatted(table.drop(columns=bounds), columns).drop(columns="seeds", errors="ignore")
+    shown = table[_labels(table)].join(scores)
     if "converged" in names:
         shown["converged"] = table["converged"]
     return markdown(shown.dropna(axis=1, how="all"))
