@@ -27,7 +27,8 @@ def imports():
     for name, path in known.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "atr":
-                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                # The version is a word in `atr` itself, which leads nowhere.
+                whole = {f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__"}
                 found[name] |= {one if one in known else node.module for one in whole} - {name}
             elif isinstance(node, ast.Import):
                 found[name] |= {alias.name for alias in node.names if alias.name in known}
