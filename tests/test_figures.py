@@ -285,7 +285,7 @@ def test_a_name_that_is_no_file_name_still_makes_one_in_its_folder(tmp_path):
     assert stems == {"%2E.%2Fx", "a%2Fb", "a_b"} and [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
-def test_a_label_that_begins_with_an_underscore_is_in_the_legend(panels, points):
+def test_a_label_that_begins_with_an_underscore_is_shown(panels, points):
     named = {title: {f"_{label}": runs for label, runs in lines.items()} for title, lines in panels.items()}
     reports = {"_hard": pd.DataFrame({"mean_cosine": [0.2, 0.1]})}
     for figure, label in (
@@ -293,8 +293,54 @@ def test_a_label_that_begins_with_an_underscore_is_in_the_legend(panels, points)
         (figures.lines(points.assign(loss="_" + points["loss"]), "batch", "loss", "t2a_r10"), "_NT-Xent"),
         (figures.batches(reports), "_hard"),
     ):
-        shown = [text.get_text().removeprefix("\u200b") for text in figure.legends[0].get_texts()]
-        assert label in shown
+        assert label in {text.removeprefix("\u200b") for text in texts(figure)}
+
+
+def test_a_series_has_one_colour_in_all_figures_and_no_two_look_alike():
+    one, two = figures.looks(["NT-Xent", "Sigmoid"]), figures.looks(["Triplet-sum", "mine", "NT-Xent"])
+    assert one["NT-Xent"] == two["NT-Xent"] and two["Triplet-sum"]["color"] == "C0"
+    many = figures.looks([*(f"own {number}" for number in range(12)), "NT-Xent", "human"])
+    assert len({(look["color"], look["ls"]) for look in many.values()}) == 14
+    assert many["NT-Xent"] == one["NT-Xent"]
+    both = figures.looks(["text", "Triplet-sum"])  # of two families, whose colours would meet
+    assert both["text"]["color"] != both["Triplet-sum"]["color"]
+
+
+def test_names_stand_in_the_order_of_the_lines_ends_and_apart():
+    figure, ((axis,),) = figures.subplots()
+    ends = {"low": 0.0, "high": 1.0, "nearly": 0.99, "as high": 1.0}
+    for name, end in ends.items():
+        axis.plot([0, 1, 2], [0.5, end, np.nan], label=name)  # the last point that is there counts
+    figures.name_lines(axis)
+    figure.canvas.draw()
+    heights = {text.get_text(): text.get_window_extent() for text in axis.texts}
+    order = sorted(heights, key=lambda name: heights[name].y0)
+    assert order == ["low", "nearly", "high", "as high"]
+    assert all(heights[below].y1 <= heights[above].y0 for below, above in zip(order, order[1:], strict=False))
+    assert [text.get_color() for text in axis.texts] == [
+        next(line for line in axis.lines if line.get_label() == text.get_text()).get_color() for text in axis.texts
+    ]
+
+
+def test_losses_of_several_kinds_are_drawn_as_shares_of_their_first_value(tmp_path):
+    runs = {
+        name: [made_run(tmp_path, name, RunConfig(loss={"name": name}), [1, 2], [1, 2])]
+        for name in ("nt_xent", "triplet_sum")
+    }
+    axis, other = figures.curves({"": runs}, {"loss": "training loss", "t2a_r10": "R@10"}).axes
+    assert axis.get_ylabel() == "training loss\n(epoch 1 = 1)" and other.get_ylabel() == "R@10"
+    assert [line.get_ydata()[0] for line in axis.lines] == [1, 1]
+    history = runs["nt_xent"][0].history["loss"]
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), history / history.iloc[0])
+    alone = figures.curves({"": {"one": runs["nt_xent"]}}, {"loss": "training loss"}).axes[0]
+    np.testing.assert_allclose(alone.lines[0].get_ydata(), history)
+
+
+def test_panels_of_one_line_each_have_their_own_scale(points):
+    shared, own = (figures.lines(points, "batch", hue, "t2a_r10", panels="how") for hue in ("loss", "how"))
+    assert len(shared.legends) == 1 and not own.legends
+    assert shared.axes[0].get_shared_y_axes().joined(*shared.axes)
+    assert not own.axes[0].get_shared_y_axes().joined(*own.axes)
 
 
 def test_letters_that_the_font_lacks_are_named_once(tmp_path):

@@ -296,7 +296,9 @@ class TestFigures:
         assert [label.get_text() for label in lower.get_yticklabels()] == ["human", "phi-4"]
 
     def test_mtld_by_length_with_and_without_a_repetition(self, captions):
-        left, right = lexical_figures.by_length(lexical.richness(captions), least=3).axes
-        lines = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
-        assert lines == {"human, a word repeated": [[10, pytest.approx(28)]], "phi-4, none repeated": [[8, 8], [9, 9]]}
+        human, other, right = lexical_figures.by_length(lexical.richness(captions), least=3).axes
+        assert (human.get_title(), other.get_title()) == ("human", "phi-4")
+        lines = [{line.get_label(): line.get_xydata().tolist() for line in axis.lines} for axis in (human, other)]
+        assert lines == [{"a word repeated": [[10, pytest.approx(28)]]}, {"none repeated": [[8, 8], [9, 9]]}]
         assert [line.get_ydata().tolist() for line in right.lines] == [[100], [0, 0]]
+        assert human.get_ylim() == other.get_ylim()

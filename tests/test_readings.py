@@ -16,6 +16,7 @@ from atr.analysis.uniformity_readings import (
     bands,
     by_points,
     h_readings,
+    nearest,
     nearest_points,
     search,
     sigma_readings,
@@ -198,7 +199,17 @@ def test_default_readings_cover_what_is_unsaid_once_each():
     }
 
 
-def test_the_figure_shows_every_reading_and_the_published_bands():
+def test_the_nearest_readings_miss_neither_set():
+    found = pd.DataFrame(
+        [("one", "a", 4.0, 1.0), ("one", "a", 2.0, 1.0), ("two", "a", 4.0, 2.4), ("two", "b", 3.0, 2.0)],
+        columns=["measure", "width", "uniform", "gaussians"],
+    )  # by the worse set, in parts of the band's middle: 0.5, 0.5; 0.2; 0.25
+    limits = {"uniform": (3.9, 4.1), "gaussians": (1.9, 2.1)}
+    assert nearest(found, limits) == [("two", "a"), ("two", "b")]
+    assert nearest(found, limits, 3)[2] == ("one", "a")
+
+
+def test_the_figure_shows_the_nearest_readings_and_the_published_bands():
     matplotlib.use("agg")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -210,14 +221,17 @@ def test_the_figure_shows_every_reading_and_the_published_bands():
         figure.canvas.draw()
     try:
         shown = {text.get_text() for text in figure.findobj(matplotlib.text.Text)}
-        for found in tables.values():
-            assert set(found["measure"]) | set(found["width"]) <= shown
-        assert {"points", "σ", "h (nats or bits)", "uniform set", "Gaussian mixture"} <= shown
+        for metric, found in tables.items():
+            readings = nearest(found, bands(metric))
+            assert {f"{measure};\n{width}" for measure, width in readings} <= shown
+        assert sum(";\n" in text for text in shown) == 4
+        assert {"points (shaded: published)", "σ", "h (nats or bits)", "uniform set", "Gaussian mixture"} <= shown
         spans = [axis.patches[0].get_extents().transformed(axis.transData.inverted()) for axis in figure.axes]
         expected = [bands(metric)[name] for metric in ("sigma", "h") for name in uniformity_readings.SETS]
         assert [(span.y0, span.y1) for span in spans] == [pytest.approx(band) for band in expected]
         drawn = figure.axes[1].containers[0].lines[0]
-        first = tables["sigma"].query("measure == 'all dimensions' and width == 'std 0.1 in [-1, 1]'")
+        measure, width = nearest(tables["sigma"], bands("sigma"))[0]
+        first = tables["sigma"].query("measure == @measure and width == @width").sort_values("points")
         assert drawn.get_ydata().tolist() == first["gaussians"].tolist()
     finally:
         matplotlib.pyplot.close(figure)

@@ -1,3 +1,4 @@
+import itertools
 import shutil
 import unicodedata
 
@@ -212,14 +213,27 @@ class TestPictures:
         shutil.rmtree(places.home() / "cache" / "planes")
         assert first.shape == (150, 2) and np.array_equal(first, topics.plane(embeddings, 1))
 
-    def test_topics_are_numbered_where_they_lie_and_named_beside_it(self, four):
+    def test_topics_are_named_where_they_lie(self, four):
         points, found, _ = four
-        axis, names = topics.picture(points, found).axes
-        assert {item.get_text(): item.get_position() for item in axis.texts} == {"1": (1, 0), "2": (1, 1)}
-        assert [item.get_text() for item in names.texts] == ["1", "topic 0 (2)", "2", "topic 1 (1)"]
+        found.table["name"] = ["dog, barks, loud", "rain"]
+        (axis,) = topics.picture(points, found).axes
+        assert {item.get_text(): item.xy for item in axis.texts} == {"dog, barks": (1, 0), "rain": (1, 1)}
         assert [len(layer.get_offsets()) for layer in axis.collections] == [1, 2, 1]
         assert len(topics.picture(points, found, 1).axes[0].texts) == 1
         assert not topics.picture(points, made([-1] * 4)).axes[0].texts
+
+    def test_names_that_would_meet_move_apart_and_no_others(self):
+        places = np.array([[0, 0], [2, 1], [3, -1], [100, 0]], dtype=float)
+        moves = topics.apart(places, ["rain", "wind", "fire", "dog"], height=8, letter=4)
+        assert moves[0] == moves[3] == 0
+        heights = places[:3, 1] + moves[:3]
+        assert min(abs(a - b) for a, b in itertools.combinations(heights, 2)) >= 8 and abs(moves).max() <= 12
+
+    def test_neighbours_differ_in_colour(self):
+        line = np.stack([np.arange(18.0), np.zeros(18)], axis=1)
+        colors = topics.spread_colors(line)
+        assert len(set(colors[:6])) == 6
+        assert all(a != b for a, b in itertools.pairwise(colors))
 
     def test_the_explorer_says_caption_and_topic_where_the_pointer_rests(self, four):
         others, first, second = topics.explorer(*four).data
@@ -233,7 +247,7 @@ class TestPictures:
         points, texts = np.arange(8, dtype=np.float32).reshape(4, 2), ["costs $5 or $6", "a", "b", "c"]
         with pytest.warns(UserWarning, match=r"11_topics.\*: empty boxes for what the font lacks: U\+72D7, U\+53EB"):
             figure = figures.save(topics.picture(points, found), tmp_path, "11_topics")
-        assert [text.get_text() for text in figure.axes[1].texts[1::2]] == [r"$\frac{$ (2)", "狗叫 <b> (1)"]
+        assert [text.get_text() for text in figure.axes[0].texts] == [r"$\frac{$", "狗叫 <b>"]
         traces = topics.explorer(points, found, texts).data
         assert [trace.name for trace in traces[1:]] == [r"1 &#36;\frac{&#36;", "2 狗叫 &lt;b&gt;"]
         assert traces[1].hovertext[0] == r"costs &#36;5 or &#36;6<br><i>&#36;\frac{&#36;</i>"

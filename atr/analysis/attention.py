@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from atr.analysis import spectrograms
 from atr.corpora.corpus import Corpus
 from atr.encoders import text
 from atr.encoders.audio.compact import Compact
@@ -114,20 +115,16 @@ def looks(heard: ClipFrames, most: float = 0.8) -> pd.DataFrame:
 
 
 def picture(heard: ClipFrames, clips: list[str]) -> Figure:
-    """Log-mel of each clip, and under it the weights by which a caption of each of its sounds pools it, beside when the
-    sound is heard.
+    """Spectrogram of each clip, and under it the weights by which a caption of each of its sounds pools it, beside when
+    the sound is heard.
     """
     columns = min(len(clips), 3)
     figure, axes = subplots(2, columns, 3.3, PAGE, sharex="col", sharey="row")
     table = heard.corpus.clips.reset_index(drop=True)
     for column, clip in enumerate(clips[:columns]):
         row = int(table.index[table["clip"] == clip][0])
-        batch, lengths = heard.inputs.audio_batch(np.array([row]))
         duration = float(table["duration"][row])
-        axes[0, column].imshow(
-            batch[0].T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, duration, 0, batch.shape[2])
-        )
-        axes[0, column].grid(visible=False)
+        spectrograms.draw(axes[0, column], heard.corpus, clip)
         events = heard.corpus.events[heard.corpus.events["clip"] == clip]
         names = sorted(events["event"].unique())
         weights = heard.attention(heard.captions(names))[row]
@@ -141,7 +138,7 @@ def picture(heard: ClipFrames, clips: list[str]) -> Figure:
                 axes[1, column].hlines(-0.03 * (number + 1), onset, offset, color=color, lw=3)
         axes[1, column].set(xlabel="time (s)", xlim=(0, duration))
         axes[1, column].legend(loc="upper left", bbox_to_anchor=(0, -0.3), fontsize=7)
-    axes[0, 0].set(ylabel="log-mel", yticks=[])
+    axes[0, 0].set_ylabel("kHz")
     axes[1, 0].set_ylabel("attention")
     axes[1, 0].set_yticks([tick for tick in axes[1, 0].get_yticks() if 0 <= tick <= axes[1, 0].get_ylim()[1]])
     return figure

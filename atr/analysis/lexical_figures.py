@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from atr.analysis import lexical
 from atr.reports import figures
 
+FEW = 30
 LABELS = lexical.MEASURES | {"mtld": "MTLD (words)"}
 
 
@@ -50,7 +51,8 @@ def densities(measured: Mapping[str, pd.DataFrame], column: str = "mtld", beyond
     """How a measure is spread, by source: densities (above) and violins with quartiles (below), a unit a column, as
     figure 4.5 of Tymofieiev 2025.
 
-    measured: unit → table of `lexical.richness`. Of each unit the largest values, `beyond` of them, are not drawn.
+    measured: unit → table of `lexical.richness`. Of each unit the largest values, `beyond` of them, are not drawn;
+    where a source has at most `FEW`, they are dots.
     """
     import seaborn
 
@@ -59,9 +61,17 @@ def densities(measured: Mapping[str, pd.DataFrame], column: str = "mtld", beyond
         shown = table[table[column] <= table[column].quantile(1 - beyond)]
         names = list(dict.fromkeys(shown["source"]))
         colors = {name: f"C{place}" for place, name in enumerate(names)}
-        common = {"data": shown, "x": column, "hue": "source", "palette": colors, "cut": 0}
-        seaborn.kdeplot(**common, ax=upper, common_norm=False, fill=True, alpha=0.25, warn_singular=False)
-        seaborn.violinplot(**common, ax=lower, y="source", order=names, inner="quart", linewidth=0.8, legend=False)
+        common = {"data": shown, "x": column, "hue": "source", "palette": colors}
+        few = shown.groupby("source")[column].size().max() <= FEW  # whose density would be made up
+        if few:
+            seaborn.stripplot(
+                **common, ax=lower, y="source", order=names, size=3, alpha=0.6, jitter=False, legend=False
+            )
+            upper.set_axis_off()
+        else:
+            seaborn.kdeplot(**common, ax=upper, cut=0, common_norm=False, fill=True, alpha=0.25, warn_singular=False)
+            violins = {"y": "source", "order": names, "inner": "quart", "linewidth": 0.8, "legend": False}
+            seaborn.violinplot(**common, **violins, ax=lower, cut=0)
         upper.set(title=unit, ylabel="density" if upper is axes[0, 0] else "")
         upper.set_yticks([])
         if legend := upper.get_legend():
@@ -76,22 +86,32 @@ def densities(measured: Mapping[str, pd.DataFrame], column: str = "mtld", beyond
 
 
 def by_length(measured: pd.DataFrame, least: int = 20) -> Figure:
-    """Why MTLD of a caption says little: its median by the number of words, by source, where no word is repeated and
-    where one is; and the share of captions that repeat one.
+    """Why MTLD of a caption says little: its median by the number of words, a source a panel, where no word is repeated
+    and where one is; and the share of captions that repeat one.
 
     measured: of `lexical.richness`, by caption. Numbers of words that fewer than `least` captions have are not drawn.
     """
-    figure, ((left, right),) = figures.subplots(1, 2, 2.8)
     again = measured.assign(again=measured["types"] < measured["tokens"])
-    for place, (name, table) in enumerate(again.groupby("source", sort=False)):
+    sources = dict(list(again.groupby("source", sort=False)))
+    look = figures.looks(sources)
+    figure, (axes,) = figures.subplots(1, len(sources) + 1, 2.4, sharex=True)
+    top = 0.0
+    for axis, (name, table) in zip(axes, sources.items(), strict=False):
         for repeated, part in table.groupby("again"):
             medians = part.groupby("tokens")["mtld"].agg(["median", "size"]).query("size >= @least")["median"]
-            label = f"{name}, {'a word repeated' if repeated else 'none repeated'}"
-            line = "-" if repeated else "--"
-            left.plot(medians.index, medians, line, color=f"C{place}", marker="o", ms=2.5, label=label)
+            if len(medians):
+                style = {**look[name], "ls": "-" if repeated else "--", "ms": 2.5}
+                axis.plot(medians.index, medians, label="a word repeated" if repeated else "none repeated", **style)
+                top = max(top, medians.max())
+        axis.set(title=name)
         shares = table.groupby("tokens")["again"].agg(["mean", "size"]).query("size >= @least")["mean"]
-        right.plot(shares.index, 100 * shares, color=f"C{place}", marker="o", ms=2.5)
-    left.set(xlabel="words of the caption", ylabel="median MTLD (words)", ylim=(0, None))
-    right.set(xlabel="words of the caption", ylabel="captions that\nrepeat a word (%)", ylim=(0, 100))
-    figures.legend_below(figure, left, 4)
+        axes[-1].plot(shares.index, 100 * shares, ms=2.5, label=figures.legible(name), **look[name])
+    for axis in axes[:-1]:
+        axis.set_ylim(0, 1.1 * top)
+        figures.name_lines(axis, size=7)
+    for axis in axes:
+        axis.set_xlabel("words of the caption")
+    axes[0].set_ylabel("median MTLD (words)")
+    axes[-1].set(ylabel="captions that repeat a word (%)", ylim=(0, 100))
+    figures.name_lines(axes[-1], size=7)
     return figure

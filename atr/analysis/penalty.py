@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atr.losses.penalty import UniformityPenalty
 from atr.losses.voxels import VoxelAssignment, _accuracy
 from atr.metrics.uniformity import draw, uniform_set, voxels
-from atr.reports.figures import legend_below, legible, log2_axis, mark, subplots
+from atr.reports.figures import legible, level, log2_axis, looks, mark, name_lines, subplots
 
 
 def h_by_points(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
@@ -20,17 +20,18 @@ def h_by_points(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
 
     table: points, set, h in nats; published: set, mean, one row per printed value.
     """
-    figure, ((axis,),) = subplots(height=2.9)
-    for number, (name, group) in enumerate(table.groupby("set", sort=False)):
-        axis.plot(group["points"], group["h"], color=f"C{number}", marker="o", ms=3, label=legible(name))
+    figure, ((axis,),) = subplots(height=2.6)
+    look = looks(table["set"])
+    for name, group in table.groupby("set", sort=False):
+        axis.plot(group["points"], group["h"], ms=3, label=legible(name), **look[name])
         values = published.loc[published["set"] == name, "mean"]
         if len(values):
-            axis.axhspan(values.min() - 0.005, values.max() + 0.005, color=f"C{number}", alpha=0.35, lw=0)
+            axis.axhspan(values.min() - 0.005, values.max() + 0.005, color=look[name]["color"], alpha=0.35, lw=0)
     points = np.unique(table["points"])
-    axis.plot(points, np.log(points), color="0.5", lw=1, ls=":", label="log N, the ceiling")
-    log2_axis(axis, points, rotation=45)
+    axis.plot(points, np.log(points), color="0.5", lw=1, ls=":", label="ceiling, log N")
+    log2_axis(axis, [point for point in points if not ((points > point) & (points < 1.25 * point)).any()], rotation=60)
     axis.set(xlabel="points N (bands: published)", ylabel="h (nats)")
-    legend_below(figure, axis, 3)
+    name_lines(axis)
     return figure
 
 
@@ -44,11 +45,11 @@ def voxel_network(
     `voxels.by_scale`; usual: the scale that makes the mean square of an entry 1.
     """
     figure, (axes,) = subplots(1, 3)
-    axes[0].plot(history["epoch"], history["training_accuracy"], label="training")
-    axes[0].plot(history["epoch"], history["validation_accuracy"], label="held out")
-    mark(axes[0], "published", (history["epoch"].iloc[-1], 97), (0, -8), upright=False, ha="right", color="k")
-    axes[0].set(xlabel="epoch", ylabel="right voxel (%)")
-    axes[0].legend()
+    axes[0].plot(history["epoch"], history["training_accuracy"], color="C0", label="training")
+    axes[0].plot(history["epoch"], history["validation_accuracy"], color="C1", label="held out")
+    level(axes[0], "", 97)
+    axes[0].set(xlabel="epoch", ylabel="right voxel (%; dotted: published)")
+    name_lines(axes[0])
     axes[1].plot(errors["distance"], errors["wrong"], marker="o", ms=3)
     axes[1].set(xlabel="distance to the nearest plane", ylabel="wrong voxel (%)", xscale="log")
     for number, (name, table) in enumerate(scales.items()):
@@ -57,7 +58,7 @@ def voxel_network(
     for scale, words in ((1, "1"), (usual, "√D")):
         mark(axes[2], words, (scale, 0), (2, 2))
     axes[2].set(xlabel="embedding × scale", ylabel="right (—), certainty (- -) (%)", xscale="log", ylim=(0, 103))
-    axes[2].legend()
+    name_lines(axes[2])
     return figure
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from itertools import combinations, pairwise, product
+from itertools import combinations, count, pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,26 +230,53 @@ def together(clips: Sequence[Any], labels: np.ndarray, draws: int = 1000, seed: 
 
 
 def picture(points: np.ndarray, topics: Topics, number: int = 25) -> Figure:
-    """The largest topics in a plane (captions, 2), numbered from 1 at the median of their captions, named beside it;
-    all other captions in grey.
+    """The largest topics in a plane (captions, 2), named at the median of their captions, or above or below it where
+    names would meet; all other captions in grey. Neighbours differ in colour.
     """
     top = topics.table.head(number)
-    figure, ((axis, names),) = figures.subplots(1, 2, 4.4, width_ratios=[1.75, 1])
+    figure, ((axis,),) = figures.subplots(1, 1, 5.2, figures.PAGE)
     rest = points[~np.isin(topics.labels, top["topic"])]
     axis.scatter(*rest.T, 1.5, "0.85", lw=0, rasterized=True)
-    halo = [patheffects.withStroke(linewidth=2, foreground="w")]
-    for place, row in enumerate(top.itertuples()):
-        own = points[topics.labels == row.topic]
-        color = f"C{place % COLORS}"
-        axis.scatter(*own.T, 3, color, lw=0, alpha=0.7, rasterized=True)
-        axis.text(
-            *np.median(own, 0), str(place + 1), size=7.5, weight="bold", ha="center", va="center"
-        ).set_path_effects(halo)
-        names.text(0.0, 1 - place / number, str(place + 1), color=color, size=7, weight="bold", ha="right", va="top")
-        names.text(0.04, 1 - place / number, f"{row.name} ({row.size})", size=7, va="top")
+    middles = np.array([np.median(points[topics.labels == topic], 0) for topic in top["topic"]])
+    colors = spread_colors(middles)
+    for topic, color in zip(top["topic"], colors, strict=True):
+        axis.scatter(*points[topics.labels == topic].T, 4, f"C{color}", lw=0, alpha=0.7, rasterized=True)
     maps.bare(axis)
-    names.set_axis_off()
+    names = [", ".join(name.split(", ")[:2]) for name in top["name"]]
+    halo = [patheffects.withStroke(linewidth=2, foreground="w")]
+    figure.draw_without_rendering()  # for its limits
+    places = axis.transData.transform(middles) * 72 / figure.dpi
+    for name, color, middle, move in zip(names, colors, middles, apart(places, names), strict=True):
+        look = {"size": 6.5, "weight": "bold", "ha": "center", "va": "center", "color": f"C{color}"}
+        line = {"arrowprops": {"arrowstyle": "-", "lw": 0.5, "color": "0.4"}} if abs(move) > 6 else {}
+        words = axis.annotate(name, middle, (0, move), "data", "offset points", **look, **line)
+        words.set_path_effects(halo)
     return figure
+
+
+def spread_colors(middles: np.ndarray) -> list[int]:
+    """A number of the palette per place (n, 2): of those used least near by, so that neighbours differ."""
+    colors: list[int] = []
+    for place, middle in enumerate(middles):
+        distances = np.linalg.norm(middles[:place] - middle, axis=1)
+        near = [min(distances[np.equal(colors, color)], default=np.inf) for color in range(COLORS)]
+        colors.append(int(np.argmax(near)))
+    return colors
+
+
+def apart(places: np.ndarray, names: Sequence[str], height: float = 8.0, letter: float = 3.9) -> np.ndarray:
+    """How far to move each of several names up (below 0: down), so that none lies over one before it: as little as
+    half lines allow.
+
+    places: (n, 2) their middles, in points; height, letter: of a line and of a letter's width.
+    """
+    widths, moves = letter * np.array([len(name) for name in names]), np.zeros(len(places))
+    for row, (x, y) in enumerate(places):
+        beside = np.abs(places[:row, 0] - x) < (widths[:row] + widths[row]) / 2
+        blocking = (places[:row, 1] + moves[:row])[beside]
+        tries = (sign * number * height / 2 for number in count() for sign in (1, -1))
+        moves[row] = next(move for move in tries if (np.abs(blocking - y - move) >= height).all())
+    return moves
 
 
 def explorer(points: np.ndarray, topics: Topics, captions: list[str], number: int = 25) -> "FigureWidget":

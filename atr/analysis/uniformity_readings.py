@@ -14,15 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from itertools import cycle, product
+from itertools import product
 from typing import Any, Literal, get_args
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.spatial import KDTree
 from torch import Tensor
@@ -39,7 +37,7 @@ from atr.metrics.uniformity import (
     uniform_set,
     voxel_entropy,
 )
-from atr.reports.figures import subplots
+from atr.reports.figures import looks, subplots
 from atr.system import places
 
 Metric = Literal["sigma", "h"]
@@ -324,47 +322,39 @@ def _width(reading: Reading) -> str:
     return f"std {reading.std:.2g} in [{reading.low:g}, {reading.high:g}]" + (", balanced" if reading.balanced else "")
 
 
-def by_points(tables: Mapping[Metric, pd.DataFrame], table: pd.DataFrame | None = None) -> Figure:
-    """σ and h of both reference sets against the number of points: one row per metric, one line per reading, the
-    published values shaded, bars of one deviation over sets.
+def by_points(tables: Mapping[Metric, pd.DataFrame], table: pd.DataFrame | None = None, most: int = 2) -> Figure:
+    """σ and h of both reference sets against the number of points: one row per metric, of its readings the `most` that
+    come nearest to what was printed (`nearest`), the published values shaded, bars of one deviation over sets.
 
     tables: metric → its `search`; table: the published one, as in `bands`.
     """
-    figure, axes = subplots(len(tables), 2, 2.6 * len(tables), sharex=True, sharey="row")
-    widths = list(dict.fromkeys(width for found in tables.values() for width in found["width"]))
-    dashes = dict(zip(widths, cycle(["-", ":", "--", "-."])))
+    figure, axes = subplots(len(tables), 2, 2.1 * len(tables), sharex=True, sharey="row")
     for row, (metric, found) in zip(axes, tables.items(), strict=True):
+        readings, limits = nearest(found, bands(metric, table), most), bands(metric, table)
         for axis, name in zip(row, SETS, strict=True):
-            axis.axhspan(*bands(metric, table)[name], color="0.6", alpha=0.6, lw=0.7)
-            _curves(axis, found, name, dashes)
+            axis.axhspan(*limits[name], color="0.6", alpha=0.6, lw=0.7)
+            for (measure, width), look in zip(readings, looks(range(most)).values(), strict=False):
+                line = found[(found["measure"] == measure) & (found["width"] == width)].sort_values("points")
+                label = f"{measure};\n{width}"
+                axis.errorbar(line["points"], line[name], line[f"{name}_std"], ms=3, capsize=2, label=label, **look)
             axis.set_xscale("log")
-            axis.set_title({"uniform": "uniform set", "gaussians": "Gaussian mixture"}[name])
-        row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        if metric == "sigma":
-            row[0].set_ylim(0, 1.8 * bands(metric, table)["gaussians"][1])  # a few points a component give up to 1
+            if axis in axes[0]:
+                axis.set_title({"uniform": "uniform set", "gaussians": "Gaussian mixture"}[name])
+        row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, labelspacing=1)
+        row[0].set_ylim(0, 1.8 * max(high for _, high in limits.values()))  # a few points a component give anything
         row[0].set_ylabel("σ" if metric == "sigma" else f"h ({' or '.join(dict.fromkeys(found['unit']))})")
     for axis in axes[-1]:
-        axis.set_xlabel("points")
-    lines = [plt.Line2D([], [], color="0.3", ls=dashes[width], label=width) for width in widths]
-    figure.legend(handles=lines, loc="outside lower center", ncols=2)
+        axis.set_xlabel("points (shaded: published)")
     return figure
 
 
-def _curves(axis: Axes, found: pd.DataFrame, name: str, dashes: Mapping[str, Any]) -> None:
-    """A colour a measure, a dash a width; the uniform set has no Gaussians to be wide, so one line a measure."""
-    for number, (measure, group) in enumerate(found.groupby("measure", sort=False)):
-        for place, (width, line) in enumerate(group.groupby("width", sort=False)):
-            if name == "uniform" and place:
-                break
-            line = line.sort_values("points")
-            axis.errorbar(
-                line["points"],
-                line[name],
-                None if place else line[f"{name}_std"],
-                color=f"C{number}",
-                ls=dashes[str(width)],
-                marker="" if place else ".",
-                lw=1 if place else 1.4,
-                capsize=2,
-                label=None if place else str(measure),
-            )
+def nearest(found: pd.DataFrame, limits: Mapping[str, Band], most: int = 2) -> list[tuple[str, str]]:
+    """Measure and width of the readings that come nearest to the printed values, nearest first: by the larger of the
+    two sets' distances from the middle of their band, in parts of it, where it is smallest over the points.
+
+    found: of `search`; limits: of `bands`.
+    """
+    middles = {name: sum(limits[name]) / 2 for name in SETS}
+    apart = pd.concat([(found[name] - middle).abs() / middle for name, middle in middles.items()], axis=1).max(axis=1)
+    best = apart.groupby([found["measure"], found["width"]]).min().sort_values(kind="stable")
+    return list(best.index[:most])

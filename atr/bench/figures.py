@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from atr.bench.harness import PARTS
-from atr.reports.figures import legend_below, subplots
+from atr.reports.figures import COLORS, legend_below, looks, name_lines, subplots
 
 # What grows in each part.
 AXES = {
@@ -24,7 +23,7 @@ AXES = {
     "search": "rows",
 }
 
-MARKERS = "osDv^"
+REST = "the rest"
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -60,8 +59,8 @@ def sizes(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.set_visible(False)
     for axis, part in zip(axes.flat, parts, strict=False):
         own = {how: line for (name, how), line in lines.items() if name == part}
-        for place, (how, line) in enumerate(own.items()):
-            axis.loglog(*zip(*line, strict=True), marker=MARKERS[place % 5], ms=4, label=how, clip_on=False)
+        for (how, line), look in zip(own.items(), looks(own).values(), strict=True):
+            axis.loglog(*zip(*line, strict=True), ms=4, label=how, clip_on=False, **look)
         points = np.concatenate(list(own.values()))
         low, high = 10 ** np.floor(np.log10(points.min(0))), 10 ** np.ceil(np.log10(points.max(0)))
         axis.set(xlim=(low[0], max(high[0], 10 * low[0])), ylim=(low[1], max(high[1], 10 * low[1])))
@@ -69,8 +68,10 @@ def sizes(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.yaxis.set_minor_formatter("")
         axis.set_title(part.replace("_", "-"))
         axis.set_xlabel(AXES[part] if AXES[part] != "rows" else "embeddings")
-        axis.set_ylabel("seconds")
-        axis.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.32), labelspacing=0.2)
+        if axis in axes[:, 0]:
+            axis.set_ylabel("seconds")
+        if len(own) > 1:
+            axis.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.3), labelspacing=0.2)
     return figure
 
 
@@ -86,35 +87,39 @@ def steps(rows: Sequence[dict[str, Any]]) -> Figure:
     left.invert_yaxis()
     left.set_xlabel("clips/s")
     start = np.zeros(len(done))
-    kinds = list(dict.fromkeys(kind for row in done for kind in row.get("shares", ())))
-    for place, kind in enumerate(kinds):
-        part = np.array([100 * row.get("shares", {}).get(kind, 0.0) for row in done])
-        right.barh(names, part, left=start, label=kind, color=plt.get_cmap("tab10")(place))
-        start += part
+    shares = pd.DataFrame([row.get("shares", {}) for row in done]).fillna(0.0)
+    shares = shares[shares.max().sort_values(ascending=False, kind="stable").index]
+    if shares.shape[1] > COLORS:  # of the smallest kinds one
+        kept = shares.drop(columns=REST, errors="ignore").iloc[:, : COLORS - 1]
+        shares = kept.assign(**{REST: shares.sum(axis=1) - kept.sum(axis=1)})
+    for place, (kind, part) in enumerate(shares.items()):
+        widths = 100 * part.to_numpy()
+        right.barh(names, widths, left=start, label=kind, color="0.8" if kind == REST else f"C{place}")
+        start += widths
     right.set_xlabel("% of a step's time")
     legend_below(figure, right, 4)
     return figure
 
 
 def recalls(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Recall of the exact ten and queries a second by the lists that FAISS looks at; exact search is dotted."""
+    """Recall of the exact ten and queries a second by the lists that FAISS looks at; beside them exact search."""
     figure, ((left, right),) = subplots(1, 2, 2.6)
     sought = [row for row in rows if row["part"] == "search" and "seconds" in row]
-    for place, number in enumerate(sorted({row["size"]["rows"] for row in sought})):
-        color, marker = f"C{place}", MARKERS[place % 5]
+    sizes = sorted({row["size"]["rows"] for row in sought})
+    for number, look in looks(sizes).items():
         for row in (row for row in sought if row["size"]["rows"] == number):
             if row["how"] == "exact":
-                right.axhline(row["queries_a_second"], ls=":", color=color)
+                right.axhline(row["queries_a_second"], ls=":", color=look["color"], label=f"exact, {number:,}")
                 continue
-            by, look = pd.DataFrame(row["by_lists"]), {"marker": marker, "ms": 4, "color": color}
-            left.plot(by["probed"], 100 * by["recall"], label=f"{number:,} embeddings", **look)
-            right.plot(by["probed"], by["queries_a_second"], **look)
+            by = pd.DataFrame(row["by_lists"])
+            left.plot(by["probed"], 100 * by["recall"], label=f"{number:,}", ms=4, **look)
+            right.plot(by["probed"], by["queries_a_second"], label=f"{number:,}", ms=4, **look)
     for axis in (left, right):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_xlabel("lists looked at")
-    left.set_ylabel("recall of the ten nearest (%)")
-    right.set_yscale("log")
-    right.set_ylabel("queries/s, one at a time")
-    legend_below(figure, left, 3)
+    left.set(ylabel="recall of the ten nearest (%)", title="by number of embeddings")
+    right.set(ylabel="queries/s, one at a time", yscale="log")
+    name_lines(left)
+    name_lines(right, size=7)
     return figure

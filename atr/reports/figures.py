@@ -12,8 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.scale import LogScale, register_scale
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from atr.metrics.statistics import crossed_interval
 from atr.reports.names import HEADINGS, heading
@@ -27,6 +29,15 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 GLYPH = r"Glyph (\d+) .* missing from font"
 BARS: dict[str, Any] = {"marker": "o", "ms": 3, "capsize": 2}
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Series that many figures show, in the order of the palette: each has one colour in all of them.
+SERIES = (
+    ("Triplet-sum", "Triplet-max", "Triplet-weighted", "NT-Xent", "Sigmoid"),
+    ("text", "audio", "uniform", "gaussians"),
+    ("human", "phi-4"),
+    ("training", "validation", "test"),
+    ("network", "logistic", "network, to the letter", "logistic, all dimensions"),
+)
+COLORS, DASHES, MARKERS = 7, ("-", "--", "-.", ":"), "osD^vP*"
 
 
 def style() -> None:
@@ -48,6 +59,50 @@ def subplots(
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
 
 
+def looks(labels: Iterable[object]) -> dict[Any, dict[str, Any]]:
+    """Colour, dashes and marker of each label: its own where it is one of `SERIES`, else the next that is free. Past
+    seven, dashes tell apart what shares a colour; markers do in grey.
+    """
+    names = list(dict.fromkeys(labels))
+    own = {name: place for series in SERIES for place, name in enumerate(series) if name in names}
+    if len(set(own.values())) < len(own):
+        own = {}
+    free = (place for place in range(len(names) + len(own)) if place not in own.values())
+    places = {name: own[name] if name in own else next(free) for name in names}
+    return {
+        name: {"color": f"C{place % COLORS}", "ls": DASHES[place // COLORS % len(DASHES)], "marker": MARKERS[place % 7]}
+        for name, place in places.items()
+    }
+
+
+def name_lines(axis: Axes, **options: Any) -> None:
+    """Name each line of a panel right of it, at the height where it ends, in its colour, names kept apart: in place of
+    a legend. To be called once all is drawn.
+    """
+    handles, labels = axis.get_legend_handles_labels()
+    if not labels:
+        return
+    lines: list[Any] = [handle if isinstance(handle, Line2D) else handle[0] for handle in handles]  # type: ignore[index]
+    look: dict[str, Any] = {"size": 8, "va": "center"} | options
+    figure: Any = axis.figure
+    figure.draw_without_rendering()  # for its limits
+    ends = [(0.0, float(pd.Series(line.get_ydata(), dtype=float).dropna().iloc[-1])) for line in lines]
+    heights = axis.transData.transform(ends)[:, 1] * 72 / figure.dpi
+    order, apart = np.argsort(heights, kind="stable"), 1.2 * look["size"] * np.arange(len(lines))
+    moved = isotonic_regression(heights[order] - apart).x + apart - heights[order]
+    for place, move in zip(order, moved, strict=True):
+        at = (1, ends[place][1])
+        axis.annotate(
+            labels[place],
+            at,
+            (5, move),
+            axis.get_yaxis_transform(),
+            "offset points",
+            color=lines[place].get_color(),
+            **look,
+        )
+
+
 def legend_below(figure: Figure, axes: Axes | np.ndarray, most: int = 99, **options: Any) -> None:
     """The labels of a panel, or of several, below all, at `most` so many side by side; nothing where there are none."""
     found: dict[str, Any] = {}
@@ -59,13 +114,19 @@ def legend_below(figure: Figure, axes: Axes | np.ndarray, most: int = 99, **opti
         figure.legend(found.values(), found, loc="outside lower center", ncols=columns, **options)
 
 
-def mark(
-    axis: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], upright: bool = True, **options: Any
-) -> None:
-    """A dotted line, upright or level, through the place (x, y) where its words stand, moved by `offset` points."""
-    (axis.axvline if upright else axis.axhline)(at[not upright], color="0.5", lw=1, ls=":")
+def mark(axis: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
+    """A dotted upright line through the place (x, y) where its words stand, moved by `offset` points."""
+    axis.axvline(at[0], color="0.5", lw=1, ls=":")
     look: dict[str, Any] = {"size": 7, "color": "0.4"} | options
     axis.annotate(words, at, offset, "data", "offset points", **look)
+
+
+def level(axis: Axes, words: str, height: float) -> None:
+    """A dotted level line, its words right of the panel, where nothing is drawn."""
+    axis.axhline(height, color="0.5", lw=1, ls=":")
+    axis.annotate(
+        words, (1, height), (3, 0), axis.get_yaxis_transform(), "offset points", size=7, color="0.4", va="center"
+    )
 
 
 def log2_axis(axis: Axes, ticks: Iterable[float], **options: Any) -> None:
@@ -114,18 +175,26 @@ def curves(
     """Learning curves: one column per panel, one row per history column; mean over seeds, band from minimum to maximum.
 
     panels: title → label → runs that differ by seed. columns: history column → axis label. ordered: labels are
-    steps of a scale, and colours go from dark to light. A dotted line marks where a "step" schedule lowers the rate,
-    a dashed one where a stage begins.
+    steps of a scale: colours go from dark to light, lines have their names beside them and no bands. A dotted line
+    marks where a "step" schedule lowers the rate, a dashed one where a stage begins. Where runs have several losses,
+    whose values mean different things, each is drawn as a share of its value after the first epoch.
     """
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     scale = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(labels)))
-    colors = {label: scale[number] if ordered else f"C{number}" for number, label in enumerate(labels)}
+    colors = {name: look["color"] for name, look in looks(labels).items()}
+    colors = dict(zip(labels, scale, strict=True)) if ordered else colors
+    several = len({run.config.loss["name"] for lines in panels.values() for runs in lines.values() for run in runs}) > 1
     figure, axes = subplots(len(columns), len(panels), 2.1 * len(columns), PAGE, sharex="col", sharey="row")
     for place, (title, lines) in enumerate(panels.items()):
         for row, (column, label) in enumerate(columns.items()):
             axis = axes[row, place]
+            shared = column in ("loss", "validation_loss") and several
             for name, runs in lines.items():
                 histories = [run.history for run in runs if len(run.history)]
+                if shared:
+                    histories = [table.assign(**{column: table[column] / table[column].iloc[0]}) for table in histories]
+                if ordered and histories:
+                    histories = [pd.concat(histories).groupby("epoch", as_index=False).mean(numeric_only=True)]
                 if histories:
                     marker = "." if len(histories[0]) < 12 else ""
                     band(axis, histories, "epoch", column, name, marker=marker, color=colors[name])
@@ -145,8 +214,12 @@ def curves(
             if row == len(columns) - 1:
                 axis.set_xlabel("epoch")
             if place == 0:
-                axis.set_ylabel(label)
-    legend_below(figure, axes[0, 0])
+                axis.set_ylabel(f"{label}\n(epoch 1 = 1)" if shared else label)
+    if ordered:
+        name_lines(axes[0, -1])
+        name_lines(axes[-1, -1])
+    else:
+        legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -157,16 +230,17 @@ def dots(
     and clips. marks: label → t2a_map10 and a2t_map10 of a level drawn as a vertical line, such as chance.
     """
     rows = sum(len(lines) for lines in panels.values()) + len(panels)
+    look = looks(label for lines in panels.values() for label in lines)
     figure, axes = subplots(1, 2, 0.22 * rows + 0.9, sharey=True)
     for axis, direction in zip(axes[0], ("t2a", "a2t"), strict=True):
         height, ticks = 0.0, {}
         for title, lines in panels.items():
             axis.annotate(title, (0, height), (3, 0), "data", "offset points", weight="bold", va="center", size=8)
             height -= 1
-            for number, (name, runs) in enumerate(lines.items()):
+            for name, runs in lines.items():
                 values = scores(runs, 10, direction, True)  # type: ignore[arg-type]
                 interval = crossed_interval(values)
-                color = f"C{number}"
+                color = look[name]["color"]
                 axis.plot([interval.low, interval.high], [height, height], color=color, lw=2.5, alpha=0.45)
                 axis.plot(values.mean(1), [height] * len(values), "o", color=color, ms=3, alpha=0.6, mew=0)
                 axis.plot(interval.mean, height, "|", color=color, ms=10, mew=2)
@@ -193,21 +267,25 @@ def lines(
     """Mean of `column` against `x` (logarithmic, base 2) by `hue`, bars of one deviation over seeds.
 
     table: one row per point, with `column` and `<column>_std`. panels: a column of the table that splits it side by
-    side.
+    side, on one scale; if it is `hue` itself, each to its own.
     """
     names = list(dict.fromkeys(table[panels])) if panels else [""]
-    figure, axes = subplots(1, len(names), 2.7, PAGE if panels else COLUMN, sharey=True)
+    look = looks(table[hue])
+    figure, axes = subplots(1, len(names), 2.4, PAGE if panels else COLUMN, sharey=panels != hue)
     for axis, name in zip(axes[0], names, strict=True):
         part = table[table[panels] == name] if panels else table
         for number, (label, group) in enumerate(part.groupby(hue, sort=False)):
             group = group.sort_values(x)
             places = group[x] * (1 + 0.03 * (number - 1.5))  # bars that would hide each other
-            axis.errorbar(places, group[column], group[f"{column}_std"], label=legible(label), **BARS)
+            axis.errorbar(places, group[column], group[f"{column}_std"], label=legible(label), **BARS | look[label])
         log2_axis(axis, sorted(part[x].unique()))
         axis.set_title(name)
         axis.set_xlabel((labels or {}).get(x, x.replace("_", " ")))
     axes[0, 0].set_ylabel(f"{heading(column)} (%)")
-    legend_below(figure, axes[0, 0])
+    if not panels:
+        name_lines(axes[0, 0])
+    elif panels != hue:
+        legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -219,12 +297,12 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
     *levels, line = table.index.names
     panels = dict(list(table.groupby(levels, sort=False))) if levels else {(): table}
     figure, axes = subplots(1, len(panels), 2.7, PAGE, sharey=True)
-    colors = {name: f"C{number}" for number, name in enumerate(table.index.unique(line))}
+    look = looks(table.index.unique(line))
     for axis, (panel, rows) in zip(axes[0], panels.items(), strict=True):
         for name, group in rows.groupby(level=line, sort=False):
             chosen = group[group["chosen"] == "yes"]
-            axis.plot(group["rate"], group[label], "o-", ms=3, color=colors[name], label=legible(name))
-            axis.plot(chosen["rate"], chosen[label], "o", ms=8, mfc="none", color=colors[name])
+            axis.plot(group["rate"], group[label], ms=3, label=legible(name), **look[name])
+            axis.plot(chosen["rate"], chosen[label], "o", ms=8, mfc="none", color=look[name]["color"])
         ticks = sorted(set(rows["rate"]))
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{tick:.1g}" for tick in ticks], rotation=60, size=7)
@@ -246,6 +324,7 @@ def responses(
     column → label → a level to mark by a dotted line.
     """
     figure, axes = subplots(1, len(columns), 2.7, PAGE)
+    look = looks(table[hue])
     order = list(dict.fromkeys(table[x]))
     at = {key: key if pd.api.types.is_numeric_dtype(table[x]) else place for place, key in enumerate(order)}
     for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
@@ -253,9 +332,9 @@ def responses(
             means, deviations = (group.groupby(x, sort=False)[column].agg(how) for how in ("mean", "std"))
             places = np.array([at[key] for key in means.index])
             places = places + 0.08 * (number - (table[hue].nunique() - 1) / 2)  # bars that would hide each other
-            axis.errorbar(places, means, deviations.fillna(0), label=legible(name), **BARS)
-        for words, level in levels.get(column, {}).items():
-            mark(axis, words, (max(at.values()), level), (0, 2), upright=False, ha="right")
+            axis.errorbar(places, means, deviations.fillna(0), label=legible(name), **BARS | look[name])
+        for words, height in levels.get(column, {}).items():
+            level(axis, words, height)
         axis.set_xticks(list(at.values()), order)
         axis.set_xlabel(x)
         axis.set_ylabel(label)
@@ -269,9 +348,9 @@ def batches(reports: Mapping[str, pd.DataFrame]) -> Figure:
     for name, table in reports.items():
         marker = "." if len(table) < 60 else ""
         axis.plot(np.arange(1, len(table) + 1), table["mean_cosine"], label=legible(name), marker=marker)
-    axis.set(xlabel="batch, by order of construction", ylabel="mean cosine\nwithin a batch")
+    axis.set(xlabel="batch, by order of construction", ylabel="mean cosine within a batch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(figure, axis)
+    name_lines(axis)
     return figure
 
 

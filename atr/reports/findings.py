@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -98,6 +99,45 @@ def _claims(folder: Path, notebook: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "tables" / f"{notebook.stem[:2]}_claims.csv")
 
 
+class Conclusion:
+    """What a notebook found, at its top: a line that `write` fills once its tables are there.
+
+    stem: the notebook's file name, less its ending.
+    """
+
+    def __init__(self, stem: str) -> None:
+        from IPython.display import Markdown, display
+
+        self.stem = stem
+        self.place = display(Markdown("*What we found stands here once the last cell has run.*"), display_id=stem)
+
+    def write(self, results: Path, lines: Sequence[str] = ()) -> Any:
+        """Fill the place at the top; the same again, for the end. results: as `conclude` takes it; lines: further ones,
+        in Markdown.
+        """
+        from IPython.display import Markdown
+
+        written = Markdown("\n".join([conclude(results, self.stem), *lines]))
+        if self.place is not None:  # outside of a notebook there is none
+            self.place.update(written)
+        return written
+
+
+def conclude(results: Path, stem: str) -> str:
+    """A notebook's answer in Markdown, from its tables in `results`/tables: the best row, how many claims hold, and
+    those that hold or are contradicted, with their effects.
+    """
+    table, claimed = (results / "tables" / f"{name}.csv" for name in (stem, f"{stem[:2]}_claims"))
+    parts = [f"**What we found** (`{results.name}`)"]
+    if table.exists() and "t2a_map10" in (scores := pd.read_csv(table)):
+        parts.append(best(scores))
+    if not claimed.exists():
+        return " ".join(parts) + "\n"
+    judged = pd.read_csv(claimed)
+    told = [row for row in judged.to_dict("records") if row["verdict"] in VERDICTS[:2]]
+    return "\n".join([" ".join([*parts, counted(judged)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in told)])
+
+
 def counted(judged: pd.DataFrame) -> str:
     """How many claims hold, and so on."""
     numbers = judged["verdict"].value_counts().to_dict()
@@ -146,8 +186,10 @@ def claims(judged: pd.DataFrame) -> str:
 
 def verdict(row: dict) -> str:
     """A verdict, and where there is an effect its size."""
-    if row["verdict"] not in VERDICTS[:2] or pd.isna(row["difference"]):
+    if row["verdict"] not in VERDICTS[:2] or pd.isna(row.get("low")):
         return row["verdict"]
+    if "difference" not in row:  # of a measure by itself
+        return f"{row['verdict']}: {row['low']:.3g} to {row['high']:.3g}"
     digits = 1 if abs(row["difference"]) >= 1 else 2
     return f"{row['verdict']}: {row['difference']:+.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
 

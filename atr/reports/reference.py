@@ -25,6 +25,15 @@ def published(name: str) -> pd.DataFrame:
     return table.rename(columns={"batch_size": "batch", "embedding_dim": "dim"})
 
 
+def exhibits() -> pd.DataFrame:
+    """Every table and figure of the five papers, a row each: paper, exhibit, shows, notebook, and `ours`, the name of
+    our counterpart among the notebook's results, or why there is none.
+    """
+    table = pd.read_csv(places.PROJECT / "data" / "reference" / "exhibits.csv", dtype=str).fillna("")
+    why = "none: " + table.pop("why_none")
+    return table.assign(ours=table["ours"].where(table["ours"] != "", why))
+
+
 def as_printed(reference: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """A published table as it was printed: rows `by`, `mean ± deviation` of each metric."""
     printed = [
