@@ -43,7 +43,29 @@ def test_the_best_row_of_each_training_is_named_and_columns_that_tell_nothing_ap
     ]
     table = pd.DataFrame([*rows, ("a", None, "chance", None, 90, None)], columns=columns)
     assert findings.best(table) == "Highest T→A mAP@10: finetuned, NT-Xent 40.0 ± 1.0; frozen, Triplet 31.0 ± 2.0."
+    bounds = table.assign(t2a_map10_low=table["t2a_map10"] - 3, t2a_map10_high=table["t2a_map10"] + 4)
+    told = "Highest T→A mAP@10: finetuned, NT-Xent 40.0 (37.0 to 44.0); frozen, Triplet 31.0 (28.0 to 35.0)."
+    assert findings.best(bounds, interval=True) == told
     assert findings.results(table).splitlines()[0].split() == "| training | loss | T→A mAP@10 |".split()
+
+
+def test_a_conclusion_tells_the_best_the_counts_and_what_has_an_effect(tmp_path):
+    folder = tmp_path / "demo" / "tables"
+    folder.mkdir(parents=True)
+    start = "**What we found** (`demo`)"
+    assert findings.conclude(tmp_path / "demo", "07_sigmoid_loss") == f"{start}\n"
+    judged(**{"a beats b": "holds", "c beats d": "undecided"}).to_csv(folder / "07_claims.csv", index=False)
+    counts = "2 comparisons: holds 1, undecided 1."
+    line = "- a beats b: holds: +2.0 (1.0 to 3.0)."
+    assert findings.conclude(tmp_path / "demo", "07_sigmoid_loss") == f"{start} {counts}\n\n{line}"
+    columns = ["loss", "seeds", "t2a_map10", "t2a_map10_std"]
+    pd.DataFrame([("x", 5, 30, 1), ("y", 5, 31, 2)], columns=columns).to_csv(
+        folder / "07_sigmoid_loss.csv", index=False
+    )
+    found = findings.conclude(tmp_path / "demo", "07_sigmoid_loss")
+    assert found == f"{start} Highest T→A mAP@10: y 31.0 ± 2.0. {counts}\n\n{line}"
+    written = findings.Conclusion("07_sigmoid_loss").write(tmp_path / "demo", ["- more"])
+    assert written.data == f"{found}\n- more"
 
 
 def test_what_stands_between_marks_is_replaced():

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""What the README and the page of own sounds show works as it stands."""
 
 import re
 import subprocess
@@ -14,7 +14,8 @@ from atr.system import places
 
 
 def blocks():
-    return re.findall(r"```python\n(.*?)```", (places.PROJECT / "README.md").read_text(encoding="utf-8"), re.S)
+    page = (places.PROJECT / "docs" / "own_sounds.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", page, re.S)
 
 
 def test_the_configs_in_stages_and_from_another_corpus_are_sound():

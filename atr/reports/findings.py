@@ -144,13 +144,18 @@ def counted(judged: pd.DataFrame) -> str:
     return f"{len(judged)} comparisons: {', '.join(f'{name} {numbers[name]}' for name in VERDICTS if name in numbers)}."
 
 
-def best(table: pd.DataFrame) -> str:
-    """The row with the highest mAP@10, text to audio, of each kind of training."""
+def best(table: pd.DataFrame, interval: bool = False) -> str:
+    """The row with the highest mAP@10, text to audio, of each kind of training: with its deviation over seeds, or with
+    its 95 % interval.
+    """
     labels = [label for label in _labels(table) if label not in ("corpus", "rate")]
     ordered = table.sort_values("t2a_map10", ascending=False)
     # What has no training is a baseline.
     first = ordered.dropna(subset="training").drop_duplicates("training") if "training" in table else ordered.head(1)
     scores = formatted(first, ["t2a_map10"])[HEADINGS["t2a_map10"]]
+    if interval:
+        bounds = first[["t2a_map10", "t2a_map10_low", "t2a_map10_high"]].itertuples(index=False)
+        scores = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in bounds]
     numbers = {label: f"{label.replace('_', ' ')} " for label in labels if pd.api.types.is_numeric_dtype(table[label])}
     names = [", ".join(f"{numbers.get(label, '')}{row[label]}" for label in labels) for _, row in first.iterrows()]
     return f"Highest T→A mAP@10: {'; '.join(f'{name} {score}' for name, score in zip(names, scores, strict=True))}."
@@ -225,11 +230,13 @@ def write(project: Path) -> list[Path]:
 
 
 def lead(project: Path) -> list[tuple[str, str]]:
-    """What README.md shows: the losses in `demo`, and a line per section."""
-    table = pd.read_csv(project / "results" / "reference" / "demo" / "tables" / "01_loss_comparison.csv")
-    lines = [
-        f"- **{question(notebook)}** (`{folder.name}`, {notebook.stem[:2]}) {counted(_claims(folder, notebook))} "
-        f"{best(_main(folder, notebook))}"
-        for folder, notebook in sections(project)
-    ]
-    return [("losses", results(table)), ("findings", "\n".join(lines))]
+    """What README.md shows: a line per section, with the claim that holds by the largest effect."""
+    lines = []
+    for folder, notebook in sections(project):
+        judged = _claims(folder, notebook)
+        held = judged[(judged["verdict"] == "holds") & judged["difference"].notna()]
+        row = held.loc[held["difference"].abs().idxmax()].to_dict() if len(held) else None
+        most = f" {row['claim']}: {verdict(row).partition(': ')[2]}." if row else ""
+        about = f"- **{question(notebook)}** (`{folder.name}`, {notebook.stem[:2]}) "
+        lines.append(f"{about}{best(_main(folder, notebook), interval=True)}{most} {counted(judged)}")
+    return [("findings", "\n".join(lines))]
