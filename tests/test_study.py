@@ -159,19 +159,21 @@ class TestGrids:
         setting, configs, cell = get_profile(name), grid("03", name), defined("03", name)
         assert len(distinct(configs)) == len(configs)
         frozen = [c for c in configs if c.recipe == "code" and c.training != "finetuned"]
-        seeds = {dim: {c.seed for c in frozen if c.embedding_dim == dim} for dim in cell["dims"]}
+        epochs = setting.epochs["frozen"]
+        whole = [c for c in frozen if c.epochs == epochs and c.rate("heads") == setting.rates["frozen"]["heads"]]
+        seeds = {dim: {c.seed for c in whole if c.embedding_dim == dim} for dim in cell["dims"]}
         assert seeds == {dim: set(cell["many"] if dim <= 512 else setting.seeds) for dim in cell["dims"]}
-        rates = {c.rate("heads") for c in frozen}
-        assert len(rates) == (1 if setting.published else 2) and len(frozen) == len(rates) * sum(
-            map(len, seeds.values())
-        )
+        assert len(whole) == sum(map(len, seeds.values()))
+        assert {c.epochs for c in frozen} - {epochs} == {2 * epochs, max(1, round(epochs / 4))}
         assert {c.batch_size for c in frozen} == {
             2 * setting.config(next(iter(setting.corpora)), "frozen", "nt_xent", 0).batch_size
         }
         tuned = [c for c in configs if c.recipe == "code" and c.training == "finetuned"]
         small, large = cell["compared_dims"]
         assert {c.embedding_dim for c in tuned} == {small, large} and large == 2 * small
-        assert len(tuned) == 2 * len(setting.seeds) and {c.seed for c in tuned} == set(setting.seeds)
+        whole = [c for c in tuned if c.epochs == setting.epochs["finetuned"]]
+        usual = [c for c in whole if c.rate("heads") == setting.rates["finetuned"]["heads"]]
+        assert len(usual) == 2 * len(setting.seeds) and {c.seed for c in tuned} == set(setting.seeds)
 
     def test_the_paper_grid_of_dimensions_is_the_published_one(self):
         configs = [config for config in grid("03", "paper") if config.recipe == "code"]

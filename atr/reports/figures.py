@@ -216,8 +216,8 @@ def curves(
             if place == 0:
                 axis.set_ylabel(f"{label}\n(epoch 1 = 1)" if shared else label)
     if ordered:
-        name_lines(axes[0, -1])
-        name_lines(axes[-1, -1])
+        for axis in axes[0]:
+            name_lines(axis, size=7)
     else:
         legend_below(figure, axes[0, 0])
     return figure
