@@ -23,7 +23,7 @@ TABLES = {  # by notebook
     "03": "embedding_dimension published finetuned rates rate_decides noise crowned cost claims",
     "04": "readings_sigma readings_h h_by_points uniformity voxel_network voxel_scale penalty published "
     "headroom gradients answer claims measures",
-    "05": "curriculum published stages batch_size controls example_batches batches claims rates",
+    "05": "curriculum published stages budget rates example_batches batches claims",
     "06": "dcase_system published ensembles ingredients submissions several claims",
     "07": "sigmoid_loss published batch_size temperature rates budget claims",
     "08": "audio_learning_rate published rates budget sweep claims",
@@ -39,7 +39,7 @@ FIGURES = {
     "02": ["learning_curves", "rates", "summary"],
     "03": ["dimension", "rates", "loss"],
     "04": ["readings", "h_by_points", "four_sets", "voxel_network", "answer", "map"],
-    "05": ["batches", "learning_curves", "summary"],
+    "05": ["batches", "learning_curves", "rates", "summary"],
     "06": ["ensembles", "ingredients"],
     "07": ["learned", "learning_curves", "batch_size", "rates"],
     "08": ["learning_curves", "rates", "sweep"],

@@ -195,6 +195,7 @@ def test_paired_t_without_spread_or_with_one_seed():
     assert judge(one) == "undecided"
     assert statistics.paired_t([1.0, 2.0], [1.0, 2.0]) == Comparison(0, 0, 0, 1)
     assert statistics.paired_t([0.1 + 0.2] * 3, [0.3] * 3).p == 1
+    assert statistics.paired_t([0.0] * 3, [0.0] * 3) == Comparison(0, 0, 0, 1)
     shifted = statistics.paired_t([1.1, 2.2], [1.0, 2.1])
     assert shifted.p == 0 and shifted.low == shifted.high == pytest.approx(0.1)
     with pytest.raises(ValueError, match="a finite number for each of the same seeds"):

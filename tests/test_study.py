@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from atr import get_profile, losses
 from atr.cli import app
 from atr.corpora import corpus_of
-from atr.experiments import executors, planning, study
+from atr.experiments import executors, planning, rates, study
 from atr.experiments.profiles import PROFILES as EVERY
 from atr.experiments.study import StudyError
 from atr.system import places, units
@@ -226,48 +226,48 @@ class TestGrids:
             assert config.step_epochs == {12: 5, 100: 40, 150: 60}.get(config.epochs, 20) and config.text_layers is None
 
     @pytest.mark.parametrize("name", PROFILES)
-    def test_stages_by_audio_encoder_mining_and_batch_size(self, name):
-        setting, configs = get_profile(name), grid("05", name)
-        rates = {kind: share * setting.rates["finetuned"]["heads"] for kind, share in setting.shares.items()}
+    def test_stages_by_method_and_their_controls(self, name):
+        setting, configs, cell = get_profile(name), grid("05", name), defined("05", name)
         assert [len(c.stages) for c in configs if c.stages and c.parts()[0].fixed_head] == [1] * len(setting.seeds)
-        full = [
-            c
-            for c in configs
-            if c.stages
-            and not c.parts()[0].fixed_head
-            and c.rate("heads") == rates["mined" if c.parts()[-1].mining == "hard" else "random"]
-        ]
-        hows = {"yes": ["easy", "random", "hard"], "no": ["random"] * 3}
-        cells = {
-            (mining, c.training, c.batch_size, c.seed)
-            for c in full
-            for mining, how in hows.items()
-            if [part.mining for part in c.parts()] == how
-        }
         usual = setting.config(next(iter(setting.corpora)), "finetuned", "nt_xent", 0).batch_size
-        expected = {("no", usual)} | {("yes", size) for size in set(defined("05", name)["sizes"])}
-        assert cells == {
-            (mining, training, size, seed)
-            for mining, size in expected
-            for training in ("scratch", "finetuned")
-            for seed in setting.seeds
+        shapes = {
+            "one stage": ([None], [None]),
+            "three stages, random": (["text", "audio", None], ["random"] * 3),
+            "three stages, mined": (["text", "audio", None], ["easy", "random", "hard"]),
+            "one stage, hard": ([None], ["hard"]),
+            "three restarts": ([None] * 3, ["random"] * 3),
+            "hardest within the batch": (["text", "audio", None], ["easy", "random", "random"]),
         }
-        for config in full:
-            fixed, epochs = [part.fixed for part in config.parts()], [part.epochs for part in config.parts()]
-            assert fixed == ["text", "audio", None] and tuple(epochs) == defined("05", name)["stage_epochs"]
+        for method, (fixed, mining) in shapes.items():
+            config = cell["methods"][method, "pretrained", usual]
+            parts = config.parts()
+            assert ([part.fixed for part in parts], [part.mining for part in parts]) == (fixed, mining)
+            epochs = list(cell["stage_epochs"]) if len(parts) == 3 else [config.epochs]
+            assert [part.epochs for part in parts] == epochs
+            wanted = [c for c in configs if c == config.replace(seed=c.seed)]
+            assert {c.seed for c in wanted} == set(setting.seeds)
+            assert config.replace(seed=0) == config and ("hardest" in config.parts()[-1].loss) == (
+                method[:7] == "hardest"
+            )
         needed = [c.needs()["ancillary"] for c in configs if c.ancillary]
         assert all(c.training == "finetuned" and not c.stages for c in needed)
         assert distinct(needed) <= distinct(configs)
 
     def test_the_paper_grid_of_stages_is_the_published_one(self):
         published = pd.read_csv(places.PROJECT / "data" / "reference" / "chao2022_table3.csv")
-        ours = {c.batch_size for c in grid("05", "paper") if c.stages}
-        assert ours == set(published["batch_size"]) and {c.corpus["name"] for c in grid("05", "paper")} == {"audiocaps"}
+        ours = {(c.training, c.batch_size) for c in grid("05", "paper") if c.stages}
+        assert ours == {(how, size) for how in ("finetuned", "scratch") for size in published["batch_size"]}
+        assert {c.corpus["name"] for c in grid("05", "paper")} == {"audiocaps"}
 
     @pytest.mark.parametrize("name", ["demo", "esc10"])
-    def test_in_the_small_profiles_the_stages_have_as_many_epochs_as_the_baseline(self, name):
+    def test_in_the_small_profiles_the_stages_have_as_many_epochs_as_one(self, name):
         assert sum(defined("05", name)["stage_epochs"]) == get_profile(name).epochs["finetuned"]
-        assert len(distinct(grid("05", name))) == 1 + 13 * len(get_profile(name).seeds)
+
+    def test_a_try_in_stages_has_a_quarter_of_the_epochs_of_each(self):
+        config = defined("05", "demo")["methods"]["three stages, mined", "pretrained", 32]
+        tried = rates.stretched(config, rates.SHARE)
+        epochs = [[part.epochs for part in one.parts()] for one in (config, tried)]
+        assert epochs == [[4, 4, 12], [1, 1, 3]]
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_systems_by_encoder_transfer_and_corpus(self, name):

@@ -199,9 +199,15 @@ def _at(config: RunConfig, step: int) -> RunConfig:
 
 
 def stretched(config: RunConfig, factor: float) -> RunConfig:
-    """A config for `factor` times the epochs, one at the least, its schedule with them."""
+    """A config for `factor` times the epochs, one at the least, its schedule and its stages with them."""
     epochs, steps = (max(1, round(factor * number)) for number in (config.epochs, config.step_epochs))
     cosine = None if config.cosine_epochs is None else factor * config.cosine_epochs
+    if config.stages is not None:
+        stages = [
+            {**stage, "epochs": max(1, round(factor * part.epochs))}
+            for stage, part in zip(config.stages, config.parts(), strict=True)
+        ]
+        config = config.replace(stages=stages)
     return config.replace(
         epochs=epochs, step_epochs=steps, cosine_epochs=cosine, warmup_epochs=factor * config.warmup_epochs
     )

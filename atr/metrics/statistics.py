@@ -224,7 +224,7 @@ def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, l
         return Comparison(mean, np.nan, np.nan, 1.0)
     error = deviation / np.sqrt(a.size)
     half = float(stats.t.ppf((1 + level) / 2, a.size - 1) * error)
-    if error < 1e-12 * np.abs([a, b]).max():  # rounding is all that the differences differ by
+    if error <= 1e-12 * np.abs([a, b]).max():  # rounding is all that the differences differ by
         return Comparison(mean, mean, mean, float(abs(mean) < 1e-12 * np.abs([a, b]).max() or mean == 0))
     return Comparison(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, a.size - 1)))
 
