@@ -22,7 +22,7 @@ TABLES = {  # by notebook
     "02": "batch_size equal_steps rates budget published claims",
     "03": "embedding_dimension published finetuned rates rate_decides noise crowned cost claims",
     "04": "readings_sigma readings_h h_by_points uniformity voxel_network voxel_scale penalty published "
-    "headroom gradients answer claims measures",
+    "budget rates headroom gradients answer claims measures",
     "05": "curriculum published stages budget rates example_batches batches claims",
     "06": "dcase_system published ensembles ingredients submissions several claims",
     "07": "sigmoid_loss published batch_size temperature rates budget claims",

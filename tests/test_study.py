@@ -191,16 +191,26 @@ class TestGrids:
     def test_penalties_by_estimator_weight_and_seed(self, name):
         setting, configs = get_profile(name), grid("04", name)
         tuned = [c for c in configs if c.training == "finetuned" and c.penalty]
+        cell = defined("04", name)
+        assert {c.epochs for c in tuned} <= {n * setting.epochs["finetuned"] for n in (1, 2)}
         cells = {(c.penalty.get("estimator", "network"), c.penalty["alpha"], c.seed) for c in tuned}
-        assert cells == {(by, a, s) for by in ("network", "logistic") for a in (0.1, 0.33, 1.0) for s in setting.seeds}
-        assert len(cells) == len(tuned) and {c.embedding_dim for c in tuned} == {defined("03", name)["small"]}
-        plain = [c for c in configs if c.training == "finetuned" and not c.penalty]
-        assert distinct(plain) <= distinct(grid("03", name)) and len(plain) == len(setting.seeds)
+        by, alphas = cell["tuned_by"], cell["alphas"]
+        assert cells == {(one, alpha, seed) for one in by for alpha in alphas for seed in setting.seeds}
+        assert {c.embedding_dim for c in tuned} == {defined("03", name)["small"]}
+        both = [
+            next(c for c in configs if c == cell["methods"]["frozen", one, 1.0].replace(seed=c.seed)).penalty
+            for one in ("logistic, all dimensions", "all dimensions, as hard")
+        ]
+        assert both[1]["alpha"] == both[0]["alpha"] * (cell["dim"] / 8) ** 0.5 and both[0]["cover"] == both[1]["cover"]
+        searched = [
+            c for c in configs if c.epochs not in (0, *(n * e for e in setting.epochs.values() for n in (1, 2)))
+        ]
+        assert not any(c.penalty for c in searched)  # what is penalised has the rate found without
         assert all(
             c.training in ("frozen", "finetuned") for c in configs if c.penalty
         )  # frozen ones over cached features
 
-    @pytest.mark.parametrize("name", ["smoke", "demo", "esc10"])
+    @pytest.mark.parametrize("name", ["demo", "esc10"])
     def test_notebook_04_shares_its_plain_runs_with_the_notebooks_before(self, name):
         own = [c for c in grid("04", name) if not c.penalty]
         assert distinct(own) <= distinct(grid("01", name) + grid("03", name))
