@@ -65,7 +65,7 @@ def made(tmp_path, part):
 
 class TestProtocols:
     def test_each_says_what_it_is_and_has_a_hash_of_its_own(self):
-        found = [protocols.get(name) for name in protocols.known()]
+        found = [protocols.get(name) for name in protocols.names()]
         assert [one.name for one in found] == NAMES and all(one.title and one.source for one in found)
         clotho = protocols.get("clotho-5225")
         hashes = [one.hash for one in found if one.name not in ("audiocaps-883", "dcase2022-6b")]

@@ -343,9 +343,15 @@ def adopt(name: str, source: str | PathLike[str], quiet: bool = False) -> Counts
         for file in set_.files:
             download.fetch(file, home, quiet)
     counts = set_.count(folder)
-    text = json.dumps({"folder": str(folder)}, ensure_ascii=False, indent=1)
-    atomic.write_atomic(home / "location.json", lambda path: path.write_text(text, encoding="utf-8"))
+    record(name, folder)
     return counts
+
+
+def record(name: str, folder: Path) -> None:
+    """Let a data set be what lies in a folder."""
+    text = json.dumps({"folder": str(folder)}, ensure_ascii=False, indent=1)
+    target = places.home() / name / "location.json"
+    atomic.write_atomic(target, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _located(name: str) -> Path:
