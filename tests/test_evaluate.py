@@ -22,7 +22,15 @@ from atr.evaluation.protocols import Protocol
 from atr.metrics import retrieval, statistics
 from atr.system import places
 
-NAMES = ["audiocaps-883", "audiocaps-957", "audiocaps-975", "clotho-5225", "dcase2022-6b", "dcase2025-6"]
+NAMES = [
+    "audiocaps-883",
+    "audiocaps-957",
+    "audiocaps-975",
+    "audiocaps2-975",
+    "clotho-5225",
+    "dcase2022-6b",
+    "dcase2025-6",
+]
 NAMES += ["esc50-zero-shot", "folder", "mteb-clotho", "people"]
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 SETTINGS = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16}
