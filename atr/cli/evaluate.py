@@ -13,7 +13,7 @@ def evaluate(
         str,
         typer.Argument(
             help="A run's folder or address, a pack's folder, hf:<name or folder of a ClapModel or a pack>, "
-            "laion:<file>, msclap:<file>, embeddings:<folder>, or a registered name."
+            "laion:<file>, msclap:<file>, mteb:<name>, embeddings:<folder>, or a registered name."
         ),
     ],
     on: Annotated[

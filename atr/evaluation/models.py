@@ -14,6 +14,7 @@ from atr import register
 from atr.corpora import corpus_of
 from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
+from atr.evaluation.mteb import Mteb
 from atr.experiments.profiles import Profile
 from atr.inference import pack
 from atr.inference.embedder import Embedder
@@ -24,7 +25,7 @@ from atr.training.records import Run
 SOUNDS = 16  # heard at a time
 KINDS = (
     "a run's folder or address, hf:<name or folder of a ClapModel or a pack>, laion:<file>, msclap:<file>, "
-    "embeddings:<folder>, a pack's folder, or a name that is registered (docs/evaluate.md)"
+    "mteb:<name>, embeddings:<folder>, a pack's folder, or a name that is registered (docs/evaluate.md)"
 )
 
 
@@ -193,6 +194,10 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         if windows is not None:
             raise ValueError("--windows: embeddings have been made already; leave it out")
         return Embeddings(Path(rest).expanduser())
+    if kind == "mteb" and rest:
+        if windows is not None:
+            raise ValueError(f"--windows: how {rest} hears a longer sound is MTEB's; leave it out")
+        return Mteb(rest, None if device == "auto" else device)
     if name in register.MODELS:
         if windows is not None:
             raise ValueError(f"--windows: how {name} hears a longer sound is its own; leave it out")
