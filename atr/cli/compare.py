@@ -18,7 +18,7 @@ def compare(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
     profile: ProfileOption = "demo",
-    windows: Annotated[str | None, typer.Option(help="mean: longer sounds are heard whole, by models.")] = None,
+    windows: Annotated[str | None, typer.Option(help="How models hear longer sounds: mean, first or random.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, a table of all queries, and a page.")] = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,

@@ -47,6 +47,19 @@ class Model(Protocol):
         """(texts, clips), or the two themselves where it is their cosine."""
         ...
 
+    def with_seed(self, seed: int) -> "Model":
+        """The same, drawing parts of sounds by this seed. ValueError: it draws none."""
+        ...
+
+
+class Seedless:
+    """A model of which no part is drawn here."""
+
+    name: str
+
+    def with_seed(self, seed: int) -> Model:
+        raise ValueError(f"--seeds: {self.name} draws nothing here; leave it out")
+
 
 def _batches(part: Corpus, name: str, quiet: bool) -> Iterator[list[tuple[np.ndarray, int]]]:
     """The clips of a one-split corpus, SOUNDS at a time: of each its waveform (samples,) and its rate in Hz."""
@@ -55,11 +68,14 @@ def _batches(part: Corpus, name: str, quiet: bool) -> Iterator[list[tuple[np.nda
         yield [part.read(clip) for clip in clips[start : start + SOUNDS]]
 
 
-class Heard:
+class EmbedderModel:
     """A run or a CLAP model, which hears the sounds itself."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder, self.name, self.fingerprint = embedder, embedder.name, embedder.fingerprint
+
+    def with_seed(self, seed: int) -> Model:
+        return EmbedderModel(self.embedder.with_seed(seed))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
         found = [self.embedder.sounds(batch) for batch in _batches(part, self.name, quiet)]
@@ -75,7 +91,7 @@ class Heard:
         return self.embedder.similarity(sentences, sounds) if self.embedder.text_aware else (sentences, sounds)
 
 
-class Own:
+class Own(Seedless):
     """A model of one's own, by the name that it is registered under (`atr.register.model`).
 
     It has a `sample_rate` in Hz, `sounds`, which takes a list of waveforms (samples,) float32 at that rate, and
@@ -106,7 +122,7 @@ class Own:
         return sentences, sounds
 
 
-class Embeddings:
+class Embeddings(Seedless):
     """A folder of embeddings: audio.npy (clips, D) and text.npy (captions, D), or both in embeddings.safetensors.
 
     Beside them clips.txt and captions.txt say, a line for each row, what it is of: a clip by the corpus's name for it,
@@ -204,9 +220,9 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         return Own(name)
     packed = pack.located(rest) if kind == "hf" and rest else Path(name).expanduser()
     if packed is not None and (packed / pack.PACK).is_file():
-        return Heard(Embedder.packed(packed, windows=windows, device=device))
+        return EmbedderModel(Embedder.packed(packed, windows=windows, device=device))
     if kind in ("hf", "laion", "msclap") and rest:
-        return Heard(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
+        return EmbedderModel(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
     path = Path(name).expanduser()
     if not path.is_dir() and not (name.isalnum() and name.isascii()):
         raise ValueError(f"model {name!r}: unknown; give {KINDS}")
@@ -214,4 +230,4 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
     if not run.finished:
         raise ValueError(f"{run.path}: {run.status}, no finished run; give {KINDS}")
     own = corpus_of(run.config.corpus, profile.root) if identity.pretrained_on_corpus(run.config) else None
-    return Heard(Embedder(run, own, windows=windows, device=device))
+    return EmbedderModel(Embedder(run, own, windows=windows, device=device))

@@ -83,6 +83,9 @@ class Mteb:
         part = _mteb().types.PromptType(role)
         return torch.as_tensor(self.model.encode(loader, **self.about, prompt_type=part, show_progress_bar=False))
 
+    def with_seed(self, seed: int) -> Any:
+        raise ValueError(f"--seeds: how mteb:{self.name} draws is MTEB's; leave it out")
+
     def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
         return sentences, sounds
 
