@@ -6,10 +6,10 @@ from pathlib import Path
 import dataset_layouts
 import pytest
 
-from atr.corpora import audiocaps, load_corpus
+from atr.corpora import audiocaps, files, load_corpus
 from atr.corpora.corpus import CorpusError
 from atr.corpora.files import coverage
-from atr.system import download
+from atr.system import download, places
 
 
 @pytest.fixture
@@ -76,6 +76,19 @@ NAMES = {
     "Y, id, start and end": lambda clip: f"Y{clip}_30.000_40.000.WAV",
     "other suffix": lambda clip: f"{clip}_0_10.flac",
 }
+
+
+def test_the_lists_of_2_0_stand_over_the_sounds_of_v1(home, root):
+    with pytest.raises(FileNotFoundError, match="audiocaps2: no folder .*; run: atr data audiocaps2"):
+        load_corpus("audiocaps2", root)
+    for table in ("train.csv", "val.csv", "test.csv"):
+        header, *rows = files.frame(root / table).pipe(lambda t: [list(t), *t.values.tolist()])
+        lowered = [[*row[:3], row[3].lower().replace("twice", "two times")] for row in rows]
+        dataset_layouts.table(places.home() / "audiocaps2" / table, header, lowered)
+    first, second = load_corpus("audiocaps", root), load_corpus("audiocaps2", root)
+    assert second.clips.equals(first.clips) and second.name == "audiocaps2"
+    lowered = first.captions["caption"].str.lower().str.replace("twice", "two times")
+    assert second.captions["caption"].tolist() == lowered.tolist() != first.captions["caption"].tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,7 +24,8 @@ from atr.inference import search
 from atr.system.packed import Packed
 from atr.system.places import home
 
-LAION = ("laion_htsat_tiny", "laion_htsat_base", "laion_htsat_fused")  # the last two of fewer and narrower layers
+LAION = ("laion_htsat_tiny", "laion_htsat_base", "laion_htsat_fused", "laion_pann14", "laion_pann14_fused")
+# All but the first of fewer and narrower layers.
 
 
 def state(name, **frontend):
@@ -96,6 +97,14 @@ def test_laions_released_code_agrees(tmp_path, monkeypatch, name):
     with torch.no_grad():
         read = functional.normalize(model._read({"input_ids": ids, "attention_mask": (ids != 1).long()}))
     np.testing.assert_allclose(read.numpy(), golden["text"], atol=1e-4)
+
+
+def test_laions_pann14_does_not_see_batch_mates(tmp_path):
+    torch.save({"state_dict": laion("laion_pann14_fused")}, tmp_path / "model.pt")
+    embedder = Embedder.clap(f"laion:{tmp_path / 'model.pt'}")
+    sounds = [*golden_weights.waveform([2, 11, 48_000, 0]).numpy(), *golden_weights.waveform([1, 4, 48_000, 1]).numpy()]
+    together, alone = embedder.sounds(sounds), [embedder.sounds([sound])[0] for sound in sounds]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("year", [2022, 2023])

@@ -347,10 +347,18 @@ def test_verify_compares_size_and_checksum(tmp_path, algorithm):
         download.verify(path, File("clips.bin", "https://x/", None, checksum(algorithm, b"")))
 
 
+def test_a_blob_of_git_is_verified_by_the_hash_that_git_has_of_it(tmp_path):
+    path = tmp_path / "clips.csv"
+    path.write_bytes(b"what is up, doc?")
+    download.verify(path, File(path.name, "https://x", None, "git:bd9dbf5aae1a3862dd1526723246b20206e5fc37"))
+    with pytest.raises(DownloadError, match="git bd9dbf5aae1a3862dd1526723246b20206e5fc37, not 0000"):
+        download.verify(path, File(path.name, "https://x", None, f"git:{'0' * 40}"))
+
+
 def test_names_that_lead_elsewhere_and_checksums_of_no_known_kind_are_errors():
     with pytest.raises(ValueError, match=r"name: '../clips.bin' is not the name of a file"):
         File("../clips.bin", "https://x/")
-    with pytest.raises(ValueError, match=r"clips.bin: checksum: 'MD5:00' is neither"):
+    with pytest.raises(ValueError, match=r"clips.bin: checksum: 'MD5:00' is none"):
         File("clips.bin", "https://x/", None, "MD5:00")
 
 

@@ -22,7 +22,15 @@ from atr.evaluation.protocols import Protocol
 from atr.metrics import retrieval, statistics
 from atr.system import places
 
-NAMES = ["audiocaps-883", "audiocaps-957", "audiocaps-975", "clotho-5225", "dcase2022-6b", "dcase2025-6"]
+NAMES = [
+    "audiocaps-883",
+    "audiocaps-957",
+    "audiocaps-975",
+    "audiocaps2-975",
+    "clotho-5225",
+    "dcase2022-6b",
+    "dcase2025-6",
+]
 NAMES += ["esc50-zero-shot", "folder", "mteb-clotho", "people"]
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 SETTINGS = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16}
@@ -65,7 +73,7 @@ def made(tmp_path, part):
 
 class TestProtocols:
     def test_each_says_what_it_is_and_has_a_hash_of_its_own(self):
-        found = [protocols.get(name) for name in protocols.known()]
+        found = [protocols.get(name) for name in protocols.names()]
         assert [one.name for one in found] == NAMES and all(one.title and one.source for one in found)
         clotho = protocols.get("clotho-5225")
         hashes = [one.hash for one in found if one.name not in ("audiocaps-883", "dcase2022-6b")]

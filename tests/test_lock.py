@@ -131,8 +131,8 @@ def modules(group):
     )
 
 
-def test_core_is_enough_to_embed_and_search_a_folder(tmp_path):
-    """An index of two sounds, searched, where nothing of the other groups can be imported."""
+def test_core_is_enough_to_embed_search_and_evaluate_a_folder(tmp_path):
+    """An index of two sounds, searched and evaluated, where nothing of the other groups can be imported."""
     others = [name for group in lock.GROUPS[1:] for name in modules(group) if not name.startswith("_")]
     assert {"matplotlib", "papermill", "ray", "pytest"} <= set(others)
     code = f"""
@@ -155,7 +155,9 @@ app(["search", "rain", ".", "--run", run.address, "--profile", "smoke"], standal
 open("captions.csv", "w").write("file_name,caption\\n0.wav,Rain falls.\\n1.wav,A dog barks.\\n")
 folder = ["evaluate", run.address, "--on", "folder", "--root", ".", "--profile", "smoke", "--quiet"]
 assert not app(folder, standalone_mode=False)
-assert app([*folder, "--out", "out"], standalone_mode=False) == 1
+assert not app([*folder, "--out", "out"], standalone_mode=False)
+assert not app(["compare", "out", "out", "--out", "out"], standalone_mode=False)
+assert app(["study", "00", "--profile", "smoke"], standalone_mode=False) == 1
 """
     environment = {
         "ATR_HOME": str(tmp_path / "home"),

@@ -1,14 +1,18 @@
 """Sounds heard in windows whose embeddings are averaged."""
 
+import json
 import time
 
+import dataset_layouts
 import numpy as np
 import pytest
 import torch
 from made_models import clap
 from torch.nn.functional import normalize
+from typer.testing import CliRunner
 
 from atr import Embedder, RunConfig, extend, fit, register
+from atr.cli import app
 from atr.encoders import registry
 from atr.inference.windows import window_of
 
@@ -51,6 +55,51 @@ def run(corpus, tmp_path_factory):
     extend(folder / "own.py")
     yield untrained(corpus, folder / "runs")
     register._forget((folder / "own.py").resolve())
+
+
+def test_one_window_is_the_first_or_one_that_seed_and_samples_draw(run):
+    whole, first, drawn = Embedder(run), Embedder(run, windows="first"), Embedder(run, windows="random")
+    sounds = [0.1 * np.random.default_rng(n).standard_normal(3 * RATE + n).astype(np.float32) for n in range(4)]
+    beginnings = [sound[:RATE] for sound in sounds]
+    torch.testing.assert_close(first.sounds(sounds), whole.sounds(beginnings), atol=1e-6, rtol=0)
+    once = drawn.sounds(sounds)
+    torch.testing.assert_close(drawn.sounds(sounds[::-1]).flip(0), once, atol=1e-6, rtol=0)
+    other = drawn.with_seed(1)
+    assert (other.sounds(sounds) - once).abs().amax(1).min() > 1e-4
+    torch.testing.assert_close(drawn.with_seed(0).sounds(sounds), once)
+    torch.testing.assert_close(drawn.sounds(beginnings), first.sounds(beginnings), atol=1e-6, rtol=0)
+    assert len({one.fingerprint for one in (whole, first, drawn, other)}) == 4
+    with pytest.raises(ValueError, match="draws no part of a sound, so no seed counts; leave it out"):
+        first.with_seed(1)
+
+
+def test_seeds_are_evaluated_one_by_one_and_together(tmp_path):
+    clap(tmp_path / "clap")
+    for number in range(8):
+        dataset_layouts.sound(tmp_path / "sounds" / f"{number}.wav", number, 2.5, rate=8000)
+    rows = [[f"{number}.wav", f"{what} twice"] for number, what in enumerate(made_words())]
+    dataset_layouts.table(tmp_path / "sounds" / "captions.csv", ["file_name", "caption"], rows)
+    words = ["evaluate", f"hf:{tmp_path / 'clap'}", "--on", "folder", "--root", str(tmp_path / "sounds"), "--quiet"]
+    words += ["--device", "cpu", "--seeds", "0,3", "--windows", "random", "--out", str(tmp_path / "out")]
+    outcome = CliRunner().invoke(app.app, words)
+    assert outcome.exit_code == 0, outcome.output
+    said = " ".join(outcome.output.split())
+    assert "seed 0" in said and "seed 3" in said and "mean ± standard deviation of 2 seeds" in said
+    kept = [json.loads((tmp_path / "out" / f"seed-{seed}" / "folder.json").read_text()) for seed in (0, 3)]
+    assert [one["model"]["seed"] for one in kept] == [0, 3]
+    assert kept[0]["model"]["fingerprint"] != kept[1]["model"]["fingerprint"]
+    values = [one["metrics"][3]["value"] for one in kept]
+    assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in said
+    for changes, error in (
+        ([*words[:7], "--seeds", "0,1", "--windows", "first"], "draws no part of a sound, so no seed counts"),
+        ([*words[:7], "--seeds", "a"], "--seeds: 'a'; give whole numbers with commas between, such as 0,1,2"),
+    ):
+        outcome = CliRunner().invoke(app.app, changes)
+        assert outcome.exit_code == 1 and error in " ".join(outcome.output.split())
+
+
+def made_words():
+    return ["rain", "a dog barks", "wind", "a bell", "an engine idles", "birds sing", "waves crash", "a man talks"]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +187,7 @@ def test_without_windows_all_is_as_it_was_and_with_them_the_fingerprint_says_so(
 
 
 def test_what_has_no_window_is_named(run, corpus, tmp_path):
-    with pytest.raises(ValueError, match="windows: 'max'; known: 'mean'"):
+    with pytest.raises(ValueError, match="windows: 'max'; known: mean, first, random"):
         Embedder(run, windows="max")
     compact = untrained(corpus, tmp_path, audio_encoder="compact")
     with pytest.raises(ValueError, match="the encoder compact states no window; leave windows at None, or state"):

@@ -113,6 +113,13 @@ def data(
         Path | None, typer.Option("--from", help="A folder that holds the data set: it is recorded, not copied.")
     ] = None,
     yes: YesOption = False,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="clotho, audiocaps: from a public copy on the Hugging Face Hub.")
+    ] = False,
+    copy: Annotated[str | None, typer.Option(help="With --hub: which copy, such as mteb/Clotho.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="With --hub: train, validation or test; several times; all if none.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="audiocaps: clips fetched at a time.")] = 4,
     again: Annotated[bool, typer.Option("--again", help="audiocaps: try clips again that were gone.")] = False,
     quiet: QuietOption = False,
@@ -122,8 +129,8 @@ def data(
     verify: read again all that is kept (downloads, caches, indexes) and compare it with its hashes. Damaged entries of
     the cache are removed, to be made anew; exit status 1 if anything is damaged.
     """
-    from atr.cli.data import checkpoint_state, status, verify
-    from atr.corpora import catalogue
+    from atr.cli.data import checkpoint_state, from_hub, status, verify
+    from atr.corpora import SPLITS, catalogue
     from atr.encoders import checkpoints
     from atr.system import units
 
@@ -146,6 +153,8 @@ def data(
     if name not in catalogue.DATASETS:
         known = ", ".join(catalogue.DATASETS) + ("" if source else f"; checkpoints: {', '.join(checkpoints.REGISTRY)}")
         raise ValueError(f"unknown data set {name!r}; known: {known}")
+    if hub:
+        return from_hub(name, copy, split or SPLITS, agree, quiet)
     left, counts = "", None
     if source is not None:
         counts = catalogue.adopt(name, source, quiet)

@@ -18,7 +18,7 @@ def compare(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
     profile: ProfileOption = "demo",
-    windows: Annotated[str | None, typer.Option(help="mean: longer sounds are heard whole, by models.")] = None,
+    windows: Annotated[str | None, typer.Option(help="How models hear longer sounds: mean, first or random.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, a table of all queries, and a page.")] = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
@@ -45,7 +45,8 @@ def compare(
         name = both.a.protocol["name"]
         printed(both.readable, f"A {both.a.model}, B {both.b.model}")
         printed(both.wins)
-        printed(both.apart(5)[["direction", "query", "clip", "rank_a", "rank_b"]], "the queries that differ most")
+        if len(apart := both.apart(5)):
+            printed(apart[["direction", "query", "clip", "rank_a", "rank_b"]], "the queries that differ most")
         say(f"{name} ({both.a.protocol['hash']}): {both.a.report['clips']:,} clips, {len(both.queries):,} queries")
         if out is not None:
             part = parts[name] if name in parts else comparison.sounds_of(both.a, root)

@@ -1,9 +1,12 @@
 """`atr data`: what there is of data sets and checkpoints, and whether it is whole."""
 
+from collections.abc import Callable, Sequence
+
 import pandas as pd
 from tqdm.auto import tqdm
 
-from atr.corpora import files
+from atr.cli.console import printed, say
+from atr.corpora import SPLITS, files
 from atr.corpora.catalogue import DATASETS, _located, state
 from atr.system import download, places, store
 from atr.system.download import File
@@ -28,6 +31,27 @@ def status() -> pd.DataFrame:
 def checkpoint_state(file: File) -> str:
     path = places.home() / "checkpoints" / file.name
     return "ready" if path.exists() else "partial" if path.with_name(f"{path.name}.part").exists() else "absent"
+
+
+def from_hub(name: str, repo: str | None, splits: Sequence[str], agree: Callable[[str], None], quiet: bool) -> None:
+    """`atr data <name> --hub`: what a copy has of each protocol, then, if one agrees, the clips of some splits."""
+    from atr.evaluation import hub
+
+    copy, here = hub.copy_of(name, repo), state(name)
+    if unknown := set(splits) - set(SPLITS):
+        raise ValueError(f"--split: {', '.join(sorted(unknown))}; known: {', '.join(SPLITS)}")
+    if here.startswith("ready") and _located(name) != copy.folder:
+        raise ValueError(f"{name} is {here}: nothing to fetch; without that, --hub fetches it")
+    files_, set_ = copy.todo(splits), DATASETS[name]
+    has = {clip for shard in copy.shards for clip in shard.clips if clip is not None}
+    printed(copy.coverage(has), f"{copy.repo} at {copy.revision[:12]} has")
+    if path := hub.write_list(copy):
+        say(f"→ {path}")
+    size = human(sum(shard.file.size or 0 for shard in files_))
+    say(f"download: {size} in {len(files_)} files, one after another", f"licence: {set_.licence}", f"to: {copy.folder}")
+    agree("partial" if files_ else "ready")
+    copy.fetch(splits, quiet)
+    printed(copy.coverage(copy.here()), f"{copy.folder} has")
 
 
 def verify(quiet: bool = False) -> list[str]:

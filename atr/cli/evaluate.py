@@ -1,5 +1,6 @@
 """`atr evaluate`: any model under a named protocol."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ def evaluate(
         str,
         typer.Argument(
             help="A run's folder or address, a pack's folder, hf:<name or folder of a ClapModel or a pack>, "
-            "laion:<file>, msclap:<file>, embeddings:<folder>, or a registered name."
+            "laion:<file>, msclap:<file>, mteb:<name>, embeddings:<folder>, or a registered name."
         ),
     ],
     on: Annotated[
@@ -22,8 +23,9 @@ def evaluate(
     root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
     profile: ProfileOption = "demo",
     windows: Annotated[
-        str | None, typer.Option(help="mean: longer sounds are heard whole, in windows whose embeddings are averaged.")
+        str | None, typer.Option(help="Of longer sounds: mean of all windows, the first one, or a random one.")
     ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Of parts that are drawn, such as 0,1,2; mean over them.")] = None,
     train: Annotated[
         Path | None, typer.Option(help="Folder of sounds, or table of captions, that the model was trained on.")
     ] = None,
@@ -41,12 +43,20 @@ def evaluate(
 
     if train is not None and not train.exists():
         raise ValueError(f"--train: no {train}; name a folder of sounds, or a table of captions")
-    chosen = [protocols.get(name) for name in on]
-    parts = [protocol.load(root) for protocol in chosen]  # all of them before a model is loaded
+    drawn: list[int | None] = [None]
+    if seeds is not None:
+        if not re.fullmatch("[0-9]{1,9}(,[0-9]{1,9})*", seeds):
+            raise ValueError(f"--seeds: {seeds!r}; give whole numbers with commas between, such as 0,1,2")
+        drawn = [int(seed) for seed in dict.fromkeys(seeds.split(","))]
+    asked = [protocols.get(name) for name in on]
+    parts = [protocol.load(root) for protocol in asked]  # all of them before a model is loaded
     loaded = models.load(model, get_profile(profile), windows, device)
-    for protocol, part in zip(chosen, parts, strict=True):
-        one = evaluation.evaluate(loaded, protocol, part, windows, quiet, train)
-        printed(one.readable, loaded.name)
-        say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.notes))
-        if out is not None:
-            say(f"  → {one.save(out)}")
+    for protocol, part in zip(asked, parts, strict=True):
+        by_seed = [evaluation.evaluate(loaded, protocol, part, windows, quiet, train, seed) for seed in drawn]
+        for one in by_seed:
+            printed(one.readable, loaded.name if one.seed is None else f"{loaded.name}, seed {one.seed}")
+            say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.notes))
+            if out is not None:
+                say(f"  → {one.save(out if one.seed is None else out / f'seed-{one.seed}')}")
+        if len(by_seed) > 1:
+            printed(evaluation.across(by_seed), f"{loaded.name}: mean ± standard deviation of {len(by_seed)} seeds")

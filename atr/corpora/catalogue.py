@@ -76,6 +76,18 @@ def _count_dcase2025(folder: Path) -> Counts:
     return Counts(pd.DataFrame([columns]), [])
 
 
+def _count_audiocaps2(folder: Path) -> Counts:
+    lists = audiocaps.listed(folder)
+    captions = {split: sum(len(texts) for _, texts in lists[split].values()) for split in SPLITS}
+    columns = {
+        "split": SPLITS,
+        "clips here": [len(lists[split]) for split in SPLITS],
+        "captions here": list(captions.values()),
+        "captions published": [91_256, 2_475, 4_875],
+    }
+    return Counts(pd.DataFrame(columns), [])
+
+
 def _count_phi4(folder: Path) -> Counts:
     captions = (f"caption_{number}" for number in range(1, 11))
     rows = files.read_table("phi4", folder / PHI4.name, ("file_name", *captions))
@@ -93,9 +105,9 @@ def esc50(folder: Path | None = None) -> Path:
 
 
 def _files(base: str, table: str) -> tuple[File, ...]:
-    """Files from lines of: path below `base`, bytes ("-": not published), MD5 or SHA-256."""
+    """Files from lines of: path below `base`, bytes ("-": not published), MD5, SHA-256 or, in git, of its blob."""
     rows = [line.split() for line in table.strip().splitlines()]
-    kinds = {32: "md5", 64: "sha256"}
+    kinds = {32: "md5", 40: "git", 64: "sha256"}
     return tuple(
         File(Path(path).name, f"{base}/{path}", None if size == "-" else int(size), f"{kinds[len(digest)]}:{digest}")
         for path, size, digest in rows
@@ -130,6 +142,14 @@ AUDIOCAPS = _files(
     train.csv 3576723 c0c5223db682b3bf724ce7e7ce58d5b36929f74572e8526a7211f92d2eef7c8e
     val.csv 171918 dab1c96641d5f3053ddb99dca3949450da9a75737bda53e11cc0aa8b102be0c3
     test.csv 402246 b91c4b7ded2f4f6e7db5b9c4983dc1e1dca3d556f505b61e3fd65cac7e1c638a
+    """,
+)
+AUDIOCAPS2 = _files(
+    "https://raw.githubusercontent.com/cdjkim/audiocaps/d004db3ea1b01cf4fd0347dd8d27db90cadc8809/dataset2.0",
+    """
+    train.csv - be6e5492dda2de6a784bf227febf3b09a7a8a367
+    val.csv 169508 dfdd0f83c70fb818fbb86dcba42754abfb97f7774d811fff91a1c89d84d868c5
+    test.csv 397498 365c8a8a71c9070a8d5dba5dd44f3a781f906632a49cb82b38bebaaa8f3c5ccb
     """,
 )
 WAVCAPS = _files(
@@ -177,6 +197,15 @@ DATASETS = {
         "captions: MIT; audio: its owners' rights and YouTube's terms",
         "https://github.com/cdjkim/audiocaps",
         lambda folder: _counted(audiocaps.load(folder)),
+    ),
+    "audiocaps2": DataSet(
+        "AudioCaps 2.0, its lists: 91,256 captions for training; those of v1's clips corrected; without audio",
+        AUDIOCAPS2,
+        8e6,
+        8e6,
+        "captions: MIT",
+        "https://github.com/cdjkim/audiocaps",
+        _count_audiocaps2,
     ),
     "wavcaps": DataSet(
         "WavCaps: 403,050 clips of four sources, one generated caption each; optional, for pre-training",
@@ -343,9 +372,15 @@ def adopt(name: str, source: str | PathLike[str], quiet: bool = False) -> Counts
         for file in set_.files:
             download.fetch(file, home, quiet)
     counts = set_.count(folder)
-    text = json.dumps({"folder": str(folder)}, ensure_ascii=False, indent=1)
-    atomic.write_atomic(home / "location.json", lambda path: path.write_text(text, encoding="utf-8"))
+    record(name, folder)
     return counts
+
+
+def record(name: str, folder: Path) -> None:
+    """Let a data set be what lies in a folder."""
+    text = json.dumps({"folder": str(folder)}, ensure_ascii=False, indent=1)
+    target = places.home() / name / "location.json"
+    atomic.write_atomic(target, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _located(name: str) -> Path:

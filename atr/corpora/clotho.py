@@ -6,6 +6,7 @@ The splits train, validation and test are Clotho's development, validation and e
 import ast
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -42,7 +43,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     folder = files.located("clotho", root)
     places = layout(folder)
     tables = {split: files.read_table("clotho", table, COLUMNS) for split, (table, _) in places.items()}
-    count = Counter(_stem(row["file_name"]) for rows in tables.values() for row in rows)
+    clips = by_clip(tables, {split: table for split, (table, _) in places.items()})
     lists: dict[str, dict[str, list[str]]] = {}
     paths: dict[str, str] = {}
     unclear: dict[str, list[str]] = {}
@@ -54,12 +55,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
         found, several = files.join((row["file_name"] for row in rows), here, spellings)
         excerpts = _excerpts(table)
         lists[split] = {}
-        for row in rows:
-            name = _stem(row["file_name"])
-            clip = name if count[name] == 1 else f"{split}/{name}"
-            if clip in lists[split]:
-                problem = Problem(f"{table}, {row['file_name']!r}", "listed twice", "fetch the table again")
-                raise CorpusError("clotho", [problem])
+        for clip, row in clips[split].items():
             lists[split][clip] = files.captions_of(row)
             stated[clip] = excerpts.get(files.spelled(row["file_name"]), SECONDS)
             if row["file_name"] in several:
@@ -73,6 +69,23 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
 
     source = "Clotho v2.1, zenodo.org/record/4783391; audio under the licences of its Freesound files, captions of TAU"
     return files.published("clotho", folder, lists, paths, source, missing, unclear, stated)
+
+
+def by_clip(
+    tables: Mapping[str, list[dict[str, str]]], paths: Mapping[str, Path]
+) -> dict[str, dict[str, dict[str, str]]]:
+    """The rows of the caption tables, by split and by the clip's name. CorpusError: a file that is listed twice."""
+    count = Counter(_stem(row["file_name"]) for rows in tables.values() for row in rows)
+    found: dict[str, dict[str, dict[str, str]]] = {split: {} for split in tables}
+    for split, rows in tables.items():
+        for row in rows:
+            name = _stem(row["file_name"])
+            clip = name if count[name] == 1 else f"{split}/{name}"
+            if clip in found[split]:
+                problem = Problem(f"{paths[split]}, {row['file_name']!r}", "listed twice", "fetch the table again")
+                raise CorpusError("clotho", [problem])
+            found[split][clip] = row
+    return found
 
 
 def _stem(name: str) -> str:

@@ -28,7 +28,7 @@ SIGNS = {
 }
 
 
-def load(name: str, device: str | torch.device = "cpu") -> "Laion | Microsoft":
+def load(name: str, device: str | torch.device = "cpu") -> "Laion | LaionPann | Microsoft":
     """A model by `laion:<file>` or `msclap:<file>`.
 
     ValueError names a file that is damaged, of another kind, or of a network that is not known here; FileNotFoundError
@@ -44,7 +44,7 @@ def load(name: str, device: str | torch.device = "cpu") -> "Laion | Microsoft":
         raise ValueError(f"{path}: {what}; give {way}")
     try:
         if kind == "laion":
-            return Laion(path, tensors, device)
+            return (LaionPann if _below("audio_branch.conv_block1.", tensors) else Laion)(path, tensors, device)
         of_2023 = _below("audio_encoder.base.htsat.", tensors)
         return (Microsoft2023 if of_2023 else Microsoft2022)(path, tensors, device)
     except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:  # sizes are read off tensors as they come
@@ -72,29 +72,89 @@ class Laion(Clap):
     """
 
     def __init__(self, path: Path, tensors: Tensors, device: str | torch.device) -> None:
-        from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+        from transformers import ClapConfig, ClapModel
 
         check_mel(path, tensors, LogMel(48_000, 1024, 480, 64, 50, 14_000))
         hearing, audio = htsat(_below("audio_branch.", tensors))
-        reading = _below("text_branch.", tensors)
-        roberta = _transformer(reading) | {"layer_norm_eps": 1e-5}  # its own, not that of ClapConfig
+        roberta, named = _reading(tensors)
         dim = len(tensors["text_projection.0.bias"])
         config = ClapConfig(audio_config=audio, text_config=roberta, projection_dim=dim)
-        named = {f"audio_model.audio_encoder.{name}": tensor for name, tensor in hearing.items()}
-        named |= {f"text_model.{name}": tensor for name, tensor in reading.items()}
-        # Some files hold these, of older versions of transformers; a ClapModel always does.
-        places = torch.arange(roberta["max_position_embeddings"])[None]
-        named["text_model.embeddings.position_ids"] = places
-        named["text_model.embeddings.token_type_ids"] = torch.zeros_like(places)
-        named |= {name: tensors[name] for name in ("logit_scale_a", "logit_scale_t")}
-        for side in ("audio_projection", "text_projection"):
-            for name, tensor in _below(f"{side}.", tensors).items():
-                named[f"{side}.linear{name.replace('0', '1', 1)}"] = tensor
-        model = filled(ClapModel, config, path, named)
+        named |= {f"audio_model.audio_encoder.{name}": tensor for name, tensor in hearing.items()}
+        named |= {name: tensors[name] for name in ("logit_scale_a", "logit_scale_t")} | _projection("audio", tensors)
+        self._take(path, filled(ClapModel, config, path, named), roberta, audio["enable_fusion"], device)
+
+    def _take(self, path: Path, model: Any, roberta: dict[str, Any], fused: bool, device: str | torch.device) -> None:
+        from transformers import ClapFeatureExtractor
+
         tokenizer = tokenizer_of("roberta-base", path, roberta["vocab_size"])
-        truncation = "fusion" if audio["enable_fusion"] else "rand_trunc"
         self.fingerprint = _fingerprint(path, tokenizer)
+        truncation = "fusion" if fused else "rand_trunc"
         self._of(model, tokenizer, ClapFeatureExtractor(frequency_min=50, truncation=truncation), device)
+
+
+class LaionPann(Laion):
+    """LAION's CLAP with PANN-14 for an audio tower: CNN14 of any widths, with or without fusion, and RoBERTa."""
+
+    def __init__(self, path: Path, tensors: Tensors, device: str | torch.device) -> None:
+        from transformers import ClapTextConfig, ClapTextModelWithProjection
+
+        check_mel(path, tensors, LogMel(48_000, 1024, 480, 64, 50, 14_000))
+        hearing = _below("audio_branch.", tensors)
+        self.hears: Any = FusedCnn14(path, hearing)
+        roberta, named = _reading(tensors)
+        config = ClapTextConfig(**roberta, projection_dim=len(tensors["text_projection.0.bias"]))
+        model = filled(ClapTextModelWithProjection, config, path, named)
+        names = {f"{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")}
+        self.projection: Any = nn.Sequential(
+            nn.Linear(*tensors["audio_projection.0.weight"].shape[::-1]),
+            nn.ReLU(),
+            nn.Linear(*tensors["audio_projection.2.weight"].shape[::-1]),
+        )
+        self.projection.load_state_dict({name: tensors[f"audio_projection.{name}"] for name in names})
+        self.hears, self.projection = self.hears.to(device).eval(), self.projection.to(device).eval()
+        self._take(path, model, roberta, self.hears.fused, device)
+
+    def _heard(self, waveforms: list[np.ndarray], seed: int) -> Tensor:
+        features = torch.stack([self._features(waveform, seed) for waveform in waveforms]).to(self.device)
+        longer = torch.tensor([self._longer(waveform) for waveform in waveforms], device=self.device)
+        return self.projection(self.hears(features, longer))
+
+
+class FusedCnn14(nn.Module):
+    """LAION's PANN-14: log-mels (B, 1, frames, bands) → (B, width).
+
+    With fusion, (B, 4, frames, bands), of a longer sound the whole, shrunk, and three parts, which are mixed in behind
+    the first block. LAION's code marks a sound at random as longer where none of a batch is, in evaluation too: not so
+    here, where no sound's embedding depends on its batch.
+    """
+
+    def __init__(self, path: Path, tensors: Tensors) -> None:
+        from transformers import ClapAudioConfig
+        from transformers.models.clap.modeling_clap import ClapAudioAFFBlock
+
+        super().__init__()
+        self.network, self.fused = cnn14(path, tensors), "mel_conv2d.0.weight" in tensors
+        if self.fused:
+            width = len(tensors["mel_conv2d.0.weight"])
+            convolution = nn.Conv2d(1, width, 5, stride=(6, 2), padding=2)
+            self.mel_conv2d = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
+            self.fusion_model = ClapAudioAFFBlock(ClapAudioConfig(patch_embeds_hidden_size=width))
+            for name in ("mel_conv2d", "fusion_model"):
+                part, held = self.get_submodule(name), _below(f"{name}.", tensors)
+                checkpoints.fit(path, held, part.state_dict(), f"PANN-14's {name}")
+                part.load_state_dict(held)
+
+    def forward(self, features: Tensor, longer: Tensor) -> Tensor:
+        bands = features.permute(0, 3, 1, 2)
+        x = self.network.bn0(bands.flatten(2)).unflatten(2, bands.shape[2:]).permute(0, 2, 3, 1)
+        parts = x[:, 1:]
+        for number, name in enumerate(self.network.blocks):
+            x, _ = self.network.get_submodule(name)(x[:, :1] if number == 0 else x, None)
+            if number == 0 and self.fused and longer.any():
+                local = self.mel_conv2d(parts[longer].flatten(0, 1)[:, None]).unflatten(0, (-1, parts.shape[1]))
+                local = local.transpose(1, 2).flatten(2, 3)[:, :, : x.shape[2]]  # the three parts, one after another
+                x[longer] = self.fusion_model(x[longer], local)
+        return self.network.summary(x.mean(3).transpose(1, 2))
 
 
 class Microsoft(Clap):
@@ -170,8 +230,7 @@ class Microsoft2022(Microsoft):
         return model, sizes["vocab_size"], sizes["max_position_embeddings"]
 
     def _pooled(self, features: Tensor) -> Tensor:
-        frames, _ = self.parts["hears"].encode(features)
-        return self.parts["hears"].fc1(frames.amax(1) + frames.mean(1)).relu()
+        return self.parts["hears"].summary(self.parts["hears"].encode(features)[0])
 
     def _read(self, batch: Any) -> Tensor:
         return self.parts["caption"](self.parts["reads"](**batch).last_hidden_state[:, 0])
@@ -237,16 +296,26 @@ class Projection(nn.Module):
         return self.layer_norm(x + self.linear2(nn.functional.gelu(x)))
 
 
-def cnn14(path: Path, tensors: Tensors) -> Panns:
-    """CNN14 of any widths, and the first layer of its head as `fc1`."""
+class Cnn14(Panns):
+    """CNN14 of any widths, with the first layer of its head."""
+
+    def __init__(self, blocks: dict[str, ConvBlock], dim: int, embedding: int) -> None:
+        super().__init__(blocks, dim, None, "mean")
+        self.fc1 = nn.Linear(dim, embedding)
+
+    def summary(self, frames: Tensor) -> Tensor:
+        """(B, T, dim) → (B, embedding)."""
+        return self.fc1(frames.amax(1) + frames.mean(1)).relu()
+
+
+def cnn14(path: Path, tensors: Tensors) -> Cnn14:
     widths = [1, *(len(tensors[f"conv_block{number}.conv1.weight"]) for number in range(1, 7))]
     with torch.device("meta"):
         blocks = {
             f"conv_block{number}": ConvBlock(inputs, outputs, dropout=0.0, pooled=number < 6)
             for number, (inputs, outputs) in enumerate(pairwise(widths), 1)
         }
-        network = Panns(blocks, widths[-1], None, "mean")
-        network.fc1 = nn.Linear(*tensors["fc1.weight"].shape[::-1])
+        network = Cnn14(blocks, *tensors["fc1.weight"].shape[::-1])
     own = network.state_dict()
     checkpoints.fit(path, {name: tensor for name, tensor in tensors.items() if name in own}, own, "CNN14")
     network.load_state_dict({name: tensors[name].to(own[name].dtype, copy=True) for name in own}, assign=True)
@@ -294,6 +363,24 @@ def htsat(tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:
         "enable_fusion": fused,
         "fusion_type": "aff_2d" if fused else None,
     }
+
+
+def _reading(tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """What of a ClapTextConfig the shapes of LAION's RoBERTa tell, and its tensors by the names of a ClapModel."""
+    reading = _below("text_branch.", tensors)
+    roberta = _transformer(reading) | {"layer_norm_eps": 1e-5}  # its own, not that of ClapConfig
+    named = {f"text_model.{name}": tensor for name, tensor in reading.items()}
+    # Some files hold these, of older versions of transformers; a ClapModel always does.
+    places = torch.arange(roberta["max_position_embeddings"])[None]
+    named["text_model.embeddings.position_ids"] = places
+    named["text_model.embeddings.token_type_ids"] = torch.zeros_like(places)
+    return roberta, named | _projection("text", tensors)
+
+
+def _projection(side: str, tensors: Tensors) -> Tensors:
+    """A side's projection by the names of a ClapModel."""
+    layers = _below(f"{side}_projection.", tensors)
+    return {f"{side}_projection.linear{name.replace('0', '1', 1)}": tensor for name, tensor in layers.items()}
 
 
 def _transformer(tensors: Tensors) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One evaluation of any model: ranks in both directions, metrics with their intervals, and files to share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,8 @@ class Evaluation:
     """What a model came to under a protocol.
 
     own: (queries,) the clip that each query was made from; similarity: (queries, clips), or the embeddings of both
-    where it is their cosine; missing: clips that the protocol names and that are not here;
-    notes: as `doctor.examine` says it.
+    where it is their cosine; missing: clips that the protocol names and that are not here; notes: as `doctor.examine`
+    says it; seed: of the parts of sounds, where one was asked for.
     """
 
     model: str
@@ -45,6 +45,7 @@ class Evaluation:
     windows: str | None = None
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    seed: int | None = None
 
     @cached_property
     def ranks(self) -> Ranks:
@@ -118,7 +119,8 @@ class Evaluation:
         protocol = {name: value for name, value in stated.items() if name != "folder" and value not in (None, ())}
         told = self.table.astype(object).where(self.table.notna(), None)
         return {
-            "model": {"name": self.model, "fingerprint": self.fingerprint, "windows": self.windows},
+            "model": {"name": self.model, "fingerprint": self.fingerprint, "windows": self.windows}
+            | ({} if self.seed is None else {"seed": self.seed}),
             "protocol": protocol | {"corpus": dict(self.protocol.corpus), "hash": self.protocol.hash},
             "clips": len(self.clips),
             "queries": len(self.queries),
@@ -201,11 +203,15 @@ def evaluate(
     windows: str | None = None,
     quiet: bool = True,
     train: Path | None = None,
+    seed: int | None = None,
 ) -> Evaluation:
-    """A model under a protocol, on the clips that `protocol.load` found. train: as in `doctor.examine`.
+    """A model under a protocol, on the clips that `protocol.load` found. train: as in `doctor.examine`; seed: of a run
+    or CLAP model that draws parts of sounds.
 
     ValueError: embeddings that are not finite; errors of the model.
     """
+    if seed is not None:
+        model = model.with_seed(seed)
     queries, own, relevance = protocol.ask(part)
     text, audio = model.sentences(queries), model.sounds(part, quiet)
     for side, rows in (("text", text), ("audio", audio)):
@@ -216,7 +222,17 @@ def evaluate(
     missing = tuple(protocol.missing(part))
     notes = tuple(doctor.examine(model, part, queries, own, relevance, text, audio, train))
     named = model.name, model.fingerprint, protocol
-    return Evaluation(*named, clips, queries, own, relevance, similarity, windows, missing, notes)
+    return Evaluation(*named, clips, queries, own, relevance, similarity, windows, missing, notes, seed)
+
+
+def across(found: Sequence[Evaluation]) -> pd.DataFrame:
+    """Of one model and protocol by several seeds, one row per metric, a column per direction: mean ± sample standard
+    deviation over seeds.
+    """
+    rows = pd.concat([one.table for one in found]).groupby(["metric", "direction"], sort=False)["value"]
+    cells = rows.mean().map("{:.1f}".format) + " ± " + rows.std().map("{:.1f}".format)
+    order = found[0].readable
+    return cells.unstack().loc[order["metric"], list(order)[1:]].reset_index().rename_axis(columns=None)
 
 
 def _run(

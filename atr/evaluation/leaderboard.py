@@ -31,7 +31,7 @@ def read(path: Path = TABLE) -> pd.DataFrame:
         raise ValueError(
             f"{path}: columns {', '.join(map(str, table))}; give {', '.join([*WORDS[:2], *NUMBERS, *WORDS[2:]])}"
         )
-    known = (*protocols.known(), NOT_STATED)
+    known = (*protocols.names(), NOT_STATED)
     for row in table.to_dict("records"):
         numbers = [row[name] for name in NUMBERS if row[name]]
         if row["protocol"] not in known:

@@ -14,6 +14,7 @@ from atr import register
 from atr.corpora import corpus_of
 from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
+from atr.evaluation.mteb import Mteb
 from atr.experiments.profiles import Profile
 from atr.inference import pack
 from atr.inference.embedder import Embedder
@@ -24,7 +25,7 @@ from atr.training.records import Run
 SOUNDS = 16  # heard at a time
 KINDS = (
     "a run's folder or address, hf:<name or folder of a ClapModel or a pack>, laion:<file>, msclap:<file>, "
-    "embeddings:<folder>, a pack's folder, or a name that is registered (docs/evaluate.md)"
+    "mteb:<name>, embeddings:<folder>, a pack's folder, or a name that is registered (docs/evaluate.md)"
 )
 
 
@@ -46,6 +47,19 @@ class Model(Protocol):
         """(texts, clips), or the two themselves where it is their cosine."""
         ...
 
+    def with_seed(self, seed: int) -> "Model":
+        """The same, drawing parts of sounds by this seed. ValueError: it draws none."""
+        ...
+
+
+class Seedless:
+    """A model of which no part is drawn here."""
+
+    name: str
+
+    def with_seed(self, seed: int) -> Model:
+        raise ValueError(f"--seeds: {self.name} draws nothing here; leave it out")
+
 
 def _batches(part: Corpus, name: str, quiet: bool) -> Iterator[list[tuple[np.ndarray, int]]]:
     """The clips of a one-split corpus, SOUNDS at a time: of each its waveform (samples,) and its rate in Hz."""
@@ -54,11 +68,14 @@ def _batches(part: Corpus, name: str, quiet: bool) -> Iterator[list[tuple[np.nda
         yield [part.read(clip) for clip in clips[start : start + SOUNDS]]
 
 
-class Heard:
+class EmbedderModel:
     """A run or a CLAP model, which hears the sounds itself."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder, self.name, self.fingerprint = embedder, embedder.name, embedder.fingerprint
+
+    def with_seed(self, seed: int) -> Model:
+        return EmbedderModel(self.embedder.with_seed(seed))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
         found = [self.embedder.sounds(batch) for batch in _batches(part, self.name, quiet)]
@@ -74,7 +91,7 @@ class Heard:
         return self.embedder.similarity(sentences, sounds) if self.embedder.text_aware else (sentences, sounds)
 
 
-class Own:
+class Own(Seedless):
     """A model of one's own, by the name that it is registered under (`atr.register.model`).
 
     It has a `sample_rate` in Hz, `sounds`, which takes a list of waveforms (samples,) float32 at that rate, and
@@ -105,7 +122,7 @@ class Own:
         return sentences, sounds
 
 
-class Embeddings:
+class Embeddings(Seedless):
     """A folder of embeddings: audio.npy (clips, D) and text.npy (captions, D), or both in embeddings.safetensors.
 
     Beside them clips.txt and captions.txt say, a line for each row, what it is of: a clip by the corpus's name for it,
@@ -193,15 +210,19 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         if windows is not None:
             raise ValueError("--windows: embeddings have been made already; leave it out")
         return Embeddings(Path(rest).expanduser())
+    if kind == "mteb" and rest:
+        if windows is not None:
+            raise ValueError(f"--windows: how {rest} hears a longer sound is MTEB's; leave it out")
+        return Mteb(rest, None if device == "auto" else device)
     if name in register.MODELS:
         if windows is not None:
             raise ValueError(f"--windows: how {name} hears a longer sound is its own; leave it out")
         return Own(name)
     packed = pack.located(rest) if kind == "hf" and rest else Path(name).expanduser()
     if packed is not None and (packed / pack.PACK).is_file():
-        return Heard(Embedder.packed(packed, windows=windows, device=device))
+        return EmbedderModel(Embedder.packed(packed, windows=windows, device=device))
     if kind in ("hf", "laion", "msclap") and rest:
-        return Heard(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
+        return EmbedderModel(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
     path = Path(name).expanduser()
     if not path.is_dir() and not (name.isalnum() and name.isascii()):
         raise ValueError(f"model {name!r}: unknown; give {KINDS}")
@@ -209,4 +230,4 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
     if not run.finished:
         raise ValueError(f"{run.path}: {run.status}, no finished run; give {KINDS}")
     own = corpus_of(run.config.corpus, profile.root) if identity.pretrained_on_corpus(run.config) else None
-    return Heard(Embedder(run, own, windows=windows, device=device))
+    return EmbedderModel(Embedder(run, own, windows=windows, device=device))

@@ -69,7 +69,8 @@ class Protocol:
         if found is None:
             raise ValueError(
                 f"protocol {self.name}: its {self.clips:,} clips are named in {self.clip_list}, which does not come "
-                f"with atr; write their names, one a line, to {paths[1]}. They are of: {self.source}"
+                f"with atr; write their names, one a line, to {paths[1]}, or run: atr data {self.corpus['name']} --hub."
+                f" They are of: {self.source}"
             )
         lines = map(str.strip, found.read_text(encoding="utf-8").splitlines())
         names = list(dict.fromkeys(name for name in lines if name and name not in self.without))
@@ -159,16 +160,16 @@ class Protocol:
         return texts, np.array([described[query] for query in texts]), relevance
 
 
-def known() -> list[str]:
-    """Names of the protocols that come with the package."""
+def names() -> list[str]:
+    """Of the protocols that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def get(name: str) -> Protocol:
     """A protocol by its name, or by the path of a file of one's own. ValueError: there is none, or it says nothing."""
     path = Path(name).expanduser() if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not path.is_file() or (path.parent == FOLDER and path.stem not in known()):
-        raise ValueError(f"protocol {name!r}: unknown; known: {', '.join(known())}, or a .toml file of your own")
+    if not path.is_file() or (path.parent == FOLDER and path.stem not in names()):
+        raise ValueError(f"protocol {name!r}: unknown; known: {', '.join(names())}, or a .toml file of your own")
     try:
         found = Protocol(path.stem, folder=path.parent, **tomllib.loads(path.read_text(encoding="utf-8")))
         for field, known_ones in (("captions", CAPTIONS), ("split", SPLITS), ("answers", (None, *ANSWERS))):

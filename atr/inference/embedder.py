@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import clap, clap_files, inputs, registry, text
 from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.inference import pack
-from atr.inference.windows import cut, mean, window_of
+from atr.inference.windows import WINDOWS, cut, mean, one, window_of
 from atr.system import devices, hashes
 from atr.system.packed import Packed
 from atr.training import evaluation, identity, model, preparation, trainer
@@ -67,7 +68,8 @@ class Embedder:
     its start to its end. Their embeddings of length 1 are averaged, and the mean is made of length 1 again. A shorter
     sound is one window, repeated or padded where its encoder prefers that (`AudioEncoder`). `window` is the encoder's
     own, or the run's `max_seconds` where that is less or all there is (`windows.window_of`); None where neither is
-    stated.
+    stated. With windows="first" it hears a sound's first window alone, with "random" one that the seed and the sound's
+    samples draw: the same in any batch.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
     >>> run = atr.fit(atr.RunConfig(corpus=soundscapes, epochs=2))
@@ -87,8 +89,8 @@ class Embedder:
         device: str = "auto",
         quiet: bool = True,
     ) -> None:
-        """corpus and errors: as in `beginning`; also ValueError for a checkpoint that does not fit, and for windows of
-        a model that has none, or that is text-aware.
+        """corpus and errors: as in `beginning`; also ValueError for a checkpoint that does not fit, for windows of a
+        model that has none, and for the mean over those of a text-aware one.
         """
         config, start = beginning(run, corpus, quiet)
         self._load(config, start, run, device, windows)
@@ -134,6 +136,7 @@ class Embedder:
         checkpoint = run and run.path / "checkpoint.safetensors"
         trained = hashes.file_hash(checkpoint) if checkpoint and checkpoint.is_file() else None
         # Contents alone: the config names weights by where they lie here.
+        self.seed = config.seed if config.training == "external" else 0
         self.fingerprint = hashes.content_key(
             config.training, start.fingerprints, run.address if run else None, trained, *([windows] if windows else [])
         )
@@ -165,20 +168,33 @@ class Embedder:
 
     def _hear_in(self, windows: str | None, window: float | None, short: str | None) -> None:
         """Take up how sounds are heard; ValueError where the model cannot hear them so."""
-        self.window, self._short, self._windows = window, short, windows is not None
+        self.window, self._short, self._windows = window, short, windows
         if windows is None:
             return
-        if windows != "mean":
-            raise ValueError(f"windows: {windows!r}; known: 'mean', and None for a sound in one piece")
+        if windows not in WINDOWS:
+            raise ValueError(f"windows: {windows!r}; known: {', '.join(WINDOWS)}, and None for a sound in one piece")
         mend = "leave windows at None"
-        if self.text_aware:
+        if self.text_aware and windows == "mean":
             raise ValueError(f"windows: {self.name} is text-aware, its sounds have no embedding to average; {mend}")
         if window is None:
             raise ValueError(
                 f"windows: the encoder {self.config.audio_encoder} states no window; {mend}, or state `window`, in "
                 "seconds, in its class"
             )
-        self.seconds = None
+        self.seconds = None if windows == "mean" else window
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed counts: of a longer sound a part is drawn."""
+        return self._windows == "random" or (self._windows is None and self._clap is not None)
+
+    def with_seed(self, seed: int) -> Embedder:
+        """The same model, which draws by another seed. ValueError: it draws nothing."""
+        if not self.draws:
+            raise ValueError(f"seed: {self.name} draws no part of a sound, so no seed counts; leave it out")
+        other = copy.copy(self)
+        other.seed, other.fingerprint = seed, hashes.content_key(self.fingerprint, "seed", seed)
+        return other
 
     def sounds(self, sounds: Sequence[Sound], quiet: bool = True) -> Tensor:
         """(N, dim) float32 on the CPU, of length 1; of a text-aware model (N, frames, dim), zeros behind a sound's end.
@@ -192,13 +208,13 @@ class Embedder:
             return torch.empty(0, self.dim)
         packed = Packed.of(rows)
         if self._clap is not None:
-            embeddings = self._clap.audio(packed, self.config.seed, quiet)
+            embeddings = self._clap.audio(packed, self.seed, quiet)
         else:
             if self._audio_below is not None:
                 device = self._fabric.device.type
                 packed = Packed.of(list(inputs.states(self._hearer, packed, self._audio_below, device)))
             embeddings = self._embedded("audio", packed)
-        if not self._windows:
+        if self._windows != "mean":
             return embeddings
         return mean(embeddings, [len(parts) for parts in pieces])
 
@@ -234,9 +250,13 @@ class Embedder:
             waveform, rate = audio.read(sound)
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"a waveform of shape {waveform.shape}; give (samples,), one channel and not empty")
-        if self._windows:
+        if self._windows is not None:
             assert self.window is not None
-            pieces = cut(waveform, rate, self.window, self._short)
+            seed = self.seed if self._windows == "random" else None
+            if self._windows == "mean":
+                pieces = cut(waveform, rate, self.window, self._short)
+            else:
+                pieces = [one(waveform, rate, self.window, self._short, seed)]
         else:
             seconds = self.config.max_seconds
             pieces = [waveform if seconds is None else waveform[: max(1, round(seconds * rate))]]

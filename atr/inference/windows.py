@@ -1,5 +1,6 @@
 """Sounds in windows of the length that an encoder was trained on, and the mean of their embeddings."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from atr.config import RunConfig
 from atr.corpora.corpus import CLIP_COLUMNS, Corpus, Reader, clip_table, no_events
 from atr.encoders import registry
 from atr.system import hashes
+
+WINDOWS = ("mean", "first", "random")
 
 
 def window_of(config: RunConfig) -> float | None:
@@ -39,6 +42,15 @@ def cut(
     count = count or math.ceil(len(waveform) / size)
     starts = np.linspace(0, max(0, len(waveform) - size), count).round().astype(int)
     return [waveform[start : start + size] for start in starts]
+
+
+def one(waveform: np.ndarray, rate: int, window: float, short: str | None, seed: int | None = None) -> np.ndarray:
+    """The first `window` seconds, or with a seed those that it and the samples draw. A shorter waveform as in `cut`."""
+    size, start = round(window * rate), 0
+    if seed is not None and len(waveform) > size:
+        content = int.from_bytes(hashlib.sha256(waveform.tobytes()).digest(), "little")
+        start = int(np.random.default_rng([seed, content]).integers(len(waveform) - size + 1))
+    return cut(waveform[start : start + size], rate, window, short)[0]
 
 
 def mean(embeddings: Tensor, counts: Sequence[int]) -> Tensor:

@@ -47,7 +47,7 @@ class DownloadError(ValueError):
 class File:
     """A published file under the name it has on disk.
 
-    size: bytes; checksum: "md5:…" or "sha256:…" in hexadecimal; None where none is published.
+    size: bytes; checksum: "md5:…", "sha256:…" or "git:…" (of a blob) in hexadecimal; None where none is published.
     """
 
     name: str
@@ -58,8 +58,10 @@ class File:
     def __post_init__(self) -> None:
         if Path(self.name).name != self.name:
             raise ValueError(f"name: {self.name!r} is not the name of a file in a folder")
-        if self.checksum is not None and not re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", self.checksum):
-            raise ValueError(f"{self.name}: checksum: {self.checksum!r} is neither 'md5:…' nor 'sha256:…'")
+        if self.checksum is not None and not re.fullmatch(
+            "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git:[0-9a-f]{40}", self.checksum
+        ):
+            raise ValueError(f"{self.name}: checksum: {self.checksum!r} is none of 'md5:…', 'sha256:…' and 'git:…'")
 
 
 def fetch(file: File, folder: Path, quiet: bool = False) -> Path:
@@ -98,7 +100,9 @@ def verify(path: Path, file: File, quiet: bool = False) -> None:
     if file.checksum is None:
         return
     algorithm, expected = file.checksum.split(":")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+    digest = hashlib.new({"git": "sha1"}.get(algorithm, algorithm), usedforsecurity=False)
+    if algorithm == "git":
+        digest.update(f"blob {size}\0".encode())
     with open(path, "rb") as source, _bar(f"{file.name}: verifying", size, quiet or size < 1 << 28) as bar:
         while chunk := source.read(1 << 22):
             digest.update(chunk)
