@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from test_training import assert_same, config
 
 from atr import encoders, fit, losses, metrics
+from atr.encoders.inputs import LOG_MELS
 from atr.encoders.pooling import TextAwarePooling
 from atr.losses import voxels
 from atr.losses.penalty import UniformityPenalty
 from atr.system import devices
-from atr.system.packed import Packed
+from atr.system.packed import POOLED, Packed, Rows
 from atr.training import distributed, identity
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import embed
@@ -42,8 +43,8 @@ def packed(lengths, width, seed):
 
 def inputs(frames=False):
     """Twelve clips with four captions each: pooled features, or log-mels of unequal lengths."""
-    audio = packed(range(40, 64, 2), 64, 1) if frames else random(12, 10, seed=1)
-    return Inputs(audio, random(48, 10, seed=2), np.arange(48) % 12, np.arange(48) % 12)
+    audio = Rows(LOG_MELS, packed(range(40, 64, 2), 64, 1)) if frames else Rows(POOLED, random(12, 10, seed=1))
+    return Inputs(audio, Rows(POOLED, random(48, 10, seed=2)), np.arange(48) % 12, np.arange(48) % 12)
 
 
 def network(frames=False, text_aware=False):

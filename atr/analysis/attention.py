@@ -14,7 +14,7 @@ from atr.encoders import text
 from atr.encoders.audio.compact import Compact
 from atr.encoders.audio.vit import SECONDS, SegmentEncoder
 from atr.reports.figures import PAGE, legible, subplots
-from atr.system.packed import Packed
+from atr.system.packed import Packed, Rows
 from atr.training import evaluation, identity, model, preparation
 from atr.training.records import Run
 
@@ -46,9 +46,9 @@ class ClipFrames:
         phrases = [text.normalise(word, config.caption_style) for word in words]
         encoder = text.TextEncoder(folder, config.text_pooling, config.text_layers)
         layers, bar = config.text_layers, tqdm(disable=True)
-        states = encoder.tokenize(phrases) if layers is None else encoder.rows(phrases, layers, bar)
-        spoken = Packed.of(states)
-        queries = self.network.embed_text(*spoken.batch(np.arange(len(phrases))))
+        kind = text.TOKENS if layers is None else text.STATES
+        rows = encoder.tokenize(phrases) if layers is None else encoder.rows(phrases, layers, bar)
+        queries = self.network.embed_text(Rows(kind, Packed.of(rows)).batch(np.arange(len(phrases))))
         return self.network.text_aware.attention(self.frames, self.mask, queries).numpy()
 
 
@@ -64,7 +64,7 @@ def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
     return ClipFrames(
         network,
         frames,
-        frames.any(2),
+        network.mask(frames),
         frame_times(network.audio_encoder, frames.shape[1]),
         corpus.split("test"),
         inputs,
@@ -122,7 +122,7 @@ def picture(heard: ClipFrames, clips: list[str]) -> Figure:
     table = heard.corpus.clips.reset_index(drop=True)
     for column, clip in enumerate(clips[:columns]):
         row = int(table.index[table["clip"] == clip][0])
-        batch, lengths = heard.inputs.audio_batch(np.array([row]))
+        batch = heard.inputs.audio.batch(np.array([row])).values
         duration = float(table["duration"][row])
         axes[0, column].imshow(
             batch[0].T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, duration, 0, batch.shape[2])

@@ -21,6 +21,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import inputs, registry, text
 from atr.losses import pair
 from atr.metrics import retrieval
+from atr.system.packed import POOLED, Batch, Rows
 from atr.training import model, preparation
 from atr.training.batches import epoch_batches
 from atr.training.identity import Inputs
@@ -107,17 +108,16 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
         loss_function = pair.build(**config.loss, variant=config.recipe)
         optimizer = torch.optim.Adam(model.parameter_groups(heads, loss_function, config), fused=True)
 
-        @torch.no_grad()
-        def heard(split: Inputs, clips: np.ndarray) -> Tensor:
-            assert not isinstance(split.audio, Tensor)
-            waveforms, lengths = split.audio.batch(clips)
-            return audio.pool(*inputs.encode(audio, waveforms.to(device), lengths.to(device)))
+        def to(tensor: Tensor) -> Tensor:
+            return tensor.to(device)
 
         @torch.no_grad()
-        def read(split: Inputs, captions: np.ndarray) -> Tensor:
-            assert not isinstance(split.text, Tensor)
-            ids, lengths = split.text.batch(captions)
-            return spoken(ids.to(device), lengths.to(device))
+        def heard(split: Inputs, clips: np.ndarray) -> Batch:
+            return Batch(POOLED, audio.pool(*inputs.encode(audio, split.audio.batch(clips).to(to))))
+
+        @torch.no_grad()
+        def read(split: Inputs, captions: np.ndarray) -> Batch:
+            return Batch(POOLED, spoken(split.text.batch(captions).to(to)))
 
         @torch.no_grad()
         def evaluated(split: Inputs) -> None:
@@ -125,7 +125,7 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
             sides = []
             for encode, count in ((heard, len(split.audio)), (read, len(split.text))):
                 batches = np.split(np.arange(count), range(config.batch_size, count, config.batch_size))
-                sides.append(torch.cat([encode(split, batch) for batch in batches]))
+                sides.append(Batch(POOLED, torch.cat([encode(split, batch).values for batch in batches])))
             embeddings = heads.embed_text(sides[1]), heads.embed_audio(sides[0])
             retrieval.retrieval_metrics(embeddings, split.relevance)
 
@@ -161,4 +161,4 @@ def _inputs(config: RunConfig, corpus: Corpus, spoken: text.TextEncoder) -> Inpu
     waveforms = inputs.waveforms(corpus, registry.facts(config.audio_encoder).sample_rate, True)
     place = {clip: row for row, clip in enumerate(corpus.clips["clip"])}
     clip_of = corpus.captions["clip"].map(place).to_numpy(dtype=np.int64)
-    return Inputs(waveforms, ids, clip_of, corpus.relevance())
+    return Inputs(Rows(inputs.WAVEFORMS, waveforms), ids, clip_of, corpus.relevance())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +19,9 @@ from atr.config import RunConfig
 from atr.experiments import planning
 from atr.losses import pair
 from atr.system.devices import Switches
+from atr.system.packed import Batch, Rows
 from atr.training.gradient_cache import BatchEncoder
+from atr.training.identity import Inputs
 
 SECONDS = 10.0  # of a clip
 # pairs of a batch, seconds of a clip, networks; on a GPU, as the goals are stated, and on a CPU, which takes seconds
@@ -80,20 +82,15 @@ def cases(scale: str, device: str, released: Released) -> list[Case]:
     return found
 
 
-class Batch:
-    """A batch that lies on the device already, in place of a split's `Inputs`."""
+class DeviceRows(Rows):
+    """Rows that lie on the device already: those of the batch `data`."""
 
-    audio = text = None
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.data.lengths.cpu().numpy()
 
-    def __init__(self, sound: tuple[Tensor, Tensor], words: tuple[Tensor, Tensor]) -> None:
-        self.sound, self.words = sound, words
-        self.clip_of_caption = np.arange(len(sound[0]))
-
-    def audio_batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        return self.sound[0][rows], self.sound[1][rows]
-
-    def text_batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        return self.words[0][rows], self.words[1][rows]
+    def batch(self, rows: np.ndarray) -> Batch:
+        return self.data.to(lambda tensor: tensor[rows])
 
 
 def ours(
@@ -123,8 +120,9 @@ def ours(
         model = switches.apply(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=switches.fused)
         loss_function = pair.build("nt_xent")
-        inputs: Any = Batch(sound(batch, seconds, device), words(batch, device))
         ids = torch.arange(batch, device=device)
+        audio, captions = (DeviceRows(it.kind, it) for it in (sound(batch, seconds, device), words(batch, device)))
+        inputs = Inputs(audio, captions, np.arange(batch), np.arange(batch))
 
         def dual(*pairs: Any) -> Any:
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):

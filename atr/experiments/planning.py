@@ -19,7 +19,7 @@ from atr.corpora.files import PUBLISHED
 from atr.encoders import inputs, pooling, pretraining, registry, text
 from atr.encoders.audio.vit import SegmentEncoder
 from atr.system import devices, hashes
-from atr.system.packed import Packed
+from atr.system.packed import POOLED, Batch, Packed
 from atr.system.units import duration, gigabytes
 from atr.training import model
 from atr.training.trainer import PRECISIONS
@@ -297,27 +297,27 @@ def shell(
         assert below is not None and layers is not None
         return torch.from_numpy(next(inputs.states(below, Packed.of([waveform]), layers)))
 
-    def sound(clips: int, seconds: float, device: str) -> tuple[Tensor, Tensor | None]:
+    def sound(clips: int, seconds: float, device: str) -> Batch:
         if frozen:
-            return torch.randn(clips, audio.dim, device=device), None
+            return Batch(POOLED, torch.randn(clips, audio.dim, device=device))
         samples = torch.full((clips,), int(seconds * audio.sample_rate), device=device)
         waveform = torch.randint(-9999, 9999, (clips, int(samples[0])), dtype=torch.int16, device=device)
         if below is not None:
             row = states(seconds)
             frames = torch.full((clips,), len(row), device=device)
-            return row.to(device).expand(clips, *row.shape), frames
+            return Batch(inputs.STATES, row.to(device).expand(clips, *row.shape), frames)
         if not audio.cached:
-            return waveform, samples
+            return Batch(inputs.WAVEFORMS, waveform, samples)
         frames = audio.feature_lengths(samples)
-        return torch.randn(clips, int(frames[0]), 64, device=device), frames
+        return Batch(inputs.LOG_MELS, torch.randn(clips, int(frames[0]), 64, device=device), frames)
 
-    def words(captions: int, device: str) -> tuple[Tensor, Tensor | None]:
+    def words(captions: int, device: str) -> Batch:
         if frozen:
-            return torch.randn(captions, width, device=device), None
+            return Batch(POOLED, torch.randn(captions, width, device=device))
         lengths = torch.full((captions,), TOKENS, device=device)
         if config.state_layers is not None:
-            return torch.randn(captions, TOKENS, width, device=device), lengths
-        return torch.randint(5, 1000, (captions, TOKENS), device=device), lengths
+            return Batch(text.STATES, torch.randn(captions, TOKENS, width, device=device), lengths)
+        return Batch(text.TOKENS, torch.randint(5, 1000, (captions, TOKENS), device=device), lengths)
 
     return network, sound, words
 
@@ -327,9 +327,9 @@ class _Language(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        kind = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
-        return self.network(**{kind: inputs}).last_hidden_state[:, 0]
+    def forward(self, batch: Batch) -> Tensor:
+        kind = "inputs_embeds" if batch.kind == text.STATES else "input_ids"
+        return self.network(**{kind: batch.values}).last_hidden_state[:, 0]
 
 
 def _language(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tuple[nn.Module, int]:

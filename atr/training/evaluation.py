@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atr.encoders.inputs import AUDIO_BATCH
+from atr.encoders.inputs import AUDIO_BATCH, WAVEFORMS
 from atr.metrics import retrieval
 from atr.metrics.retrieval import Ranks
-from atr.system.packed import Packed
+from atr.system.packed import POOLED, Rows
 from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group
 from atr.training.identity import Inputs
@@ -112,9 +112,9 @@ def precompute_side(
     group: Group = ALONE,
 ) -> Inputs:
     """A split with the output of one side's encoder, "audio" or "text", in evaluation mode, in place of its input."""
-    if isinstance(getattr(inputs, side), Tensor):
+    if getattr(inputs, side).kind == POOLED:
         return inputs
-    pooled = one_side(model, inputs, side, to, 256, released_batch, True, group)
+    pooled = Rows(POOLED, one_side(model, inputs, side, to, 256, released_batch, True, group))
     return replace(inputs, audio=pooled) if side == "audio" else replace(inputs, text=pooled)
 
 
@@ -130,23 +130,20 @@ def one_side(
     group: Group = ALONE,
 ) -> Tensor:
     """`embed` for "audio" or "text" alone; with `pooled` what the encoder gives, before the head."""
-    rows: Tensor | Packed = getattr(inputs, side)
-    batch = inputs.audio_batch if side == "audio" else inputs.text_batch
-    waveforms = isinstance(rows, Packed) and rows.data.dtype == np.int16
-    if side == "audio" and waveforms and released_batch is not None:
+    rows: Rows = getattr(inputs, side)
+    if rows.kind == WAVEFORMS and released_batch is not None:
         batches = released_batches(inputs.clip_of_caption, released_batch)
     else:  # rows of like length together: less padding to compute
-        order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
-        size = min(batch_size, AUDIO_BATCH) if waveforms else batch_size
+        order = np.argsort(rows.lengths, kind="stable")
+        size = min(batch_size, AUDIO_BATCH) if rows.kind == WAVEFORMS else batch_size
         batches = [(part, part) for part in np.split(order, range(size, len(order), size))][::-1]
     shared = len(batches) >= group.size
     training = model.training
     model.eval()
     result = None
     for members, wanted in batches[group.rank :: group.size] if shared else batches:
-        tensor, lengths = batch(members)
-        pair = (to(tensor), None if lengths is None else to(lengths))
-        done = model(**({side: pair, "pooled": pooled} | {other: None for other in SIDES if other != side}))
+        batch = rows.batch(members).to(to)
+        done = model(**(dict.fromkeys(SIDES) | {side: batch, "pooled": pooled}))
         done = done[SIDES.index(side)].float().cpu()
         if result is None:
             result = torch.zeros(len(rows), *done.shape[1:])

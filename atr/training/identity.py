@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from torch import Tensor
 
 from atr.config import RunConfig
 from atr.corpora import corpus_of
@@ -17,7 +16,7 @@ from atr.losses import penalty
 from atr.losses.contrast import Words
 from atr.register import code
 from atr.system import hashes, store
-from atr.system.packed import Packed
+from atr.system.packed import Rows
 from atr.system.places import home
 from atr.training import records
 from atr.training.records import Run
@@ -27,22 +26,14 @@ from atr.training.records import Run
 class Inputs:
     """One split, ready to be batched.
 
-    audio: pooled features (clips, dim), or rows of `audio_input`; text: pooled (captions, dim), or token states, or
-    token ids; clip_of_caption: (captions,); relevance as in `Corpus.relevance`.
+    audio: pooled, or of a kind of `atr.encoders.inputs`; text: pooled, or of a kind of `atr.encoders.text`;
+    clip_of_caption: (captions,); relevance as in `Corpus.relevance`.
     """
 
-    audio: Tensor | Packed
-    text: Tensor | Packed
+    audio: Rows
+    text: Rows
     clip_of_caption: np.ndarray
     relevance: np.ndarray | sparse.csr_array
-
-    def audio_batch(self, clips: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Pooled (B, dim) and None, or log-mels (B, frames, bands) or waveforms (B, samples) and their lengths."""
-        return (self.audio[clips], None) if isinstance(self.audio, Tensor) else self.audio.batch(clips)
-
-    def text_batch(self, captions: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Pooled (B, dim) and None, or states (B, tokens, dim) or ids (B, tokens) and their lengths."""
-        return (self.text[captions], None) if isinstance(self.text, Tensor) else self.text.batch(captions)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
 from atr.losses.contrast import Words
 from atr.system import devices, hashes, packed, store
-from atr.system.packed import Packed
+from atr.system.packed import POOLED, Packed, Rows
 from atr.training.identity import Inputs, Prepared, weights
 
 
@@ -37,8 +37,8 @@ def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu"
         with torch.inference_mode(), devices.threads(os.cpu_count() or 1):
             title = f"{corpus.name} {split}: {name}"
             for start in tqdm(range(0, len(rows), size), title, disable=quiet or encoder.cached):
-                batch, lengths = rows.batch(np.arange(start, min(start + size, len(rows))))
-                parts.append(encoder.pool(*encode(encoder, batch.to(device), lengths.to(device))).cpu())
+                batch = rows.batch(np.arange(start, min(start + size, len(rows))))
+                parts.append(encoder.pool(*encode(encoder, batch.to(lambda tensor: tensor.to(device)))).cpu())
         packed.pack(folder, torch.cat(parts).numpy()[:, None])
 
     versions: list[Any] = [ENCODER_VERSION, inputs.WAVEFORM_VERSION]
@@ -78,9 +78,9 @@ def normalised(config: RunConfig, corpus: Corpus) -> list[str]:
     return [text.normalise(caption, caption_style(config)) for caption in corpus.captions["caption"]]
 
 
-def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> Tensor:
-    """Output of the text encoder, as it starts and in evaluation mode, for the captions of a one-split corpus:
-    (captions, dim), computed once.
+def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> Rows:
+    """Output of the text encoder, as it starts and in evaluation mode, for the captions of a one-split corpus, computed
+    once.
     """
     folder = text.folder(config.text_encoder)
 
@@ -89,7 +89,7 @@ def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: b
 
     known, pooling = text.fingerprint(folder), config.text_pooling
     spoken = text.computed(normalised(config, corpus), known, encoder, pooling=pooling, quiet=quiet)
-    return torch.from_numpy(spoken.data)
+    return Rows(POOLED, torch.from_numpy(spoken.data))
 
 
 def prepare(
@@ -116,12 +116,12 @@ def prepare(
 
     known = prepared.fingerprints["text"]
 
-    def read(captions: list[str]) -> Tensor | Packed:
+    def read(captions: list[str]) -> Rows:
         if config.training == "frozen":
             rows = text.computed(captions, known, moved, pooling=config.text_pooling, quiet=quiet)
-            return torch.from_numpy(rows.data)
+            return Rows(POOLED, torch.from_numpy(rows.data))
         if config.state_layers is not None:
-            return text.computed(captions, known, moved, below=config.state_layers, quiet=quiet)
+            return Rows(text.STATES, text.computed(captions, known, moved, below=config.state_layers, quiet=quiet))
         return text.tokenized(captions, known, text_encoder)
 
     if config.padding == "released" and registry.facts(config.audio_encoder).cached:
@@ -134,19 +134,18 @@ def prepare(
         captions = normalised(config, part)
         place = {clip: row for row, clip in enumerate(part.clips["clip"])}
         clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
-        audio: Tensor | Packed
-        spoken: Tensor | Packed
         if config.training == "external":
-            audio, spoken = external(config, part, prepared.text_folder, captions, device, quiet)
+            sides = external(config, part, prepared.text_folder, captions, device, quiet)
+            audio, spoken = (Rows(POOLED, embeddings) for embeddings in sides)
         elif config.training == "frozen":
             assert prepared.audio_weights is not None
-            audio = pooled(config, part, prepared.audio_weights, device, quiet)
+            audio = Rows(POOLED, pooled(config, part, prepared.audio_weights, device, quiet))
             spoken = read(captions)
         else:
             if config.audio_state_layers is not None:
                 if prepared.audio_weights is None:
                     raise ValueError("audio_layers: random audio_weights have no states worth keeping; use None")
-                audio = audio_states(config, part, prepared.audio_weights, device, quiet)
+                audio = Rows(inputs.STATES, audio_states(config, part, prepared.audio_weights, device, quiet))
             else:
                 audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
             spoken = read(captions)

@@ -16,6 +16,7 @@ from atr.losses import pair, penalty
 from atr.losses.contrast import Contrast
 from atr.system.devices import switches_for
 from atr.system.environment import environment
+from atr.system.packed import Batch
 from atr.training import evaluation, identity, model, preparation
 from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group, synchronise
@@ -90,9 +91,9 @@ class Trainer:
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.fabric.device, non_blocking=True)
 
-    def embed_text(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
-        """Rows of a text side, with lengths where the encoder reads them → (rows, dim), float32."""
-        return self.dual(None, (rows, lengths))[1].float()
+    def embed_text(self, batch: Batch) -> Tensor:
+        """A batch of a text side → (B, dim), float32."""
+        return self.dual(None, batch)[1].float()
 
     def evaluate(self, split: identity.Inputs) -> Evaluated:
         try:
