@@ -169,16 +169,6 @@ def coverage(
     return 100 * held / draws
 
 
-def paired_test(a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Comparison:
-    """a - b, both (seeds, clips) of the same seeds and clips, with interval and p value from one nested bootstrap.
-
-    p is twice the smaller share of draws on or beyond 0, with one draw added to both, and so never 0: at the least
-    2 / (draws + 1).
-    """
-    difference = _difference(a, b)
-    return _comparison(difference, _means(difference, draws, seed), level)
-
-
 def grouped_bootstrap(
     values: np.ndarray, groups: Sequence | np.ndarray, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
@@ -201,7 +191,8 @@ def grouped_test(
 ) -> Comparison:
     """a - b, both (queries,) of the same queries, with interval and p value from one bootstrap over groups (queries,).
 
-    p: as in `paired_test`. Errors: as in `grouped_bootstrap`, and for shapes that differ.
+    p is twice the smaller share of draws on or beyond 0, with one draw added to both, and so never 0: at the least
+    2 / (draws + 1). Errors: as in `grouped_bootstrap`, and for shapes that differ.
     """
     a, b = (_scores(np.asarray(values)[None], name)[0] for values, name in ((a, "a"), (b, "b")))
     if a.shape != b.shape:
