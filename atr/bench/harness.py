@@ -146,7 +146,7 @@ def _work(function: str, arguments: dict[str, Any], threads: int, limit: float |
     """What a case's function gives, in this process, which ends after `limit` seconds."""
     if limit is not None:
         signal.setitimer(signal.ITIMER_REAL, limit)  # its signal ends a process that waits on a GPU, too
-    module, _, name = function.partition(".")
+    module, _, name = function.rpartition(".")
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     found = getattr(importlib.import_module(f"atr.bench.{module}"), name)(**arguments)

@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from atr import register
-from atr.corpora import audio, containers, files
+from atr.corpora import audio, containers, csvtable, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem
 from atr.system import atomic
 from atr.system.download import DownloadError
@@ -83,18 +83,18 @@ def listed(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
 
 def _read(path: Path) -> dict[str, tuple[str, list[str]]]:
     rows: dict[str, tuple[str, list[str]]] = {}
-    for row in files.read_table("audiocaps", path, ()):
+    for row in csvtable.read_table("audiocaps", path, ()):
         if {"youtube_id", "start_time", "caption"} <= row.keys():
             rows.setdefault(row["youtube_id"], (row["start_time"], []))[1].append(row["caption"])
             continue
         name = Path(row.get("file_name", "")).stem
         clip = next((clip for clip in _ids(name)), "")
-        if not clip or not files.captions_of(row) or clip in rows:
+        if not clip or not csvtable.captions_of(row) or clip in rows:
             problem = "listed twice" if clip in rows else "no YouTube id with captions"
             where = f"{path}, {name!r}"
             mend = "give youtube_id, start_time, caption, or file_name and captions, one row a clip"
             raise CorpusError("audiocaps", [Problem(where, problem, mend)])
-        rows[clip] = "", files.captions_of(row)
+        rows[clip] = "", csvtable.captions_of(row)
     return rows
 
 
@@ -128,7 +128,7 @@ def found(folder: Path, wanted: Iterable[str]) -> dict[str, list[str]]:
 def gone(root: Path) -> dict[str, str]:
     """AudioCaps's clips that YouTube no longer gives, with its reason: root/gone.csv."""
     path = root / "gone.csv"
-    rows = files.read_table("audiocaps", path, ("clip", "reason")) if path.exists() else []
+    rows = csvtable.read_table("audiocaps", path, ("clip", "reason")) if path.exists() else []
     return {row["clip"]: row["reason"] for row in rows}
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from atr.corpora import audiocaps, clotho, files, wavcaps
+from atr.corpora import audiocaps, clotho, csvtable, files, wavcaps
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.corpora.scenes import clipfolder
 from atr.system import atomic, download, places
@@ -78,7 +78,7 @@ def _count_dcase2025(folder: Path) -> Counts:
 
 def _count_phi4(folder: Path) -> Counts:
     captions = (f"caption_{number}" for number in range(1, 11))
-    rows = files.read_table("phi4", folder / PHI4.name, ("file_name", *captions))
+    rows = csvtable.read_table("phi4", folder / PHI4.name, ("file_name", *captions))
     columns = {"clips here": len(rows), "captions here": 10 * len(rows), "clips in the thesis": 3840}
     return Counts(pd.DataFrame([columns]), [])
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from atr import register
-from atr.corpora import files
+from atr.corpora import csvtable, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem
 
 OFFICIAL = {"train": "development", "validation": "validation", "test": "evaluation"}
@@ -41,7 +41,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     """
     folder = files.located("clotho", root)
     places = layout(folder)
-    tables = {split: files.read_table("clotho", table, COLUMNS) for split, (table, _) in places.items()}
+    tables = {split: csvtable.read_table("clotho", table, COLUMNS) for split, (table, _) in places.items()}
     count = Counter(_stem(row["file_name"]) for rows in tables.values() for row in rows)
     lists: dict[str, dict[str, list[str]]] = {}
     paths: dict[str, str] = {}
@@ -60,7 +60,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
             if clip in lists[split]:
                 problem = Problem(f"{table}, {row['file_name']!r}", "listed twice", "fetch the table again")
                 raise CorpusError("clotho", [problem])
-            lists[split][clip] = files.captions_of(row)
+            lists[split][clip] = csvtable.captions_of(row)
             stated[clip] = excerpts.get(files.spelled(row["file_name"]), SECONDS)
             if row["file_name"] in several:
                 unclear[clip] = several[row["file_name"]]
@@ -84,7 +84,7 @@ def _excerpts(captions: Path) -> dict[str, tuple[float, float]]:
     path = captions.with_name(captions.name.replace("_captions_", "_metadata_"))
     if path == captions or not path.is_file():
         return {}
-    table = files.frame(path, latin=True)  # as some of the published ones are
+    table = csvtable.frame(path, latin=True)  # as some of the published ones are
     if not {"file_name", "start_end_samples"} <= set(table):
         return {}
     named = zip(table["file_name"].map(files.spelled), map(excerpt, table["start_end_samples"]), strict=True)
@@ -144,7 +144,7 @@ def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
     sounds = next((folder / place for place in ("retrieval_audio", "test") if (folder / place).is_dir()), None)
     if sounds is None or not table.is_file():
         raise files.unrecognised(name, folder, "retrieval_captions.csv and retrieval_audio/ or test/")
-    queries = [row["caption"] for row in files.read_table(name, table, ("caption",))]
+    queries = [row["caption"] for row in csvtable.read_table(name, table, ("caption",))]
     here: dict[str, list[str]] = {}
     for path in files.listing(sounds):
         here.setdefault(_stem(path), []).append((sounds / path).relative_to(folder).as_posix())
@@ -172,7 +172,7 @@ def answers(root: str | PathLike[str] | None = None) -> dict[str, list[str]]:
     if not table.is_file():
         raise files.unrecognised(name, table.parent, table.name)
     found: dict[str, list[str]] = {}
-    for row in files.read_table(name, table, ("query", "audio_filenames")):
+    for row in csvtable.read_table(name, table, ("query", "audio_filenames")):
         try:
             listed = ast.literal_eval(row["audio_filenames"])
             found[row["query"]] = [_stem(file) for file in dict.fromkeys(listed)]

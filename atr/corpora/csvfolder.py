@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 import pandas as pd
 
 from atr import register
-from atr.corpora import containers, copies, files
+from atr.corpora import containers, copies, csvtable, files
 from atr.corpora.corpus import (
     EVENT_TOLERANCE,
     SPLITS,
@@ -143,12 +143,12 @@ def _open(root: Path, table: str, audio: str | None) -> tuple["_CaptionSheet", _
 
 
 def _listed(sheet: _Sheet) -> str:
-    return f"the header has {files.shown(sheet.header)}"
+    return f"the header has {csvtable.shown(sheet.header)}"
 
 
 def _read(sheet: _Sheet, path: Path, required: tuple[str, ...]) -> list[Problem]:
     """Fill the sheet from its file; returns what makes the file unusable as a whole."""
-    table = files.read_csv(path, sheet.name)
+    table = csvtable.read_csv(path, sheet.name)
     if isinstance(table, Problem):
         return [table]
     sheet.header, sheet.rows, sheet.lines = table
@@ -192,7 +192,7 @@ class _CaptionSheet(_Sheet):
 
     @cached_property
     def caption_columns(self) -> list[str]:
-        return [column for column in self.header if files.CAPTION_COLUMN.fullmatch(column)]
+        return [column for column in self.header if csvtable.CAPTION_COLUMN.fullmatch(column)]
 
     def captions(self, row: int) -> list[tuple[str, str]]:
         """The row's captions with their columns."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from atr import register
-from atr.corpora import clotho, files
+from atr.corpora import clotho, csvtable, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem
 
 Folder = str | PathLike[str]
@@ -54,9 +54,9 @@ def load(root: Folder | None = None, *, captions: Folder | None = None, metadata
         )
         raise CorpusError("people", [problem])
     texts = {
-        (split, files.spelled(row["file_name"])): files.captions_of(row)
+        (split, files.spelled(row["file_name"])): csvtable.captions_of(row)
         for split, path in places.captions.items()
-        for row in files.read_table("people", path, clotho.COLUMNS)
+        for row in csvtable.read_table("people", path, clotho.COLUMNS)
     }
     named = list(zip(table["clip"], table["clotho_split"], table["clotho_file"].map(files.spelled), strict=True))
     if lost := [f"{split}, {name!r}" for _, split, name in named if (split, name) not in texts]:
@@ -114,7 +114,7 @@ def _said(excerpt: tuple[float, float] | None, takes: int) -> str:
 def _metadata(path: Path) -> pd.DataFrame:
     """A table of Clotho's metadata; CorpusError for what is none."""
     try:
-        table = files.frame(path, latin=True)  # as some of the published ones are
+        table = csvtable.frame(path, latin=True)  # as some of the published ones are
     except ValueError as error:
         raise CorpusError("people", [Problem(str(path), str(error), "fetch it again: atr data clotho")]) from None
     if lacks := {"file_name", "sound_id", "start_end_samples", "license"} - set(table):

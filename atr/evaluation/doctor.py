@@ -9,7 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr.corpora import copies, files
+from atr.corpora import copies, csvtable, files
 from atr.corpora.containers import AudioError
 from atr.corpora.corpus import Corpus
 from atr.evaluation.models import Model
@@ -132,8 +132,8 @@ def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
 
 
 def _captions(table: Path, must: bool) -> Iterator[str]:
-    found = files.frame(table)
-    columns = [column for column in map(str, found) if files.CAPTION_COLUMN.fullmatch(column)]
+    found = csvtable.frame(table)
+    columns = [column for column in map(str, found) if csvtable.CAPTION_COLUMN.fullmatch(column)]
     if must and not columns:
         raise ValueError(f"{table}: no column 'caption' or 'caption_1'; name a table of captions")
     if "split" in found:

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from atr.corpora.audio import duration
 from atr.corpora.corpus import DENSE, Corpus, alike, clip_table, no_events
-from atr.corpora.files import LONGEST_LINE, FileReader, frame, shown
+from atr.corpora.csvtable import LONGEST_LINE, frame, shown
+from atr.corpora.files import FileReader
 from atr.inference import embedder
 from atr.metrics import retrieval
 from atr.metrics.retrieval import Matrix, Relevance

@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from atr.corpora import files
+from atr.corpora import csvtable, files
 from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS
 from atr.corpora.captioning.language_models import CaptioningError, Model, Refused, Reply
 from atr.corpora.captioning.record import REFUSED, Answer, read
@@ -56,9 +56,9 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
     Clotho's metadata tables are such. A file is joined to its clip by name, with the suffix or without, and a split in
     front of the clip's does not count. UTF-8 or Latin-1. Raises ValueError for another table, or if it has no clip.
     """
-    sheet = files.frame(table, latin=True)
+    sheet = csvtable.frame(table, latin=True)
     if missing := {"file_name", "keywords"} - set(sheet.columns):
-        columns = files.shown(sheet.columns.tolist())
+        columns = csvtable.shown(sheet.columns.tolist())
         raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; it has {columns}")
     known = {}
     for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from atr import register
-from atr.corpora import audio, containers, copies, files
+from atr.corpora import audio, containers, copies, csvtable, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem, caption_table, clip_table, event_table
 from atr.corpora.scenes.scene import (
     MANY,
@@ -400,7 +400,8 @@ def _drawn(sources: list[Source], together: dict[str, str]) -> list[Source]:
 def esc50(root: Path) -> list[tuple[dict[str, str], str, str]]:
     """The rows of root/meta/esc50.csv by file name, each with its split and its file below the root, there or not."""
     table = root / "meta" / "esc50.csv"
-    rows = sorted(files.read_table("esc50", table, ("filename", "fold", "category")), key=lambda row: row["filename"])
+    rows = csvtable.read_table("esc50", table, ("filename", "fold", "category"))
+    rows.sort(key=lambda row: row["filename"])
     there = {f"audio/{path}": path for path in files.listing(root / "audio")} if (root / "audio").is_dir() else {}
     found, unclear = files.join((row["filename"] for row in rows), there)
     problems = [files.unclear_problem(f"{table}, {name!r}", paths) for name, paths in unclear.items()]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import soundfile
 
-from atr.corpora import mpeg
+from atr.corpora.containers import mpeg
 
 CONVERT = "convert it to WAV, FLAC, OGG or MP3, or fetch it again"
 FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"}  # others do not tell what they lack
