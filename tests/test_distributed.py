@@ -288,7 +288,7 @@ class TestEnding:
 
     def test_what_failed_first_is_the_cause(self, tmp_path):
         for rank, error in ((2, "Traceback\nValueError: the cause\n"), (0, "RuntimeError: the connection is closed\n")):
-            distributed._tell(error, rank, tmp_path)
+            distributed._leave_error(error, rank, tmp_path)
         failure = distributed._failure({0: 1, 2: 1}, 4, tmp_path / "error.txt")
         assert str(failure) == "process 3 of 4: ValueError: the cause"
         assert str(failure.__cause__).startswith("Traceback")

@@ -235,7 +235,7 @@ def test_hours_are_the_sum_of_what_the_runs_of_a_grid_cost(monkeypatch):
     paths = study.notebooks(["01", "02", "09"])
     monkeypatch.setattr(study, "notebooks", lambda *given: paths)
     sizes = dict.fromkeys(("activations", "parameters", "trained", "kept", "held"), 0.0)
-    measured = planning.Measured(fixed=0.01, pair=0.002, clip=0.001, caption=0.001, seconds=10.0, **sizes)
+    measured = planning.Measurement(fixed=0.01, pair=0.002, clip=0.001, caption=0.001, seconds=10.0, **sizes)
     plans = {path: study.plan([path], "paper") for path in paths}
     kinds = {json.dumps(parts.kind(config)): config for path in paths[:2] for config in plans[path]["config"]}
     assert 2 < len(kinds) < 10
@@ -289,7 +289,7 @@ def pretended(monkeypatch, tmp_path):
         function = getattr(importlib.import_module(f"atr.bench.{module}"), name)
         inspect.signature(function).bind(**case.arguments)
         sizes = dict.fromkeys(("activations", "parameters", "trained", "kept", "held"), 0.0)
-        cost = planning.Measured(fixed=0.02, pair=0.003, clip=0.001, caption=0.0005, seconds=10.0, **sizes)
+        cost = planning.Measurement(fixed=0.02, pair=0.003, clip=0.001, caption=0.0005, seconds=10.0, **sizes)
         found = {"seconds": 0.112, "first_seconds": 2.3, "memory_gib": 18.4, "flops": 4_000_000_000_000}
         found |= {"product_flops_a_second": 7.2e14, "measured": vars(cost), "clips": case.arguments.get("batch", 1)}
         return case.row() | found

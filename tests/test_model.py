@@ -138,17 +138,17 @@ def test_training_changes_what_is_kept_and_nothing_else(case):
     dual.train()
     step(dual, inputs, losses.build("nt_xent"))
     changed = {name for name, tensor in dual.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed <= set(dual.kept())
-    assert {name for name in dual.kept() if "head" in name} <= changed
+    assert changed <= set(dual.trainable_state())
+    assert {name for name in dual.trainable_state() if "head" in name} <= changed
 
 
 def test_kept_tensors_are_those_of_each_kind_of_training(build):
     heads = {
         f"{side}_head.{place}.{kind}" for side in ("audio", "text") for place in (0, 2) for kind in ("weight", "bias")
     }
-    assert set(build("frozen")[0].kept()) == heads
+    assert set(build("frozen")[0].trainable_state()) == heads
 
-    released = set(build("frozen_released")[0].kept()) - heads
+    released = set(build("frozen_released")[0].trainable_state()) - heads
     assert released and {name.rsplit(".", 1)[1] for name in released} == {
         "running_mean",
         "running_var",
@@ -156,11 +156,11 @@ def test_kept_tensors_are_those_of_each_kind_of_training(build):
     }
     for training in ("finetuned", "scratch"):
         dual, _ = build(training)
-        assert set(dual.kept()) == set(dual.state_dict())
-        layers = {name.split(".")[4] for name in dual.kept() if name.startswith("text_encoder.")}
+        assert set(dual.trainable_state()) == set(dual.state_dict())
+        layers = {name.split(".")[4] for name in dual.trainable_state() if name.startswith("text_encoder.")}
         assert layers == {"0", "1"}  # the top two of four
     whole, _ = build("finetuned", text_layers=None)
-    assert "text_encoder.model.embeddings.word_embeddings.weight" in whole.kept()
+    assert "text_encoder.model.embeddings.word_embeddings.weight" in whole.trainable_state()
 
 
 def test_frozen_released_fixes_parameters_but_not_batch_statistics_dropout_or_augmentation(build):
@@ -182,7 +182,7 @@ def test_kept_tensors_restore_a_model(case, prepared):
     setting, dual, inputs = case
     dual.train()
     step(dual, inputs, losses.build("nt_xent"))
-    kept = {name: tensor.clone() for name, tensor in dual.kept().items()}
+    kept = {name: tensor.clone() for name, tensor in dual.trainable_state().items()}
     torch.manual_seed(9)
     other = model.build(setting, prepared(setting))
     other.load_state_dict(kept, strict=False)

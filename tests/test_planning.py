@@ -6,11 +6,11 @@ import pytest
 from atr import get_profile
 from atr.config import RunConfig
 from atr.experiments import planning, study
-from atr.experiments.planning import CorpusSize, Measured
+from atr.experiments.planning import CorpusSize, Measurement
 from atr.system import units
 
 DATA = CorpusSize({"train": 100, "validation": 10, "test": 20}, {"train": 500, "validation": 50, "test": 100}, 5.0)
-FROZEN = Measured(
+FROZEN = Measurement(
     fixed=1.0,
     pair=0.1,
     clip=0.03,

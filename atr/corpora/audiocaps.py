@@ -52,15 +52,15 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     Raises FileNotFoundError if there is nothing, CorpusError for a folder or table that cannot be used.
     """
     folder = files.located("audiocaps", root)
-    lists = {split: {clip: texts for clip, (_, texts) in rows.items()} for split, rows in listed(folder).items()}
-    here = found(folder, {clip for clips in lists.values() for clip in clips})
+    lists = {split: {clip: texts for clip, (_, texts) in rows.items()} for split, rows in clip_lists(folder).items()}
+    here = files_of_clips(folder, {clip for clips in lists.values() for clip in clips})
     if not here:
         raise files.unrecognised("audiocaps", folder, LOOKED_FOR)
     source = "AudioCaps v1, github.com/cdjkim/audiocaps (MIT); audio from YouTube under the terms of its owners"
     paths = {clip: places[0] for clip, places in here.items() if len(places) == 1}
     unclear = {clip: places for clip, places in here.items() if len(places) > 1}
-    stated = {clip: (_seconds(clip, path),) * 2 for clip, path in paths.items()}
-    return files.published("audiocaps", folder, lists, paths, source, unclear=unclear, stated=stated)
+    limits = {clip: (_seconds(clip, path),) * 2 for clip, path in paths.items()}
+    return files.published_corpus("audiocaps", folder, lists, paths, source, unclear=unclear, limits=limits)
 
 
 def tables(folder: Path) -> dict[str, Path] | None:
@@ -73,7 +73,7 @@ def tables(folder: Path) -> dict[str, Path] | None:
     return None
 
 
-def listed(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
+def clip_lists(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """Split → clip → its start in the video, in seconds as written (empty where unknown), and its captions."""
     places = tables(folder) or tables(home() / "audiocaps")
     if places is None:
@@ -114,7 +114,7 @@ def _stem(path: str) -> str:
     return PurePosixPath(path).stem.strip()
 
 
-def found(folder: Path, wanted: Iterable[str]) -> dict[str, list[str]]:
+def files_of_clips(folder: Path, wanted: Iterable[str]) -> dict[str, list[str]]:
     """The audio files of each wanted clip that is there, relative to the folder."""
     wanted = set(wanted)
     paths: dict[str, list[str]] = {}
@@ -125,18 +125,18 @@ def found(folder: Path, wanted: Iterable[str]) -> dict[str, list[str]]:
     return paths
 
 
-def gone(root: Path) -> dict[str, str]:
+def lost_clips(root: Path) -> dict[str, str]:
     """AudioCaps's clips that YouTube no longer gives, with its reason: root/gone.csv."""
     path = root / "gone.csv"
     rows = csvtable.read_table("audiocaps", path, ("clip", "reason")) if path.exists() else []
     return {row["clip"]: row["reason"] for row in rows}
 
 
-def wanted(root: Path, again: bool = False) -> list[tuple[str, float, Path]]:
+def clips_to_fetch(root: Path, again: bool = False) -> list[tuple[str, float, Path]]:
     """Clips to fetch: id, start in seconds, target file."""
-    lists = listed(root)
-    here = found(root, {clip for rows in lists.values() for clip in rows})
-    lost = {} if again else gone(root)
+    lists = clip_lists(root)
+    here = files_of_clips(root, {clip for rows in lists.values() for clip in rows})
+    lost = {} if again else lost_clips(root)
     return [
         (clip, float(start), root / "audio" / Path(TABLES[split][0]).stem / f"{clip}.wav")
         for split in ("test", "validation", "train")  # the small ones first: they can be evaluated early
@@ -152,14 +152,14 @@ def fetch(root: Path, workers: int = 4, again: bool = False, quiet: bool = False
     again with `again`. Returns the clips that failed otherwise, with the reason. Raises DownloadError if yt-dlp or
     ffmpeg is missing, and after PATIENCE such failures in a row.
     """
-    todo = wanted(root, again)
+    todo = clips_to_fetch(root, again)
     absent = [tool for tool in ("yt-dlp", "ffmpeg") if shutil.which(tool) is None]
     if todo and absent:
         mend = "install what is missing (pip install yt-dlp; ffmpeg from conda or your system), or use --from <folder>"
         raise DownloadError(f"audiocaps: no {' and no '.join(absent)} found; {mend}")
     for folder in {target.parent for *_, target in todo if target.parent.is_dir()}:
         atomic.sweep(folder)
-    lost, failed, in_a_row = gone(root), {}, 0
+    lost, failed, in_a_row = lost_clips(root), {}, 0
     pool = ThreadPoolExecutor(workers)
     try:
         jobs = {pool.submit(_fetch_clip, *job): job[0] for job in todo}
@@ -177,7 +177,7 @@ def fetch(root: Path, workers: int = 4, again: bool = False, quiet: bool = False
                 raise DownloadError(f"audiocaps: {in_a_row} failures in a row, the last: {reason}; {mend}")
     finally:
         pool.shutdown(cancel_futures=True)
-        if lost != gone(root):
+        if lost != lost_clips(root):
             atomic.write_csv(pd.DataFrame(sorted(lost.items()), columns=["clip", "reason"]), root / "gone.csv")
     return failed
 

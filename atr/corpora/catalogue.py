@@ -248,7 +248,7 @@ def _has_audio(name: str) -> bool:
     """Whether the audio that does not come with the files is here."""
     home = places.home() / name
     if name == "audiocaps":
-        return not audiocaps.wanted(home)
+        return not audiocaps.clips_to_fetch(home)
     return name != "wavcaps" or bool(wavcaps.sounds(home))
 
 
@@ -294,7 +294,7 @@ def obtain(name: str, workers: int = 4, again: bool = False, quiet: bool = False
                 download.fetch(file, home, quiet)
         if name == "audiocaps":
             failed = audiocaps.fetch(home, workers, again, quiet)
-            if lost := len(audiocaps.gone(home)):
+            if lost := len(audiocaps.lost_clips(home)):
                 left = f"{lost} clips are gone from YouTube: {home / 'gone.csv'}; --again tries them again. "
             if failed:
                 clip, reason = next(iter(failed.items()))

@@ -26,8 +26,8 @@ class Table(NamedTuple):
     def uneven(self) -> dict[int, str]:
         """What is wrong with the rows that have not as many cells as the header."""
         cells = len(self.header)
-        found = {row: len(one) for row, one in enumerate(self.rows) if len(one) != cells}
-        return {row: f"{fields} fields where the header has {cells}" for row, fields in found.items()}
+        widths = {row: len(one) for row, one in enumerate(self.rows) if len(one) != cells}
+        return {row: f"{fields} fields where the header has {cells}" for row, fields in widths.items()}
 
 
 def read_csv(path: Path, name: str, most: int = MOST_COLUMNS, encoding: str = "utf-8-sig") -> Table | Problem:
@@ -54,7 +54,7 @@ def read_csv(path: Path, name: str, most: int = MOST_COLUMNS, encoding: str = "u
     except OSError as error:
         return Problem(str(path), f"cannot be read ({error.strerror})", "put the table there or name the right one")
     except UnicodeDecodeError:
-        return _undecodable(path, name)
+        return _first_bad_byte(path, name)
     except csv.Error as error:
         return Problem(f"{name}, line {start}", f"no valid CSV from here on ({error})", "mend its quotes and line ends")
     twice = [column for column, count in Counter(table.header).items() if count > 1 and column]
@@ -72,7 +72,7 @@ def _lines(file: Any) -> Iterator[str]:
         yield line
 
 
-def _undecodable(path: Path, name: str) -> Problem:
+def _first_bad_byte(path: Path, name: str) -> Problem:
     """Where the bytes of a file stop being UTF-8; no line before that is longer than LONGEST_LINE."""
     at = 0
     with open(path, "rb") as file:
@@ -106,7 +106,7 @@ def frame(path: Path, most: int = MOST_COLUMNS, latin: bool = False) -> pd.DataF
     raise ValueError(f"{table.where}: no table in CSV ({table.problem}); {table.mend}")
 
 
-def shown(header: list[str]) -> str:
+def column_list(header: list[str]) -> str:
     """A table's columns in words, not too many of them."""
     return ", ".join(map(repr, header[:12])) + (f" and {len(header) - 12} more" if len(header) > 12 else "")
 
@@ -122,7 +122,7 @@ def read_table(name: str, path: Path, required: Iterable[str]) -> list[dict[str,
         raise failure(table.where, f"no CSV in UTF-8: {table.problem}")
     missing = [column for column in required if column not in table.header]
     if missing:
-        raise failure(str(path), f"no column {missing[0]!r} (the header has {shown(table.header) or 'nothing'})")
+        raise failure(str(path), f"no column {missing[0]!r} (the header has {column_list(table.header) or 'nothing'})")
     for row, problem in table.uneven.items():
         raise failure(f"{path}, line {table.lines[row]}", problem)
     return [dict(zip(table.header, cells, strict=True)) for cells in table.rows]

@@ -62,13 +62,13 @@ def index(folder: Path, names: Iterable[str], decode: bool = False) -> dict[str,
     decode: read every file to its end, remembered or not.
     """
     remembered = _memory(folder)
-    known = _remembered(remembered)
+    memory = _read_memory(remembered)
     names = list(names)
     states = {name: _state(folder, name) for name in names}
-    found: dict[str, Fact | containers.AudioError] = {
+    facts: dict[str, Fact | containers.AudioError] = {
         name: Fact(float(row[3]), row[4])
         for name in names
-        if not decode and (row := known.get(name)) and row[:3] == states[name]
+        if not decode and (row := memory.get(name)) and row[:3] == states[name]
     }
     fresh: dict[str, list[str]] = {}
 
@@ -82,14 +82,14 @@ def index(folder: Path, names: Iterable[str], decode: bool = False) -> dict[str,
             if decode:
                 read(path, digest)
             fresh[name] = [*states[name], repr(seconds), digest]
-            found[name] = Fact(seconds, digest)
+            facts[name] = Fact(seconds, digest)
         except containers.AudioError as error:
-            found[name] = error
+            facts[name] = error
         except OSError as error:
             problem = f"cannot be read ({error.strerror})"
-            found[name] = containers.AudioError(path, problem, "restore or remove it")
+            facts[name] = containers.AudioError(path, problem, "restore or remove it")
 
-    wanted = [name for name in states if name not in found]
+    wanted = [name for name in states if name not in facts]
     pool = ThreadPoolExecutor()  # reading and hashing let go of the interpreter's lock
     try:
         results = pool.map(inspect, wanted)
@@ -98,17 +98,17 @@ def index(folder: Path, names: Iterable[str], decode: bool = False) -> dict[str,
     finally:  # an interrupted inspection keeps what it has done
         pool.shutdown(cancel_futures=True)
         if fresh:
-            rows = [[name, *row] for name, row in (known | fresh).items()]
+            rows = [[name, *row] for name, row in (memory | fresh).items()]
             atomic.write_atomic(remembered, lambda path: _write(path, rows))
-    return {name: found[name] for name in names}
+    return {name: facts[name] for name in names}
 
 
 def changed(folder: Path) -> list[str]:
     """Files of a folder, one line each, whose bytes are not those remembered, though size and time of change are."""
-    known = _remembered(_memory(folder))
+    memory = _read_memory(_memory(folder))
     return [
         f"{folder / name}: its bytes have changed since it was first read; restore it from a copy or fetch it again"
-        for name, row in known.items()
+        for name, row in memory.items()
         if _state(folder, name)[:2] == row[:2] and hashes.file_sha256(folder / name) != row[4]
     ]
 
@@ -128,7 +128,7 @@ def _state(folder: Path, name: str) -> list[str]:
     return [str(state.st_size), str(state.st_mtime_ns), str(state.st_ctime_ns)]
 
 
-def _remembered(path: Path) -> dict[str, list[str]]:
+def _read_memory(path: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -185,7 +185,7 @@ def is_audio(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:
     return os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
 
 
-def spelled(path: str) -> str:
+def normal_spelling(path: str) -> str:
     """A path spelt one way for tables and file systems: NFC, small letters, blanks of any kind single and inside."""
     *folders, name = unicodedata.normalize("NFC", path).split("/")
     stem, suffix = os.path.splitext(name)
@@ -194,7 +194,7 @@ def spelled(path: str) -> str:
 
 
 def join(
-    names: Iterable[str], there: Mapping[str, str], spellings: Iterable[Callable[[str], str]] = (str, spelled)
+    names: Iterable[str], there: Mapping[str, str], spellings: Iterable[Callable[[str], str]] = (str, normal_spelling)
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Which file each name of a table means: the files found by name, and those that a name could mean if there are
     several, or if several names could mean them.
@@ -202,7 +202,7 @@ def join(
     there: the files, each with the name that it goes by. spellings: under which names and files agree, the strictest
     first; a file that is found by one of them is no candidate for the next.
     """
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     unclear: dict[str, list[str]] = {}
     left, free = list(dict.fromkeys(names)), dict(there)
     for spelling in spellings:
@@ -212,12 +212,12 @@ def join(
         for name in left:
             here = files[spelling(name)]
             if len(here) == 1 == asked[spelling(name)]:
-                found[name] = here[0]
+                matches[name] = here[0]
                 del free[here[0]]
             elif here:
                 unclear[name] = here
-        left = [name for name in left if name not in found and name not in unclear]
-    return found, unclear
+        left = [name for name in left if name not in matches and name not in unclear]
+    return matches, unclear
 
 
 def unclear_problem(where: str, paths: list[str]) -> Problem:
@@ -252,7 +252,7 @@ def located(name: str, root: str | PathLike[str] | None) -> Path:
 def unrecognised(name: str, folder: Path, looked_for: str) -> CorpusError:
     """The error for a folder that does not hold the data set: what was looked for and what lies there."""
     there = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
-    problem = f"looked for {looked_for}; found {csvtable.shown(there) or 'nothing'}"
+    problem = f"looked for {looked_for}; found {csvtable.column_list(there) or 'nothing'}"
     mend = f"run: atr data {name}, or name the right folder: atr data {name} --from <folder>"
     return CorpusError(name, [Problem(str(folder), problem, mend)])
 
@@ -277,7 +277,7 @@ class FileReader:
         return read(self.folder / self.paths.get(clip, clip), self.digests[clip])
 
 
-def published(
+def published_corpus(
     name: str,
     folder: Path,
     lists: Mapping[str, Mapping[str, list[str]]],
@@ -285,7 +285,7 @@ def published(
     source: str,
     missing: Callable[[str, str], Problem] | None = None,
     unclear: Mapping[str, list[str]] | None = None,
-    stated: Mapping[str, tuple[float, float]] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Corpus:
     """The corpus of the listed clips that have audio.
 
@@ -296,35 +296,35 @@ def published(
     are not either.
     A file that cannot be used is a problem, and its clip left out.
     """
-    chosen = {clip: paths[clip] for clips in lists.values() for clip in clips if clip in paths}
-    facts = index(folder, chosen.values())
-    found, doubts, rows, texts = [], [], [], []
-    unclear, stated = unclear or {}, stated or {}
+    audio_files = {clip: paths[clip] for clips in lists.values() for clip in clips if clip in paths}
+    facts = index(folder, audio_files.values())
+    problems, doubts, rows, texts = [], [], [], []
+    unclear, limits = unclear or {}, limits or {}
     for split, clips in lists.items():
         for clip, captions in clips.items():
-            fact = facts.get(chosen.get(clip, ""))
+            fact = facts.get(audio_files.get(clip, ""))
             if isinstance(fact, containers.AudioError):
-                found.append(Problem(fact.where, fact.problem, fact.mend))
+                problems.append(Problem(fact.where, fact.problem, fact.mend))
             elif clip in unclear:
-                found.append(unclear_problem(f"{folder}, clip {clip!r}", unclear[clip]))
+                problems.append(unclear_problem(f"{folder}, clip {clip!r}", unclear[clip]))
             elif fact is not None:
                 rows.append((clip, split, fact.seconds, fact.digest, ""))
                 texts += [(clip, text) for text in captions]
-                if clip in stated and not _fits(fact.seconds, *stated[clip]):
-                    least, most = stated[clip]
+                if clip in limits and not _fits(fact.seconds, *limits[clip]):
+                    least, most = limits[clip]
                     length = f"{most:.2f} s" if least == most else f"{least:.0f} to {most:.0f} s"
                     problem = f"{fact.seconds:.2f} s long where {name} states {length}"
-                    where = str(folder / chosen[clip])
+                    where = str(folder / audio_files[clip])
                     doubts.append(Problem(where, problem, "fetch it again, or check that it is so"))
             elif missing is not None:
-                found.append(missing(split, clip))
+                problems.append(missing(split, clip))
     if doubts:
         first = ": ".join(doubts[0][:2])
         warnings.warn(f"{len(doubts)} of {len(rows)} files of {name} are too long or short, as {first}", stacklevel=3)
     digests = {clip: digest for clip, _, _, digest, _ in rows}
-    reader = FileReader(folder, digests, chosen, {split: len(clips) for split, clips in lists.items()})
+    reader = FileReader(folder, digests, audio_files, {split: len(clips) for split, clips in lists.items()})
     tables = clip_table(rows), caption_table(texts), no_events()
-    return Corpus(name, *tables, reader, source, found=tuple(found), repeats=True, doubts=tuple(doubts))
+    return Corpus(name, *tables, reader, source, loading_problems=tuple(problems), repeats=True, doubts=tuple(doubts))
 
 
 def _fits(seconds: float, least: float, most: float) -> bool:

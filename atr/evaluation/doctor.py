@@ -122,7 +122,7 @@ def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
         theirs = {str((train / name).absolute()): fact for name, fact in facts.items()}
         digests = {path: fact.digest for path, fact in theirs.items() if not isinstance(fact, AudioError)}
         digests = {path: digest for path, digest in digests.items() if path not in here}
-        first, errors = copies.grouped(Path(), digests | {path: reader.digests[clip] for path, clip in here.items()})
+        first, errors = copies.groups(Path(), digests | {path: reader.digests[clip] for path, clip in here.items()})
         found = [(clip, first[path]) for path, clip in here.items() if first[path] in digests]
         said = f"{len(found):,} of {len(here):,} clips are in {train}"
         said += f", as {found[0][0]!r}: {found[0][1]}" if found else ""

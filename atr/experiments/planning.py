@@ -63,11 +63,11 @@ def size(config: RunConfig, corpus: Corpus | None) -> CorpusSize:
         new = 5 * plain.clips["train"]
         train = new + plain.captions["train"] if use == "both" else new
         return replace(plain, captions={**plain.captions, "train": train})
-    held = options.pop("hold_out", None)
-    if held is not None:
+    validation = options.pop("hold_out", None)
+    if validation is not None:
         whole = size(config.replace(corpus=options), None)
         each = sum(whole.captions.values()) / sum(whole.clips.values())
-        clips = {"train": sum(whole.clips.values()) - held, "validation": int(held)}
+        clips = {"train": sum(whole.clips.values()) - validation, "validation": int(validation)}
         return replace(whole, clips=clips, captions={split: round(each * n) for split, n in clips.items()})
     if options["name"] in PUBLISHED:
         return CorpusSize(**PUBLISHED[options["name"]])
@@ -88,7 +88,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Seconds of a training step, fixed and for each pair; of embedding a clip and a caption; bytes of activations a
     pair, of the network's, its trained and its kept parameters, and of the kept ones' copy on the device; for clips of
     `seconds`.
@@ -105,7 +105,7 @@ class Measured:
     held: float
     seconds: float
 
-    def at(self, seconds: float) -> "Measured":
+    def at(self, seconds: float) -> "Measurement":
         """For clips of another length: what sound costs grows with it. Frozen features have none (0 seconds)."""
         if not self.seconds:
             return self
@@ -135,7 +135,7 @@ def signature(config: RunConfig) -> tuple:
     )
 
 
-def cost(config: RunConfig, measured: Measured, data: CorpusSize) -> Cost:
+def cost(config: RunConfig, measured: Measurement, data: CorpusSize) -> Cost:
     """What a run needs, from a measurement of its signature and the size of its corpus.
 
     A batch is about as long as the longest clips; evaluation puts clips of like length together. A stage whose encoder
@@ -188,7 +188,7 @@ def seconds(config: RunConfig, data: CorpusSize) -> float:
     # Cached features cost the same, however long their clips.
     length = 0.0 if config.training in ("frozen", "external") else 10.0
     fixed = step + HEAD_SECONDS * config.embedding_dim**2
-    measured = Measured(fixed, pair, clip, caption, *(0.0,) * 5, seconds=length)
+    measured = Measurement(fixed, pair, clip, caption, *(0.0,) * 5, seconds=length)
     return RUN_SECONDS + cost(config, measured, data).seconds
 
 
@@ -200,7 +200,7 @@ def preparation(data: CorpusSize, cores: int) -> float:
     return decoding + encoding + data.clips["train"] * 0.0015 * pretraining.EPOCHS
 
 
-def measure(config: RunConfig, device: str) -> Measured:
+def measure(config: RunConfig, device: str) -> Measurement:
     """Time a few steps of a config's networks, with random weights, on random sound and words.
 
     On a CPU with one thread, as runs have, on a few short clips; on a GPU with its switches, on clips of 10 s.
@@ -210,8 +210,8 @@ def measure(config: RunConfig, device: str) -> Measured:
         torch.manual_seed(0)
         network, audio, spoken = shell(config)
         network = switches.apply(network.to(device))
-        heard = network.audio_encoder is not None
-        small = device == "cpu" and heard
+        has_audio = network.audio_encoder is not None
+        small = device == "cpu" and has_audio
         probe = 2.0 if small and not isinstance(network.audio_encoder, SegmentEncoder) else 10.0
         counts = (2, 4) if small else (8, 32)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -248,11 +248,11 @@ def measure(config: RunConfig, device: str) -> Measured:
         fixed = max(few - counts[0] * pair, 0.0)
         network.eval()
         clip, caption = (_timed(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
-    kept = sum(tensor.nbytes for tensor in network.kept().values())
+    kept = sum(tensor.nbytes for tensor in network.trainable_state().values())
     whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
     sizes = sum(saved.values()) / counts[1], float(whole), float(changed), float(kept)
     held = float(kept) if device == "cpu" else 0.0  # the best epoch's copy lies on the CPU
-    return Measured(fixed, pair, clip, caption, *sizes, held, seconds=probe if heard else 0.0)
+    return Measurement(fixed, pair, clip, caption, *sizes, held, seconds=probe if has_audio else 0.0)
 
 
 def _timed(work: Callable[[], Any], device: str) -> float:
@@ -344,9 +344,9 @@ def _language(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tupl
     """A text encoder of a config's architecture with random weights, and its width; no download."""
     from transformers import AutoConfig, AutoModel
 
-    known = ARCHITECTURES.get(config.text_encoder.rpartition("/")[2])
-    if known is not None:
-        architecture = AutoConfig.for_model(known[0], **known[1] | dict(sizes or {}))
+    entry = ARCHITECTURES.get(config.text_encoder.rpartition("/")[2])
+    if entry is not None:
+        architecture = AutoConfig.for_model(entry[0], **entry[1] | dict(sizes or {}))
     else:
         architecture = AutoConfig.from_pretrained(text.folder(config.text_encoder, fetch=False), local_files_only=True)
     layers = 0 if config.training == "frozen" else config.state_layers  # frozen: only its width counts
@@ -364,7 +364,7 @@ def summary(plan: pd.DataFrame, device: str, side_by_side: int, cluster: str = "
     time of those not finished, one after another; `.attrs["seconds"]` is the sum of that.
     cluster: in words, where the runs are not for this machine alone.
     """
-    measured: dict[tuple, Measured] = {}
+    measured: dict[tuple, Measurement] = {}
     rows, audio = [], {}
     state = 0.0
     for notebooks, finished, config, data in plan[["notebooks", "finished", "config", "size"]].itertuples(index=False):

@@ -79,8 +79,8 @@ def _number(error: Exception, temporary: Path | None) -> int | None:
     """The errno of an error, where only its text has it, or none, too."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if told := re.search(r"(?:os error|Errno) (\d+)", str(error)):  # safetensors; shutil.copytree
-        return int(told[1])
+    if match := re.search(r"(?:os error|Errno) (\d+)", str(error)):  # safetensors; shutil.copytree
+        return int(match[1])
     files = [temporary] if temporary and temporary.is_file() else list(temporary.rglob("*")) if temporary else []
     for file in sorted((file for file in files if file.is_file()), key=lambda file: -file.stat().st_size)[:1]:
         try:

@@ -19,7 +19,7 @@ from atr.training.model import DualEncoder
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class SplitResult:
     """ranks, and on the CPU in float32: audio (clips, dim) and text (captions, dim) of length 1; of a text-aware model
     similarity (captions, clips) and text (captions, dim), since a clip has no embedding of its own.
     """
@@ -33,7 +33,7 @@ class Evaluated:
         """As `metrics.retrieval_metrics` names them."""
         return retrieval.retrieval_metrics(self.ranks)
 
-    def kept(self) -> dict[str, Tensor]:
+    def to_tensors(self) -> dict[str, Tensor]:
         """What a run keeps of its test split: see `Run.embeddings`."""
         relevance = self.split.relevance
         dense = relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
@@ -64,7 +64,7 @@ def evaluate(
     to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     released_batch: int | None = None,
     group: Group = ALONE,
-) -> Evaluated:
+) -> SplitResult:
     """Embed a whole split in evaluation mode and rank it. `dual` is `network`, wrapped for its device and precision;
     for the others see `model.embed`. FloatingPointError: embeddings that are not finite.
     """
@@ -72,13 +72,13 @@ def evaluate(
     if not (audio.isfinite().all() and text.isfinite().all()):
         raise FloatingPointError("embeddings are not finite")
     if network.text_aware is None:
-        return Evaluated(split, retrieval.ranks((text, audio), split.relevance), {"audio": audio, "text": text})
+        return SplitResult(split, retrieval.ranks((text, audio), split.relevance), {"audio": audio, "text": text})
     training = network.training
     network.eval()
     own = network.similarity(to(audio), to(text[group.own_rows(len(text))]))
     similarity = group.gather(own.cpu(), len(text))
     network.train(training)
-    return Evaluated(split, retrieval.ranks(similarity, split.relevance), {"similarity": similarity, "text": text})
+    return SplitResult(split, retrieval.ranks(similarity, split.relevance), {"similarity": similarity, "text": text})
 
 
 SIDES = ("audio", "text")

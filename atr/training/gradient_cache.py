@@ -44,19 +44,19 @@ class BatchEncoder:
         processes.
         """
         audio, text = [], []
-        for count, heard, read in self._parts(inputs, captions):
-            audio.append(self.group.gather(heard, count))
-            text.append(self.group.gather(read, count))
-        return _joined(audio), _joined(text)
+        for count, sound, words in self._parts(inputs, captions):
+            audio.append(self.group.gather(sound, count))
+            text.append(self.group.gather(words, count))
+        return _cat(audio), _cat(text)
 
     def similarity(self, inputs: Inputs, captions: np.ndarray) -> Tensor:
         """Of a text-aware model: (captions, clips) of a batch; the same on all processes, of which each scores its own
         captions.
         """
         parts = list(self._parts(inputs, captions))
-        frames = _joined([self.group.gather(heard, count, summed=True) for count, heard, _ in parts])
+        frames = _cat([self.group.gather(sound, count, summed=True) for count, sound, _ in parts])
         run = self._runner(len(parts))
-        return _joined([self.group.gather(run(self.network.similarity, frames, read), n) for n, _, read in parts])
+        return _cat([self.group.gather(run(self.network.similarity, frames, words), n) for n, _, words in parts])
 
     def _parts(self, inputs: Inputs, captions: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Of each chunk: its number of pairs, and what the network makes of this process's share of them."""
@@ -86,7 +86,7 @@ class BatchEncoder:
         return twice
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _cat(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

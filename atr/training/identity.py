@@ -95,9 +95,9 @@ def _weights_file(name: str, encoder: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-        found = sorted(place.glob(f"{encoder}.*"))
-        if found:
-            return found[0]
+        matches = sorted(place.glob(f"{encoder}.*"))
+        if matches:
+            return matches[0]
     looked = " and ".join(map(str, dict.fromkeys(places)))
     raise FileNotFoundError(
         f"audio_weights: {name!r}: no such file, nor a folder with a file {encoder}.*; looked at {looked}"
@@ -107,7 +107,7 @@ def _weights_file(name: str, encoder: str) -> Path:
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """Hashes of the code of one's own that a config trains with; empty for most."""
     used = [("encoder", config.audio_encoder), *(("loss", part.loss["name"]) for part in config.parts())]
-    return {f"{kind} {name}": found for kind, name in used if (found := code(kind, name))}
+    return {f"{kind} {name}": digest for kind, name in used if (digest := code(kind, name))}
 
 
 def locate(
@@ -122,8 +122,8 @@ def locate(
     or raises FileNotFoundError without `fetch`.
     """
     fingerprints = weights(config, corpus, quiet, fetch).fingerprints
-    for name, (other, given) in needed(config, corpus, root).items():
-        fingerprints = fingerprints | {name: locate(other, given, runs, quiet, fetch, root).address}
+    for name, (other, its_corpus) in needed(config, corpus, root).items():
+        fingerprints = fingerprints | {name: locate(other, its_corpus, runs, quiet, fetch, root).address}
     return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
 
 

@@ -128,7 +128,7 @@ class DualEncoder(nn.Module):
             return audio and self.pool_audio(audio), text and self.pool_text(text)
         return audio and self.embed_audio(audio), text and self.embed_text(text)
 
-    def kept(self) -> dict[str, Tensor]:
+    def trainable_state(self) -> dict[str, Tensor]:
         """The tensors that training changes: trained parameters, and buffers (batch statistics)."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         fixed = {name for name, _ in self.named_parameters()} - trained
@@ -203,21 +203,22 @@ def restore(run: Run, prepared: Prepared, config: RunConfig | None = None) -> Du
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    path, kept, own = run.path / "checkpoint.safetensors", run.checkpoint, network.kept()
+    path, saved, own = run.path / "checkpoint.safetensors", run.checkpoint, network.trainable_state()
     mend = "train anew, with the run's folder moved away"
-    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (kept, own)]
+    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, own)]
     if shapes[0] != shapes[1]:
-        told = [
+        differences = [
             f"{name} ({' instead of '.join(str(shape[name]) if name in shape else 'none' for shape in shapes)})"
             for name in {**shapes[0], **shapes[1]}
             if shapes[0].get(name) != shapes[1].get(name)
         ]
         raise RecordError(
-            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.listed(told)}; {mend}"
+            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.listed(differences)}; "
+            f"{mend}"
         )
     try:
-        checkpoints.check(path, kept, own, mend)
+        checkpoints.check(path, saved, own, mend)
     except ValueError as error:
         raise RecordError(str(error)) from None
-    network.load_state_dict(kept, strict=False)
+    network.load_state_dict(saved, strict=False)
     return network

@@ -87,9 +87,9 @@ def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: b
     def encoder() -> text.TextEncoder:
         return text.TextEncoder(folder, config.text_pooling).to(device)
 
-    known, pooling = text.fingerprint(folder), config.text_pooling
-    spoken = text.computed(normalised(config, corpus), known, encoder, pooling=pooling, quiet=quiet)
-    return Rows(POOLED, torch.from_numpy(spoken.data))
+    fingerprint, pooling = text.fingerprint(folder), config.text_pooling
+    rows = text.computed(normalised(config, corpus), fingerprint, encoder, pooling=pooling, quiet=quiet)
+    return Rows(POOLED, torch.from_numpy(rows.data))
 
 
 def prepare(
@@ -111,18 +111,20 @@ def prepare(
             loaded.append(text.TextEncoder(prepared.text_folder, config.text_pooling, config.state_layers))
         return loaded[0]
 
-    def moved() -> text.TextEncoder:
+    def encoder_on_device() -> text.TextEncoder:
         return text_encoder().to(device)
 
-    known = prepared.fingerprints["text"]
+    fingerprint = prepared.fingerprints["text"]
 
     def read(captions: list[str]) -> Rows:
         if config.training == "frozen":
-            rows = text.computed(captions, known, moved, pooling=config.text_pooling, quiet=quiet)
+            rows = text.computed(captions, fingerprint, encoder_on_device, pooling=config.text_pooling, quiet=quiet)
             return Rows(POOLED, torch.from_numpy(rows.data))
         if config.state_layers is not None:
-            return Rows(text.STATES, text.computed(captions, known, moved, below=config.state_layers, quiet=quiet))
-        return text.tokenized(captions, known, text_encoder)
+            below = config.state_layers
+            states = text.computed(captions, fingerprint, encoder_on_device, below=below, quiet=quiet)
+            return Rows(text.STATES, states)
+        return text.tokenized(captions, fingerprint, text_encoder)
 
     if config.padding == "released" and registry.facts(config.audio_encoder).cached:
         raise ValueError(f"padding 'released': {config.audio_encoder} reads cached log-mels, which hold no padding")
@@ -136,11 +138,11 @@ def prepare(
         clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
         if config.training == "external":
             sides = external(config, part, prepared.text_folder, captions, device, quiet)
-            audio, spoken = (Rows(POOLED, embeddings) for embeddings in sides)
+            audio, texts = (Rows(POOLED, embeddings) for embeddings in sides)
         elif config.training == "frozen":
             assert prepared.audio_weights is not None
             audio = Rows(POOLED, pooled(config, part, prepared.audio_weights, device, quiet))
-            spoken = read(captions)
+            texts = read(captions)
         else:
             if config.audio_state_layers is not None:
                 if prepared.audio_weights is None:
@@ -148,8 +150,8 @@ def prepare(
                 audio = Rows(inputs.STATES, audio_states(config, part, prepared.audio_weights, device, quiet))
             else:
                 audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
-            spoken = read(captions)
-        prepared.splits[name] = Inputs(audio, spoken, clip_of_caption, part.relevance())
+            texts = read(captions)
+        prepared.splits[name] = Inputs(audio, texts, clip_of_caption, part.relevance())
     if config.text_contrast and "train" in splits:
         table = language.read(config.text_contrast["captions"]).sort_values("clip", kind="stable")
         captions = [text.normalise(caption, caption_style(config)) for caption in table["caption"]]
@@ -173,7 +175,7 @@ def external(
     config: RunConfig, corpus: Corpus, folder: Path, captions: list[str], device: str, quiet: bool
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of a CLAP model with both towers over a one-split corpus, computed once: audio, text."""
-    known, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
+    fingerprint, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
     loaded: list[Clap] = []
 
     def model() -> Clap:
@@ -188,8 +190,8 @@ def external(
     def words(target: Path) -> None:
         packed.pack(target, model().text(captions, quiet).numpy()[:, None])
 
-    cut = (config.max_seconds, config.seed)
-    heard = hashes.content_key(CLAP_VERSION, known, corpus.audio_fingerprint(split), cut, inputs.WAVEFORM_VERSION)
-    keys = {heard: sounds, hashes.content_key(CLAP_VERSION, known, captions): words}
-    audio, spoken = (packed.open_packed(store.cached_folder("clap", key, build)).data for key, build in keys.items())
-    return torch.from_numpy(audio), torch.from_numpy(spoken)
+    content, cut = corpus.audio_fingerprint(split), (config.max_seconds, config.seed)
+    audio_key = hashes.content_key(CLAP_VERSION, fingerprint, content, cut, inputs.WAVEFORM_VERSION)
+    keys = {audio_key: sounds, hashes.content_key(CLAP_VERSION, fingerprint, captions): words}
+    audio, texts = (packed.open_packed(store.cached_folder("clap", key, build)).data for key, build in keys.items())
+    return torch.from_numpy(audio), torch.from_numpy(texts)

@@ -80,12 +80,12 @@ def run(folder: Path, smoke: bool = False, command: str = "", say: Callable[[str
 
 def failures(content: dict[str, Any]) -> list[str]:
     """What did not end as it should, a line each: tests, measurements and whole parts."""
-    found = []
+    lines = []
     for name, record in content["parts"].items():
-        found += [f"{name}: {row['test']}: {row['outcome']}" for row in record["rows"] if row.get("failed")]
-        found += [f"{name}: {row['how']}: {row['error']}" for row in record["rows"] if "error" in row]
-        found += [f"{name}: {record['error']}"] if "error" in record else []
-    return found
+        lines += [f"{name}: {row['test']}: {row['outcome']}" for row in record["rows"] if row.get("failed")]
+        lines += [f"{name}: {row['how']}: {row['error']}" for row in record["rows"] if "error" in row]
+        lines += [f"{name}: {record['error']}"] if "error" in record else []
+    return lines
 
 
 def _driver() -> str:

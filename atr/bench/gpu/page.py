@@ -172,8 +172,8 @@ def page(content: dict[str, Any]) -> str:
     lines = ["# On the CPU, in miniature: no measurement" if content["smoke"] else "# What a GPU shows", ""]
     lines += [f"{', '.join(filter(None, where))}.", ""]
     lines += [f"`{content['command']}`, {content['began']}, {content['seconds']:.0f} s so far or in all.", ""]
-    known = f"{peak / 1e12:,.1f} TFLOP/s, by its data sheet" if peak else "not known"
-    lines += [f"Dense bf16 peak of the device: {known}.", ""]
+    words = f"{peak / 1e12:,.1f} TFLOP/s, by its data sheet" if peak else "not known"
+    lines += [f"Dense bf16 peak of the device: {words}.", ""]
     for name, record in content["parts"].items():
         part = PARTS[name]
         lines += [f"## {part.title}", "", part.note, ""]

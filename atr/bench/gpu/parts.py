@@ -53,8 +53,8 @@ def cuda_tests(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     if content["smoke"]:
         environment["OMP_NUM_THREADS"] = "1"
     command += SMOKE_TESTS if content["smoke"] else TESTS
-    with tempfile.TemporaryFile("w+") as said:
-        options: dict[str, Any] = {"stdout": said, "stderr": subprocess.STDOUT, "start_new_session": True}
+    with tempfile.TemporaryFile("w+") as log:
+        options: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen(command, cwd=places.PROJECT, env=environment, **options)
         try:
             process.wait(max(deadline - time.monotonic(), LEAST_SECONDS))
@@ -65,8 +65,8 @@ def cuda_tests(content: dict[str, Any], deadline: float) -> Iterator[Row]:
             if late:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        said.seek(0)
-        text = said.read()
+        log.seek(0)
+        text = log.read()
     rows = outcomes(text)
     if late or process.returncode or not rows:
         content["parts"]["tests"]["output"] = text[-8000:]
@@ -185,15 +185,15 @@ def kind(config: RunConfig) -> dict[str, Any]:
     training = "finetuned" if config.training == "scratch" else config.training
     patchout = config.augment == "patchout" and training != "frozen"
     pooling = config.text_aware and {**config.text_aware, "dropout": 0.1}
-    found = {name: getattr(config, name) for name in ALIKE}
-    return found | {"training": training, "augment": "patchout" if patchout else None, "text_aware": pooling}
+    fields = {name: getattr(config, name) for name in ALIKE}
+    return fields | {"training": training, "augment": "patchout" if patchout else None, "text_aware": pooling}
 
 
 def cost(fields: dict[str, Any], device: str) -> dict[str, Any]:
     """What planning measures of the networks of a config, and seconds of a step of 32 pairs of 10 s."""
-    found = planning.measure(RunConfig(**fields), device)
-    at_ten = found.at(10.0)
-    return {"measured": asdict(found), "seconds": at_ten.fixed + 32 * at_ten.pair}
+    measurement = planning.measure(RunConfig(**fields), device)
+    at_ten = measurement.at(10.0)
+    return {"measured": asdict(measurement), "seconds": at_ten.fixed + 32 * at_ten.pair}
 
 
 def cost_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
@@ -220,13 +220,13 @@ def hour_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     costs = {row["kind"]: row for row in content["parts"]["costs"]["rows"]}
     every: dict[str, planning.Cost] = {}
     for path, plan in _plan(content).items():
-        row: Row = {"how": path.stem, "reproduces": _published(path), "runs": len(plan)}
+        row: Row = {"how": path.stem, "reproduces": _source_of(path), "runs": len(plan)}
         needs: dict[str, planning.Cost] = {}
         missing = set()
         for config, size in zip(plan["config"], plan["size"], strict=True):
             costly = costs.get(json.dumps(kind(config)), {})
             if "measured" in costly:
-                needs[_key(config)] = planning.cost(config, planning.Measured(**costly["measured"]), size)
+                needs[_key(config)] = planning.cost(config, planning.Measurement(**costly["measured"]), size)
             else:
                 missing.add(costly.get("how", "a kind of run"))
         every |= needs
@@ -244,7 +244,7 @@ def _sum(needs: dict[str, planning.Cost]) -> dict[str, float]:
     return {"steps": sum(need.steps for need in needs.values()), "hours": seconds / 3600}
 
 
-def _published(notebook: Path) -> str:
+def _source_of(notebook: Path) -> str:
     """The paper and tables that a notebook reproduces, as its first cell says; "" where it names none."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     lines = [line.strip() for line in "".join(cells[0]["source"]).splitlines() if line.strip()]

@@ -58,17 +58,17 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
     """
     sheet = csvtable.frame(table, latin=True)
     if missing := {"file_name", "keywords"} - set(sheet.columns):
-        columns = csvtable.shown(sheet.columns.tolist())
+        columns = csvtable.column_list(sheet.columns.tolist())
         raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; it has {columns}")
-    known = {}
+    by_name = {}
     for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):
-        known[Path(name).stem] = known[name] = [word.strip() for word in text.split(";") if word.strip()]
-    names = {clip: clip if clip in known else clip.rpartition("/")[2] for clip in clips}
-    meant, _ = files.join(names.values(), {name: name for name in known})
-    found = {clip: known[meant[name]] for clip, name in names.items() if name in meant}
-    if not found:
+        by_name[Path(name).stem] = by_name[name] = [word.strip() for word in text.split(";") if word.strip()]
+    names = {clip: clip if clip in by_name else clip.rpartition("/")[2] for clip in clips}
+    matches, _ = files.join(names.values(), {name: name for name in by_name})
+    keywords = {clip: by_name[matches[name]] for clip, name in names.items() if name in matches}
+    if not keywords:
         raise ValueError(f"{table}: has none of the {len(names)} clips among its files; is it of this corpus?")
-    return found
+    return keywords
 
 
 @dataclass
