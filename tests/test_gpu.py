@@ -136,7 +136,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_has(monkeypatch, tmp_path):
 def test_no_part_begins_when_the_time_is_up(monkeypatch):
     monkeypatch.setattr(harness, "measure", lambda case, limit, threads: pytest.fail("measured"))
     case = Case("steps", "late", "step.ours")
-    (row,) = parts.measured([case], time.monotonic() + 1)
+    (row,) = parts.measure_cases([case], time.monotonic() + 1)
     assert row == case.row() | {"error": "no time was left"}
 
 
@@ -155,7 +155,7 @@ def test_what_a_part_leaves_the_next_may_use_and_all_end_within_nine_minutes(mon
 
 def test_a_measurement_that_takes_too_long_is_ended():
     case = Case("evaluation", "slow", "evaluation.looped", {"clips": 5000, "dim": 64})
-    (row,) = parts.measured([case], time.monotonic() + parts.LEAST_SECONDS + 0.5)
+    (row,) = parts.measure_cases([case], time.monotonic() + parts.LEAST_SECONDS + 0.5)
     assert row == case.row() | {"error": "ended after 3 s"}
 
 
@@ -234,7 +234,7 @@ def test_the_networks_of_a_step_are_those_that_it_names():
 def test_hours_are_the_sum_of_what_the_runs_of_a_grid_cost(monkeypatch):
     paths = study.notebooks(["01", "02", "09"])
     monkeypatch.setattr(study, "notebooks", lambda *given: paths)
-    sizes = dict.fromkeys(("activations", "parameters", "trained", "kept", "held"), 0.0)
+    sizes = dict.fromkeys(("activations", "parameters", "trained", "checkpoint", "copy"), 0.0)
     measured = planning.Measurement(fixed=0.01, pair=0.002, clip=0.001, caption=0.001, seconds=10.0, **sizes)
     plans = {path: study.plan([path], "paper") for path in paths}
     kinds = {json.dumps(parts.kind(config)): config for path in paths[:2] for config in plans[path]["config"]}
@@ -288,7 +288,7 @@ def pretended(monkeypatch, tmp_path):
         module, _, name = case.function.rpartition(".")
         function = getattr(importlib.import_module(f"atr.bench.{module}"), name)
         inspect.signature(function).bind(**case.arguments)
-        sizes = dict.fromkeys(("activations", "parameters", "trained", "kept", "held"), 0.0)
+        sizes = dict.fromkeys(("activations", "parameters", "trained", "checkpoint", "copy"), 0.0)
         cost = planning.Measurement(fixed=0.02, pair=0.003, clip=0.001, caption=0.0005, seconds=10.0, **sizes)
         found = {"seconds": 0.112, "first_seconds": 2.3, "memory_gib": 18.4, "flops": 4_000_000_000_000}
         found |= {"product_flops_a_second": 7.2e14, "measured": vars(cost), "clips": case.arguments.get("batch", 1)}

@@ -18,8 +18,8 @@ FROZEN = Measurement(
     activations=1e6,
     parameters=4e6,
     trained=2e6,
-    kept=2e6,
-    held=2e6,
+    checkpoint=2e6,
+    copy=2e6,
     seconds=0.0,
 )
 MEASURED = replace(FROZEN, seconds=10.0)
@@ -95,7 +95,7 @@ def test_a_measurement_is_positive_and_knows_what_is_trained(changes, tiny_bert)
     measured = planning.measure(config, "cpu")
     assert min(measured.clip, measured.caption, measured.activations) > 0 and measured.fixed + measured.pair > 0
     assert (measured.trained < measured.parameters) == (config.training == "frozen_released")
-    assert measured.kept >= measured.trained and (measured.seconds > 0) == (config.training != "frozen")
+    assert measured.checkpoint >= measured.trained and (measured.seconds > 0) == (config.training != "frozen")
     if config.training == "frozen":  # two heads: 192 to 16 to 16, and 16 to 32 to 16, with biases
         assert measured.parameters == 4 * (192 * 16 + 16 + 16 * 16 + 16 + 16 * 32 + 32 + 32 * 16 + 16)
 

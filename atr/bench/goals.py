@@ -63,8 +63,8 @@ def agreement(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def _numbers(row: dict[str, Any]) -> list[float]:
     scores = row.get("scores", [])
-    given = list(scores.values()) if isinstance(scores, dict) else list(scores)
-    return [*given, row["first_loss"]] if "first_loss" in row else given
+    numbers = list(scores.values()) if isinstance(scores, dict) else list(scores)
+    return [*numbers, row["first_loss"]] if "first_loss" in row else numbers
 
 
 def _steps(rows: Sequence[dict[str, Any]], device: str) -> list[dict[str, Any]]:

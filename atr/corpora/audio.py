@@ -98,14 +98,14 @@ def segments(path: str | PathLike[str], seconds: float) -> Iterator[tuple[float,
     parts = streams(path)
     rate = parts[0].rate
     length, shortest = max(1, round(seconds * rate)), round(SHORTEST * rate)
-    rest, done, heard = np.empty(0, np.float32), 0, False
+    rest, done, audible = np.empty(0, np.float32), 0, False
     for block in _blocks(path, parts):
         rest = np.concatenate([rest, block])
         while len(rest) >= length + shortest:
-            heard = heard or bool(rest[:length].any())
+            audible = audible or bool(rest[:length].any())
             yield done / rate, rest[:length], rate
             rest, done = rest[length:], done + length
-    if not heard and not rest.any():
+    if not audible and not rest.any():
         raise _silent(path)
     yield done / rate, rest, rate
 

@@ -90,8 +90,8 @@ class Cost:
 @dataclass(frozen=True)
 class Measurement:
     """Seconds of a training step, fixed and for each pair; of embedding a clip and a caption; bytes of activations a
-    pair, of the network's, its trained and its kept parameters, and of the kept ones' copy on the device; for clips of
-    `seconds`.
+    pair, of the network's parameters, of those that are trained, of its checkpoint and of that one's copy on the
+    device; for clips of `seconds`.
     """
 
     fixed: float
@@ -101,8 +101,8 @@ class Measurement:
     activations: float
     parameters: float
     trained: float
-    kept: float
-    held: float
+    checkpoint: float
+    copy: float
     seconds: float
 
     def at(self, seconds: float) -> "Measurement":
@@ -157,10 +157,10 @@ def cost(config: RunConfig, measured: Measurement, data: CorpusSize) -> Cost:
     step = batched.fixed + config.batch_size * batched.pair
     steps = sum(part.epochs * steps_an_epoch(part) for part in parts)
     seconds = steps * step + epochs * embedded("validation") + len(parts) * embedded("test")
-    memory = batched.parameters + 3 * batched.trained + batched.held + config.batch_size * batched.activations
+    memory = batched.parameters + 3 * batched.trained + batched.copy + config.batch_size * batched.activations
     embeddings = 4 * config.embedding_dim * (data.clips.get("test", 0) + data.captions.get("test", 0))
     return Cost(
-        steps, seconds, memory, measured.kept + embeddings, 4 * measured.kept + 4 * measured.trained
+        steps, seconds, memory, measured.checkpoint + embeddings, 4 * measured.checkpoint + 4 * measured.trained
     )  # a new state is written beside the old one
 
 
@@ -248,11 +248,11 @@ def measure(config: RunConfig, device: str) -> Measurement:
         fixed = max(few - counts[0] * pair, 0.0)
         network.eval()
         clip, caption = (_timed(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
-    kept = sum(tensor.nbytes for tensor in network.trainable_state().values())
+    checkpoint = sum(tensor.nbytes for tensor in network.trainable_state().values())
     whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
-    sizes = sum(saved.values()) / counts[1], float(whole), float(changed), float(kept)
-    held = float(kept) if device == "cpu" else 0.0  # the best epoch's copy lies on the CPU
-    return Measurement(fixed, pair, clip, caption, *sizes, held, seconds=probe if has_audio else 0.0)
+    sizes = sum(saved.values()) / counts[1], float(whole), float(changed), float(checkpoint)
+    copies = float(checkpoint) if device == "cpu" else 0.0  # the best epoch's copy lies on the CPU
+    return Measurement(fixed, pair, clip, caption, *sizes, copies, seconds=probe if has_audio else 0.0)
 
 
 def _timed(work: Callable[[], Any], device: str) -> float:
@@ -397,13 +397,13 @@ def summary(plan: pd.DataFrame, device: str, side_by_side: int, cluster: str = "
     by = ["notebooks", "corpus", "recipe", "training", "batch", "epochs"]
     how = {"runs": "sum", "finished": "sum", "steps": "max", "memory": "max", "disk": "sum", "time": "sum"}
     groups = pd.DataFrame(rows).groupby(by, sort=False).agg(how).reset_index()
-    total, kept = groups["time"].sum() / side_by_side, groups["disk"].sum()
+    total, disk = groups["time"].sum() / side_by_side, groups["disk"].sum()
     where = torch.cuda.get_device_name() if device == "cuda" else f"{side_by_side} runs side by side on the CPU"
     where = f"{cluster}, {side_by_side} runs at a time" if cluster else f"this machine ({where})"
     needed = duration(total) if total else "nothing"
     words = (
         f"About {needed} in sum on {where}, by a few measured steps; decoding and frozen features, made "
-        f"once, on top. Disk: {gigabytes(kept)} of runs, {gigabytes(state)} more for each one under "
+        f"once, on top. Disk: {gigabytes(disk)} of runs, {gigabytes(state)} more for each one under "
         f"way, and {gigabytes(sum(audio.values()))} of packed audio."
     )
     groups.attrs["seconds"] = float(groups["time"].sum())

@@ -59,8 +59,8 @@ class UniformityPenalty(nn.Module):
     ) -> Tensor:
         """Scalar h of embeddings (B, D), or one (…,) of each of several batches (…, B, D).
 
-        chosen: of `choose`; without it, chosen anew, from `generator` or torch's own, on the CPU. Pass one to both
-        modalities to have them share it. ValueError: D is below dims.
+        dimensions: of `choose`; without them, drawn anew, from `generator` or torch's own, on the CPU. The same for
+        both modalities to have them share it. ValueError: D is below dims.
         """
         width = embeddings.shape[-1]
         if width < self.dims:

@@ -71,8 +71,8 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         if number == errno.ENOSPC:
             there = next(one for one in path.absolute().parents if one.is_dir())
             free = f" ({shutil.disk_usage(there).free / 1e6:,.1f} MB free)"
-        said = f"{path}: cannot be written: {os.strerror(number)}{free}; {MENDS[number]}"
-        raise WriteError(number, said) from error
+        message = f"{path}: cannot be written: {os.strerror(number)}{free}; {MENDS[number]}"
+        raise WriteError(number, message) from error
 
 
 def _number(error: Exception, temporary: Path | None) -> int | None:

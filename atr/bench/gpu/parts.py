@@ -27,7 +27,7 @@ SMOKE_TESTS = ("tests/test_precision.py::test_bf16_agrees_with_float32_on_a_cpu"
 Row = dict[str, Any]
 
 
-def measured(cases: list[Case], deadline: float) -> Iterator[Row]:
+def measure_cases(cases: list[Case], deadline: float) -> Iterator[Row]:
     """A row of each case: what it comes to, or an error that says why there is nothing."""
     for case in cases:
         left = deadline - time.monotonic()
@@ -110,7 +110,7 @@ def _step(content: dict[str, Any], part: str, how: str, **changes: Any) -> Case:
 def step_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     networks = ("smallest",) if content["smoke"] else ("paper", "cnn14", "mn04")
     cases = [_step(content, "steps", NAMES[network], network=network) for network in networks]
-    for row in measured(cases, deadline):
+    for row in measure_cases(cases, deadline):
         if "flops" in row:
             row["flops_a_second"] = row["flops"] / row["seconds"]
             row["of_product"] = row["flops_a_second"] / row["product_flops_a_second"]
@@ -123,7 +123,7 @@ def switch_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     if content["smoke"]:
         cases[-1] = Case("switches", cases[-1].how, "", missing="compiling waits on a GPU")
     reference = None
-    for row in measured(cases, deadline):
+    for row in measure_cases(cases, deadline):
         if row["how"] == UNCOMPILED:
             reference = row.get("seconds")
         if reference and "seconds" in row:
@@ -135,7 +135,7 @@ def memory_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     batch, chunk = (8, 2) if content["smoke"] else (step.LARGE_BATCH, 32)
     ways: dict[str, int | None] = {"the whole batch at once": None, f"in chunks of {chunk}": chunk}
     cases = [_step(content, "memory", how, batch=batch, chunk=size, detail=False) for how, size in ways.items()]
-    yield from measured(cases, deadline)
+    yield from measure_cases(cases, deadline)
 
 
 # Text-aware scoring
@@ -155,7 +155,7 @@ def scoring_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
         Case("text_aware", how, "gpu.parts.scoring", size | {"tf32": tf32})
         for how, tf32 in (("TF32", True), ("float32", False))
     ]
-    for row in measured(cases, deadline):
+    for row in measure_cases(cases, deadline):
         if "seconds" in row:
             row["pairs_a_second"] = row["size"]["clips"] * row["size"]["captions"] / row["seconds"]
         yield row
@@ -212,7 +212,7 @@ def cost_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
         words += [{"32": "float32"}.get(fields["precision"], fields["precision"])]
         arguments = {"fields": fields | {"embedding_dim": width}, "device": device}
         cases.append(Case("costs", ", ".join(words), "gpu.parts.cost", arguments))
-    for row, key in zip(measured(cases, deadline), widths, strict=True):
+    for row, key in zip(measure_cases(cases, deadline), widths, strict=True):
         yield row | {"kind": key}
 
 

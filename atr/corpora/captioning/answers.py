@@ -202,14 +202,14 @@ def audit(captions: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
     own = {clip: texts.tolist() for clip, texts in originals.groupby("clip", sort=False)["caption"]}
     broken: dict[str, set[tuple[str, int]]] = {rule: set() for rule in (*RULES, *REMARKS)}
     for clip, texts in captions.groupby("clip", sort=False)["caption"]:
-        for found in findings(texts.tolist(), own.get(clip, [])):
-            places = range(len(texts)) if found.caption is None else [found.caption]
-            broken[found.rule] |= {(str(clip), place) for place in places}
+        for finding in findings(texts.tolist(), own.get(clip, [])):
+            places = range(len(texts)) if finding.caption is None else [finding.caption]
+            broken[finding.rule] |= {(str(clip), place) for place in places}
     kinds = {rule: "rule" if rule in RULES else "remark" for rule in broken}
-    broken["any rule"] = set().union(*(found for rule, found in broken.items() if kinds[rule] == "rule"))
+    broken["any rule"] = set().union(*(places for rule, places in broken.items() if kinds[rule] == "rule"))
     number = max(1, len(captions))
     rows = [
-        (rule, kinds.get(rule, "rule"), len(found), len({clip for clip, _ in found}), 100 * len(found) / number)
-        for rule, found in broken.items()
+        (rule, kinds.get(rule, "rule"), len(places), len({clip for clip, _ in places}), 100 * len(places) / number)
+        for rule, places in broken.items()
     ]
     return pd.DataFrame(rows, columns=["rule", "kind", "captions", "clips", "share"])

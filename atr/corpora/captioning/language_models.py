@@ -192,8 +192,8 @@ def _text(content: Any, *kinds: str) -> str:
     if isinstance(content, list):
         parts = [{"text": part} if isinstance(part, str) else part for part in content]
         named = [part for part in parts if part.get("type", "text") in kinds]
-        held = [next((part[kind] for kind in ("text", *kinds) if kind in part), None) for part in named]
-        return "".join(_text(one) for one in held)
+        texts = [next((part[kind] for kind in ("text", *kinds) if kind in part), None) for part in named]
+        return "".join(_text(one) for one in texts)
     if not isinstance(content, str | None):
         raise TypeError(f"content is {type(content).__name__}")
     return whole(content or "")

@@ -149,11 +149,11 @@ def with_synthetic(corpus: Corpus, name: str, use: str = "both") -> Corpus:
         raise ValueError(f"use: unknown {use!r}; known: {', '.join(USES)}")
     training = set(corpus.clips.loc[corpus.clips["split"] == "train", "clip"])
     texts = {str(clip): captions.tolist() for clip, captions in corpus.captions.groupby("clip", sort=False)["caption"]}
-    given = {clip: captions for clip, captions in texts.items() if clip in training}
+    originals = {clip: captions for clip, captions in texts.items() if clip in training}
     if name == PARAPHRASE:
-        new = {clip: paraphrase(captions, clip) for clip, captions in given.items()}
+        new = {clip: paraphrase(captions, clip) for clip, captions in originals.items()}
     else:
-        new = _captions_of(path(name), given)
+        new = _captions_of(path(name), originals)
     for clip, captions in new.items():
         texts[clip] = captions if use == "synthetic" else texts[clip] + captions
     table = caption_table([(clip, caption) for clip, captions in texts.items() for caption in captions])

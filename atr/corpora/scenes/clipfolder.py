@@ -390,9 +390,9 @@ def _assign_splits(sources: list[Source], together: dict[str, str]) -> list[Sour
             originals.setdefault(source.event, []).append(source.path)
     split_of: dict[str, str] = {}
     for paths in originals.values():
-        held = max(1, round(SHARES["test"] * len(paths)))
-        kept = len(paths) - 2 * held
-        splits = ["train"] * max(1, kept) + ["validation"] * held + ["test"] * held
+        tests = max(1, round(SHARES["test"] * len(paths)))
+        training = len(paths) - 2 * tests
+        splits = ["train"] * max(1, training) + ["validation"] * tests + ["test"] * tests
         split_of |= dict(zip(paths, splits, strict=False))
     return [replace(source, split=split_of[together[source.path]]) for source in sources]
 
