@@ -14,8 +14,8 @@ from atr.config import ConfigError
 from atr.corpora.captioning import language
 from atr.encoders import text
 from atr.encoders.audio.mobilenet import MobileNet
-from atr.losses.contrast import Contrast, Words
-from atr.system.packed import POOLED, Rows
+from atr.losses.contrast import Contrast, WordRows
+from atr.system.packed import POOLED, InputRows
 from atr.training import model, preparation
 
 
@@ -49,7 +49,7 @@ def test_a_clip_of_which_one_caption_is_tested_on_is_left_out_whole(tmp_path, mo
 
 def test_captions_of_one_clip_find_each_other():
     rows = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    words = Words(Rows(POOLED, rows), clips=np.array([[0, 2], [2, 2], [4, 2]]))
+    words = WordRows(InputRows(POOLED, rows), clips=np.array([[0, 2], [2, 2], [4, 2]]))
     term = Contrast({"captions": {"weight": 0.5}}, {"captions": words}, "text")
     value = term(torch.zeros(3, 4), np.arange(3), lambda batch: batch.values, lambda x: x, torch.Generator())
 
@@ -67,7 +67,7 @@ def test_captions_of_one_clip_find_each_other():
 def test_sounds_find_the_mean_of_the_names_that_their_posterior_draws():
     rows = torch.eye(4)
     posteriors = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]])
-    words = Words(Rows(POOLED, rows), posteriors=posteriors)
+    words = WordRows(InputRows(POOLED, rows), posteriors=posteriors)
     term = Contrast({"labels": {"labels": 2, "weight": 2.0}}, {"labels": words}, "text")
     right = F.normalize(torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]), dim=1)
     drawing = torch.Generator().manual_seed(0)

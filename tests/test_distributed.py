@@ -19,7 +19,7 @@ from atr.encoders.pooling import TextAwarePooling
 from atr.losses import voxels
 from atr.losses.penalty import UniformityPenalty
 from atr.system import devices
-from atr.system.packed import POOLED, Packed, Rows
+from atr.system.packed import POOLED, InputRows, Packed
 from atr.training import distributed, identity
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import embed
@@ -43,8 +43,10 @@ def packed(lengths, width, seed):
 
 def inputs(frames=False):
     """Twelve clips with four captions each: pooled features, or log-mels of unequal lengths."""
-    audio = Rows(LOG_MELS, packed(range(40, 64, 2), 64, 1)) if frames else Rows(POOLED, random(12, 10, seed=1))
-    return Inputs(audio, Rows(POOLED, random(48, 10, seed=2)), np.arange(48) % 12, np.arange(48) % 12)
+    audio = InputRows(POOLED, random(12, 10, seed=1))
+    if frames:
+        audio = InputRows(LOG_MELS, packed(range(40, 64, 2), 64, 1))
+    return Inputs(audio, InputRows(POOLED, random(48, 10, seed=2)), np.arange(48) % 12, np.arange(48) % 12)
 
 
 def network(frames=False, text_aware=False):

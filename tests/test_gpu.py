@@ -101,7 +101,7 @@ class TestMiniature:
 
 
 def fake(rows):
-    return page.Part("A part", "", 5, rows, {"how": lambda row: row["how"], "value": lambda row: row["value"]})
+    return page.PageTable("A part", "", 5, rows, {"how": lambda row: row["how"], "value": lambda row: row["value"]})
 
 
 def test_a_run_that_is_cut_short_keeps_what_it_has(monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import inputs, registry, text
 from atr.losses import pair
 from atr.metrics import retrieval
-from atr.system.packed import POOLED, Batch, Rows
+from atr.system.packed import POOLED, Batch, InputRows
 from atr.training import model, preparation
 from atr.training.batches import epoch_batches
 from atr.training.identity import Inputs
@@ -162,4 +162,4 @@ def _inputs(config: RunConfig, corpus: Corpus, encoder: text.TextEncoder) -> Inp
     waveforms = inputs.waveforms(corpus, registry.facts(config.audio_encoder).sample_rate, True)
     place = {clip: row for row, clip in enumerate(corpus.clips["clip"])}
     clip_of = corpus.captions["clip"].map(place).to_numpy(dtype=np.int64)
-    return Inputs(Rows(inputs.WAVEFORMS, waveforms), ids, clip_of, corpus.relevance())
+    return Inputs(InputRows(inputs.WAVEFORMS, waveforms), ids, clip_of, corpus.relevance())

@@ -19,7 +19,7 @@ from atr.config import RunConfig
 from atr.experiments import planning
 from atr.losses import pair
 from atr.system.devices import Switches
-from atr.system.packed import Batch, Rows
+from atr.system.packed import Batch, InputRows
 from atr.training.gradient_cache import BatchEncoder
 from atr.training.identity import Inputs
 
@@ -82,7 +82,7 @@ def cases(scale: str, device: str, released: Released) -> list[Case]:
     return result
 
 
-class DeviceRows(Rows):
+class DeviceRows(InputRows):
     """Rows that lie on the device already: those of the batch `data`."""
 
     @property

@@ -117,7 +117,7 @@ def layout(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationSet:
     """The evaluation set of DCASE 2022 task 6b: audio to rank for queries whose answers are not published.
 
     clips: clip, duration (seconds), digest. queries: the captions; ids: of the queries, in the same order.
@@ -130,7 +130,7 @@ class Evaluation:
     read: files.FileReader
 
 
-def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
+def evaluation(root: str | PathLike[str] | None = None) -> EvaluationSet:
     """The DCASE 2022 task 6b evaluation set (zenodo.org/record/6590983): 1,000 clips and 1,000 queries.
 
     The record holds no ground truth, so no metric can be computed here; results go to the challenge's format.
@@ -155,7 +155,7 @@ def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
         raise CorpusError(name, corpus.loading_problems)
     assert isinstance(corpus.read, files.FileReader)
     clips = corpus.clips[["clip", "duration", "digest"]]
-    return Evaluation(clips, queries, [str(row) for row in range(len(queries))], corpus.read)
+    return EvaluationSet(clips, queries, [str(row) for row in range(len(queries))], corpus.read)
 
 
 def answers(root: str | PathLike[str] | None = None) -> dict[str, list[str]]:

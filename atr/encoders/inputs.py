@@ -16,7 +16,7 @@ from atr.encoders import registry
 from atr.encoders.audio.compact import Compact
 from atr.encoders.registry import AudioEncoder
 from atr.system import devices, hashes, packed, store
-from atr.system.packed import Batch, Packed, Rows
+from atr.system.packed import Batch, InputRows, Packed
 
 WAVEFORMS, LOG_MELS, STATES = "waveforms", "log-mels", "states"  # kinds of rows that an audio encoder reads
 AUDIO_BATCH = 16  # clips that an audio encoder takes at a time outside of training
@@ -44,12 +44,12 @@ def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: flo
     return packed.open_packed(store.cached_folder("logmel", key, build))
 
 
-def audio_input(corpus: Corpus, name: str, quiet: bool = False, seconds: float | None = None) -> Rows:
+def audio_input(corpus: Corpus, name: str, quiet: bool = False, seconds: float | None = None) -> InputRows:
     """What training feeds the encoder `name`: log-mels, or waveforms where the frontend runs beside the network."""
     facts = registry.facts(name)
     if facts.cached:
-        return Rows(LOG_MELS, log_mels(corpus, registry.build(name), quiet, seconds))
-    return Rows(WAVEFORMS, waveforms(corpus, facts.sample_rate, quiet, seconds))
+        return InputRows(LOG_MELS, log_mels(corpus, registry.build(name), quiet, seconds))
+    return InputRows(WAVEFORMS, waveforms(corpus, facts.sample_rate, quiet, seconds))
 
 
 def encode(encoder: AudioEncoder, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from atr.encoders import checkpoints
 from atr.encoders.pooling import frame_mask, mean
 from atr.system.devices import threads
 from atr.system.hashes import content_key, file_hash
-from atr.system.packed import Batch, Packed, Rows, open_packed, pack
+from atr.system.packed import Batch, InputRows, Packed, open_packed, pack
 from atr.system.places import home
 from atr.system.store import cached_folder
 
@@ -249,16 +249,16 @@ class TextEncoder(nn.Module):
         return result
 
 
-def ids(captions: list[str], encoder: TextEncoder) -> Rows:
+def ids(captions: list[str], encoder: TextEncoder) -> InputRows:
     """Token ids of each caption, special tokens included: rows (tokens,) int64."""
-    return Rows(TOKENS, Packed.of(encoder.tokenize(captions)))
+    return InputRows(TOKENS, Packed.of(encoder.tokenize(captions)))
 
 
-def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> Rows:
+def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> InputRows:
     """`ids` from the store; `encoder()` is called only if it lacks them."""
     key = content_key(fingerprint, LONGEST, captions)
     folder = cached_folder("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions)))
-    return Rows(TOKENS, open_packed(folder))
+    return InputRows(TOKENS, open_packed(folder))
 
 
 def sentences(captions: list[str], name: str = "minilm", device: str = "cpu", quiet: bool = True) -> Tensor:

@@ -20,7 +20,7 @@ from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.inference import pack
 from atr.inference.windows import cut, mean, window_of
 from atr.system import devices, hashes
-from atr.system.packed import POOLED, Packed, Rows
+from atr.system.packed import POOLED, InputRows, Packed
 from atr.training import evaluation, identity, model, preparation, trainer
 from atr.training.evaluation import SIDES
 from atr.training.identity import Inputs, Prepared
@@ -151,7 +151,7 @@ class Embedder:
         self._hear_in(windows, window_of(config), facts.short)
         with torch.random.fork_rng():
             self._reader = text.TextEncoder(start.text_folder, config.text_pooling, self._below).to(device).eval()
-            hears, reads = (Rows(POOLED, torch.empty(0, dim)) for dim in (facts.dim, self._reader.dim))
+            hears, reads = (InputRows(POOLED, torch.empty(0, dim)) for dim in (facts.dim, self._reader.dim))
             nothing = Inputs(hears, reads, np.empty(0), np.empty(0))
             network = model.restore(run, replace(start, splits={"test": nothing}), config)
             if self._audio_below is not None:
@@ -195,10 +195,10 @@ class Embedder:
         if self._clap is not None:
             embeddings = self._clap.audio(packed, self.config.seed, quiet)
         else:
-            heard = Rows(inputs.WAVEFORMS, packed)
+            heard = InputRows(inputs.WAVEFORMS, packed)
             if self._audio_below is not None:
                 states = inputs.states(self._hearer, packed, self._audio_below, self._fabric.device.type)
-                heard = Rows(inputs.STATES, Packed.of(list(states)))
+                heard = InputRows(inputs.STATES, Packed.of(list(states)))
             embeddings = self._embedded("audio", heard)
         if not self._windows:
             return embeddings
@@ -217,7 +217,7 @@ class Embedder:
         if self._below is None:
             return self._embedded("text", text.ids(words, self._reader))
         states = Packed.of(self._reader.rows(words, self._below, tqdm(disable=True)))
-        return self._embedded("text", Rows(text.STATES, states))
+        return self._embedded("text", InputRows(text.STATES, states))
 
     def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor:
         """(sentences, sounds): cosines of what `sentences` and `sounds` gave."""
@@ -245,6 +245,6 @@ class Embedder:
             pieces = [waveform if seconds is None else waveform[: max(1, round(seconds * rate))]]
         return [inputs.quantised(piece, rate, self.sample_rate) for piece in pieces]
 
-    def _embedded(self, side: str, rows: Rows) -> Tensor:
+    def _embedded(self, side: str, rows: InputRows) -> Tensor:
         unread = Inputs(rows, rows, np.empty(0), np.empty(0))
         return evaluation.one_side(self._dual, unread, side, lambda tensor: tensor.to(self._fabric.device))

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atr.losses import pair
-from atr.system.packed import Batch, Rows
+from atr.system.packed import Batch, InputRows
 
 Embed = Callable[[Batch], Tensor]  # a batch of a text side to embeddings (rows, dim) of length 1
 
 
 @dataclass(frozen=True)
-class Words:
+class WordRows:
     """What `Contrast` draws from: rows of a text side, and of each clip the rows that are its captions (`clips`, the
     first row of each and how many), or the chance (clips, rows) that it is named by a row (`posteriors`).
     """
 
-    rows: Rows
+    rows: InputRows
     clips: np.ndarray | None = None
     posteriors: Tensor | None = None
 
@@ -37,7 +37,7 @@ class Contrast:
 
     TEMPERATURE = 0.07
 
-    def __init__(self, settings: Mapping[str, Mapping[str, Any]], words: Mapping[str, Words], variant: str) -> None:
+    def __init__(self, settings: Mapping[str, Mapping[str, Any]], words: Mapping[str, WordRows], variant: str) -> None:
         """settings: `text_contrast` as "captions", `label_contrast` as "labels"; words: what each draws from."""
         self.settings, self.words = settings, words
         self.loss = pair.build(name="nt_xent", temperature=self.TEMPERATURE, variant=variant)

@@ -56,8 +56,8 @@ class Packed:
 
 
 class Batch(NamedTuple):
-    """Some `Rows` side by side: values (B, dim) of kind POOLED, without lengths; of every other kind (B, longest, ...),
-    padded with zeros, and lengths (B,) int64.
+    """Some `InputRows` side by side: values (B, dim) of kind POOLED, without lengths; of every other kind
+    (B, longest, ...), padded with zeros, and lengths (B,) int64.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class InputRows:
     """What one side of a model reads, one row per clip or caption.
 
     kind  POOLED, what an encoder would give; else in the words of the encoder that reads it

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atr.encoders.inputs import AUDIO_BATCH, WAVEFORMS
 from atr.metrics import retrieval
 from atr.metrics.retrieval import Ranks
-from atr.system.packed import POOLED, Rows
+from atr.system.packed import POOLED, InputRows
 from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group
 from atr.training.identity import Inputs
@@ -114,7 +114,7 @@ def precompute_side(
     """A split with the output of one side's encoder, "audio" or "text", in evaluation mode, in place of its input."""
     if getattr(inputs, side).kind == POOLED:
         return inputs
-    pooled = Rows(POOLED, one_side(model, inputs, side, to, 256, released_batch, True, group))
+    pooled = InputRows(POOLED, one_side(model, inputs, side, to, 256, released_batch, True, group))
     return replace(inputs, audio=pooled) if side == "audio" else replace(inputs, text=pooled)
 
 
@@ -130,7 +130,7 @@ def one_side(
     group: Group = ALONE,
 ) -> Tensor:
     """`embed` for "audio" or "text" alone; with `pooled` what the encoder gives, before the head."""
-    rows: Rows = getattr(inputs, side)
+    rows: InputRows = getattr(inputs, side)
     if rows.kind == WAVEFORMS and released_batch is not None:
         batches = released_batches(inputs.clip_of_caption, released_batch)
     else:  # rows of like length together: less padding to compute

@@ -13,10 +13,10 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import checkpoints, clap, pretraining, text
 from atr.encoders.clap import CLAP_VERSION
 from atr.losses import penalty
-from atr.losses.contrast import Words
+from atr.losses.contrast import WordRows
 from atr.register import code
 from atr.system import hashes, store
-from atr.system.packed import Rows
+from atr.system.packed import InputRows
 from atr.system.places import home
 from atr.training import records
 from atr.training.records import Run
@@ -30,8 +30,8 @@ class Inputs:
     clip_of_caption: (captions,); relevance as in `Corpus.relevance`.
     """
 
-    audio: Rows
-    text: Rows
+    audio: InputRows
+    text: InputRows
     clip_of_caption: np.ndarray
     relevance: np.ndarray | sparse.csr_array
 
@@ -44,7 +44,7 @@ class Prepared:
     text_folder: Path
     fingerprints: dict[str, str]
     splits: dict[str, Inputs] = field(default_factory=dict)
-    words: dict[str, Words] = field(default_factory=dict)
+    words: dict[str, WordRows] = field(default_factory=dict)
 
 
 def pretrained_on_corpus(config: RunConfig) -> bool:

@@ -18,9 +18,9 @@ from atr.encoders import inputs, registry, text
 from atr.encoders.audio.compact import ENCODER_VERSION
 from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
-from atr.losses.contrast import Words
+from atr.losses.contrast import WordRows
 from atr.system import devices, hashes, packed, store
-from atr.system.packed import POOLED, Packed, Rows
+from atr.system.packed import POOLED, InputRows, Packed
 from atr.training.identity import Inputs, Prepared, weights
 
 
@@ -78,7 +78,7 @@ def normalised(config: RunConfig, corpus: Corpus) -> list[str]:
     return [text.normalise(caption, caption_style(config)) for caption in corpus.captions["caption"]]
 
 
-def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> Rows:
+def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> InputRows:
     """Output of the text encoder, as it starts and in evaluation mode, for the captions of a one-split corpus, computed
     once.
     """
@@ -89,7 +89,7 @@ def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: b
 
     fingerprint, pooling = text.fingerprint(folder), config.text_pooling
     rows = text.computed(normalised(config, corpus), fingerprint, encoder, pooling=pooling, quiet=quiet)
-    return Rows(POOLED, torch.from_numpy(rows.data))
+    return InputRows(POOLED, torch.from_numpy(rows.data))
 
 
 def prepare(
@@ -116,14 +116,14 @@ def prepare(
 
     fingerprint = prepared.fingerprints["text"]
 
-    def read(captions: list[str]) -> Rows:
+    def read(captions: list[str]) -> InputRows:
         if config.training == "frozen":
             rows = text.computed(captions, fingerprint, encoder_on_device, pooling=config.text_pooling, quiet=quiet)
-            return Rows(POOLED, torch.from_numpy(rows.data))
+            return InputRows(POOLED, torch.from_numpy(rows.data))
         if config.state_layers is not None:
             below = config.state_layers
             states = text.computed(captions, fingerprint, encoder_on_device, below=below, quiet=quiet)
-            return Rows(text.STATES, states)
+            return InputRows(text.STATES, states)
         return text.tokenized(captions, fingerprint, text_encoder)
 
     if config.padding == "released" and registry.facts(config.audio_encoder).cached:
@@ -138,16 +138,16 @@ def prepare(
         clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
         if config.training == "external":
             sides = external(config, part, prepared.text_folder, captions, device, quiet)
-            audio, texts = (Rows(POOLED, embeddings) for embeddings in sides)
+            audio, texts = (InputRows(POOLED, embeddings) for embeddings in sides)
         elif config.training == "frozen":
             assert prepared.audio_weights is not None
-            audio = Rows(POOLED, pooled(config, part, prepared.audio_weights, device, quiet))
+            audio = InputRows(POOLED, pooled(config, part, prepared.audio_weights, device, quiet))
             texts = read(captions)
         else:
             if config.audio_state_layers is not None:
                 if prepared.audio_weights is None:
                     raise ValueError("audio_layers: random audio_weights have no states worth keeping; use None")
-                audio = Rows(inputs.STATES, audio_states(config, part, prepared.audio_weights, device, quiet))
+                audio = InputRows(inputs.STATES, audio_states(config, part, prepared.audio_weights, device, quiet))
             else:
                 audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
             texts = read(captions)
@@ -157,11 +157,11 @@ def prepare(
         captions = [text.normalise(caption, caption_style(config)) for caption in table["caption"]]
         count = table.groupby("clip")["caption"].size().to_numpy()
         clips = np.stack([np.cumsum(count) - count, count], axis=1)[count > 1]
-        prepared.words["captions"] = Words(read(captions), clips=clips)
+        prepared.words["captions"] = WordRows(read(captions), clips=clips)
     if config.label_contrast and "train" in splits or config.head == "labels":
         encoder = registry.with_labels(config.audio_encoder, prepared.audio_weights)
         names = [text.normalise(f"the sound of {name}", caption_style(config)) for name in encoder.labels()]
-        prepared.words["labels"] = Words(read(names))
+        prepared.words["labels"] = WordRows(read(names))
     if config.label_contrast and "train" in splits:
         assert prepared.audio_weights is not None
         with torch.inference_mode():

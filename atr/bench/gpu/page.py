@@ -18,7 +18,7 @@ from atr.system.units import seconds as duration
 
 
 @dataclass(frozen=True)
-class Part:
+class PageTable:
     """A table of the page: its title, what its columns mean, how many seconds it has, besides what the parts before it
     leave, `rows(content, deadline)`, and its columns: title → cell of a row.
     """
@@ -50,14 +50,14 @@ TIMES: dict[str, Callable[[Row], Any]] = {
 MEMORY: dict[str, Callable[[Row], Any]] = {"GiB at most": lambda row: _number(row["memory_gib"])}
 
 PARTS = {
-    "tests": Part(
+    "tests": PageTable(
         "Tests that need a GPU",
         "Of tests/test_cuda.py and tests/test_precision.py, by pytest.",
         125,
         cuda_tests,
         {"test": lambda row: row["test"], "outcome": lambda row: row["outcome"], "why": lambda row: row["reason"]},
     ),
-    "steps": Part(
+    "steps": PageTable(
         "A step of fine-tuning",
         "Forward, backward and Adam over one batch that lies on the device, in bf16, all switches on but compiling. "
         "FLOPs are counted by PyTorch, of products, convolutions and attention. Their rate is held against the dense "
@@ -75,7 +75,7 @@ PARTS = {
             **MEMORY,
         },
     ),
-    "switches": Part(
+    "switches": PageTable(
         "What each switch brings",
         "The same step with one thing off, its time over that of the first row: above 1, the switch helps. TF32 has "
         "work left to do only where bf16 is off. The first step includes choosing kernels and compiling.",
@@ -90,7 +90,7 @@ PARTS = {
             "first step": lambda row: duration(row["first_seconds"]),
         },
     ),
-    "memory": Part(
+    "memory": PageTable(
         "Memory of a large batch",
         "ResNet38 and BERT-base, as in the step above: tensors on the device at most, weights and Adam's state among "
         "them. In chunks each pair is embedded twice (`RunConfig(chunk=…)`).",
@@ -98,7 +98,7 @@ PARTS = {
         memory_rows,
         {"batch": lambda row: row["size"]["batch"], "embedded": lambda row: row["how"], **MEMORY, **TIMES},
     ),
-    "text_aware": Part(
+    "text_aware": PageTable(
         "Text-aware scoring",
         "Every caption pools the frames of every clip, at the sizes of Clotho's test split with ATST's frames.",
         30,
@@ -112,14 +112,14 @@ PARTS = {
             **MEMORY,
         },
     ),
-    "costs": Part(
+    "costs": PageTable(
         "A step of each kind of run in the published grids",
         "32 pairs of 10 s, with the device's switches and the precision of the paper; what the hours below rest on.",
         95,
         cost_rows,
         {"run": lambda row: row["how"], "a step": lambda row: duration(row["seconds"])},
     ),
-    "hours": Part(
+    "hours": PageTable(
         "Hours of the published tables",
         "An estimate: of each run of the grid in profile `paper`, its steps (epochs × pairs / batch) times a step of "
         "its kind, grown to the length of its corpus's clips, and the embedding of its validation and test splits; one "
@@ -144,7 +144,7 @@ def _why(row: Row) -> str:
     return f"not measured: {reason.splitlines()[0][:300]}" if reason else ""
 
 
-def _cells(part: Part, row: Row) -> list[str]:
+def _cells(part: PageTable, row: Row) -> list[str]:
     """A row's cells; where it has no result, its first ones and in the last why."""
     cells = []
     for cell in part.columns.values():
@@ -155,14 +155,14 @@ def _cells(part: Part, row: Row) -> list[str]:
     return [*cells[:-1], _why(row) or cells[-1]]
 
 
-def line(part: Part, row: Row) -> str:
+def line(part: PageTable, row: Row) -> str:
     """A row on one line, as it is said while the rest is measured."""
     first, *cells = _cells(part, row)
     named = [f"{title} {cell}" for title, cell in zip(list(part.columns)[1:], cells, strict=True) if cell]
     return ", ".join([first, *([_why(row)] if _why(row) else named)])
 
 
-def page(content: dict[str, Any]) -> str:
+def markdown(content: dict[str, Any]) -> str:
     """All that was measured, as Markdown."""
     versions = content["machine"]["versions"]
     where = [content["device"], f"driver {content['driver']}" if content["driver"] else "", f"CUDA {content['cuda']}"]
