@@ -316,23 +316,23 @@ class RunConfig:
 
     def needs(self) -> dict[str, "RunConfig"]:
         """The configs of the runs that this one needs, by the field that holds them."""
-        found = {}
+        configs = {}
         for name in ("ancillary", "start"):
             fields = getattr(self, name)
             if fields is None:
                 continue
             try:
-                found[name] = from_dict(fields)
+                configs[name] = from_dict(fields)
             except (ConfigError, TypeError) as error:
                 raise ConfigError(f"{name}: {error}") from error
-            if name == "ancillary" and found[name].text_aware:
+            if name == "ancillary" and configs[name].text_aware:
                 raise ConfigError("ancillary: a text-aware model has no embedding of a clip to mine by")
             alike = ("corpus",) if name == "ancillary" else ("audio_encoder", "text_encoder", "embedding_dim")
             for field_name in alike:
-                theirs, ours = getattr(found[name], field_name), getattr(self, field_name)
+                theirs, ours = getattr(configs[name], field_name), getattr(self, field_name)
                 if theirs != ours:
                     raise ConfigError(f"{name}: its {field_name} is {theirs!r}, here {ours!r}; they must be the same")
-        return found
+        return configs
 
     def replace(self, **changes: Any) -> "RunConfig":
         """A copy with some fields changed."""
@@ -382,12 +382,12 @@ def _is_number(value: Any) -> bool:
 
 def from_dict(fields: Mapping[str, Any]) -> RunConfig:
     """A config from plain fields; an unknown one is an error."""
-    known = {entry.name for entry in dataclasses.fields(RunConfig)}
-    unknown = sorted(set(fields) - known)
+    names = {entry.name for entry in dataclasses.fields(RunConfig)}
+    unknown = sorted(set(fields) - names)
     if fields.get("recipe") in RECIPES_BEFORE:
         fields = {**fields, "recipe": RECIPES_BEFORE[fields["recipe"]]}
     if unknown:
-        raise ConfigError(f"unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        raise ConfigError(f"unknown field {', '.join(unknown)}; known: {', '.join(sorted(names))}")
     return RunConfig(**fields)
 
 

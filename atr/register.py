@@ -56,8 +56,8 @@ def extend(*files: str | os.PathLike[str]) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; give a Python file that registers a loss, say")
         code = path.read_bytes()
-        known = hashlib.sha256(code).hexdigest()
-        if _files.get(path) == known:
+        digest = hashlib.sha256(code).hexdigest()
+        if _files.get(path) == digest:
             continue
         _forget(path)
         module = ModuleType(f"atr_extension_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
@@ -71,7 +71,7 @@ def extend(*files: str | os.PathLike[str]) -> None:
             raise
         finally:
             _running = None
-        _files[path] = known
+        _files[path] = digest
 
 
 def _forget(path: Path) -> None:
@@ -101,8 +101,8 @@ def model(name: str) -> Callable[[Made], Made]:
 
 
 def _registering(kind: str, name: str) -> Callable[[Made], Made]:
-    def registered(made: Made) -> Made:
-        own = getattr(made, "__module__", "").startswith("atr.")
+    def add(item: Made) -> Made:
+        own = getattr(item, "__module__", "").startswith("atr.")
         if _running is None and not own:
             raise ValueError(
                 f"{kind} {name!r}: register it in a file of its own and call atr.extend(<file>), so that worker "
@@ -111,14 +111,14 @@ def _registering(kind: str, name: str) -> Callable[[Made], Made]:
         if name in _KINDS[kind]:
             owner = _owners.get((kind, name), "atr")
             raise ValueError(
-                f"{_running or made.__module__}: {kind} {name!r} is taken, by {owner}; choose another name"
+                f"{_running or item.__module__}: {kind} {name!r} is taken, by {owner}; choose another name"
             )
-        _KINDS[kind][name] = made
+        _KINDS[kind][name] = item
         if _running is not None and not own:
             _owners[kind, name] = _running
-        return made
+        return item
 
-    return registered
+    return add
 
 
 def code(kind: str, name: str) -> str | None:

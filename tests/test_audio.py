@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from atr.corpora import audio, mpeg
-from atr.corpora.containers import AudioError
+from atr.corpora import audio
+from atr.corpora.containers import AudioError, mpeg
 
 
 def tone(seconds=0.5, rate=16000, hertz=440.0):

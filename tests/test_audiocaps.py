@@ -30,7 +30,7 @@ IDS = [dataset_layouts.youtube_id(number) for number in range(12)]
 
 def as_mei2022(root, to):
     """The tables as Mei et al. 2022 wrote them: one row a clip, names with a Y in front."""
-    for split, rows in audiocaps.listed(root).items():
+    for split, rows in audiocaps.clip_lists(root).items():
         width = max(len(captions) for _, captions in rows.values())
         columns = ["caption"] if width == 1 else [f"caption_{k}" for k in range(1, width + 1)]
         table = [[f"Y{clip}.wav", *captions] for clip, (_, captions) in rows.items()]
@@ -177,7 +177,7 @@ def test_a_table_of_another_form_is_an_error(home, root, table, message):
 def test_the_tables_of_mei_et_al_2022_are_read_as_they_are_and_as_official_ones(tmp_path):
     for short in SHORT.values():
         dataset_layouts.linked(MEI2022 / f"audiocaps_{short}.csv", tmp_path / "mei" / "csv_files" / f"{short}.csv")
-    lists = audiocaps.listed(tmp_path / "mei")
+    lists = audiocaps.clip_lists(tmp_path / "mei")
     assert {split: len(rows) for split, rows in lists.items()} == {"train": 49274, "validation": 494, "test": 957}
     assert {split: {len(texts) for _, texts in rows.values()} for split, rows in lists.items()} == {
         "train": {1}, "validation": {5}, "test": {5}
@@ -192,7 +192,7 @@ def test_the_tables_of_mei_et_al_2022_are_read_as_they_are_and_as_official_ones(
         table = [["1", clip, "0", text] for clip, (_, texts) in rows.items() for text in texts]
         header = ["audiocap_id", "youtube_id", "start_time", "caption"]
         dataset_layouts.table(tmp_path / "official" / f"{SHORT[split]}.csv", header, table)
-    official = audiocaps.listed(tmp_path / "official")
+    official = audiocaps.clip_lists(tmp_path / "official")
     assert all(
         [(clip, texts) for clip, (_, texts) in official[split].items()]
         == [(clip, texts) for clip, (_, texts) in rows.items()]
@@ -237,7 +237,7 @@ cp "{tmp_path}/sound.wav" "$(dirname "$out")/clip.wav"
     def test_clips_that_are_gone_are_noted_and_tried_again_only_when_asked(self, home, root, programs):
         (programs / "answers").write_text(f"{IDS[0]} Video unavailable\n{IDS[7]} Private video. Sign in, if asked\n")
         audiocaps.fetch(root, quiet=True)
-        assert audiocaps.gone(root) == {
+        assert audiocaps.lost_clips(root) == {
             IDS[0]: "ERROR: Video unavailable",
             IDS[7]: "ERROR: Private video. Sign in, if asked",
         }
@@ -246,13 +246,13 @@ cp "{tmp_path}/sound.wav" "$(dirname "$out")/clip.wav"
         audiocaps.fetch(root, quiet=True)
         assert len(load_corpus("audiocaps", root)) == 10
         audiocaps.fetch(root, again=True, quiet=True)
-        assert len(load_corpus("audiocaps", root)) == 12 and audiocaps.gone(root) == {}
+        assert len(load_corpus("audiocaps", root)) == 12 and audiocaps.lost_clips(root) == {}
 
     def test_other_failures_are_returned_and_tried_again(self, home, root, programs):
         limited = "Video unavailable. This content isn't available, try again later."
         (programs / "answers").write_text(f"{IDS[4]} HTTP Error 503\n{IDS[5]} {limited}\n")
         expected = {IDS[4]: "ERROR: HTTP Error 503", IDS[5]: f"ERROR: {limited}"}
-        assert audiocaps.fetch(root, quiet=True) == expected and audiocaps.gone(root) == {}
+        assert audiocaps.fetch(root, quiet=True) == expected and audiocaps.lost_clips(root) == {}
         (programs / "answers").write_text("")
         assert audiocaps.fetch(root, quiet=True) == {} and len(load_corpus("audiocaps", root)) == 12
 

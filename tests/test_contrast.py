@@ -14,7 +14,8 @@ from atr.config import ConfigError
 from atr.corpora.captioning import language
 from atr.encoders import text
 from atr.encoders.audio.mobilenet import MobileNet
-from atr.losses.contrast import Contrast, Words
+from atr.losses.contrast import Contrast, WordRows
+from atr.system.packed import POOLED, InputRows
 from atr.training import model, preparation
 
 
@@ -48,9 +49,9 @@ def test_a_clip_of_which_one_caption_is_tested_on_is_left_out_whole(tmp_path, mo
 
 def test_captions_of_one_clip_find_each_other():
     rows = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    words = Words(rows, clips=np.array([[0, 2], [2, 2], [4, 2]]))
+    words = WordRows(InputRows(POOLED, rows), clips=np.array([[0, 2], [2, 2], [4, 2]]))
     term = Contrast({"captions": {"weight": 0.5}}, {"captions": words}, "text")
-    value = term(torch.zeros(3, 4), np.arange(3), lambda rows, lengths: rows, lambda x: x, torch.Generator())
+    value = term(torch.zeros(3, 4), np.arange(3), lambda batch: batch.values, lambda x: x, torch.Generator())
 
     def by_hand(order):  # NT-Xent of pairs (first, second) of each clip, both directions
         one, other = rows[0::2], rows[1::2]
@@ -66,11 +67,12 @@ def test_captions_of_one_clip_find_each_other():
 def test_sounds_find_the_mean_of_the_names_that_their_posterior_draws():
     rows = torch.eye(4)
     posteriors = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]])
-    term = Contrast({"labels": {"labels": 2, "weight": 2.0}}, {"labels": Words(rows, posteriors=posteriors)}, "text")
+    words = WordRows(InputRows(POOLED, rows), posteriors=posteriors)
+    term = Contrast({"labels": {"labels": 2, "weight": 2.0}}, {"labels": words}, "text")
     right = F.normalize(torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]), dim=1)
     drawing = torch.Generator().manual_seed(0)
     value, wrong = (
-        term(audio, np.arange(2), lambda rows, lengths: rows, lambda x: x, drawing) for audio in (right, right.flip(0))
+        term(audio, np.arange(2), lambda batch: batch.values, lambda x: x, drawing) for audio in (right, right.flip(0))
     )
     scores, ids = right @ right.T / 0.07, torch.arange(2)
     assert float(value) == pytest.approx(4 * float(F.cross_entropy(scores, ids)), abs=1e-5) and wrong > value + 10
@@ -155,7 +157,7 @@ def test_a_run_by_names_alone_is_what_its_classifier_and_its_text_encoder_say(la
     reader = text.TextEncoder(text.folder("minilm")).eval()
     ids = text.ids([text.normalise(f"the sound of {name}", "mei2022") for name in encoder.labels()], reader)
     with torch.no_grad():
-        names = F.normalize(reader(*ids.batch(np.arange(len(ids)))), dim=1)
+        names = F.normalize(reader(ids.batch(np.arange(len(ids)))), dim=1)
         expected = F.normalize(logits.sigmoid().sqrt() @ (names - names.mean(0)), dim=1)
     assert torch.allclose(run.embeddings["audio"], expected, atol=1e-4)
     embedder = atr.Embedder(run)

@@ -28,7 +28,7 @@ def take(seed, seconds=2.0):
 
 def grouped(folder):
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-    return copies.grouped(folder, digests)
+    return copies.groups(folder, digests)
 
 
 FORMS = {
@@ -70,7 +70,7 @@ def test_sounds_that_are_alike_are_no_copies(tmp_path):
             tone = 0.5 * np.sin(2 * np.pi * (start + 10 * number) * time)
             soundfile.write(tmp_path / "clips" / f"tone{start}{number}.wav", tone, RATE)
     first, _ = grouped(tmp_path / "clips")
-    assert all(name == one for name, one in first.items()) and copies.said(first) == ""
+    assert all(name == one for name, one in first.items()) and copies.in_words(first) == ""
 
 
 def test_copies_of_copies_belong_together_and_are_found_again_without_decoding(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_copies_of_copies_belong_together_and_are_found_again_without_decoding(t
     (tmp_path / "clips" / "d.wav").write_bytes((tmp_path / "clips" / "c.wav").read_bytes())
     first, _ = grouped(tmp_path / "clips")
     assert set(first.values()) == {"a.wav"}
-    assert copies.said(first) == "; 3 copies (1 recordings), each in the split of the first"
+    assert copies.in_words(first) == "; 3 copies (1 recordings), each in the split of the first"
     monkeypatch.setattr(copies.files, "read", lambda path, digest: pytest.fail(f"{path} was decoded again"))
     assert grouped(tmp_path / "clips")[0] == first
 
@@ -98,5 +98,5 @@ def test_real_recordings_of_a_class_are_no_copies(tmp_path):
     digests = {}
     for path in sorted((ESC10 / "rain").iterdir()) + sorted((ESC10 / "dog_bark").iterdir()):
         digests[path.relative_to(ESC10).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-    first, errors = copies.grouped(ESC10, digests)
+    first, errors = copies.groups(ESC10, digests)
     assert len(digests) == 80 and not errors and all(name == one for name, one in first.items())

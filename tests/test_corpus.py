@@ -128,8 +128,8 @@ def test_one_to_test_on_alone_does_not():
 
 def test_what_a_loader_found_is_listed_too():
     found = (("table.csv, line 3", "empty caption", "write one"),)
-    assert corpus(found=found).problems()["where"].tolist() == ["table.csv, line 3"]
-    assert len(corpus(found=found).split("train").problems()) == 1
+    assert corpus(loading_problems=found).problems()["where"].tolist() == ["table.csv, line 3"]
+    assert len(corpus(loading_problems=found).split("train").problems()) == 1
 
 
 garbage = st.one_of(
@@ -256,7 +256,7 @@ def test_clips_held_out_validate_and_all_others_train():
         few = whole.held_out(count).split("validation").clips["clip"]
         assert len(few) == count and not set(few) & set(listened)
     many = whole.held_out(12)  # more than there are outside
-    assert many.heard == set(listened) - set(many.split("validation").clips["clip"])
+    assert many.pretraining_clips == set(listened) - set(many.split("validation").clips["clip"])
     for count in (0, 20, -1):
         with pytest.raises(ValueError, match=f"hold_out is {count}; hold out 1 to 19 of the 20 clips"):
             whole.held_out(count)

@@ -369,9 +369,9 @@ def test_copies_share_the_split_that_is_drawn_for_them(tmp_path):
     corpus = load_corpus("csv", tmp_path)
     splits = corpus.clips.set_index("clip")["split"]
     assert splits[["7.wav", *copied]].nunique() == 1
-    assert {csvfolder._hashed_split(name) for name in copied} == set(splits)  # without that, they would be anywhere
+    assert {csvfolder._split_of_name(name) for name in copied} == set(splits)  # without that, they would be anywhere
     others = [name for name in names if name != "7.wav"]
-    assert splits[others].tolist() == [csvfolder._hashed_split(name) for name in others]
+    assert splits[others].tolist() == [csvfolder._split_of_name(name) for name in others]
     assert corpus.source.endswith("; 20 copies (1 recordings), each in the split of the first")
 
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from test_training import assert_same, config
 
 from atr import encoders, fit, losses, metrics
+from atr.encoders.inputs import LOG_MELS
 from atr.encoders.pooling import TextAwarePooling
 from atr.losses import voxels
 from atr.losses.penalty import UniformityPenalty
 from atr.system import devices
-from atr.system.packed import Packed
+from atr.system.packed import POOLED, InputRows, Packed
 from atr.training import distributed, identity
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import embed
@@ -42,8 +43,10 @@ def packed(lengths, width, seed):
 
 def inputs(frames=False):
     """Twelve clips with four captions each: pooled features, or log-mels of unequal lengths."""
-    audio = packed(range(40, 64, 2), 64, 1) if frames else random(12, 10, seed=1)
-    return Inputs(audio, random(48, 10, seed=2), np.arange(48) % 12, np.arange(48) % 12)
+    audio = InputRows(POOLED, random(12, 10, seed=1))
+    if frames:
+        audio = InputRows(LOG_MELS, packed(range(40, 64, 2), 64, 1))
+    return Inputs(audio, InputRows(POOLED, random(48, 10, seed=2)), np.arange(48) % 12, np.arange(48) % 12)
 
 
 def network(frames=False, text_aware=False):
@@ -287,7 +290,7 @@ class TestEnding:
 
     def test_what_failed_first_is_the_cause(self, tmp_path):
         for rank, error in ((2, "Traceback\nValueError: the cause\n"), (0, "RuntimeError: the connection is closed\n")):
-            distributed._tell(error, rank, tmp_path)
+            distributed._leave_error(error, rank, tmp_path)
         failure = distributed._failure({0: 1, 2: 1}, 4, tmp_path / "error.txt")
         assert str(failure) == "process 3 of 4: ValueError: the cause"
         assert str(failure.__cause__).startswith("Traceback")

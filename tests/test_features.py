@@ -12,9 +12,10 @@ from atr import encoders, metrics
 from atr.config import RunConfig
 from atr.encoders import pretraining, text
 from atr.encoders.clap import Clap
-from atr.encoders.inputs import log_mels, waveforms
+from atr.encoders.inputs import LOG_MELS, WAVEFORMS, log_mels, waveforms
 from atr.encoders.text import TextEncoder
 from atr.system import devices, hashes
+from atr.system.packed import POOLED
 from atr.training import identity
 from atr.training.preparation import pooled, prepare
 
@@ -128,39 +129,40 @@ def test_a_frozen_run_reads_pooled_features_and_captions(config, corpus, weights
     for name, inputs in prepared.splits.items():
         part = corpus.split(name)
         captions = part.captions["caption"].tolist()
-        assert inputs.audio.shape == (len(part), 192) and inputs.text.shape == (len(captions), 16)
+        assert inputs.audio.kind == inputs.text.kind == POOLED
+        assert inputs.audio.data.shape == (len(part), 192) and inputs.text.data.shape == (len(captions), 16)
         assert part.clips["clip"].iloc[inputs.clip_of_caption].tolist() == part.captions["clip"].tolist()
         np.testing.assert_array_equal(inputs.relevance, part.relevance())
-        assert torch.equal(inputs.audio, pooled(RunConfig(), part, weights, quiet=True))
+        assert torch.equal(inputs.audio.data, pooled(RunConfig(), part, weights, quiet=True))
     encoder = TextEncoder(tiny_bert).eval()
     chosen = [text.normalise(caption, "mei2022") for caption in captions[:3]]
     with torch.no_grad():
-        expected = encoder(*text.ids(chosen, encoder).batch(np.arange(3)))
-    torch.testing.assert_close(inputs.text[:3], expected, atol=1e-5, rtol=0)
+        expected = encoder(text.ids(chosen, encoder).batch(np.arange(3)))
+    torch.testing.assert_close(inputs.text.data[:3], expected, atol=1e-5, rtol=0)
     clips = np.array([2, 0])
-    audio, no_lengths = inputs.audio_batch(clips)
-    assert torch.equal(audio, inputs.audio[clips]) and no_lengths is None
-    spoken, no_lengths = inputs.text_batch(np.array([5, 1]))
-    assert torch.equal(spoken, inputs.text[[5, 1]]) and no_lengths is None
+    kind, audio, no_lengths = inputs.audio.batch(clips)
+    assert kind == POOLED and torch.equal(audio, inputs.audio.data[clips]) and no_lengths is None
+    kind, spoken, no_lengths = inputs.text.batch(np.array([5, 1]))
+    assert kind == POOLED and torch.equal(spoken, inputs.text.data[[5, 1]]) and no_lengths is None
 
 
 @pytest.mark.parametrize("training", ["finetuned", "scratch"])
 def test_a_fine_tuned_run_reads_log_mels_and_the_states_below_its_layers(config, corpus, training):
     inputs = prepare(config.replace(training=training), corpus, ("test",), quiet=True).splits["test"]
-    audio, frames = inputs.audio_batch(np.array([3, 1]))
-    assert audio.shape == (2, 201, 64) and frames.tolist() == [201, 201]
-    np.testing.assert_array_equal(audio[1], inputs.audio[1])
-    states, tokens = inputs.text_batch(np.array([7, 0]))
-    assert states.shape == (2, int(tokens.max()), 16) and states.is_floating_point()
+    kind, audio, frames = inputs.audio.batch(np.array([3, 1]))
+    assert kind == LOG_MELS and audio.shape == (2, 201, 64) and frames.tolist() == [201, 201]
+    np.testing.assert_array_equal(audio[1], inputs.audio.data[1])
+    kind, states, tokens = inputs.text.batch(np.array([7, 0]))
+    assert kind == text.STATES and states.shape == (2, int(tokens.max()), 16) and states.is_floating_point()
 
 
 @pytest.mark.parametrize("changes", [{"training": "frozen_released"}, {"training": "finetuned", "text_layers": None}])
 def test_a_run_that_needs_the_whole_text_encoder_reads_tokens(config, corpus, tiny_bert, changes):
     inputs = prepare(config.replace(**changes), corpus, ("test",), quiet=True).splits["test"]
-    ids, tokens = inputs.text_batch(np.array([7, 0]))
+    kind, ids, tokens = inputs.text.batch(np.array([7, 0]))
     caption = text.normalise(corpus.split("test").captions["caption"][7], "mei2022")
     expected = TextEncoder(tiny_bert).tokenize([caption])[0]
-    assert ids.dtype == torch.int64 and ids[0, : tokens[0]].tolist() == expected.tolist()
+    assert kind == text.TOKENS and ids.dtype == torch.int64 and ids[0, : tokens[0]].tolist() == expected.tolist()
 
 
 def test_a_frozen_run_does_not_mind_a_text_encoder_with_few_layers(config, corpus, tiny_bert, tmp_path):
@@ -172,7 +174,7 @@ def test_a_frozen_run_does_not_mind_a_text_encoder_with_few_layers(config, corpu
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
     config = config.replace(text_encoder=str(tmp_path), text_layers=2)
-    assert prepare(config, corpus, ("test",), quiet=True).splits["test"].text.shape[1] == 8
+    assert prepare(config, corpus, ("test",), quiet=True).splits["test"].text.data.shape[1] == 8
     with pytest.raises(ValueError, match="text_layers: cannot train the top 2 layers"):
         prepare(config.replace(training="finetuned"), corpus, ("test",), quiet=True)
 
@@ -249,8 +251,13 @@ def test_without_fetching_damaged_weights_count_as_missing(config, corpus, monke
 def test_a_published_encoder_reads_waveforms_cut_where_the_config_says(config, corpus):
     setting = config.replace(audio_encoder="cnn6", audio_weights=None, training="finetuned", max_seconds=2.5)
     inputs = prepare(setting, corpus, ("test",), quiet=True).splits["test"]
-    audio, samples = inputs.audio_batch(np.array([0, 3]))
-    assert audio.dtype == torch.int16 and audio.shape == (2, 80_000) and samples.tolist() == [80_000] * 2
+    kind, audio, samples = inputs.audio.batch(np.array([0, 3]))
+    assert (
+        kind == WAVEFORMS
+        and audio.dtype == torch.int16
+        and audio.shape == (2, 80_000)
+        and samples.tolist() == [80_000] * 2
+    )
 
 
 def test_pooled_features_of_a_published_encoder_depend_on_pooling_and_length(config, corpus, part, tmp_path):

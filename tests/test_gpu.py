@@ -11,7 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from atr.bench import gpu, harness, step
+from atr.bench import harness, step
+from atr.bench.gpu import measure, page, parts
 from atr.bench.harness import Case, machine
 from atr.bench.released import NETWORKS
 from atr.cli.app import app
@@ -37,8 +38,8 @@ def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
     (folder / "test_it.py").write_text(MINIATURE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "SMOKE_TESTS", (str(folder / "test_it.py"),))
-        return folder, gpu.run(folder, smoke=True, command="make gpu SMOKE=1", say=lambda line: None)
+        patch.setattr(parts, "SMOKE_TESTS", (str(folder / "test_it.py"),))
+        return folder, measure.run(folder, smoke=True, command="make gpu SMOKE=1", say=lambda line: None)
 
 
 def rows_of(content, part):
@@ -48,8 +49,8 @@ def rows_of(content, part):
 class TestMiniature:
     def test_every_part_has_rows_and_nothing_failed(self, smoke):
         content = smoke[1]
-        assert list(content["parts"]) == list(gpu.PARTS) and gpu.failures(content) == []
-        assert all(rows_of(content, part) for part in gpu.PARTS)
+        assert list(content["parts"]) == list(page.PARTS) and measure.failures(content) == []
+        assert all(rows_of(content, part) for part in page.PARTS)
 
     def test_what_was_measured_is_finite_and_positive(self, smoke):
         content = smoke[1]
@@ -90,17 +91,17 @@ class TestMiniature:
         written = json.loads((folder / "smoke.json").read_text())
         assert written == json.loads(json.dumps(content))
         assert written["command"] == "make gpu SMOKE=1" and written["machine"]["versions"]["torch"]
-        page = (folder / "smoke.md").read_text()
-        for part in gpu.PARTS.values():
-            assert f"## {part.title}\n" in page
-        assert "| peak not known |" in page and "in miniature" in page.splitlines()[0]
-        tables = [line for line in page.splitlines() if line.startswith("|")]
-        assert len(tables) == sum(2 + len(rows_of(content, part)) for part in gpu.PARTS)
+        text = (folder / "smoke.md").read_text()
+        for part in page.PARTS.values():
+            assert f"## {part.title}\n" in text
+        assert "| peak not known |" in text and "in miniature" in text.splitlines()[0]
+        tables = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(tables) == sum(2 + len(rows_of(content, part)) for part in page.PARTS)
         assert not (folder / "gpu.json").exists()  # a measurement is not overwritten
 
 
 def fake(rows):
-    return gpu.Part("A part", "", 5, rows, {"how": lambda row: row["how"], "value": lambda row: row["value"]})
+    return page.PageTable("A part", "", 5, rows, {"how": lambda row: row["how"], "value": lambda row: row["value"]})
 
 
 def test_a_run_that_is_cut_short_keeps_what_it_has(monkeypatch, tmp_path):
@@ -116,17 +117,17 @@ def test_a_run_that_is_cut_short_keeps_what_it_has(monkeypatch, tmp_path):
         yield {"how": "fourth", "value": 4}
         raise KeyboardInterrupt
 
-    parts = {"whole": whole, "broken": broken, "interrupted": interrupted, "last": whole}
-    monkeypatch.setattr(gpu, "PARTS", {name: fake(rows) for name, rows in parts.items()})
+    ways = {"whole": whole, "broken": broken, "interrupted": interrupted, "last": whole}
+    monkeypatch.setattr(page, "PARTS", {name: fake(rows) for name, rows in ways.items()})
     with pytest.raises(KeyboardInterrupt):
-        gpu.run(tmp_path, smoke=True, say=lambda line: None)
+        measure.run(tmp_path, smoke=True, say=lambda line: None)
     written = json.loads((tmp_path / "smoke.json").read_text())
     assert [len(rows_of(written, part)) for part in written["parts"]] == [2, 1, 1]
     assert written["parts"]["broken"]["error"] == "OSError: the card fell off"
-    page = (tmp_path / "smoke.md").read_text()
-    assert "| first | 1 |" in page and "| second | not measured: out of memory |" in page
-    assert "Not measured to its end: OSError: the card fell off" in page and "Not reached: A part." in page
-    assert gpu.failures(written) == [
+    text = (tmp_path / "smoke.md").read_text()
+    assert "| first | 1 |" in text and "| second | not measured: out of memory |" in text
+    assert "Not measured to its end: OSError: the card fell off" in text and "Not reached: A part." in text
+    assert measure.failures(written) == [
         "whole: second: out of memory\nand more",
         "broken: OSError: the card fell off",
     ]
@@ -135,7 +136,7 @@ def test_a_run_that_is_cut_short_keeps_what_it_has(monkeypatch, tmp_path):
 def test_no_part_begins_when_the_time_is_up(monkeypatch):
     monkeypatch.setattr(harness, "measure", lambda case, limit, threads: pytest.fail("measured"))
     case = Case("steps", "late", "step.ours")
-    (row,) = gpu.measured([case], time.monotonic() + 1)
+    (row,) = parts.measure_cases([case], time.monotonic() + 1)
     assert row == case.row() | {"error": "no time was left"}
 
 
@@ -146,15 +147,15 @@ def test_what_a_part_leaves_the_next_may_use_and_all_end_within_nine_minutes(mon
         deadlines.append(deadline - time.monotonic())
         yield {"how": "one", "value": 1}
 
-    assert 480 < sum(part.seconds for part in gpu.PARTS.values()) <= 515  # PyTorch takes a while to start
-    monkeypatch.setattr(gpu, "PARTS", {"first": fake(rows), "second": fake(rows)})
-    gpu.run(tmp_path, smoke=True, say=lambda line: None)
+    assert 480 < sum(part.seconds for part in page.PARTS.values()) <= 515  # PyTorch takes a while to start
+    monkeypatch.setattr(page, "PARTS", {"first": fake(rows), "second": fake(rows)})
+    measure.run(tmp_path, smoke=True, say=lambda line: None)
     assert deadlines == [pytest.approx(5, abs=1), pytest.approx(10, abs=1)]
 
 
 def test_a_measurement_that_takes_too_long_is_ended():
     case = Case("evaluation", "slow", "evaluation.looped", {"clips": 5000, "dim": 64})
-    (row,) = gpu.measured([case], time.monotonic() + gpu.LEAST_SECONDS + 0.5)
+    (row,) = parts.measure_cases([case], time.monotonic() + parts.LEAST_SECONDS + 0.5)
     assert row == case.row() | {"error": "ended after 3 s"}
 
 
@@ -162,19 +163,19 @@ def test_tests_that_take_too_long_are_ended_and_those_before_count(monkeypatch, 
     (tmp_path / "test_it.py").write_text(
         "import time\ndef test_quick():\n    assert 1 == 2\ndef test_slow():\n    time.sleep(60)\n"
     )
-    monkeypatch.setattr(gpu, "SMOKE_TESTS", (str(tmp_path / "test_it.py"),))
+    monkeypatch.setattr(parts, "SMOKE_TESTS", (str(tmp_path / "test_it.py"),))
     content = {"smoke": True, "parts": {"tests": {}}}
-    rows = list(gpu.cuda_tests(content, time.monotonic() + 6))
+    rows = list(parts.cuda_tests(content, time.monotonic() + 6))
     assert [row["outcome"] for row in rows] == ["failed", "not finished in time"] and all(row["failed"] for row in rows)
     assert "test_quick" in content["parts"]["tests"]["output"]
 
 
 def test_where_no_test_can_run_it_says_why(monkeypatch, tmp_path):
     (tmp_path / "test_it.py").write_text("import nothing_of_that_name\n")
-    monkeypatch.setattr(gpu, "SMOKE_TESTS", (str(tmp_path / "test_it.py"),))
+    monkeypatch.setattr(parts, "SMOKE_TESTS", (str(tmp_path / "test_it.py"),))
     content = {"smoke": True, "parts": {"tests": {}}}
     with pytest.raises(RuntimeError, match=r"no test ran: ERROR .*test_it.py"):
-        list(gpu.cuda_tests(content, time.monotonic() + 60))
+        list(parts.cuda_tests(content, time.monotonic() + 60))
 
 
 SAID = """
@@ -188,7 +189,7 @@ tests/test_cuda.py::test_e"""
 
 
 def test_outcomes_are_read_from_what_pytest_says():
-    rows = gpu.outcomes(SAID)
+    rows = parts.outcomes(SAID)
     words = ["passed", "failed", "skipped", "error", "not finished in time"]
     assert [row["outcome"] for row in rows] == words
     assert [row["failed"] for row in rows] == [False, True, False, True, True]
@@ -208,8 +209,8 @@ def test_the_share_of_a_cards_peak_is_never_a_guess(monkeypatch):
     monkeypatch.setattr(harness, "measure", lambda case, limit, threads: case.row() | measured)
     shares = []
     for card in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
-        content = {"smoke": False, "bf16_peak": gpu.BF16_PEAKS.get(card)}
-        rows = list(gpu.step_rows(content, time.monotonic() + 60))
+        content = {"smoke": False, "bf16_peak": measure.BF16_PEAKS.get(card)}
+        rows = list(parts.step_rows(content, time.monotonic() + 60))
         assert [row["how"].partition(" ")[0] for row in rows] == ["ResNet38", "CNN14", "mn04"]
         assert {row["size"]["batch"] for row in rows} == {32}
         shares.append(rows[0]["of_peak"])
@@ -233,14 +234,14 @@ def test_the_networks_of_a_step_are_those_that_it_names():
 def test_hours_are_the_sum_of_what_the_runs_of_a_grid_cost(monkeypatch):
     paths = study.notebooks(["01", "02", "09"])
     monkeypatch.setattr(study, "notebooks", lambda *given: paths)
-    sizes = dict.fromkeys(("activations", "parameters", "trained", "kept", "held"), 0.0)
-    measured = planning.Measured(fixed=0.01, pair=0.002, clip=0.001, caption=0.001, seconds=10.0, **sizes)
+    sizes = dict.fromkeys(("activations", "parameters", "trained", "checkpoint", "copy"), 0.0)
+    measured = planning.Measurement(fixed=0.01, pair=0.002, clip=0.001, caption=0.001, seconds=10.0, **sizes)
     plans = {path: study.plan([path], "paper") for path in paths}
-    kinds = {json.dumps(gpu.kind(config)): config for path in paths[:2] for config in plans[path]["config"]}
+    kinds = {json.dumps(parts.kind(config)): config for path in paths[:2] for config in plans[path]["config"]}
     assert 2 < len(kinds) < 10
     rows = [{"kind": key, "how": "a run", "measured": vars(measured)} for key in kinds]
     content = {"smoke": False, "parts": {"costs": {"rows": rows}}}
-    first, second, third, every = gpu.hour_rows(content, math.inf)
+    first, second, third, every = parts.hour_rows(content, math.inf)
     for path, row in zip(paths, (first, second), strict=False):
         plan = plans[path]
         needs = [
@@ -265,7 +266,7 @@ def test_the_command_writes_to_out_and_ends_with_1_if_anything_failed(tmp_path, 
     monkeypatch.setenv("OUT", str(tmp_path))
     for outcome, status in (("passed", 0), ("failed", 1)):
         row = {"how": "one", "value": 1, "test": "test_one", "outcome": outcome, "failed": outcome == "failed"}
-        monkeypatch.setattr(gpu, "PARTS", {"tests": fake(lambda content, deadline, row=row: iter([row]))})
+        monkeypatch.setattr(page, "PARTS", {"tests": fake(lambda content, deadline, row=row: iter([row]))})
         done = CliRunner().invoke(app, ["gpu", "--smoke"])
         assert done.exit_code == status, done.output
         assert "tests: one, value 1" in done.output and "smoke.md" in done.output
@@ -282,29 +283,29 @@ def test_make_runs_it_by_the_python_that_is_named():
 def pretended(monkeypatch, tmp_path):
     """Content of a run as on an H100, each case's arguments bound to its function, which is not called."""
 
-    def measure(case, limit, threads):
+    def pretend(case, limit, threads):
         assert case.arguments["device"] == "cuda" and limit > 0 and threads is None
-        module, _, name = case.function.partition(".")
+        module, _, name = case.function.rpartition(".")
         function = getattr(importlib.import_module(f"atr.bench.{module}"), name)
         inspect.signature(function).bind(**case.arguments)
-        sizes = dict.fromkeys(("activations", "parameters", "trained", "kept", "held"), 0.0)
-        cost = planning.Measured(fixed=0.02, pair=0.003, clip=0.001, caption=0.0005, seconds=10.0, **sizes)
+        sizes = dict.fromkeys(("activations", "parameters", "trained", "checkpoint", "copy"), 0.0)
+        cost = planning.Measurement(fixed=0.02, pair=0.003, clip=0.001, caption=0.0005, seconds=10.0, **sizes)
         found = {"seconds": 0.112, "first_seconds": 2.3, "memory_gib": 18.4, "flops": 4_000_000_000_000}
         found |= {"product_flops_a_second": 7.2e14, "measured": vars(cost), "clips": case.arguments.get("batch", 1)}
         return case.row() | found
 
     (tmp_path / "test_it.py").write_text(MINIATURE)
-    monkeypatch.setattr(gpu, "TESTS", (str(tmp_path / "test_it.py"),))
-    monkeypatch.setattr(harness, "measure", measure)
+    monkeypatch.setattr(parts, "TESTS", (str(tmp_path / "test_it.py"),))
+    monkeypatch.setattr(harness, "measure", pretend)
     monkeypatch.setattr(harness, "machine", lambda device: {**machine("cpu"), "device": "NVIDIA H100 80GB HBM3"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which is set for a GPU
-    return gpu.run(tmp_path, command="make gpu", say=lambda line: None), (tmp_path / "gpu.md").read_text()
+    return measure.run(tmp_path, command="make gpu", say=lambda line: None), (tmp_path / "gpu.md").read_text()
 
 
 def test_on_a_gpu_each_part_asks_for_what_its_functions_take(pretended):
-    content, page = pretended
-    assert gpu.failures(content) == []
+    content, text = pretended
+    assert measure.failures(content) == []
     steps, switches, memory = (rows_of(content, part) for part in ("steps", "switches", "memory"))
     assert [row["size"]["network"] for row in steps] == ["paper", "cnn14", "mn04"]
     assert all(row["size"]["batch"] == 32 and row["of_peak"] == pytest.approx(4e12 / 0.112 / 989.4e12) for row in steps)
@@ -313,4 +314,4 @@ def test_on_a_gpu_each_part_asks_for_what_its_functions_take(pretended):
     assert {row["size"]["clips"] * row["size"]["captions"] for row in rows_of(content, "text_aware")} == {1045 * 5225}
     runs = {row["how"][:2]: row["runs"] for row in rows_of(content, "hours")}
     assert len(runs) > 8 and runs["01"] > 100 and len(rows_of(content, "costs")) < 15
-    assert "989.4 TFLOP/s, by its data sheet" in page and "not measured" not in page.lower()
+    assert "989.4 TFLOP/s, by its data sheet" in text and "not measured" not in text.lower()

@@ -60,14 +60,14 @@ def step(dual, inputs, loss, rate=0.1):
     captions = np.arange(0, 40, 5)
     clips = inputs.clip_of_caption[captions]
     optimizer = torch.optim.SGD([p for p in dual.parameters() if p.requires_grad], rate)
-    audio, text = dual(inputs.audio_batch(clips), inputs.text_batch(captions))
+    audio, text = dual(inputs.audio.batch(clips), inputs.text.batch(captions))
     loss(audio, text, torch.from_numpy(clips)).backward()
     optimizer.step()
 
 
 def test_embeddings_have_the_models_width_and_length_one(case):
     _, dual, inputs = case
-    audio, text = dual(inputs.audio_batch(np.arange(3)), inputs.text_batch(np.arange(5)))
+    audio, text = dual(inputs.audio.batch(np.arange(3)), inputs.text.batch(np.arange(5)))
     assert audio.shape == (3, DIM) and text.shape == (5, DIM)
     torch.testing.assert_close(audio.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(text.norm(dim=1), torch.ones(5))
@@ -76,10 +76,10 @@ def test_embeddings_have_the_models_width_and_length_one(case):
 def test_one_side_alone_gives_one_side(case):
     _, dual, inputs = case
     dual.eval()
-    audio, text = dual(inputs.audio_batch(np.arange(2)), inputs.text_batch(np.arange(2)))
-    only_audio, nothing = dual(inputs.audio_batch(np.arange(2)), None)
+    audio, text = dual(inputs.audio.batch(np.arange(2)), inputs.text.batch(np.arange(2)))
+    only_audio, nothing = dual(inputs.audio.batch(np.arange(2)), None)
     assert nothing is None and torch.equal(only_audio, audio)
-    nothing, only_text = dual(None, inputs.text_batch(np.arange(2)))
+    nothing, only_text = dual(None, inputs.text.batch(np.arange(2)))
     assert nothing is None and torch.equal(only_text, text)
 
 
@@ -138,17 +138,17 @@ def test_training_changes_what_is_kept_and_nothing_else(case):
     dual.train()
     step(dual, inputs, losses.build("nt_xent"))
     changed = {name for name, tensor in dual.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed <= set(dual.kept())
-    assert {name for name in dual.kept() if "head" in name} <= changed
+    assert changed <= set(dual.trainable_state())
+    assert {name for name in dual.trainable_state() if "head" in name} <= changed
 
 
 def test_kept_tensors_are_those_of_each_kind_of_training(build):
     heads = {
         f"{side}_head.{place}.{kind}" for side in ("audio", "text") for place in (0, 2) for kind in ("weight", "bias")
     }
-    assert set(build("frozen")[0].kept()) == heads
+    assert set(build("frozen")[0].trainable_state()) == heads
 
-    released = set(build("frozen_released")[0].kept()) - heads
+    released = set(build("frozen_released")[0].trainable_state()) - heads
     assert released and {name.rsplit(".", 1)[1] for name in released} == {
         "running_mean",
         "running_var",
@@ -156,11 +156,11 @@ def test_kept_tensors_are_those_of_each_kind_of_training(build):
     }
     for training in ("finetuned", "scratch"):
         dual, _ = build(training)
-        assert set(dual.kept()) == set(dual.state_dict())
-        layers = {name.split(".")[4] for name in dual.kept() if name.startswith("text_encoder.")}
+        assert set(dual.trainable_state()) == set(dual.state_dict())
+        layers = {name.split(".")[4] for name in dual.trainable_state() if name.startswith("text_encoder.")}
         assert layers == {"0", "1"}  # the top two of four
     whole, _ = build("finetuned", text_layers=None)
-    assert "text_encoder.model.embeddings.word_embeddings.weight" in whole.kept()
+    assert "text_encoder.model.embeddings.word_embeddings.weight" in whole.trainable_state()
 
 
 def test_frozen_released_fixes_parameters_but_not_batch_statistics_dropout_or_augmentation(build):
@@ -172,7 +172,7 @@ def test_frozen_released_fixes_parameters_but_not_batch_statistics_dropout_or_au
     now = dict(dual.named_parameters())
     assert parameters and all(torch.equal(tensor, now[name]) for name, tensor in parameters.items())
     assert not torch.equal(statistics, dual.audio_encoder.bn0.running_mean)
-    audio, text = inputs.audio_batch(np.arange(4)), inputs.text_batch(np.arange(4))
+    audio, text = inputs.audio.batch(np.arange(4)), inputs.text.batch(np.arange(4))
     first, second = dual(audio, text), dual(audio, text)
     assert not torch.equal(first[0], second[0])  # SpecAugment
     assert not torch.equal(first[1], second[1])  # dropout
@@ -182,7 +182,7 @@ def test_kept_tensors_restore_a_model(case, prepared):
     setting, dual, inputs = case
     dual.train()
     step(dual, inputs, losses.build("nt_xent"))
-    kept = {name: tensor.clone() for name, tensor in dual.kept().items()}
+    kept = {name: tensor.clone() for name, tensor in dual.trainable_state().items()}
     torch.manual_seed(9)
     other = model.build(setting, prepared(setting))
     other.load_state_dict(kept, strict=False)
@@ -226,7 +226,7 @@ def test_embedding_a_split_is_evaluation_in_the_splits_order(case):
     with torch.no_grad():
         for row in (0, 5, 15):
             place = np.array([row])
-            alone = dual(inputs.audio_batch(place), inputs.text_batch(place))
+            alone = dual(inputs.audio.batch(place), inputs.text.batch(place))
             torch.testing.assert_close(audio[row], alone[0][0], atol=1e-5, rtol=0)
             torch.testing.assert_close(text[row], alone[1][0], atol=1e-5, rtol=0)
 
@@ -271,10 +271,10 @@ def waveforms(corpus, config):
     setting = config("finetuned", audio_encoder="cnn6", audio_weights=None, augment=None)
     prepared = preparation.prepare(setting, corpus, ("test",), quiet=True)
     inputs = prepared.splits["test"]
-    assert inputs.audio.data.dtype == np.int16
+    assert inputs.audio.kind == "waveforms"
     lengths = 32_000 + 4_000 * np.arange(len(inputs.audio))
-    rows = [inputs.audio[row][:length] for row, length in enumerate(lengths)]
-    ragged = packed.Packed(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+    rows = [inputs.audio.data[row][:length] for row, length in enumerate(lengths)]
+    ragged = replace(inputs.audio, data=packed.Packed.of(rows))
     prepared.splits["test"] = replace(inputs, audio=ragged)
     return setting, prepared, prepared.splits["test"]
 
@@ -285,7 +285,7 @@ def test_with_masked_padding_a_clips_embedding_is_its_own(waveforms):
     dual = model.build(setting, prepared).eval()
     together, _ = evaluation.embed(dual, inputs)
     with torch.no_grad():
-        alone = torch.cat([dual(inputs.audio_batch(np.array([clip])), None)[0] for clip in range(len(together))])
+        alone = torch.cat([dual(inputs.audio.batch(np.array([clip])), None)[0] for clip in range(len(together))])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
@@ -295,8 +295,8 @@ def test_with_released_padding_it_depends_on_the_longest_clip_of_its_batch(wavef
     dual = model.build(setting.replace(padding="released"), prepared).eval()
     embedded, _ = evaluation.embed(dual, inputs, released_batch=10)  # five captions a clip: two clips a batch
     with torch.no_grad():
-        pairs = [dual(inputs.audio_batch(np.array([clip, clip + 1])), None)[0] for clip in range(0, len(embedded), 2)]
-        alone, _ = dual(inputs.audio_batch(np.array([0])), None)
+        pairs = [dual(inputs.audio.batch(np.array([clip, clip + 1])), None)[0] for clip in range(0, len(embedded), 2)]
+        alone, _ = dual(inputs.audio.batch(np.array([0])), None)
     torch.testing.assert_close(embedded, torch.cat(pairs), atol=1e-6, rtol=0)
     assert (embedded[0] - alone[0]).abs().max() > 1e-3  # padded to its neighbour's length
 

@@ -110,11 +110,11 @@ from atr.encoders import text
 encoder = text.TextEncoder(Path(sys.argv[1]), "first", dropout=0.2).train()
 optimizer = torch.optim.AdamW(encoder.parameters(), 2e-5, fused=True)
 batch = text.ids(["a dog barks", "rain falls on a roof, then birds sing"], encoder).batch(np.arange(2))
-before = encoder.eval()(*batch).detach()
-loss = encoder.train()(*batch).square().mean()
+before = encoder.eval()(batch).detach()
+loss = encoder.train()(batch).square().mean()
 loss.backward()
 optimizer.step()
-after = encoder.eval()(*batch)
+after = encoder.eval()(batch)
 assert encoder.dim == 1024 and before.shape == (2, 1024) and len(encoder.model.encoder.layer) == 24
 assert after.isfinite().all() and not torch.equal(before, after)
 """

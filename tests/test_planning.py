@@ -6,11 +6,11 @@ import pytest
 from atr import get_profile
 from atr.config import RunConfig
 from atr.experiments import planning, study
-from atr.experiments.planning import CorpusSize, Measured
+from atr.experiments.planning import CorpusSize, Measurement
 from atr.system import units
 
 DATA = CorpusSize({"train": 100, "validation": 10, "test": 20}, {"train": 500, "validation": 50, "test": 100}, 5.0)
-FROZEN = Measured(
+FROZEN = Measurement(
     fixed=1.0,
     pair=0.1,
     clip=0.03,
@@ -18,8 +18,8 @@ FROZEN = Measured(
     activations=1e6,
     parameters=4e6,
     trained=2e6,
-    kept=2e6,
-    held=2e6,
+    checkpoint=2e6,
+    copy=2e6,
     seconds=0.0,
 )
 MEASURED = replace(FROZEN, seconds=10.0)
@@ -95,7 +95,7 @@ def test_a_measurement_is_positive_and_knows_what_is_trained(changes, tiny_bert)
     measured = planning.measure(config, "cpu")
     assert min(measured.clip, measured.caption, measured.activations) > 0 and measured.fixed + measured.pair > 0
     assert (measured.trained < measured.parameters) == (config.training == "frozen_released")
-    assert measured.kept >= measured.trained and (measured.seconds > 0) == (config.training != "frozen")
+    assert measured.checkpoint >= measured.trained and (measured.seconds > 0) == (config.training != "frozen")
     if config.training == "frozen":  # two heads: 192 to 16 to 16, and 16 to 32 to 16, with biases
         assert measured.parameters == 4 * (192 * 16 + 16 + 16 * 16 + 16 + 16 * 32 + 32 + 32 * 16 + 16)
 
@@ -166,3 +166,15 @@ def test_searches_are_counted_a_second(monkeypatch):
     done = []
     monkeypatch.setattr(planning, "_timed", lambda work, device: (done.append(work()), 2.0)[1])
     assert planning.queries_a_second(8, clips=100, queries=3) == 1.5 and len(done) == 1
+
+
+@pytest.mark.parametrize(("training", "seconds"), [("frozen", 0.101), ("frozen_released", 7.3), ("finetuned", 5.6)])
+def test_an_epoch_of_the_small_encoders_takes_what_was_measured(training, seconds):
+    """Of 31 steps of 32 pairs, and 200 clips and 1,000 captions of validation; nothing is tested."""
+    data = CorpusSize({"train": 1000, "validation": 200}, {"train": 5000, "validation": 1000}, 10.0)
+    one, three = (planning.seconds(RunConfig(training=training, epochs=epochs), data) for epochs in (1, 3))
+    assert (three - one) / 2 == pytest.approx(seconds, rel=0.05)
+
+
+def test_what_runs_beside_it_does_not_lengthen_a_measurement_on_a_cpu():
+    assert planning._timed(lambda: planning.time.sleep(0.2), "cpu") < 0.1

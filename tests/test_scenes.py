@@ -20,7 +20,7 @@ from atr.corpora.scenes.scene import (
     distinct,
     draw,
     mix,
-    uncombined,
+    new_combinations,
 )
 from atr.corpora.scenes.wording import LOUD, LOUDLY, SOFT, SOFTLY, Words, caption, captions, minimal_pairs
 
@@ -182,7 +182,7 @@ def test_loudness_does_not_depend_on_pauses():
 
 
 def test_what_has_never_sounded_together_is_no_part_of_a_known_scene():
-    known, left = drawn(40), list(itertools.islice(uncombined(stream(1), drawn(40)), 2_000))
+    known, left = drawn(40), list(itertools.islice(new_combinations(stream(1), drawn(40)), 2_000))
     sets = [{part.event for part in scene.parts} for scene in known]
     kept = [{part.event for part in scene.parts} for scene in left if scene]
     assert kept and all(len(kinds) > 1 and not any(kinds <= other for other in sets) for kinds in kept)

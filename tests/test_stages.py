@@ -171,7 +171,7 @@ class TestNeeds:
         network = model.load(model.build(BASELINE, prepared), baseline).eval()
         split = prepared.splits["train"]
         with torch.no_grad():
-            audio, text = network(split.audio_batch(np.array([0])), split.text_batch(np.array([0])))
+            audio, text = network(split.audio.batch(np.array([0])), split.text.batch(np.array([0])))
         assert torch.allclose(pairs[0], ancillary(audio, text)[0], atol=1e-5)
 
     def test_a_run_can_start_from_one_on_another_corpus(self, corpus, tmp_path):

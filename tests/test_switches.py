@@ -5,8 +5,10 @@ import torch
 
 import atr
 from atr import encoders
+from atr.encoders.inputs import WAVEFORMS
 from atr.system import devices
 from atr.system.devices import CPU, GPU, Switches
+from atr.system.packed import Batch
 from atr.training import model
 
 
@@ -34,9 +36,10 @@ def test_channels_last_lays_out_weights_and_leaves_names_and_embeddings_as_they_
     weights = [p for p in laid_out.audio_encoder.parameters() if p.ndim == 4 and p.shape[1] > 1]
     assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
     assert list(plain.state_dict()) == list(laid_out.state_dict())
-    sound, lengths = torch.randint(-9999, 9999, (2, 32_000), dtype=torch.int16), torch.tensor([32_000, 20_000])
+    noise = torch.randint(-9999, 9999, (2, 32_000), dtype=torch.int16)
+    sounds = Batch(WAVEFORMS, noise, torch.tensor([32_000, 20_000]))
     with torch.no_grad():
-        one, two = plain.embed_audio(sound, lengths), laid_out.embed_audio(sound, lengths)
+        one, two = plain.embed_audio(sounds), laid_out.embed_audio(sounds)
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 

@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from atr.encoders import text
 from atr.encoders.text import TextEncoder
+from atr.system.packed import Batch
 
 CAPTIONS = [
     "a dog barks",
@@ -76,7 +77,7 @@ def test_minilm_is_the_sentence_transformer_of_that_name(minilm):
     assert encoder.dim == 384
     np.testing.assert_allclose(np.concatenate(rows(encoder)), expected, atol=1e-5)
     with torch.no_grad():
-        np.testing.assert_allclose(encoder.eval()(*padded(encoder)), expected, atol=1e-5)
+        np.testing.assert_allclose(encoder.eval()(padded(encoder)), expected, atol=1e-5)
 
 
 def test_minilm_knows_which_sounds_are_alike(minilm):
@@ -96,7 +97,7 @@ def test_top_layers_over_the_states_below_are_the_whole_model(minilm, layers):
     lengths = torch.tensor([len(state) for state in states])
     inputs = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(state) for state in states], batch_first=True)
     with torch.no_grad():
-        torch.testing.assert_close(top(inputs, lengths), whole(*padded(whole)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(top(Batch(text.STATES, inputs, lengths)), whole(padded(whole)), atol=1e-5, rtol=0)
     assert len(top.model.encoder.layer) == layers and top.model.embeddings is None
 
 
@@ -114,11 +115,11 @@ def test_a_local_folder_works_and_first_token_pooling_takes_the_first_token(tiny
 
     assert text.folder(str(tiny)) == tiny
     encoder = TextEncoder(tiny, "first")
-    ids, lengths = padded(encoder)
+    _, ids, lengths = padded(encoder)
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     with torch.no_grad():
         expected = AutoModel.from_pretrained(tiny).eval()(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
-        torch.testing.assert_close(encoder.eval()(ids, lengths), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(encoder.eval()(padded(encoder)), expected, atol=1e-6, rtol=0)
     np.testing.assert_allclose(np.concatenate(rows(encoder)), expected, atol=1e-6)
 
 
@@ -131,11 +132,11 @@ def test_pooling_by_hand(tiny):
 
 def test_padding_takes_the_models_own_token(tiny, monkeypatch):
     encoder = TextEncoder(tiny).eval()
-    ids, lengths = padded(encoder)
+    _, ids, lengths = padded(encoder)
     other = ids.clone()
     other[torch.arange(ids.shape[1]) >= lengths[:, None]] = 7
     with torch.no_grad():
-        assert torch.equal(encoder(ids, lengths), encoder(other, lengths))
+        assert torch.equal(*(encoder(Batch(text.TOKENS, tokens, lengths)) for tokens in (ids, other)))
 
 
 @pytest.mark.parametrize("below", [None, 2])
@@ -158,7 +159,7 @@ def test_many_captions_come_back_in_their_order(tiny):
     expected = np.concatenate([alone[caption] for caption in captions])
     np.testing.assert_allclose(np.concatenate(rows(encoder, captions)), expected, atol=1e-5)
     with torch.no_grad():
-        np.testing.assert_allclose(encoder(*padded(encoder, captions)), expected, atol=1e-5)
+        np.testing.assert_allclose(encoder(padded(encoder, captions)), expected, atol=1e-5)
 
 
 def test_rows_leave_the_mode_as_it_was(tiny):
@@ -178,7 +179,7 @@ def test_dropout_can_be_overridden(tiny):
     assert own.model.config.hidden_dropout_prob == 0.1
     assert much.model.config.hidden_dropout_prob == much.model.config.attention_probs_dropout_prob == 0.5
     inputs = padded(none)
-    assert torch.equal(none(*inputs), none(*inputs)) and not torch.allclose(much(*inputs), much(*inputs))
+    assert torch.equal(none(inputs), none(inputs)) and not torch.allclose(much(inputs), much(inputs))
     assert [module.p for module in much.modules() if isinstance(module, torch.nn.Dropout)].count(0.5) > 0
 
 
@@ -196,7 +197,7 @@ def test_gradients_reach_the_top_layers(tiny):
     states = rows(encoder, below=2)
     encoder.keep_top()
     inputs = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(state) for state in states], batch_first=True)
-    encoder(inputs, torch.tensor([len(state) for state in states])).square().sum().backward()
+    encoder(Batch(text.STATES, inputs, torch.tensor([len(state) for state in states]))).square().sum().backward()
     grads = {name: p.grad for name, p in encoder.named_parameters()}
     assert grads and all(grad is not None for grad in grads.values())
     assert {name.split(".")[3] for name in grads} == {"0", "1"}
@@ -242,9 +243,9 @@ def test_tokens_are_made_once(tiny, monkeypatch, tmp_path):
     first = text.tokenized(CAPTIONS, "some model", lambda: encoder)
     again = text.tokenized(CAPTIONS, "some model", lambda: pytest.fail("made again"))
     plain = text.ids(CAPTIONS, encoder)
-    for packed in (first, again):
-        np.testing.assert_array_equal(packed.data, plain.data)
-        np.testing.assert_array_equal(packed.offsets, plain.offsets)
+    for rows in (first, again):
+        np.testing.assert_array_equal(rows.data.data, plain.data.data)
+        np.testing.assert_array_equal(rows.data.offsets, plain.data.offsets)
 
 
 def test_a_model_fetched_by_hand_is_found_by_its_name(tiny, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from atr.encoders import text
 from atr.encoders.audio.compact import Compact
 from atr.encoders.audio.vit import SECONDS, SegmentEncoder
 from atr.reports.figures import PAGE, legible, subplots
-from atr.system.packed import Packed
+from atr.system.packed import InputRows, Packed
 from atr.training import evaluation, identity, model, preparation
 from atr.training.records import Run
 
@@ -47,9 +47,9 @@ class ClipFrames:
         phrases = [text.normalise(word, config.caption_style) for word in words]
         encoder = text.TextEncoder(folder, config.text_pooling, config.text_layers)
         layers, bar = config.text_layers, tqdm(disable=True)
-        states = encoder.tokenize(phrases) if layers is None else encoder.rows(phrases, layers, bar)
-        spoken = Packed.of(states)
-        queries = self.network.embed_text(*spoken.batch(np.arange(len(phrases))))
+        kind = text.TOKENS if layers is None else text.STATES
+        rows = encoder.tokenize(phrases) if layers is None else encoder.rows(phrases, layers, bar)
+        queries = self.network.embed_text(InputRows(kind, Packed.of(rows)).batch(np.arange(len(phrases))))
         return self.network.text_aware.attention(self.frames, self.mask, queries).numpy()
 
 
@@ -65,7 +65,7 @@ def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
     return ClipFrames(
         network,
         frames,
-        frames.any(2),
+        network.mask(frames),
         frame_times(network.audio_encoder, frames.shape[1]),
         corpus.split("test"),
         inputs,

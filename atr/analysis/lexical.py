@@ -23,7 +23,7 @@ from lexicalrichness import LexicalRichness, tokenize
 from scipy import stats
 from torch import Tensor
 
-from atr.corpora import corpus_of, files
+from atr.corpora import corpus_of, csvtable
 from atr.experiments.profiles import Profile
 from atr.metrics import statistics
 
@@ -65,7 +65,7 @@ def sources(setting: Profile) -> pd.DataFrame:
         train = corpus_of(setting.corpora[corpus], setting.root).split("train")
         return train.captions.assign(source="human" if setting.published else "grammar")[["clip", "source", "caption"]]
     columns = [f"caption_{number}" for number in range(1, 11)]
-    table = files.read_table("phi4", setting.captions, ("file_name", *columns))
+    table = csvtable.read_table("phi4", setting.captions, ("file_name", *columns))
     rows = [
         (row["file_name"], source, row[column])
         for source, own in (("human", columns[:5]), ("phi-4", columns[5:]))

@@ -342,7 +342,11 @@ def by_points(tables: Mapping[Metric, pd.DataFrame], table: pd.DataFrame | None 
                 axis.set_title({"uniform": "uniform set", "gaussians": "Gaussian mixture"}[name])
         row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, labelspacing=1)
         row[0].set_ylim(0, 1.8 * max(high for _, high in limits.values()))  # a few points a component give anything
-        units = found.set_index(["measure", "width"]).loc[readings, "unit"].unique()
+        units = dict.fromkeys(
+            unit
+            for measure, width in readings
+            for unit in found["unit"][(found["measure"] == measure) & (found["width"] == width)]
+        )
         row[0].set_ylabel("σ" if metric == "sigma" else f"h ({' or '.join(units)})")
     for axis in axes[-1]:
         axis.set_xlabel("points (shaded: published)")

@@ -26,12 +26,12 @@ POINTS = {"smoke": ((50,), 16), "demo": ((1000, 3000, 10_000), 2048), "paper": (
 def cases(scale: str, device: str, released: Released) -> list[Case]:
     pairs, dim, clusters = PAIRS[scale]
     sizes = [{"pairs": number, "dim": dim, "clusters": clusters, "device": device} for number in pairs]
-    found = [
+    result = [
         Case("mining", how, "embeddings.mining", size | {"how": how}) for size in sizes for how in ("easy", "hard")
     ]
     points, dim = POINTS[scale]
     sizes = [{"points": number, "dim": dim} for number in points]
-    return found + [
+    return result + [
         Case("measures", name, "embeddings.measures", size | {"measure": name}) for size in sizes for name in MEASURES
     ]
 
@@ -60,13 +60,13 @@ def mining(pairs: int, dim: int, clusters: int, how: str, device: str) -> dict[s
     def work() -> None:
         batches[:] = mine(embeddings, clips, BATCH, how, 0)
 
-    found: dict[str, Any] = timed(work, device, repeats=1, least=0.0)
+    row: dict[str, Any] = timed(work, device, repeats=1, least=0.0)
     cosines = report(embeddings, batches)
     quarters = np.array_split(cosines["mean_cosine"].dropna().to_numpy(), 4)
     square = float(embeddings.mean(0).square().sum())
-    found["mean_cosine"] = round(float(np.average(cosines["mean_cosine"].fillna(0), weights=cosines["size"])), 4)
-    found["by_quarter"] = [round(float(quarter.mean()), 4) for quarter in quarters if len(quarter)]
-    return found | {"floor": round((BATCH * square - 1) / (BATCH - 1), 4)}
+    row["mean_cosine"] = round(float(np.average(cosines["mean_cosine"].fillna(0), weights=cosines["size"])), 4)
+    row["by_quarter"] = [round(float(quarter.mean()), 4) for quarter in quarters if len(quarter)]
+    return row | {"floor": round((BATCH * square - 1) / (BATCH - 1), 4)}
 
 
 def measures(points: int, dim: int, measure: str) -> dict[str, Any]:

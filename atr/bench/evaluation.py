@@ -20,19 +20,19 @@ METRICS = ("t2a_r1", "t2a_r5", "t2a_r10", "t2a_median_rank", "t2a_mean_rank")
 
 
 def cases(scale: str, device: str, released: Released) -> list[Case]:
-    found = []
+    result = []
     for clips in SIZES[scale]:
         size = {"clips": clips, "dim": DIM if scale != "smoke" else 32}
-        found.append(Case("evaluation", "atr", "evaluation.counted", size | {"device": device}))
+        result.append(Case("evaluation", "atr", "evaluation.counted", size | {"device": device}))
         if clips <= LARGEST_LOOP:
-            found.append(Case("evaluation", "one query at a time, sorted", "evaluation.looped", size))
+            result.append(Case("evaluation", "one query at a time, sorted", "evaluation.looped", size))
             theirs = size | {"folder": str(released.mei2022)}
             missing = released.missing("mei2022")
-            found.append(Case("evaluation", "released code", "evaluation.as_released", theirs, missing))
-    return found
+            result.append(Case("evaluation", "released code", "evaluation.as_released", theirs, missing))
+    return result
 
 
-def made(clips: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_embeddings(clips: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Text (captions, D), audio (clips, D) and each caption's clip: clips at random, captions around them, so that
     about half of them find theirs first.
     """
@@ -43,12 +43,12 @@ def made(clips: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     return F.normalize(audio[clip_of] + 2 * noise, dim=1), audio, clip_of
 
 
-def _scores(found: dict[str, float]) -> dict[str, float]:
-    return {name: round(float(found[name]), 3) for name in METRICS}
+def _scores(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(float(metrics[name]), 3) for name in METRICS}
 
 
 def counted(clips: int, dim: int, device: str) -> dict[str, Any]:
-    text, audio, clip_of = made(clips, dim)
+    text, audio, clip_of = random_embeddings(clips, dim)
     text, audio = text.to(device), audio.to(device)
     seconds = timed(lambda: retrieval.retrieval_metrics((text, audio), clip_of), device)
     return seconds | {"scores": _scores(retrieval.retrieval_metrics((text, audio), clip_of))}
@@ -56,7 +56,7 @@ def counted(clips: int, dim: int, device: str) -> dict[str, Any]:
 
 def looped(clips: int, dim: int) -> dict[str, Any]:
     """The obvious way: for each query the cosines to all candidates, sorted, and where the right one lies."""
-    text, audio, clip_of = made(clips, dim)
+    text, audio, clip_of = random_embeddings(clips, dim)
     best = np.zeros(len(text))
 
     def work() -> None:
@@ -79,15 +79,15 @@ def as_released(folder: str, clips: int, dim: int) -> dict[str, Any]:
     """
     from sentence_transformers import util
 
-    known = {"np": np, "torch": torch, "util": util}
-    code = definitions(Path(folder) / "tools" / "utils.py", ("t2a", "a2t"), known)
-    text, audio, clip_of = made(clips, dim)
+    scope = {"np": np, "torch": torch, "util": util}
+    code = definitions(Path(folder) / "tools" / "utils.py", ("t2a", "a2t"), scope)
+    text, audio, clip_of = random_embeddings(clips, dim)
     sounds, captions = audio[clip_of].double().numpy(), text.double().numpy()
-    found: list[Any] = []
+    both: list[Any] = []
 
     def work() -> None:
-        found[:] = [code["t2a"](sounds, captions), code["a2t"](sounds, captions)]
+        both[:] = [code["t2a"](sounds, captions), code["a2t"](sounds, captions)]
 
     seconds = timed(work)
-    r1, r5, r10, _, median, mean = found[0]
+    r1, r5, r10, _, median, mean = both[0]
     return seconds | {"scores": _scores(dict(zip(METRICS, (r1, r5, r10, median, mean), strict=True)))}

@@ -30,24 +30,24 @@ def growth(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row per line of the figure that has several sizes: part, how, shape where it has one, from, to, and the
     exponent with which seconds grow between the two largest.
     """
-    found = []
+    table = []
     for (part, how), line in _lines(rows).items():
         if len({size for size, _ in line}) > 1:
             (before, earlier), (last, later) = line[-2:]
             exponent = np.log(later / earlier) / np.log(last / before)
-            found.append((part, how, AXES[part], line[0][0], last, exponent))
-    return pd.DataFrame(found, columns=["part", "how", "of", "from", "to", "exponent"])
+            table.append((part, how, AXES[part], line[0][0], last, exponent))
+    return pd.DataFrame(table, columns=["part", "how", "of", "from", "to", "exponent"])
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[float, float]]]:
     """(size, seconds) by part and way of doing it, ascending."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
         if row["part"] in AXES and "seconds" in row and (row["part"] != "step" or row["how"] == "atr"):
             shape = f", {row['size']['shape']}" if "shape" in row["size"] else ""
-            line = found.setdefault((row["part"], row["how"] + shape), [])
+            line = lines.setdefault((row["part"], row["how"] + shape), [])
             line.append((row["size"][AXES[row["part"]]], row["seconds"]))
-    return {key: sorted(line) for key, line in found.items()}
+    return {key: sorted(line) for key, line in lines.items()}
 
 
 def sizes(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -21,6 +21,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import inputs, registry, text
 from atr.losses import pair
 from atr.metrics import retrieval
+from atr.system.packed import POOLED, Batch, InputRows
 from atr.training import model, preparation
 from atr.training.batches import epoch_batches
 from atr.training.identity import Inputs
@@ -41,14 +42,14 @@ EVALUATED = 5  # a clip of the validation and one of the test split for so many 
 
 def cases(scale: str, device: str, released: Released) -> list[Case]:
     clips, epochs, timed_epochs, network = SCALES[scale]
-    found = []
+    result = []
     for shape, numbers in clips.items():
         for number in numbers:
             size = {"shape": shape, "clips": number, "epochs": epochs, "network": network, "device": device}
-            found.append(Case("frozen", "atr", "frozen.cached", size))
+            result.append(Case("frozen", "atr", "frozen.cached", size))
         again = size | {"timed_epochs": timed_epochs}
-        found.append(Case("frozen", "anew in every epoch", "frozen.encoded_again", again))
-    return found
+        result.append(Case("frozen", "anew in every epoch", "frozen.encoded_again", again))
+    return result
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[R
     if network == "small":
         shortest, longest = 1.0, 2.0
     generator = np.random.default_rng(0)
-    known = [
+    vocabulary = [
         word for word in (text.folder("minilm") / "vocab.txt").read_text(encoding="utf-8").split() if word.isalpha()
     ]
     with scratch() as folder:
@@ -71,7 +72,7 @@ def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[R
                 name = f"{split}{number}.wav"
                 samples = round(generator.uniform(shortest, longest) * RATE)
                 soundfile.write(folder / name, generator.uniform(-0.5, 0.5, samples), RATE)
-                sentences = [" ".join(generator.choice(known, WORDS)) for _ in range(captions)]
+                sentences = [" ".join(generator.choice(vocabulary, WORDS)) for _ in range(captions)]
                 rows.append(
                     {"file_name": name, "split": split} | {f"caption_{k}": s for k, s in enumerate(sentences, 1)}
                 )
@@ -99,33 +100,33 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
         started = time.perf_counter()
         assert config.audio_weights is not None
         audio = registry.build(config.audio_encoder, config.audio_weights).eval().to(device).requires_grad_(False)
-        spoken = text.TextEncoder(Path(config.text_encoder), config.text_pooling).eval().to(device)
-        spoken.requires_grad_(False)
-        splits = {name: _inputs(config, corpus.split(name), spoken) for name in ("train", "validation", "test")}
+        text_encoder = text.TextEncoder(Path(config.text_encoder), config.text_pooling).eval().to(device)
+        text_encoder.requires_grad_(False)
+        splits = {name: _inputs(config, corpus.split(name), text_encoder) for name in ("train", "validation", "test")}
         torch.manual_seed(config.seed)
-        heads = model.DualEncoder(None, None, audio.dim, spoken.dim, config.embedding_dim, audio.head_hidden).to(device)
+        widths = (audio.dim, text_encoder.dim, config.embedding_dim, audio.head_hidden)
+        heads = model.DualEncoder(None, None, *widths).to(device)
         loss_function = pair.build(**config.loss, variant=config.recipe)
         optimizer = torch.optim.Adam(model.parameter_groups(heads, loss_function, config), fused=True)
 
-        @torch.no_grad()
-        def heard(split: Inputs, clips: np.ndarray) -> Tensor:
-            assert not isinstance(split.audio, Tensor)
-            waveforms, lengths = split.audio.batch(clips)
-            return audio.pool(*inputs.encode(audio, waveforms.to(device), lengths.to(device)))
+        def to(tensor: Tensor) -> Tensor:
+            return tensor.to(device)
 
         @torch.no_grad()
-        def read(split: Inputs, captions: np.ndarray) -> Tensor:
-            assert not isinstance(split.text, Tensor)
-            ids, lengths = split.text.batch(captions)
-            return spoken(ids.to(device), lengths.to(device))
+        def encode_audio(split: Inputs, clips: np.ndarray) -> Batch:
+            return Batch(POOLED, audio.pool(*inputs.encode(audio, split.audio.batch(clips).to(to))))
 
         @torch.no_grad()
-        def evaluated(split: Inputs) -> None:
+        def encode_text(split: Inputs, captions: np.ndarray) -> Batch:
+            return Batch(POOLED, text_encoder(split.text.batch(captions).to(to)))
+
+        @torch.no_grad()
+        def evaluate(split: Inputs) -> None:
             """Each clip and each caption once."""
             sides = []
-            for encode, count in ((heard, len(split.audio)), (read, len(split.text))):
+            for encode, count in ((encode_audio, len(split.audio)), (encode_text, len(split.text))):
                 batches = np.split(np.arange(count), range(config.batch_size, count, config.batch_size))
-                sides.append(torch.cat([encode(split, batch) for batch in batches]))
+                sides.append(Batch(POOLED, torch.cat([encode(split, batch).values for batch in batches])))
             embeddings = heads.embed_text(sides[1]), heads.embed_audio(sides[0])
             retrieval.retrieval_metrics(embeddings, split.relevance)
 
@@ -136,7 +137,7 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
         for epoch in range(timed_epochs):
             total, batches = 0.0, epoch_batches(clip_of, config.batch_size, config.sampler, config.seed, epoch)
             for captions in batches:
-                sounds, words = heard(splits["train"], clip_of[captions]), read(splits["train"], captions)
+                sounds, words = encode_audio(splits["train"], clip_of[captions]), encode_text(splits["train"], captions)
                 ids = torch.from_numpy(clip_of[captions]).to(device)
                 loss = loss_function(heads.embed_audio(sounds), heads.embed_text(words), ids)
                 optimizer.zero_grad()
@@ -146,19 +147,19 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
                 optimizer.step()
                 total += loss.item()
             first_loss = total / len(batches) if first_loss is None else first_loss
-            evaluated(splits["validation"])
+            evaluate(splits["validation"])
         epoch_seconds = (time.perf_counter() - started) / timed_epochs
         started = time.perf_counter()
-        evaluated(splits["test"])
+        evaluate(splits["test"])
         tested = time.perf_counter() - started
         seconds = ready + epochs * epoch_seconds + tested
         return {"seconds": seconds, "epoch_seconds": epoch_seconds, "ready_seconds": ready, "first_loss": first_loss}
 
 
-def _inputs(config: RunConfig, corpus: Corpus, spoken: text.TextEncoder) -> Inputs:
-    known = text.fingerprint(Path(config.text_encoder))
-    ids = text.tokenized(preparation.normalised(config, corpus), known, lambda: spoken)
+def _inputs(config: RunConfig, corpus: Corpus, encoder: text.TextEncoder) -> Inputs:
+    fingerprint = text.fingerprint(Path(config.text_encoder))
+    ids = text.tokenized(preparation.normalised(config, corpus), fingerprint, lambda: encoder)
     waveforms = inputs.waveforms(corpus, registry.facts(config.audio_encoder).sample_rate, True)
     place = {clip: row for row, clip in enumerate(corpus.clips["clip"])}
     clip_of = corpus.captions["clip"].map(place).to_numpy(dtype=np.int64)
-    return Inputs(waveforms, ids, clip_of, corpus.relevance())
+    return Inputs(InputRows(inputs.WAVEFORMS, waveforms), ids, clip_of, corpus.relevance())

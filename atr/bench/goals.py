@@ -56,15 +56,15 @@ def agreement(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
         ours = _find(rows, other["part"], "atr", shared)
         if other["how"] != "atr" and numbers and ours is not None and len(_numbers(ours)) == len(numbers):
             apart = max(abs(a - b) for a, b in zip(numbers, _numbers(ours), strict=True))
-            said = ", ".join(f"{name} {value}" for name, value in shared.items() if name != "device")
-            lines.append({"part": other["part"], "how": other["how"], "size": said, "difference": apart})
+            words = ", ".join(f"{name} {value}" for name, value in shared.items() if name != "device")
+            lines.append({"part": other["part"], "how": other["how"], "size": words, "difference": apart})
     return pd.DataFrame(lines, columns=["part", "how", "size", "difference"])
 
 
 def _numbers(row: dict[str, Any]) -> list[float]:
     scores = row.get("scores", [])
-    given = list(scores.values()) if isinstance(scores, dict) else list(scores)
-    return [*given, row["first_loss"]] if "first_loss" in row else given
+    numbers = list(scores.values()) if isinstance(scores, dict) else list(scores)
+    return [*numbers, row["first_loss"]] if "first_loss" in row else numbers
 
 
 def _steps(rows: Sequence[dict[str, Any]], device: str) -> list[dict[str, Any]]:
@@ -116,8 +116,8 @@ def _against(
 
 def _find(rows: Sequence[dict[str, Any]], part: str, how: str, size: dict[str, Any]) -> dict[str, Any] | None:
     for row in rows:
-        known = (row["size"].get(name, value) == value for name, value in size.items())
-        if (row["part"], row["how"]) == (part, how) and all(known):
+        equal = (row["size"].get(name, value) == value for name, value in size.items())
+        if (row["part"], row["how"]) == (part, how) and all(equal):
             return row
     return None
 

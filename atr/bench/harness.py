@@ -62,7 +62,7 @@ class Released:
     tymofieiev2025: Path | None = None  # a clone of github.com/timoniko/PR-Text-To-Audio-Retrieval
 
     @classmethod
-    def given(cls) -> "Released":
+    def from_environment(cls) -> "Released":
         """Those that the environment names: ATR_MEI2022, ATR_TYMOFIEIEV2025."""
         return cls(**{one.name: places.place(f"ATR_{one.name.upper()}") for one in fields(cls)})
 
@@ -72,8 +72,8 @@ class Released:
 
     def commits(self) -> dict[str, str]:
         """By paper, the commit of each clone that is there."""
-        found = {name: folder for name, folder in asdict(self).items() if folder is not None}
-        git = {name: ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"] for name, folder in found.items()}
+        folders = {name: folder for name, folder in asdict(self).items() if folder is not None}
+        git = {name: ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"] for name, folder in folders.items()}
         return {
             name: subprocess.run(call, capture_output=True, text=True).stdout.strip() or "no clone"
             for name, call in git.items()
@@ -115,11 +115,11 @@ def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> 
             raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     if scale not in SCALES:
         raise ValueError(f"scale: unknown {scale!r}; known: {', '.join(SCALES)}")
-    found = []
+    result = []
     for part in parts or PARTS:
         module = importlib.import_module(f"atr.bench.{MODULES.get(part, part)}")
-        found += [case for case in module.cases(scale, device, released) if case.part == part]
-    return found
+        result += [case for case in module.cases(scale, device, released) if case.part == part]
+    return result
 
 
 def measure(case: Case, limit: float | None = None, threads: int | None = None) -> dict[str, Any]:
@@ -146,11 +146,11 @@ def _work(function: str, arguments: dict[str, Any], threads: int, limit: float |
     """What a case's function gives, in this process, which ends after `limit` seconds."""
     if limit is not None:
         signal.setitimer(signal.ITIMER_REAL, limit)  # its signal ends a process that waits on a GPU, too
-    module, _, name = function.partition(".")
+    module, _, name = function.rpartition(".")
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
-    found = getattr(importlib.import_module(f"atr.bench.{module}"), name)(**arguments)
-    return found | {"memory_gib": peak_memory(arguments.get("device", "cpu"))}
+    row = getattr(importlib.import_module(f"atr.bench.{module}"), name)(**arguments)
+    return row | {"memory_gib": peak_memory(arguments.get("device", "cpu"))}
 
 
 @contextmanager
@@ -175,17 +175,17 @@ def run(
     What this code has measured on this machine before is taken from the store, unless `again`. Nothing else should run
     meanwhile; each row's "load" says how many processes were busy when it began. RuntimeError: a case failed.
     """
-    released = Released.given() if released is None else released
+    released = Released.from_environment() if released is None else released
     here, rows = machine(device), []
     same = [here[name] for name in ("device", "processor", "cores", "python", "versions")]
     for case in cases(parts, scale, device, released):
-        kept = places.home() / "cache" / "bench" / f"{hashes.content_key(same, _code(case.part), asdict(case))}.json"
-        if again or not kept.is_file():
+        path = places.home() / "cache" / "bench" / f"{hashes.content_key(same, _code(case.part), asdict(case))}.json"
+        if again or not path.is_file():
             load = round(os.getloadavg()[0], 2)
             row = measure(case)
             if not case.missing:
-                atomic.write_json(kept, row | {"load": load})
-        rows.append(json.loads(kept.read_text()) if kept.is_file() else row)
+                atomic.write_json(path, row | {"load": load})
+        rows.append(json.loads(path.read_text()) if path.is_file() else row)
         if on_row is not None:
             on_row(rows[-1])
     return {"machine": here, "scale": scale, "released": released.commits(), "rows": rows}
@@ -195,20 +195,20 @@ def run(
 def _code(part: str) -> str:
     """Content hash of the code behind a part: its module, what that imports of this package, and so on."""
     package = Path(__file__).parents[1]
-    waiting, found = [f"atr.bench.{MODULES.get(part, part)}", "atr.bench.harness"], dict[str, str]()
+    waiting, digests = [f"atr.bench.{MODULES.get(part, part)}", "atr.bench.harness"], dict[str, str]()
     while waiting:
         name = waiting.pop()
         place = package.joinpath(*name.split(".")[1:])
         file = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
-        if name in found or not file.is_file():
+        if name in digests or not file.is_file():
             continue
-        found[name] = hashes.file_hash(file)
+        digests[name] = hashes.file_hash(file)
         if name == "atr":  # they name all modules
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "atr":
                 waiting += [str(node.module), *(f"{node.module}.{one.name}" for one in node.names)]
-    return hashes.content_key(found)
+    return hashes.content_key(digests)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -28,12 +28,12 @@ CLIPS = {"smoke": ((4,), 1.0), "demo": ((100, 300, 1000), 10.0), "paper": ((100,
 def cases(scale: str, device: str, released: Released) -> list[Case]:
     batches, clips, seconds = BATCHES[scale]
     sizes = [{"batch": batch, "clips": clips, "seconds": seconds, "device": device} for batch in batches]
-    found = [Case("pipeline", "atr", "inputs.read_batches", size) for size in sizes]
+    result = [Case("pipeline", "atr", "inputs.read_batches", size) for size in sizes]
     clips, seconds = SPECTROGRAMS[scale]
     size = {"clips": clips, "clip_seconds": seconds, "device": device}
-    found += [Case("frontends", name, "inputs.spectrograms", size | {"encoder": name}) for name in ENCODERS]
+    result += [Case("frontends", name, "inputs.spectrograms", size | {"encoder": name}) for name in ENCODERS]
     numbers, seconds = CLIPS[scale]
-    return found + [Case("packing", "atr", "inputs.pack", {"clips": n, "seconds": seconds}) for n in numbers]
+    return result + [Case("packing", "atr", "inputs.pack", {"clips": n, "seconds": seconds}) for n in numbers]
 
 
 def read_batches(batch: int, clips: int, seconds: float, device: str) -> dict[str, Any]:

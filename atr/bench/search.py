@@ -32,40 +32,40 @@ def cases(scale: str, device: str, released: Released) -> list[Case]:
         neighbours.imported()
     except ImportError as error:
         missing = str(error)
-    found = []
+    result = []
     for rows in numbers:
         size = {"rows": rows, "dim": dim}
-        found.append(Case("search", "exact", "search.exact", size))
-        found.append(Case("search", "FAISS", "search.approximate", size | {"probed": list(probed)}, missing))
-    return found
+        result.append(Case("search", "exact", "search.exact", size))
+        result.append(Case("search", "FAISS", "search.approximate", size | {"probed": list(probed)}, missing))
+    return result
 
 
-def made(file: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def random_rows(file: Path, rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (rows, D) of length 1 in float16, memory-mapped, and queries (queries, D)."""
     generator = np.random.default_rng(1)
     centres = generator.standard_normal((CENTRES, dim)) / dim**0.5
-    asked = centres[generator.integers(0, CENTRES, QUERIES)] + generator.standard_normal((QUERIES, dim)) / dim**0.5
+    queries = centres[generator.integers(0, CENTRES, QUERIES)] + generator.standard_normal((QUERIES, dim)) / dim**0.5
     mapped = np.lib.format.open_memmap(file, mode="w+", dtype="float16", shape=(rows, dim))
     for start in range(0, rows, 10_000):
         count = min(10_000, rows - start)
-        chosen, one, other = generator.integers(0, CENTRES, (3, count))
-        new = centres[chosen] + NOISE * (centres[one] - centres[other])
+        first, one, other = generator.integers(0, CENTRES, (3, count))
+        new = centres[first] + NOISE * (centres[one] - centres[other])
         new += 0.1 * NOISE / dim**0.5 * generator.standard_normal(new.shape)
         mapped[start : start + count] = new / np.linalg.norm(new, axis=1, keepdims=True)
     mapped.flush()
-    return np.load(file, mmap_mode="r"), asked.astype(np.float32)
+    return np.load(file, mmap_mode="r"), queries.astype(np.float32)
 
 
 def exact(rows: int, dim: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        embeddings, asked = made(Path(folder) / "rows.npy", rows, dim)
-        return speed(Neighbours(embeddings), asked, repeats=3)
+        embeddings, queries = random_rows(Path(folder) / "rows.npy", rows, dim)
+        return speed(Neighbours(embeddings), queries, repeats=3)
 
 
-def speed(index: Neighbours, asked: np.ndarray, **how: Any) -> dict[str, float]:
+def speed(index: Neighbours, queries: np.ndarray, **how: Any) -> dict[str, float]:
     """Of one query at a time, timed as `how` says, and of many together."""
-    alone = timed(lambda: index.search(asked[:1], TOP), **how)
-    together = timed(lambda: index.search(asked[:AT_A_TIME], TOP), repeats=3)
+    alone = timed(lambda: index.search(queries[:1], TOP), **how)
+    together = timed(lambda: index.search(queries[:AT_A_TIME], TOP), repeats=3)
     return alone | {"queries_a_second": 1 / alone["seconds"], "together": AT_A_TIME / together["seconds"]}
 
 
@@ -74,20 +74,20 @@ def approximate(rows: int, dim: int, probed: list[int]) -> dict[str, Any]:
     row's own seconds are of the number that `atr search` takes, or the nearest to it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        embeddings, asked = made(Path(folder) / "rows.npy", rows, dim)
-        truth = Neighbours(embeddings).search(asked, TOP)[1]
+        embeddings, queries = random_rows(Path(folder) / "rows.npy", rows, dim)
+        truth = Neighbours(embeddings).search(queries, TOP)[1]
         neighbours.LIMIT = 0
         index = Neighbours(embeddings, Path(folder) / "rows.faiss")
         started = time.perf_counter()
         index.build(quiet=True)
-        found: dict[str, Any] = {"built_seconds": time.perf_counter() - started}
-        found["file_gb"] = index.path.stat().st_size / 1e9 if index.path else 0.0
+        row: dict[str, Any] = {"built_seconds": time.perf_counter() - started}
+        row["file_gb"] = index.path.stat().st_size / 1e9 if index.path else 0.0
         by: list[dict[str, float]] = []
         for lists in probed:
             index._index.nprobe = lists
-            given = index.search(asked, TOP)[1]
-            hits = [len(set(one) & set(other)) for one, other in zip(given.tolist(), truth.tolist(), strict=True)]
+            answers = index.search(queries, TOP)[1]
+            hits = [len(set(one) & set(other)) for one, other in zip(answers.tolist(), truth.tolist(), strict=True)]
             recall = round(float(np.mean(hits)) / TOP, 4)
-            by.append({"probed": lists, "recall": recall} | speed(index, asked, repeats=20, least=0.5))
+            by.append({"probed": lists, "recall": recall} | speed(index, queries, repeats=20, least=0.5))
     usual = min(by, key=lambda one: abs(one["probed"] - neighbours.PROBED))
-    return found | usual | {"by_lists": by}
+    return row | usual | {"by_lists": by}

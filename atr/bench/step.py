@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +19,9 @@ from atr.config import RunConfig
 from atr.experiments import planning
 from atr.losses import pair
 from atr.system.devices import Switches
+from atr.system.packed import Batch, InputRows
 from atr.training.gradient_cache import BatchEncoder
+from atr.training.identity import Inputs
 
 SECONDS = 10.0  # of a clip
 # pairs of a batch, seconds of a clip, networks; on a GPU, as the goals are stated, and on a CPU, which takes seconds
@@ -68,32 +70,27 @@ KINDS = {
 def cases(scale: str, device: str, released: Released) -> list[Case]:
     size = SIZES["smoke" if scale == "smoke" else device] | {"device": device}
     variants = VARIANTS if device == "cuda" else ON_CPU[: 2 if scale == "smoke" else None]
-    found = [Case("step", f"atr, {name}", "step.ours", size | {"variant": name}) for name in variants]
+    result = [Case("step", f"atr, {name}", "step.ours", size | {"variant": name}) for name in variants]
     batches = (size["batch"] // 4, size["batch"] // 2, size["batch"]) if scale != "smoke" else (1, 2)
-    found += [Case("step", "atr", "step.ours", size | {"batch": batch, "variant": "plain"}) for batch in batches]
+    result += [Case("step", "atr", "step.ours", size | {"batch": batch, "variant": "plain"}) for batch in batches]
     missing = "its networks have one size" if scale == "smoke" else released.missing("mei2022")
     theirs = size | {"folder": str(released.mei2022)}
-    found.append(Case("step", "released code", "step.as_released", theirs, missing))
+    result.append(Case("step", "released code", "step.as_released", theirs, missing))
     gpu = "" if device == "cuda" else "needs a GPU"
     large = size | {"batch": LARGE_BATCH, "variant": "all"}
-    found.append(Case("step", "atr, large batch", "step.ours", large, gpu))
-    return found
+    result.append(Case("step", "atr, large batch", "step.ours", large, gpu))
+    return result
 
 
-class Batch:
-    """A batch that lies on the device already, in place of a split's `Inputs`."""
+class DeviceRows(InputRows):
+    """Rows that lie on the device already: those of the batch `data`."""
 
-    audio = text = None
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.data.lengths.cpu().numpy()
 
-    def __init__(self, sound: tuple[Tensor, Tensor], words: tuple[Tensor, Tensor]) -> None:
-        self.sound, self.words = sound, words
-        self.clip_of_caption = np.arange(len(sound[0]))
-
-    def audio_batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        return self.sound[0][rows], self.sound[1][rows]
-
-    def text_batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        return self.words[0][rows], self.words[1][rows]
+    def batch(self, rows: np.ndarray) -> Batch:
+        return self.data.to(lambda tensor: tensor[rows])
 
 
 def ours(
@@ -110,9 +107,9 @@ def ours(
 
     chunk: pairs embedded at a time, as `RunConfig` has it.
     """
-    chosen = dict((VARIANTS | ONE_OFF)[variant])
-    precision = chosen.pop("precision", "32")
-    switches = Switches(**chosen)
+    fields = dict((VARIANTS | ONE_OFF)[variant])
+    precision = fields.pop("precision", "32")
+    switches = Switches(**fields)
     name, sizes, dim = NETWORKS[network]
     text: dict[str, Any] = {"text_encoder": "bert-base-uncased", "text_pooling": "first", "text_layers": None}
     config = RunConfig(training="finetuned", embedding_dim=dim, precision=precision, audio_encoder=name, **text)
@@ -123,8 +120,9 @@ def ours(
         model = switches.apply(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=switches.fused)
         loss_function = pair.build("nt_xent")
-        inputs: Any = Batch(sound(batch, seconds, device), words(batch, device))
         ids = torch.arange(batch, device=device)
+        audio, captions = (DeviceRows(it.kind, it) for it in (sound(batch, seconds, device), words(batch, device)))
+        inputs = Inputs(audio, captions, np.arange(batch), np.arange(batch))
 
         def dual(*pairs: Any) -> Any:
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
@@ -140,12 +138,12 @@ def ours(
             optimizer.step()
 
         first = once(step, device)
-        found: dict[str, Any] = timed(step, device, repeats=3) | {"clips": batch, "first_seconds": first}
+        row: dict[str, Any] = timed(step, device, repeats=3) | {"clips": batch, "first_seconds": first}
         if detail and not switches.compiled:  # whose kernels are not counted
-            found |= {"flops": flops(step), "shares": shares(step, device)}
+            row |= {"flops": flops(step), "shares": shares(step, device)}
         if detail:
-            found["product_flops_a_second"] = product(device, precision)
-    return found
+            row["product_flops_a_second"] = product(device, precision)
+    return row
 
 
 def flops(work: Callable[[], Any]) -> int:
@@ -171,11 +169,11 @@ def as_released(batch: int, seconds: float, network: str, device: str, folder: s
     TextEncoder.torch = SimpleNamespace(device=lambda _: torch.device(device))  # it asks for a GPU by name
     F = nn.functional
     helpers = definitions(root / "tools" / "utils.py", ("l2norm",), {"torch": torch})
-    known = {"nn": nn, "torch": torch, "MODELS": BERT_Config.MODELS, "W2VEncoder": None} | helpers
-    known |= {"BertEncoder": TextEncoder.BertEncoder} | {
+    scope = {"nn": nn, "torch": torch, "MODELS": BERT_Config.MODELS, "W2VEncoder": None} | helpers
+    scope |= {"BertEncoder": TextEncoder.BertEncoder} | {
         name: getattr(AudioEncoder, name) for name in ("Cnn10", "Cnn14", "ResNet38")
     }
-    code = definitions(root / "models" / "ASE_model.py", ("AudioEnc", "ASE"), known)
+    code = definitions(root / "models" / "ASE_model.py", ("AudioEnc", "ASE"), scope)
     code |= definitions(root / "tools" / "loss.py", ("NTXent",), {"nn": nn, "torch": torch, "util": util, "F": F})
     with tempfile.TemporaryDirectory() as temporary:
         text_encoder = str(bert(network, Path(temporary)))

@@ -23,26 +23,26 @@ NORMALISED = "code"  # its loop hands on captions of length 1 from the second cl
 
 def cases(scale: str, device: str, released: Released) -> list[Case]:
     sizes = dict(SIZES[scale])
-    found = []
+    result = []
     for clips in sizes.pop("clips"):
         size = {"clips": clips, **sizes, "device": device}
-        found.append(Case("text_aware", "atr", "text_aware.folded", size))
+        result.append(Case("text_aware", "atr", "text_aware.folded", size))
     size = size | {"clips": SIZES[scale]["clips"][1]}
-    found.append(Case("text_aware", "clip by clip", "text_aware.looped", size))
+    result.append(Case("text_aware", "clip by clip", "text_aware.looped", size))
     theirs, missing = size | {"folder": str(released.tymofieiev2025)}, released.missing("tymofieiev2025")
-    found.append(Case("text_aware", "released code", "text_aware.as_released", theirs, missing))
-    return found
+    result.append(Case("text_aware", "released code", "text_aware.as_released", theirs, missing))
+    return result
 
 
-def made(
+def random_inputs(
     clips: int, captions: int, frames: int, dim: int, projection: int, device: str
 ) -> tuple[TextAwarePooling, Tensor, Tensor, Tensor]:
     """Random weights, frames (clips, T, D), mask (clips, T) and captions (texts, D)."""
     torch.manual_seed(0)
     module = TextAwarePooling(dim, projection, variant=NORMALISED).to(device).eval()
-    heard = torch.randn(clips, frames, dim, device=device)
+    sounds = torch.randn(clips, frames, dim, device=device)
     mask = torch.ones(clips, frames, dtype=torch.bool, device=device)
-    return module, heard, mask, torch.randn(captions, dim, device=device)
+    return module, sounds, mask, torch.randn(captions, dim, device=device)
 
 
 def _corner(scores: Tensor) -> list[float]:
@@ -52,21 +52,21 @@ def _corner(scores: Tensor) -> list[float]:
 
 @torch.no_grad()
 def folded(**size: Any) -> dict[str, Any]:
-    module, heard, mask, text = made(**size)
-    seconds = timed(lambda: module.similarity(heard, mask, text), size["device"], repeats=3)
-    return seconds | {"scores": _corner(module.similarity(heard[:2], mask[:2], text))}
+    module, sounds, mask, text = random_inputs(**size)
+    seconds = timed(lambda: module.similarity(sounds, mask, text), size["device"], repeats=3)
+    return seconds | {"scores": _corner(module.similarity(sounds[:2], mask[:2], text))}
 
 
 @torch.no_grad()
 def looped(**size: Any) -> dict[str, Any]:
     """Section 3.6 word for word: every caption's query meets every clip's keys, then values, then W_0."""
-    module, heard, _, text = made(**size)
+    module, sounds, _, text = random_inputs(**size)
 
     def work() -> Tensor:
         columns = []
-        for number, frames in enumerate(module.layer_norm(heard)):
-            asked = F.normalize(text, dim=1) if number else text
-            queries, keys, values = module.w_q(module.layer_norm(asked)), module.w_k(frames), module.w_v(frames)
+        for number, frames in enumerate(module.layer_norm(sounds)):
+            target = F.normalize(text, dim=1) if number else text
+            queries, keys, values = module.w_q(module.layer_norm(target)), module.w_k(frames), module.w_v(frames)
             weights = (queries @ keys.T / keys.shape[1] ** 0.5).softmax(1)
             pooled = module.layer_norm(module.w_0(weights @ values))
             columns.append(F.cosine_similarity(pooled, text, dim=1))
@@ -79,7 +79,7 @@ def looped(**size: Any) -> dict[str, Any]:
 @torch.no_grad()
 def as_released(folder: str, **size: Any) -> dict[str, Any]:
     """`rank_sequences` of `experiments/ex_dcase24.py` with its `TextAwareAttentionPooling`, in float32."""
-    module, heard, mask, text = made(**size)
+    module, sounds, mask, text = random_inputs(**size)
     names = ("TextAwareAttentionPooling", "AudioRetrievalModel.rank_sequences")
     code = definitions(Path(folder) / "experiments" / "ex_dcase24.py", names, {"torch": torch, "nn": nn, "F": F})
     pooling = code[names[0]](size["dim"], size["projection"], 0.0, 0.0).to(size["device"]).eval()
@@ -93,7 +93,7 @@ def as_released(folder: str, **size: Any) -> dict[str, Any]:
     here, captions = mask.float(), text[:, None]
 
     def work(clips: int = size["clips"]) -> Tensor:
-        return code[names[1]](model, heard[:clips], here[:clips], captions, None)
+        return code[names[1]](model, sounds[:clips], here[:clips], captions, None)
 
     seconds = timed(work, size["device"], repeats=3)
     return seconds | {"scores": _corner(work(2))}

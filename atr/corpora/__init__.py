@@ -48,8 +48,8 @@ def load_corpus(
     (76, 80)
     """
     if name not in LOADERS:
-        known = ", ".join(LOADERS)
-        raise ValueError(f"unknown corpus {name!r}; known: {known}; one of your own: first atr.extend(<its file>)")
+        names = ", ".join(LOADERS)
+        raise ValueError(f"unknown corpus {name!r}; known: {names}; one of your own: first atr.extend(<its file>)")
     options_of = inspect.signature(LOADERS[name]).parameters
     if in_folder(name) and root is None:
         raise ValueError(f"corpus {name!r} lies in a folder: give root=<folder>")
@@ -94,9 +94,9 @@ def corpus_of(options: Mapping[str, Any], root: str | PathLike[str] | None = Non
             memory[key] = load_corpus(name, root if in_folder(name) else None, **others)
         except Exception as error:
             memory[key] = error
-    if isinstance(found := memory[key], Exception):
-        raise found
-    return found
+    if isinstance(corpus := memory[key], Exception):
+        raise corpus
+    return corpus
 
 
 __all__ = [

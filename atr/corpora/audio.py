@@ -29,10 +29,10 @@ def _length(parts: list[Stream]) -> tuple[int, int]:
 
 def duration(path: str | PathLike[str]) -> float:
     """Length in seconds by `header`. Raises AudioError as `read` does, as far as that shows without decoding."""
-    return _bounded(path, *header(path))
+    return _seconds_within_limit(path, *header(path))
 
 
-def _bounded(path: str | PathLike[str], frames: int, rate: int) -> float:
+def _seconds_within_limit(path: str | PathLike[str], frames: int, rate: int) -> float:
     seconds = frames / rate
     if seconds > MAX_SECONDS:
         raise AudioError(path, f"{seconds:.0f} s long, more than {MAX_SECONDS:.0f} s", "cut it into clips")
@@ -81,7 +81,7 @@ def read(path: str | PathLike[str]) -> tuple[np.ndarray, int]:
     """
     parts = streams(path)
     frames, rate = _length(parts)
-    _bounded(path, frames, rate)
+    _seconds_within_limit(path, frames, rate)
     waveform = np.concatenate(list(_blocks(path, parts)))
     if not waveform.any():
         raise _silent(path)
@@ -98,14 +98,14 @@ def segments(path: str | PathLike[str], seconds: float) -> Iterator[tuple[float,
     parts = streams(path)
     rate = parts[0].rate
     length, shortest = max(1, round(seconds * rate)), round(SHORTEST * rate)
-    rest, done, heard = np.empty(0, np.float32), 0, False
+    rest, done, audible = np.empty(0, np.float32), 0, False
     for block in _blocks(path, parts):
         rest = np.concatenate([rest, block])
         while len(rest) >= length + shortest:
-            heard = heard or bool(rest[:length].any())
+            audible = audible or bool(rest[:length].any())
             yield done / rate, rest[:length], rate
             rest, done = rest[length:], done + length
-    if not heard and not rest.any():
+    if not audible and not rest.any():
         raise _silent(path)
     yield done / rate, rest, rate
 

@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from atr import register
-from atr.corpora import audio, containers, files
+from atr.corpora import audio, containers, csvtable, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem
 from atr.system import atomic
 from atr.system.download import DownloadError
@@ -53,7 +53,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     """
     folder = files.located("audiocaps", root)
     source = "AudioCaps v1, github.com/cdjkim/audiocaps (MIT); audio from YouTube under the terms of its owners"
-    return _corpus("audiocaps", folder, listed(folder), source)
+    return _corpus("audiocaps", folder, clip_lists(folder), source)
 
 
 @register.corpus("audiocaps2")
@@ -73,13 +73,13 @@ def load_second(root: str | PathLike[str] | None = None) -> Corpus:
 
 def _corpus(name: str, folder: Path, listing: Mapping[str, dict[str, tuple[str, list[str]]]], source: str) -> Corpus:
     lists = {split: {clip: texts for clip, (_, texts) in rows.items()} for split, rows in listing.items()}
-    here = found(folder, {clip for clips in lists.values() for clip in clips})
+    here = files_of_clips(folder, {clip for clips in lists.values() for clip in clips})
     if not here:
         raise files.unrecognised("audiocaps", folder, LOOKED_FOR)
     paths = {clip: places[0] for clip, places in here.items() if len(places) == 1}
     unclear = {clip: places for clip, places in here.items() if len(places) > 1}
-    stated = {clip: (_seconds(clip, path),) * 2 for clip, path in paths.items()}
-    return files.published(name, folder, lists, paths, source, unclear=unclear, stated=stated)
+    limits = {clip: (_seconds(clip, path),) * 2 for clip, path in paths.items()}
+    return files.published_corpus(name, folder, lists, paths, source, unclear=unclear, limits=limits)
 
 
 def tables(folder: Path) -> dict[str, Path] | None:
@@ -92,7 +92,7 @@ def tables(folder: Path) -> dict[str, Path] | None:
     return None
 
 
-def listed(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
+def clip_lists(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """Split → clip → its start in the video, in seconds as written (empty where unknown), and its captions."""
     places = tables(folder) or tables(home() / "audiocaps")
     if places is None:
@@ -102,18 +102,18 @@ def listed(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
 
 def _read(path: Path) -> dict[str, tuple[str, list[str]]]:
     rows: dict[str, tuple[str, list[str]]] = {}
-    for row in files.read_table("audiocaps", path, ()):
+    for row in csvtable.read_table("audiocaps", path, ()):
         if {"youtube_id", "start_time", "caption"} <= row.keys():
             rows.setdefault(row["youtube_id"], (row["start_time"], []))[1].append(row["caption"])
             continue
         name = Path(row.get("file_name", "")).stem
         clip = next((clip for clip in _ids(name)), "")
-        if not clip or not files.captions_of(row) or clip in rows:
+        if not clip or not csvtable.captions_of(row) or clip in rows:
             problem = "listed twice" if clip in rows else "no YouTube id with captions"
             where = f"{path}, {name!r}"
             mend = "give youtube_id, start_time, caption, or file_name and captions, one row a clip"
             raise CorpusError("audiocaps", [Problem(where, problem, mend)])
-        rows[clip] = "", files.captions_of(row)
+        rows[clip] = "", csvtable.captions_of(row)
     return rows
 
 
@@ -133,7 +133,7 @@ def _stem(path: str) -> str:
     return PurePosixPath(path).stem.strip()
 
 
-def found(folder: Path, wanted: Iterable[str]) -> dict[str, list[str]]:
+def files_of_clips(folder: Path, wanted: Iterable[str]) -> dict[str, list[str]]:
     """The audio files of each wanted clip that is there, relative to the folder."""
     wanted = set(wanted)
     paths: dict[str, list[str]] = {}
@@ -144,18 +144,18 @@ def found(folder: Path, wanted: Iterable[str]) -> dict[str, list[str]]:
     return paths
 
 
-def gone(root: Path) -> dict[str, str]:
+def lost_clips(root: Path) -> dict[str, str]:
     """AudioCaps's clips that YouTube no longer gives, with its reason: root/gone.csv."""
     path = root / "gone.csv"
-    rows = files.read_table("audiocaps", path, ("clip", "reason")) if path.exists() else []
+    rows = csvtable.read_table("audiocaps", path, ("clip", "reason")) if path.exists() else []
     return {row["clip"]: row["reason"] for row in rows}
 
 
-def wanted(root: Path, again: bool = False) -> list[tuple[str, float, Path]]:
+def clips_to_fetch(root: Path, again: bool = False) -> list[tuple[str, float, Path]]:
     """Clips to fetch: id, start in seconds, target file."""
-    lists = listed(root)
-    here = found(root, {clip for rows in lists.values() for clip in rows})
-    lost = {} if again else gone(root)
+    lists = clip_lists(root)
+    here = files_of_clips(root, {clip for rows in lists.values() for clip in rows})
+    lost = {} if again else lost_clips(root)
     return [
         (clip, float(start), root / "audio" / Path(TABLES[split][0]).stem / f"{clip}.wav")
         for split in ("test", "validation", "train")  # the small ones first: they can be evaluated early
@@ -171,14 +171,14 @@ def fetch(root: Path, workers: int = 4, again: bool = False, quiet: bool = False
     again with `again`. Returns the clips that failed otherwise, with the reason. Raises DownloadError if yt-dlp or
     ffmpeg is missing, and after PATIENCE such failures in a row.
     """
-    todo = wanted(root, again)
+    todo = clips_to_fetch(root, again)
     absent = [tool for tool in ("yt-dlp", "ffmpeg") if shutil.which(tool) is None]
     if todo and absent:
         mend = "install what is missing (pip install yt-dlp; ffmpeg from conda or your system), or use --from <folder>"
         raise DownloadError(f"audiocaps: no {' and no '.join(absent)} found; {mend}")
     for folder in {target.parent for *_, target in todo if target.parent.is_dir()}:
         atomic.sweep(folder)
-    lost, failed, in_a_row = gone(root), {}, 0
+    lost, failed, in_a_row = lost_clips(root), {}, 0
     pool = ThreadPoolExecutor(workers)
     try:
         jobs = {pool.submit(_fetch_clip, *job): job[0] for job in todo}
@@ -196,7 +196,7 @@ def fetch(root: Path, workers: int = 4, again: bool = False, quiet: bool = False
                 raise DownloadError(f"audiocaps: {in_a_row} failures in a row, the last: {reason}; {mend}")
     finally:
         pool.shutdown(cancel_futures=True)
-        if lost != gone(root):
+        if lost != lost_clips(root):
             atomic.write_csv(pd.DataFrame(sorted(lost.items()), columns=["clip", "reason"]), root / "gone.csv")
     return failed
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from atr.corpora import audiocaps, clotho, files, wavcaps
+from atr.corpora import audiocaps, clotho, csvtable, files, wavcaps
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.corpora.scenes import clipfolder
 from atr.system import atomic, download, places
@@ -77,7 +77,7 @@ def _count_dcase2025(folder: Path) -> Counts:
 
 
 def _count_audiocaps2(folder: Path) -> Counts:
-    lists = audiocaps.listed(folder)
+    lists = audiocaps.clip_lists(folder)
     captions = {split: sum(len(texts) for _, texts in lists[split].values()) for split in SPLITS}
     columns = {
         "split": SPLITS,
@@ -90,7 +90,7 @@ def _count_audiocaps2(folder: Path) -> Counts:
 
 def _count_phi4(folder: Path) -> Counts:
     captions = (f"caption_{number}" for number in range(1, 11))
-    rows = files.read_table("phi4", folder / PHI4.name, ("file_name", *captions))
+    rows = csvtable.read_table("phi4", folder / PHI4.name, ("file_name", *captions))
     columns = {"clips here": len(rows), "captions here": 10 * len(rows), "clips in the thesis": 3840}
     return Counts(pd.DataFrame([columns]), [])
 
@@ -277,7 +277,7 @@ def _has_audio(name: str) -> bool:
     """Whether the audio that does not come with the files is here."""
     home = places.home() / name
     if name == "audiocaps":
-        return not audiocaps.wanted(home)
+        return not audiocaps.clips_to_fetch(home)
     return name != "wavcaps" or bool(wavcaps.sounds(home))
 
 
@@ -323,7 +323,7 @@ def obtain(name: str, workers: int = 4, again: bool = False, quiet: bool = False
                 download.fetch(file, home, quiet)
         if name == "audiocaps":
             failed = audiocaps.fetch(home, workers, again, quiet)
-            if lost := len(audiocaps.gone(home)):
+            if lost := len(audiocaps.lost_clips(home)):
                 left = f"{lost} clips are gone from YouTube: {home / 'gone.csv'}; --again tries them again. "
             if failed:
                 clip, reason = next(iter(failed.items()))

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from atr import register
-from atr.corpora import files
+from atr.corpora import csvtable, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem
 
 OFFICIAL = {"train": "development", "validation": "validation", "test": "evaluation"}
@@ -42,33 +42,33 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     """
     folder = files.located("clotho", root)
     places = layout(folder)
-    tables = {split: files.read_table("clotho", table, COLUMNS) for split, (table, _) in places.items()}
+    tables = {split: csvtable.read_table("clotho", table, COLUMNS) for split, (table, _) in places.items()}
     clips = by_clip(tables, {split: table for split, (table, _) in places.items()})
     lists: dict[str, dict[str, list[str]]] = {}
     paths: dict[str, str] = {}
     unclear: dict[str, list[str]] = {}
-    stated: dict[str, tuple[float, float]] = {}
+    limits: dict[str, tuple[float, float]] = {}
     for split, rows in tables.items():
         table, sounds = places[split]
         here = {path: PurePosixPath(path).name for path in files.listing(sounds)}
-        spellings = (str, _stem, lambda name: files.spelled(_stem(name)))
-        found, several = files.join((row["file_name"] for row in rows), here, spellings)
+        spellings = (str, _stem, lambda name: files.normal_spelling(_stem(name)))
+        matches, several = files.join((row["file_name"] for row in rows), here, spellings)
         excerpts = _excerpts(table)
         lists[split] = {}
         for clip, row in clips[split].items():
-            lists[split][clip] = files.captions_of(row)
-            stated[clip] = excerpts.get(files.spelled(row["file_name"]), SECONDS)
+            lists[split][clip] = csvtable.captions_of(row)
+            limits[clip] = excerpts.get(files.normal_spelling(row["file_name"]), SECONDS)
             if row["file_name"] in several:
                 unclear[clip] = several[row["file_name"]]
-            elif row["file_name"] in found:
-                paths[clip] = (sounds / found[row["file_name"]]).relative_to(folder).as_posix()
+            elif row["file_name"] in matches:
+                paths[clip] = (sounds / matches[row["file_name"]]).relative_to(folder).as_posix()
 
     def missing(split: str, clip: str) -> Problem:
         mend = "fetch or unpack the archive again: atr data clotho"
         return Problem(f"{places[split][0].name}, {clip!r}", f"no audio file in {places[split][1]}", mend)
 
     source = "Clotho v2.1, zenodo.org/record/4783391; audio under the licences of its Freesound files, captions of TAU"
-    return files.published("clotho", folder, lists, paths, source, missing, unclear, stated)
+    return files.published_corpus("clotho", folder, lists, paths, source, missing, unclear, limits)
 
 
 def by_clip(
@@ -97,10 +97,10 @@ def _excerpts(captions: Path) -> dict[str, tuple[float, float]]:
     path = captions.with_name(captions.name.replace("_captions_", "_metadata_"))
     if path == captions or not path.is_file():
         return {}
-    table = files.frame(path, latin=True)  # as some of the published ones are
+    table = csvtable.frame(path, latin=True)  # as some of the published ones are
     if not {"file_name", "start_end_samples"} <= set(table):
         return {}
-    named = zip(table["file_name"].map(files.spelled), map(excerpt, table["start_end_samples"]), strict=True)
+    named = zip(table["file_name"].map(files.normal_spelling), map(excerpt, table["start_end_samples"]), strict=True)
     return {name: (part[1], part[1]) for name, part in named if part and part[1] > 0}
 
 
@@ -115,7 +115,7 @@ def excerpt(samples: str) -> tuple[float, float] | None:
 
 def layout(folder: Path) -> dict[str, tuple[Path, Path]]:
     """The caption table and the audio folder of each split; CorpusError if the folder is not laid out as Clotho."""
-    found = {}
+    places = {}
     bases = [folder / base for base in BASES]
     for split, official in OFFICIAL.items():
         tables = [f"clotho_captions_{official}.csv", f"csv_files/{SHORT[split]}.csv"]
@@ -125,12 +125,12 @@ def layout(folder: Path) -> dict[str, tuple[Path, Path]]:
         sounds = next((base / name for name in folders for base in bases if (base / name).is_dir()), None)
         if table is None or sounds is None:
             raise files.unrecognised("clotho", folder, LOOKED_FOR)
-        found[split] = table, sounds
-    return found
+        places[split] = table, sounds
+    return places
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationSet:
     """The evaluation set of DCASE 2022 task 6b: audio to rank for queries whose answers are not published.
 
     clips: clip, duration (seconds), digest. queries: the captions; ids: of the queries, in the same order.
@@ -143,7 +143,7 @@ class Evaluation:
     read: files.FileReader
 
 
-def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
+def evaluation(root: str | PathLike[str] | None = None) -> EvaluationSet:
     """The DCASE 2022 task 6b evaluation set (zenodo.org/record/6590983): 1,000 clips and 1,000 queries.
 
     The record holds no ground truth, so no metric can be computed here; results go to the challenge's format.
@@ -157,18 +157,18 @@ def evaluation(root: str | PathLike[str] | None = None) -> Evaluation:
     sounds = next((folder / place for place in ("retrieval_audio", "test") if (folder / place).is_dir()), None)
     if sounds is None or not table.is_file():
         raise files.unrecognised(name, folder, "retrieval_captions.csv and retrieval_audio/ or test/")
-    queries = [row["caption"] for row in files.read_table(name, table, ("caption",))]
+    queries = [row["caption"] for row in csvtable.read_table(name, table, ("caption",))]
     here: dict[str, list[str]] = {}
     for path in files.listing(sounds):
         here.setdefault(_stem(path), []).append((sounds / path).relative_to(folder).as_posix())
-    paths = {clip: found[0] for clip, found in here.items()}
-    unclear = {clip: found for clip, found in here.items() if len(found) > 1}
-    corpus = files.published(name, folder, {"test": {clip: [] for clip in paths}}, paths, "", unclear=unclear)
-    if corpus.found:
-        raise CorpusError(name, corpus.found)
+    paths = {clip: candidates[0] for clip, candidates in here.items()}
+    unclear = {clip: candidates for clip, candidates in here.items() if len(candidates) > 1}
+    corpus = files.published_corpus(name, folder, {"test": {clip: [] for clip in paths}}, paths, "", unclear=unclear)
+    if corpus.loading_problems:
+        raise CorpusError(name, corpus.loading_problems)
     assert isinstance(corpus.read, files.FileReader)
     clips = corpus.clips[["clip", "duration", "digest"]]
-    return Evaluation(clips, queries, [str(row) for row in range(len(queries))], corpus.read)
+    return EvaluationSet(clips, queries, [str(row) for row in range(len(queries))], corpus.read)
 
 
 def answers(root: str | PathLike[str] | None = None) -> dict[str, list[str]]:
@@ -184,12 +184,12 @@ def answers(root: str | PathLike[str] | None = None) -> dict[str, list[str]]:
     table = files.located(name, root) / "metadata_eval.csv"
     if not table.is_file():
         raise files.unrecognised(name, table.parent, table.name)
-    found: dict[str, list[str]] = {}
-    for row in files.read_table(name, table, ("query", "audio_filenames")):
+    files_of: dict[str, list[str]] = {}
+    for row in csvtable.read_table(name, table, ("query", "audio_filenames")):
         try:
             listed = ast.literal_eval(row["audio_filenames"])
-            found[row["query"]] = [_stem(file) for file in dict.fromkeys(listed)]
+            files_of[row["query"]] = [_stem(file) for file in dict.fromkeys(listed)]
         except (ValueError, SyntaxError, TypeError) as error:
             problem = Problem(f"{table}, {row['query']!r}", f"no list of file names ({error})", "fetch it again")
             raise CorpusError(name, [problem]) from None
-    return found
+    return files_of

@@ -34,7 +34,7 @@ ALIKE = 0.5
 BLOCK = 1_024
 
 
-def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], list[containers.AudioError]]:
+def groups(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], list[containers.AudioError]]:
     """For each file the first of its copies, itself where it is the first; and why files cannot be decoded, if any.
 
     digests: the SHA-256 of each file below the folder, in the order that decides which is first.
@@ -55,8 +55,8 @@ def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], l
     order = {digest: place for place, digest in enumerate(names)}
     same = DisjointSet(names)
     try:
-        kept = store.cached_folder("copies", hashes.content_key(COPIES_VERSION, MOST, sorted(names)), build)
-        for pair in json.loads((kept / "pairs.json").read_text()):
+        store_folder = store.cached_folder("copies", hashes.content_key(COPIES_VERSION, MOST, sorted(names)), build)
+        for pair in json.loads((store_folder / "pairs.json").read_text()):
             same.merge(*pair)
     except containers.AudioError as error:
         errors = errors or [error]
@@ -66,7 +66,7 @@ def grouped(folder: Path, digests: Mapping[str, str]) -> tuple[dict[str, str], l
     return {name: names[first[digest]] for name, digest in digests.items()}, errors
 
 
-def said(first: Mapping[str, str]) -> str:
+def in_words(first: Mapping[str, str]) -> str:
     """How many copies there are, in words to put behind others; none if there are none."""
     originals = [original for name, original in first.items() if name != original]
     many = f"; {len(originals)} copies ({len(set(originals))} recordings), each in the split of the first"
@@ -92,8 +92,8 @@ def _pairs(
             return None
         return seconds, _energies(waveform)
 
-    found = tqdm(devices.prefetch(energies, names), "looking for copies", len(names), disable=None, leave=False)
-    described = [one for one in found if one]
+    results = tqdm(devices.prefetch(energies, names), "looking for copies", len(names), disable=None, leave=False)
+    described = [one for one in results if one]
     if errors or not described:
         return []
     again = lru_cache(maxsize=256)(beginning)

@@ -117,9 +117,9 @@ class Corpus:
     events: pd.DataFrame
     read: Reader
     source: str = ""
-    found: tuple[Problem, ...] = field(default=(), repr=False)
+    loading_problems: tuple[Problem, ...] = field(default=(), repr=False)
     repeats: bool = False
-    heard: frozenset[str] | None = field(default=None, repr=False)
+    pretraining_clips: frozenset[str] | None = field(default=None, repr=False)
     doubts: tuple[Problem, ...] = field(default=(), repr=False)
     test_only: bool = False
 
@@ -163,18 +163,18 @@ class Corpus:
         trained[drawn] = False
         splits = np.full(len(self), "train", dtype=object)
         splits[drawn] = "validation"
-        heard = frozenset(self.clips.loc[trained, "clip"])
-        return replace(self, clips=self.clips.assign(split=splits), heard=heard)
+        pretraining = frozenset(self.clips.loc[trained, "clip"])
+        return replace(self, clips=self.clips.assign(split=splits), pretraining_clips=pretraining)
 
     def to_pretrain_on(self) -> "Corpus":
         """The clips that an encoder of the corpus's own is pre-trained on, as its training split."""
         part = self.split("train")
-        if self.heard is None:
+        if self.pretraining_clips is None:
             return part
-        return replace(part, clips=part.clips[part.clips["clip"].isin(self.heard)]).split("train")
+        return replace(part, clips=part.clips[part.clips["clip"].isin(self.pretraining_clips)]).split("train")
 
     @cached_property
-    def taught(self) -> tuple[str, list[list[str]]]:
+    def pretraining_key(self) -> tuple[str, list[list[str]]]:
         """What decides an encoder of the corpus's own: a hash of the clips that it is pre-trained on, their events."""
         part = self.to_pretrain_on()
         events = part.events[["clip", "event"]].drop_duplicates().sort_values(["clip", "event"])
@@ -212,7 +212,7 @@ class Corpus:
 
         audio: also read every clip, and list the doubts.
         """
-        problems = list(self.found)
+        problems = list(self.loading_problems)
         malformed = [
             *_column_problems("clips", self.clips, CLIP_COLUMNS),
             *_column_problems("captions", self.captions, CAPTION_COLUMNS),
@@ -256,8 +256,8 @@ class Corpus:
 
         clips = [clip for clip in durations if clip]
         with ThreadPoolExecutor() as pool:
-            found = tqdm(pool.map(problem, clips), total=len(clips), desc="reading audio", disable=None, leave=False)
-            yield from (one for one in found if one)
+            problems = tqdm(pool.map(problem, clips), total=len(clips), desc="reading audio", disable=None, leave=False)
+            yield from (one for one in problems if one)
 
 
 def _hash(content: object) -> str:

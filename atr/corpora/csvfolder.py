@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 import pandas as pd
 
 from atr import register
-from atr.corpora import containers, copies, files
+from atr.corpora import containers, copies, csvtable, files
 from atr.corpora.corpus import (
     EVENT_TOLERANCE,
     SPLITS,
@@ -57,15 +57,15 @@ def load(
         raise ValueError(f"csv: split {split!r}; known: {', '.join(SPLITS)}")
     sheet, events = _open(Path(root), table, audio)
     sheet.validate(decode=False, split=split)
-    facts, kept = sheet.facts, sheet.good()
-    split_of = {sheet.clips[row]: sheet.splits[row] for row in kept}
+    facts, rows = sheet.facts, sheet.good()
+    split_of = {sheet.clips[row]: sheet.splits[row] for row in rows}
     if split is None and "split" not in sheet.header:
         for name in SPLITS[1:]:
             if split_of and name not in split_of.values():
                 problem = f"split by the hash of their names, its {len(split_of)} files leave none for {name}"
                 sheet.problems.append(Problem(table, problem, "add a column 'split'"))
     texts: dict[str, list[str]] = defaultdict(list)
-    for row in kept:
+    for row in rows:
         texts[sheet.clips[row]] += [text for _, text in sheet.captions(row)]
     spans = _events(events, sheet.folder, {clip: facts[clip].seconds for clip in split_of}) if events else []
     digests, paths = {clip: facts[clip].digest for clip in split_of}, {clip: sheet.paths[clip] for clip in split_of}
@@ -75,8 +75,8 @@ def load(
         captions=caption_table([(clip, text) for clip in split_of for text in texts[clip]]),
         events=event_table(spans),
         read=files.FileReader(sheet.folder, digests, paths),
-        source=f"own data: {table} in {Path(root).resolve().name}{copies.said(sheet.together)}",
-        found=(*sheet.problems, *(events.problems if events else ())),
+        source=f"own data: {table} in {Path(root).resolve().name}{copies.in_words(sheet.together)}",
+        loading_problems=(*sheet.problems, *(events.problems if events else ())),
         test_only=split == "test",
     )
 
@@ -131,7 +131,9 @@ def _open(root: Path, table: str, audio: str | None) -> tuple["_CaptionSheet", _
     fatal += _read(sheet, root / table, ("file_name",))
     columns = sheet.caption_columns if sheet.header else []
     if sheet.header and not columns:
-        fatal.append(Problem(table, f"no caption column ({_listed(sheet)})", "add 'caption', or 'caption_1' and so on"))
+        fatal.append(
+            Problem(table, f"no caption column ({_header_of(sheet)})", "add 'caption', or 'caption_1' and so on")
+        )
     if "caption" in columns and len(columns) > 1:
         fatal.append(Problem(table, "both 'caption' and numbered caption columns", "keep one of the two forms"))
     if (root / "events.csv").exists():
@@ -142,13 +144,13 @@ def _open(root: Path, table: str, audio: str | None) -> tuple["_CaptionSheet", _
     return sheet, events
 
 
-def _listed(sheet: _Sheet) -> str:
-    return f"the header has {files.shown(sheet.header)}"
+def _header_of(sheet: _Sheet) -> str:
+    return f"the header has {csvtable.column_list(sheet.header)}"
 
 
 def _read(sheet: _Sheet, path: Path, required: tuple[str, ...]) -> list[Problem]:
     """Fill the sheet from its file; returns what makes the file unusable as a whole."""
-    table = files.read_csv(path, sheet.name)
+    table = csvtable.read_csv(path, sheet.name)
     if isinstance(table, Problem):
         return [table]
     sheet.header, sheet.rows, sheet.lines = table
@@ -157,7 +159,7 @@ def _read(sheet: _Sheet, path: Path, required: tuple[str, ...]) -> list[Problem]
         if column not in sheet.header:
             commas = len(sheet.header) > 1 and not any(mark in name for name in sheet.header for mark in ";\t")
             mend = "rename or add it" if commas else "save the table with commas between its columns"
-            problems.append(Problem(sheet.name, f"no column {column!r} ({_listed(sheet)})", mend))
+            problems.append(Problem(sheet.name, f"no column {column!r} ({_header_of(sheet)})", mend))
     for row, problem in table.uneven.items():
         sheet.reject([row], problem, "put quotes around a text that contains commas")
     return problems
@@ -170,7 +172,7 @@ def _clip(name: str) -> str:
     return "" if outside else path
 
 
-def _hashed_split(clip: str) -> str:
+def _split_of_name(clip: str) -> str:
     place = int(hashes.sha256(clip)[:16], 16) / 2**64
     return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
 
@@ -192,7 +194,7 @@ class _CaptionSheet(_Sheet):
 
     @cached_property
     def caption_columns(self) -> list[str]:
-        return [column for column in self.header if files.CAPTION_COLUMN.fullmatch(column)]
+        return [column for column in self.header if csvtable.CAPTION_COLUMN.fullmatch(column)]
 
     def captions(self, row: int) -> list[tuple[str, str]]:
         """The row's captions with their columns."""
@@ -221,8 +223,8 @@ class _CaptionSheet(_Sheet):
         self._reject_captions(whole)
         self._reject_files(decode)
         if drawn:
-            self._reject_unheard()
-            self.splits = [_hashed_split(self.together.get(clip, clip)) for clip in self.clips]
+            self._reject_undecodable()
+            self.splits = [_split_of_name(self.together.get(clip, clip)) for clip in self.clips]
         self._reject_splits()
 
     def _read_name(self, row: int) -> None:
@@ -264,8 +266,8 @@ class _CaptionSheet(_Sheet):
         if astray := [clip for clip in rows if not os.path.lexists(self.folder / clip)]:
             suffixes = {os.path.splitext(clip)[1].strip().lower() for clip in astray}
             there = {path: path for path in files.listing(self.folder, suffixes) if path not in rows}
-            found, unclear = files.join(astray, there, (files.spelled,))
-            self.paths |= found
+            matches, unclear = files.join(astray, there, (files.normal_spelling,))
+            self.paths |= matches
             for clip, several in unclear.items():
                 del self.paths[clip]
                 self.reject(rows[clip], *files.unclear_problem("", several)[1:], "file_name")
@@ -277,11 +279,11 @@ class _CaptionSheet(_Sheet):
             else:
                 self.facts[clip] = fact
 
-    def _reject_unheard(self) -> None:
+    def _reject_undecodable(self) -> None:
         """Find the copies; the rows of files that cannot be decoded are rejected."""
         rows = self.rows_of_clips(self.good())
         clip_of = {self.paths[clip]: clip for clip in sorted(rows)}
-        first, errors = copies.grouped(self.folder, {path: self.facts[clip].digest for path, clip in clip_of.items()})
+        first, errors = copies.groups(self.folder, {path: self.facts[clip].digest for path, clip in clip_of.items()})
         for error in errors:
             clip = clip_of[Path(error.where).relative_to(self.folder).as_posix()]
             self.reject(rows[clip], f"{error.where}: {error.problem}", error.mend, "file_name")

@@ -1,9 +1,8 @@
-"""What the published data sets share: where they lie, their tables, and an index of their audio files."""
+"""What the published data sets share: where they lie, and an index of their audio files."""
 
 import csv
 import json
 import os
-import re
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
@@ -19,13 +18,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from atr.corpora import audio, containers
+from atr.corpora import audio, containers, csvtable
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Problem, caption_table, clip_table, no_events
 from atr.system import atomic, hashes, places
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
-CAPTION_COLUMN = re.compile(r"caption(_\d+)?")
-MOST_COLUMNS, LONGEST_LINE = 1_000, 1 << 20  # characters; with more a file is no table of captions
 
 
 class Fact(NamedTuple):
@@ -65,13 +62,13 @@ def index(folder: Path, names: Iterable[str], decode: bool = False) -> dict[str,
     decode: read every file to its end, remembered or not.
     """
     remembered = _memory(folder)
-    known = _remembered(remembered)
+    memory = _read_memory(remembered)
     names = list(names)
     states = {name: _state(folder, name) for name in names}
-    found: dict[str, Fact | containers.AudioError] = {
+    facts: dict[str, Fact | containers.AudioError] = {
         name: Fact(float(row[3]), row[4])
         for name in names
-        if not decode and (row := known.get(name)) and row[:3] == states[name]
+        if not decode and (row := memory.get(name)) and row[:3] == states[name]
     }
     fresh: dict[str, list[str]] = {}
 
@@ -85,14 +82,14 @@ def index(folder: Path, names: Iterable[str], decode: bool = False) -> dict[str,
             if decode:
                 read(path, digest)
             fresh[name] = [*states[name], repr(seconds), digest]
-            found[name] = Fact(seconds, digest)
+            facts[name] = Fact(seconds, digest)
         except containers.AudioError as error:
-            found[name] = error
+            facts[name] = error
         except OSError as error:
             problem = f"cannot be read ({error.strerror})"
-            found[name] = containers.AudioError(path, problem, "restore or remove it")
+            facts[name] = containers.AudioError(path, problem, "restore or remove it")
 
-    wanted = [name for name in states if name not in found]
+    wanted = [name for name in states if name not in facts]
     pool = ThreadPoolExecutor()  # reading and hashing let go of the interpreter's lock
     try:
         results = pool.map(inspect, wanted)
@@ -101,17 +98,17 @@ def index(folder: Path, names: Iterable[str], decode: bool = False) -> dict[str,
     finally:  # an interrupted inspection keeps what it has done
         pool.shutdown(cancel_futures=True)
         if fresh:
-            rows = [[name, *row] for name, row in (known | fresh).items()]
+            rows = [[name, *row] for name, row in (memory | fresh).items()]
             atomic.write_atomic(remembered, lambda path: _write(path, rows))
-    return {name: found[name] for name in names}
+    return {name: facts[name] for name in names}
 
 
 def changed(folder: Path) -> list[str]:
     """Files of a folder, one line each, whose bytes are not those remembered, though size and time of change are."""
-    known = _remembered(_memory(folder))
+    memory = _read_memory(_memory(folder))
     return [
         f"{folder / name}: its bytes have changed since it was first read; restore it from a copy or fetch it again"
-        for name, row in known.items()
+        for name, row in memory.items()
         if _state(folder, name)[:2] == row[:2] and hashes.file_sha256(folder / name) != row[4]
     ]
 
@@ -131,7 +128,7 @@ def _state(folder: Path, name: str) -> list[str]:
     return [str(state.st_size), str(state.st_mtime_ns), str(state.st_ctime_ns)]
 
 
-def _remembered(path: Path) -> dict[str, list[str]]:
+def _read_memory(path: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -188,7 +185,7 @@ def is_audio(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:
     return os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
 
 
-def spelled(path: str) -> str:
+def normal_spelling(path: str) -> str:
     """A path spelt one way for tables and file systems: NFC, small letters, blanks of any kind single and inside."""
     *folders, name = unicodedata.normalize("NFC", path).split("/")
     stem, suffix = os.path.splitext(name)
@@ -197,7 +194,7 @@ def spelled(path: str) -> str:
 
 
 def join(
-    names: Iterable[str], there: Mapping[str, str], spellings: Iterable[Callable[[str], str]] = (str, spelled)
+    names: Iterable[str], there: Mapping[str, str], spellings: Iterable[Callable[[str], str]] = (str, normal_spelling)
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Which file each name of a table means: the files found by name, and those that a name could mean if there are
     several, or if several names could mean them.
@@ -205,7 +202,7 @@ def join(
     there: the files, each with the name that it goes by. spellings: under which names and files agree, the strictest
     first; a file that is found by one of them is no candidate for the next.
     """
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     unclear: dict[str, list[str]] = {}
     left, free = list(dict.fromkeys(names)), dict(there)
     for spelling in spellings:
@@ -215,12 +212,12 @@ def join(
         for name in left:
             here = files[spelling(name)]
             if len(here) == 1 == asked[spelling(name)]:
-                found[name] = here[0]
+                matches[name] = here[0]
                 del free[here[0]]
             elif here:
                 unclear[name] = here
-        left = [name for name in left if name not in found and name not in unclear]
-    return found, unclear
+        left = [name for name in left if name not in matches and name not in unclear]
+    return matches, unclear
 
 
 def unclear_problem(where: str, paths: list[str]) -> Problem:
@@ -255,127 +252,9 @@ def located(name: str, root: str | PathLike[str] | None) -> Path:
 def unrecognised(name: str, folder: Path, looked_for: str) -> CorpusError:
     """The error for a folder that does not hold the data set: what was looked for and what lies there."""
     there = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
-    problem = f"looked for {looked_for}; found {shown(there) or 'nothing'}"
+    problem = f"looked for {looked_for}; found {csvtable.column_list(there) or 'nothing'}"
     mend = f"run: atr data {name}, or name the right folder: atr data {name} --from <folder>"
     return CorpusError(name, [Problem(str(folder), problem, mend)])
-
-
-class Table(NamedTuple):
-    """A CSV file's cells as they stand, but for blanks around the header's; the line in which each row begins."""
-
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
-
-    @property
-    def uneven(self) -> dict[int, str]:
-        """What is wrong with the rows that have not as many cells as the header."""
-        cells = len(self.header)
-        found = {row: len(one) for row, one in enumerate(self.rows) if len(one) != cells}
-        return {row: f"{fields} fields where the header has {cells}" for row, fields in found.items()}
-
-
-def read_csv(path: Path, name: str, most: int = MOST_COLUMNS, encoding: str = "utf-8-sig") -> Table | Problem:
-    """A comma-separated file in UTF-8, of at most so many columns, without blank rows, or why it is none; `name` is
-    what a problem calls it.
-    """
-    table, start = Table([], [], []), 1
-    try:
-        with open(path, newline="", encoding=encoding) as file:
-            reader = csv.reader(_lines(file), strict=True)
-            for cells in reader:
-                if any(map(str.strip, cells)):
-                    if not table.header and len(cells) > most:
-                        problem = f"{len(cells):,} columns, more than {most:,}"
-                        return Problem(
-                            name, problem, "name a table with one row per file, or keep its columns of captions"
-                        )
-                    if table.header:
-                        table.rows.append(cells)
-                        table.lines.append(start)
-                    else:
-                        table.header.extend(cell.strip() for cell in cells)
-                start = reader.line_num + 1
-    except OSError as error:
-        return Problem(str(path), f"cannot be read ({error.strerror})", "put the table there or name the right one")
-    except UnicodeDecodeError:
-        return _undecodable(path, name)
-    except csv.Error as error:
-        return Problem(f"{name}, line {start}", f"no valid CSV from here on ({error})", "mend its quotes and line ends")
-    twice = [column for column, count in Counter(table.header).items() if count > 1 and column]
-    if twice:
-        return Problem(name, f"column {twice[0]!r} is there twice", "remove or rename one")
-    return table
-
-
-def _lines(file: Any) -> Iterator[str]:
-    while line := file.readline(LONGEST_LINE + 1):
-        if len(line) > LONGEST_LINE:
-            raise csv.Error(f"a line of more than {LONGEST_LINE:,} characters")
-        if "\0" in line:
-            raise csv.Error("a byte 0x00, as in UTF-16 and in files that are no text")
-        yield line
-
-
-def _undecodable(path: Path, name: str) -> Problem:
-    """Where the bytes of a file stop being UTF-8; no line before that is longer than LONGEST_LINE."""
-    at = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                problem = f"byte {at + error.start} of the file, 0x{line[error.start]:02x}, is no UTF-8 text"
-                return Problem(f"{name}, line {number}", problem, "save the table again as CSV in UTF-8")
-            at += len(line)
-    return Problem(name, "it changes while it is read", "let it be complete, then run again")
-
-
-def frame(path: Path, most: int = MOST_COLUMNS, latin: bool = False) -> pd.DataFrame:
-    """A CSV file's cells as text; ValueError, with the place and the mend, for what is none. latin: what is no UTF-8 is
-    read as Latin-1.
-    """
-    encoding = "utf-8-sig"
-    if latin:
-        try:
-            path.read_text(encoding=encoding)
-        except UnicodeDecodeError:
-            encoding = "latin-1"
-    table = read_csv(path, str(path), most, encoding)
-    if isinstance(table, Table):
-        for row, problem in table.uneven.items():
-            raise ValueError(f"{path}, row {row + 1}: {problem}; put quotes around a text that contains commas")
-        if table.header:
-            return pd.DataFrame(table.rows, columns=table.header, dtype="str")
-        table = Problem(str(path), "is empty", "save the table again as CSV in UTF-8")
-    raise ValueError(f"{table.where}: no table in CSV ({table.problem}); {table.mend}")
-
-
-def shown(header: list[str]) -> str:
-    """A table's columns in words, not too many of them."""
-    return ", ".join(map(repr, header[:12])) + (f" and {len(header) - 12} more" if len(header) > 12 else "")
-
-
-def read_table(name: str, path: Path, required: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file in UTF-8, every cell as it stands; CorpusError, with the line, for one that is damaged."""
-
-    def failure(where: str, problem: str) -> CorpusError:
-        return CorpusError(name, [Problem(where, problem, "fetch it again or name the right folder")])
-
-    table = read_csv(path, str(path))
-    if isinstance(table, Problem):
-        raise failure(table.where, f"no CSV in UTF-8: {table.problem}")
-    missing = [column for column in required if column not in table.header]
-    if missing:
-        raise failure(str(path), f"no column {missing[0]!r} (the header has {shown(table.header) or 'nothing'})")
-    for row, problem in table.uneven.items():
-        raise failure(f"{path}, line {table.lines[row]}", problem)
-    return [dict(zip(table.header, cells, strict=True)) for cells in table.rows]
-
-
-def captions_of(row: Mapping[str, str]) -> list[str]:
-    """The row's captions in the order of its columns."""
-    return [text for column, text in row.items() if CAPTION_COLUMN.fullmatch(column)]
 
 
 @dataclass(frozen=True)
@@ -398,7 +277,7 @@ class FileReader:
         return read(self.folder / self.paths.get(clip, clip), self.digests[clip])
 
 
-def published(
+def published_corpus(
     name: str,
     folder: Path,
     lists: Mapping[str, Mapping[str, list[str]]],
@@ -406,7 +285,7 @@ def published(
     source: str,
     missing: Callable[[str, str], Problem] | None = None,
     unclear: Mapping[str, list[str]] | None = None,
-    stated: Mapping[str, tuple[float, float]] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Corpus:
     """The corpus of the listed clips that have audio.
 
@@ -417,35 +296,35 @@ def published(
     are not either.
     A file that cannot be used is a problem, and its clip left out.
     """
-    chosen = {clip: paths[clip] for clips in lists.values() for clip in clips if clip in paths}
-    facts = index(folder, chosen.values())
-    found, doubts, rows, texts = [], [], [], []
-    unclear, stated = unclear or {}, stated or {}
+    audio_files = {clip: paths[clip] for clips in lists.values() for clip in clips if clip in paths}
+    facts = index(folder, audio_files.values())
+    problems, doubts, rows, texts = [], [], [], []
+    unclear, limits = unclear or {}, limits or {}
     for split, clips in lists.items():
         for clip, captions in clips.items():
-            fact = facts.get(chosen.get(clip, ""))
+            fact = facts.get(audio_files.get(clip, ""))
             if isinstance(fact, containers.AudioError):
-                found.append(Problem(fact.where, fact.problem, fact.mend))
+                problems.append(Problem(fact.where, fact.problem, fact.mend))
             elif clip in unclear:
-                found.append(unclear_problem(f"{folder}, clip {clip!r}", unclear[clip]))
+                problems.append(unclear_problem(f"{folder}, clip {clip!r}", unclear[clip]))
             elif fact is not None:
                 rows.append((clip, split, fact.seconds, fact.digest, ""))
                 texts += [(clip, text) for text in captions]
-                if clip in stated and not _fits(fact.seconds, *stated[clip]):
-                    least, most = stated[clip]
+                if clip in limits and not _fits(fact.seconds, *limits[clip]):
+                    least, most = limits[clip]
                     length = f"{most:.2f} s" if least == most else f"{least:.0f} to {most:.0f} s"
                     problem = f"{fact.seconds:.2f} s long where {name} states {length}"
-                    where = str(folder / chosen[clip])
+                    where = str(folder / audio_files[clip])
                     doubts.append(Problem(where, problem, "fetch it again, or check that it is so"))
             elif missing is not None:
-                found.append(missing(split, clip))
+                problems.append(missing(split, clip))
     if doubts:
         first = ": ".join(doubts[0][:2])
         warnings.warn(f"{len(doubts)} of {len(rows)} files of {name} are too long or short, as {first}", stacklevel=3)
     digests = {clip: digest for clip, _, _, digest, _ in rows}
-    reader = FileReader(folder, digests, chosen, {split: len(clips) for split, clips in lists.items()})
+    reader = FileReader(folder, digests, audio_files, {split: len(clips) for split, clips in lists.items()})
     tables = clip_table(rows), caption_table(texts), no_events()
-    return Corpus(name, *tables, reader, source, found=tuple(found), repeats=True, doubts=tuple(doubts))
+    return Corpus(name, *tables, reader, source, loading_problems=tuple(problems), repeats=True, doubts=tuple(doubts))
 
 
 def _fits(seconds: float, least: float, most: float) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from atr import register
-from atr.corpora import clotho, files
+from atr.corpora import clotho, csvtable, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem
 
 Folder = str | PathLike[str]
@@ -54,17 +54,19 @@ def load(root: Folder | None = None, *, captions: Folder | None = None, metadata
         )
         raise CorpusError("people", [problem])
     texts = {
-        (split, files.spelled(row["file_name"])): files.captions_of(row)
+        (split, files.normal_spelling(row["file_name"])): csvtable.captions_of(row)
         for split, path in places.captions.items()
-        for row in files.read_table("people", path, clotho.COLUMNS)
+        for row in csvtable.read_table("people", path, clotho.COLUMNS)
     }
-    named = list(zip(table["clip"], table["clotho_split"], table["clotho_file"].map(files.spelled), strict=True))
+    named = list(
+        zip(table["clip"], table["clotho_split"], table["clotho_file"].map(files.normal_spelling), strict=True)
+    )
     if lost := [f"{split}, {name!r}" for _, split, name in named if (split, name) not in texts]:
         mend = "fetch Clotho's captions and metadata again, both of v2.1: atr data clotho"
         raise CorpusError("people", [Problem(where, "in Clotho's metadata, without captions", mend) for where in lost])
     lists = {"test": {clip: texts[split, name] for clip, split, name in named}}
     paths = dict(zip(table["clip"], table["file"], strict=True))
-    corpus = files.published("people", places.sounds, lists, paths, SOURCE)
+    corpus = files.published_corpus("people", places.sounds, lists, paths, SOURCE)
     return replace(corpus, test_only=True)
 
 
@@ -91,14 +93,15 @@ def matches(
                 excerpt = clotho.excerpt(row["start_end_samples"])
                 start, seconds = excerpt or (float("nan"), float("nan"))
                 letters = sorted({take for take, _ in takes[clip]})
-                said = _said(excerpt, len(letters))
-                heard = min(takes[clip])[1]
-                rows[clip] = clip, heard, len(letters), split, row["file_name"], start, seconds, row["license"], said
+                speech = _certainty(excerpt, len(letters))
+                recording = min(takes[clip])[1]
+                about = split, row["file_name"], start, seconds, row["license"]
+                rows[clip] = clip, recording, len(letters), *about, speech
     columns = "clip file takes clotho_split clotho_file start seconds licence sure".split()
     return pd.DataFrame([rows[clip] for clip in sorted(rows, key=int)], columns=columns)
 
 
-def _said(excerpt: tuple[float, float] | None, takes: int) -> str:
+def _certainty(excerpt: tuple[float, float] | None, takes: int) -> str:
     """How sure a match is."""
     words = ["same recording"]
     if excerpt is None:
@@ -114,7 +117,7 @@ def _said(excerpt: tuple[float, float] | None, takes: int) -> str:
 def _metadata(path: Path) -> pd.DataFrame:
     """A table of Clotho's metadata; CorpusError for what is none."""
     try:
-        table = files.frame(path, latin=True)  # as some of the published ones are
+        table = csvtable.frame(path, latin=True)  # as some of the published ones are
     except ValueError as error:
         raise CorpusError("people", [Problem(str(path), str(error), "fetch it again: atr data clotho")]) from None
     if lacks := {"file_name", "sound_id", "start_end_samples", "license"} - set(table):
@@ -128,24 +131,24 @@ def located(root: Folder | None = None, captions: Folder | None = None, metadata
     missing: list[str] = []
     sounds = _folder("esc50", root, missing)
     tables = []
-    for name, given, names in (("captions", captions, CAPTIONS), ("metadata", metadata, METADATA)):
-        folder = _folder("clotho", given, missing)
-        found = {} if folder is None else _tables(folder, names)
-        if folder is not None and len(found) < len(clotho.OFFICIAL):
-            lacks = ", ".join(official for split, official in clotho.OFFICIAL.items() if split not in found)
+    for name, place, names in (("captions", captions, CAPTIONS), ("metadata", metadata, METADATA)):
+        folder = _folder("clotho", place, missing)
+        by_split = {} if folder is None else _tables(folder, names)
+        if folder is not None and len(by_split) < len(clotho.OFFICIAL):
+            lacks = ", ".join(official for split, official in clotho.OFFICIAL.items() if split not in by_split)
             mend = f"run: atr data clotho, or name their folder: {name}=<folder>"
             missing.append(f"{folder}: no table of Clotho's {name} of {lacks} ({names[0]}); {mend}")
-        tables.append(found)
+        tables.append(by_split)
     if missing or sounds is None:
         missing.append("Clotho is at zenodo.org/records/4783391, ESC-50 at github.com/karolpiczak/ESC-50")
         raise FileNotFoundError("people: " + "\n".join(dict.fromkeys(missing)))
     return Places(sounds, *tables)
 
 
-def _folder(name: str, given: Folder | None, missing: list[str]) -> Path | None:
+def _folder(name: str, root: Folder | None, missing: list[str]) -> Path | None:
     """Where a data set lies; None if nowhere, with the reason in `missing`."""
     try:
-        return files.located(name, given)
+        return files.located(name, root)
     except FileNotFoundError as error:
         missing.append(str(error))
         return None
@@ -153,7 +156,7 @@ def _folder(name: str, given: Folder | None, missing: list[str]) -> Path | None:
 
 def _tables(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     """The table of each split that is there."""
-    found = {}
+    by_split = {}
     for split, official in clotho.OFFICIAL.items():
         paths = [
             folder / base / name.format(official=official, short=clotho.SHORT[split])
@@ -161,5 +164,5 @@ def _tables(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
             for base in clotho.BASES
         ]
         if here := next((path for path in paths if path.is_file()), None):
-            found[split] = here
-    return found
+            by_split[split] = here
+    return by_split

@@ -48,7 +48,7 @@ def load(
     folder = files.located("wavcaps", root)
     banned = _read(folder, BLACKLIST) if exclude else {}
     captions: dict[str, list[str]] = {}
-    stated: dict[str, tuple[float, float]] = {}
+    limits: dict[str, tuple[float, float]] = {}
     for source in sources:
         out = set(banned.get(BLACKLISTED.get(source, ""), ()))
         for entry in _read(folder, LISTS[source])["data"]:
@@ -56,19 +56,19 @@ def load(
             if entry["id"] in out or float(entry["duration"]) > longest:
                 continue
             captions[clip] = [entry["caption"]]
-            stated[clip] = (float(entry["duration"]),) * 2
+            limits[clip] = (float(entry["duration"]),) * 2
     paths, unclear = files.join(captions, sounds(folder))
     if not paths:
         raise files.unrecognised("wavcaps", folder, LOOKED_FOR)
     source = "WavCaps, huggingface.co/datasets/cvssp/WavCaps (CC BY 4.0, academic use); audio under its sources' terms"
-    return files.published("wavcaps", folder, {"train": captions}, paths, source, unclear=unclear, stated=stated)
+    return files.published_corpus("wavcaps", folder, {"train": captions}, paths, source, unclear=unclear, limits=limits)
 
 
 def sounds(folder: Path) -> dict[str, str]:
     """The clip of each audio file that is below the folder, listed or not, relative to it."""
     named = {place: source for source in LISTS for place in (source, f"{source}_flac")}
-    found = [(Path(path), path) for path in files.listing(folder)]
-    return {path: f"{named[p.parent.name]}/{p.stem}" for p, path in found if p.parent.name in named}
+    paths = [(Path(path), path) for path in files.listing(folder)]
+    return {path: f"{named[p.parent.name]}/{p.stem}" for p, path in paths if p.parent.name in named}
 
 
 def complete(folder: Path) -> bool:

@@ -16,8 +16,9 @@ from atr.encoders import registry
 from atr.encoders.audio.compact import Compact
 from atr.encoders.registry import AudioEncoder
 from atr.system import devices, hashes, packed, store
-from atr.system.packed import Packed
+from atr.system.packed import Batch, InputRows, Packed
 
+WAVEFORMS, LOG_MELS, STATES = "waveforms", "log-mels", "states"  # kinds of rows that an audio encoder reads
 AUDIO_BATCH = 16  # clips that an audio encoder takes at a time outside of training
 
 
@@ -43,23 +44,23 @@ def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: flo
     return packed.open_packed(store.cached_folder("logmel", key, build))
 
 
-def audio_input(corpus: Corpus, name: str, quiet: bool = False, seconds: float | None = None) -> Packed:
+def audio_input(corpus: Corpus, name: str, quiet: bool = False, seconds: float | None = None) -> InputRows:
     """What training feeds the encoder `name`: log-mels, or waveforms where the frontend runs beside the network."""
     facts = registry.facts(name)
     if facts.cached:
-        return log_mels(corpus, registry.build(name), quiet, seconds)
-    return waveforms(corpus, facts.sample_rate, quiet, seconds)
+        return InputRows(LOG_MELS, log_mels(corpus, registry.build(name), quiet, seconds))
+    return InputRows(WAVEFORMS, waveforms(corpus, facts.sample_rate, quiet, seconds))
 
 
-def encode(encoder: AudioEncoder, batch: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Frames and mask of a batch of rows of `audio_input`: int16 waveforms (B, samples), or log-mels
-    (B, frames, bands), or of `states`; lengths None: all as long as the batch.
+def encode(encoder: AudioEncoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Frames and mask of a batch of int16 WAVEFORMS (B, samples), LOG_MELS (B, frames, bands) or STATES (B, T, bands,
+    channels); without lengths, all clips are as long as the batch.
     """
-    if batch.ndim == 4:
-        return encoder.encode_states(batch, lengths)  # type: ignore[attr-defined]
-    if batch.dtype == torch.int16:
-        return encoder(from_int16(batch), lengths)
-    return encoder.encode(batch.transpose(1, 2), lengths)
+    if batch.kind == STATES:
+        return encoder.encode_states(batch.values, batch.lengths)  # type: ignore[attr-defined]
+    if batch.kind == WAVEFORMS:
+        return encoder(from_int16(batch.values), batch.lengths)
+    return encoder.encode(batch.values.transpose(1, 2), batch.lengths)
 
 
 def states(

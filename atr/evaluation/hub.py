@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pandas as pd
 from tqdm.auto import tqdm
 
-from atr.corpora import SPLITS, audiocaps, catalogue, clotho, files
+from atr.corpora import SPLITS, audiocaps, catalogue, clotho, csvtable, files
 from atr.evaluation import protocols
 from atr.system import atomic, download, places
 from atr.system.download import DownloadError, File
@@ -76,16 +76,16 @@ class HubCopy:
     def _listed(self) -> Iterator[tuple[str, Place, str]]:
         """Clip, place, and what identifies it in a copy."""
         if self.data == "audiocaps":
-            for split, rows in audiocaps.listed(self.folder).items():
+            for split, rows in audiocaps.clip_lists(self.folder).items():
                 for clip in rows:
                     yield clip, Place(split, f"audio/{audiocaps.TABLES[split][0].removesuffix('.csv')}", clip), clip
             return
         paths = {split: self.folder / f"clotho_captions_{name}.csv" for split, name in clotho.OFFICIAL.items()}
-        tables = {split: files.read_table("clotho", path, clotho.COLUMNS) for split, path in paths.items()}
+        tables = {split: csvtable.read_table("clotho", path, clotho.COLUMNS) for split, path in paths.items()}
         for split, clips in clotho.by_clip(tables, paths).items():
             for clip, row in clips.items():
                 stem = row["file_name"].rpartition(".")[0]
-                yield clip, Place(split, clotho.OFFICIAL[split], stem), words(files.captions_of(row))
+                yield clip, Place(split, clotho.OFFICIAL[split], stem), words(csvtable.captions_of(row))
 
     @cached_property
     def shards(self) -> list[Shard]:

@@ -30,7 +30,7 @@ def recordings(root: str | Path | None, template: str) -> Corpus:
     if not classes:
         raise files.unrecognised("esc50", folder, "folders of recordings named by their class, or meta/esc50.csv")
     texts = {path: [template.format(re.sub(r"[\W_]+", " ", name).strip().lower())] for path, name in classes.items()}
-    part = files.published("esc50", folder, {"test": texts}, {path: path for path in classes}, SOURCE)
+    part = files.published_corpus("esc50", folder, {"test": texts}, {path: path for path in classes}, SOURCE)
     return replace(part, test_only=True).check()
 
 

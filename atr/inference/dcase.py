@@ -33,7 +33,8 @@ from torch import Tensor
 
 from atr.corpora.audio import duration
 from atr.corpora.corpus import DENSE, Corpus, alike, clip_table, no_events
-from atr.corpora.files import LONGEST_LINE, FileReader, frame, shown
+from atr.corpora.csvtable import LONGEST_LINE, column_list, frame
+from atr.corpora.files import FileReader
 from atr.inference import embedder
 from atr.metrics import retrieval
 from atr.metrics.retrieval import Matrix, Relevance
@@ -97,7 +98,9 @@ def read(path: StrPath, queries: Sequence[str] | None = None, names: Sequence[st
     table = frame(Path(path), LONGEST_LINE)
     expected = ["caption", *(f"file_name_{place}" for place in range(1, table.shape[1]))]
     if list(table.columns) != expected or len(expected) < 2:
-        raise ValueError(f"{path}: the header is {shown(table.columns.tolist())}; it must be caption, file_name_1, …")
+        raise ValueError(
+            f"{path}: the header is {column_list(table.columns.tolist())}; it must be caption, file_name_1, …"
+        )
     captions = table["caption"].tolist()
     if queries is not None and captions != list(queries):
         if len(captions) != len(queries):
@@ -177,7 +180,7 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
     table = frame(Path(path), LONGEST_LINE)
     text = "query" if "query" in table else "caption"
     if text not in table or not {"file_name", "audio_filenames"} & set(table):
-        listed = shown(table.columns.tolist())
+        listed = column_list(table.columns.tolist())
         raise ValueError(f"{path}: the header is {listed}; it needs query or caption, and file_name or audio_filenames")
     if "audio_filenames" in table:
         try:

@@ -21,7 +21,7 @@ from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.inference import pack
 from atr.inference.windows import WINDOWS, cut, mean, one, window_of
 from atr.system import devices, hashes
-from atr.system.packed import Packed
+from atr.system.packed import POOLED, InputRows, Packed
 from atr.training import evaluation, identity, model, preparation, trainer
 from atr.training.evaluation import SIDES
 from atr.training.identity import Inputs, Prepared
@@ -154,7 +154,8 @@ class Embedder:
         self._hear_in(windows, window_of(config), facts.short)
         with torch.random.fork_rng():
             self._reader = text.TextEncoder(start.text_folder, config.text_pooling, self._below).to(device).eval()
-            nothing = Inputs(torch.empty(0, facts.dim), torch.empty(0, self._reader.dim), np.empty(0), np.empty(0))
+            hears, reads = (InputRows(POOLED, torch.empty(0, dim)) for dim in (facts.dim, self._reader.dim))
+            nothing = Inputs(hears, reads, np.empty(0), np.empty(0))
             network = model.restore(run, replace(start, splits={"test": nothing}), config)
             if self._audio_below is not None:
                 self._hearer = registry.build(config.audio_encoder, start.audio_weights).to(device).eval()
@@ -210,10 +211,11 @@ class Embedder:
         if self._clap is not None:
             embeddings = self._clap.audio(packed, self.seed, quiet)
         else:
+            heard = InputRows(inputs.WAVEFORMS, packed)
             if self._audio_below is not None:
-                device = self._fabric.device.type
-                packed = Packed.of(list(inputs.states(self._hearer, packed, self._audio_below, device)))
-            embeddings = self._embedded("audio", packed)
+                states = inputs.states(self._hearer, packed, self._audio_below, self._fabric.device.type)
+                heard = InputRows(inputs.STATES, Packed.of(list(states)))
+            embeddings = self._embedded("audio", heard)
         if self._windows != "mean":
             return embeddings
         return mean(embeddings, [len(parts) for parts in pieces])
@@ -230,7 +232,8 @@ class Embedder:
             return self._clap.text(words, quiet)
         if self._below is None:
             return self._embedded("text", text.ids(words, self._reader))
-        return self._embedded("text", Packed.of(self._reader.rows(words, self._below, tqdm(disable=True))))
+        states = Packed.of(self._reader.rows(words, self._below, tqdm(disable=True)))
+        return self._embedded("text", InputRows(text.STATES, states))
 
     def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor:
         """(sentences, sounds): cosines of what `sentences` and `sounds` gave."""
@@ -262,6 +265,6 @@ class Embedder:
             pieces = [waveform if seconds is None else waveform[: max(1, round(seconds * rate))]]
         return [inputs.quantised(piece, rate, self.sample_rate) for piece in pieces]
 
-    def _embedded(self, side: str, rows: Packed) -> Tensor:
+    def _embedded(self, side: str, rows: InputRows) -> Tensor:
         unread = Inputs(rows, rows, np.empty(0), np.empty(0))
         return evaluation.one_side(self._dual, unread, side, lambda tensor: tensor.to(self._fabric.device))

@@ -10,26 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atr.losses import pair
-from atr.system.packed import Packed
+from atr.system.packed import Batch, InputRows
 
-# Rows of a text side, with lengths where an encoder reads them, to embeddings (rows, dim) of length 1.
-Embed = Callable[[Tensor, Tensor | None], Tensor]
+Embed = Callable[[Batch], Tensor]  # a batch of a text side to embeddings (rows, dim) of length 1
 
 
 @dataclass(frozen=True)
-class Words:
+class WordRows:
     """What `Contrast` draws from: rows of a text side, and of each clip the rows that are its captions (`clips`, the
     first row of each and how many), or the chance (clips, rows) that it is named by a row (`posteriors`).
     """
 
-    rows: Tensor | Packed
+    rows: InputRows
     clips: np.ndarray | None = None
     posteriors: Tensor | None = None
-
-    def embedded(self, rows: Tensor, embed: Embed, to: Callable[[Tensor], Tensor]) -> Tensor:
-        places = rows.numpy()
-        batch, lengths = (self.rows[places], None) if isinstance(self.rows, Tensor) else self.rows.batch(places)
-        return embed(to(batch), None if lengths is None else to(lengths))
 
 
 class Contrast:
@@ -43,7 +37,7 @@ class Contrast:
 
     TEMPERATURE = 0.07
 
-    def __init__(self, settings: Mapping[str, Mapping[str, Any]], words: Mapping[str, Words], variant: str) -> None:
+    def __init__(self, settings: Mapping[str, Mapping[str, Any]], words: Mapping[str, WordRows], variant: str) -> None:
         """settings: `text_contrast` as "captions", `label_contrast` as "labels"; words: what each draws from."""
         self.settings, self.words = settings, words
         self.loss = pair.build(name="nt_xent", temperature=self.TEMPERATURE, variant=variant)
@@ -59,13 +53,13 @@ class Contrast:
             first, count = torch.from_numpy(captions.clips)[some].T
             one = (torch.rand(len(some), generator=drawing) * count).long()
             other = (one + 1 + (torch.rand(len(some), generator=drawing) * (count - 1)).long()) % count
-            both = captions.embedded(torch.cat([first + one, first + other]), embed, to)
+            both = embed(captions.rows.batch(torch.cat([first + one, first + other]).numpy()).to(to))
             ids = torch.arange(len(some), device=both.device)
             total = total + settings.get("weight", 1.0) * self.loss(*both.chunk(2), ids)
         if (labels := self.words.get("labels")) is not None and labels.posteriors is not None:
             settings, number = self.settings["labels"], self.settings["labels"]["labels"]
             drawn = torch.multinomial(labels.posteriors[torch.from_numpy(clips)], number, generator=drawing)
-            names = labels.embedded(drawn.flatten(), embed, to).unflatten(0, (-1, number))
+            names = embed(labels.rows.batch(drawn.flatten().numpy()).to(to)).unflatten(0, (-1, number))
             ids = to(torch.from_numpy(clips))
             total = total + settings.get("weight", 1.0) * self.loss(audio, F.normalize(names.mean(1), dim=1), ids)
         return total

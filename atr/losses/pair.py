@@ -37,7 +37,7 @@ class PairLoss(nn.Module):
         super().__init__()
         if same_clip not in self.same_clip_options:
             raise ValueError(
-                f"same_clip is {same_clip!r}; {type(self).__name__} knows {_listed(self.same_clip_options)}"
+                f"same_clip is {same_clip!r}; {type(self).__name__} knows {_quoted(self.same_clip_options)}"
             )
         self.same_clip = same_clip
 
@@ -203,10 +203,11 @@ class NTXent(PairLoss):
         target = torch.arange(n, device=logits.device)
         texts, audios = logits[:n], logits[:, :n].t()
         return self.weight * (
-            F.cross_entropy(self._kept(texts, target), target) + F.cross_entropy(self._kept(audios, target), target)
+            F.cross_entropy(self._hardest_only(texts, target), target)
+            + F.cross_entropy(self._hardest_only(audios, target), target)
         )
 
-    def _kept(self, rows: Tensor, target: Tensor) -> Tensor:
+    def _hardest_only(self, rows: Tensor, target: Tensor) -> Tensor:
         """Rows with -inf for all but the pair, in column `target`, and its hardest negatives."""
         if self.hardest is None or self.hardest >= rows.shape[1] - 1:
             return rows
@@ -264,13 +265,13 @@ def build(name: str, variant: str = "text", **parameters: Any) -> PairLoss:
     0.6265
     """
     if name not in LOSSES:
-        raise ValueError(f"no loss {name!r}; known: {_listed(LOSSES)}; one of your own: first atr.extend(<its file>)")
+        raise ValueError(f"no loss {name!r}; known: {_quoted(LOSSES)}; one of your own: first atr.extend(<its file>)")
     if variant not in ("text", "code"):
         raise ValueError(f"{name}: no variant {variant!r}; known: 'text', 'code'")
     accepted = inspect.signature(LOSSES[name]).parameters
-    known = [*(parameter for parameter in accepted if parameter != "variant"), "mask_same_clip"]
-    if unknown := [parameter for parameter in parameters if parameter not in known]:
-        raise ValueError(f"{name}: no parameter {_listed(unknown)}; known: {_listed(known)}")
+    names = [*(parameter for parameter in accepted if parameter != "variant"), "mask_same_clip"]
+    if unknown := [parameter for parameter in parameters if parameter not in names]:
+        raise ValueError(f"{name}: no parameter {_quoted(unknown)}; known: {_quoted(names)}")
     if "mask_same_clip" in parameters:
         if "same_clip" in parameters:
             raise ValueError(f"{name}: mask_same_clip and same_clip say the same thing; give one of them")
@@ -296,5 +297,5 @@ def _above_zero(temperature: float) -> float:
     return temperature
 
 
-def _listed(names: Any) -> str:
+def _quoted(names: Any) -> str:
     return ", ".join(repr(name) for name in names)

@@ -55,23 +55,23 @@ class UniformityPenalty(nn.Module):
         return draw(width, width // self.dims * self.dims, generator).view(-1, self.dims)
 
     def forward(
-        self, embeddings: Tensor, chosen: Tensor | None = None, generator: torch.Generator | None = None
+        self, embeddings: Tensor, dimensions: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Scalar h of embeddings (B, D), or one (…,) of each of several batches (…, B, D).
 
-        chosen: of `choose`; without it, chosen anew, from `generator` or torch's own, on the CPU. Pass one to both
-        modalities to have them share it. ValueError: D is below dims.
+        dimensions: of `choose`; without them, drawn anew, from `generator` or torch's own, on the CPU. The same for
+        both modalities to have them share it. ValueError: D is below dims.
         """
         width = embeddings.shape[-1]
         if width < self.dims:
             raise ValueError(f"cannot draw {self.dims} of {width} dimensions; lower dims")
-        if chosen is None:
-            chosen = self.choose(width, generator)
+        if dimensions is None:
+            dimensions = self.choose(width, generator)
         with torch.autocast(embeddings.device.type, enabled=False):
             unit = F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=-1)
             scale = math.sqrt(width) if self.scale is None else self.scale
-            points = scale * unit[..., chosen.to(unit.device)]
-            if chosen.ndim == 2:
+            points = scale * unit[..., dimensions.to(unit.device)]
+            if dimensions.ndim == 2:
                 points = points.transpose(-3, -2)  # (…, groups, B, dims)
             assigned = self.estimator.logits(points).log_softmax(-1)
             # In logarithms: where a voxel's probability underflows to 0, the gradient of p log p would be NaN.
@@ -80,7 +80,7 @@ class UniformityPenalty(nn.Module):
                 logarithms = logarithms.exp()
             logarithms = logarithms.log_softmax(-1)
             h = -(logarithms.exp() * logarithms).sum(-1)
-            return h.mean(-1) if chosen.ndim == 2 else h
+            return h.mean(-1) if dimensions.ndim == 2 else h
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ class PenaltySettings:
 
 def read_settings(penalty: Mapping[str, Any]) -> PenaltySettings:
     """`PenaltySettings` of a mapping of its fields."""
-    known = [name for name, entry in PenaltySettings.__dataclass_fields__.items() if entry.init]
-    if unknown := sorted(set(penalty) - set(known)):
-        raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    names = [name for name, entry in PenaltySettings.__dataclass_fields__.items() if entry.init]
+    if unknown := sorted(set(penalty) - set(names)):
+        raise ValueError(f"unknown {', '.join(unknown)}; known: {', '.join(names)}")
     if "alpha" not in penalty:
         raise ValueError('no "alpha"; write {"alpha": …}, or None for no penalty')
     return PenaltySettings(**penalty)

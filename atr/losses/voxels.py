@@ -107,7 +107,7 @@ def train_voxel_network(
     x = torch.rand(recipe.examples, 8, generator=generator) * (recipe.high - recipe.low) + recipe.low
     y = voxels(x)
     cut = recipe.examples - round(recipe.validation * recipe.examples)
-    with torch.random.fork_rng(devices=()), devices.threads(1), _flushed_denormals():
+    with torch.random.fork_rng(devices=()), devices.threads(1), _flush_denormals():
         torch.manual_seed(seed)
         network = VoxelNetwork(recipe.hidden)
         kind = torch.optim.AdamW if recipe.decoupled else torch.optim.Adam
@@ -118,15 +118,15 @@ def train_voxel_network(
         bar = tqdm(range(1, recipe.epochs + 1), desc="voxel network", unit="epoch", disable=quiet)
         for epoch in bar:
             loss_sum, correct = 0.0, 0
-            for chosen in torch.randperm(cut, generator=generator).split(recipe.batch_size):
-                logits = network.logits(x[chosen])
-                loss = F.cross_entropy(logits, y[chosen])
+            for batch in torch.randperm(cut, generator=generator).split(recipe.batch_size):
+                logits = network.logits(x[batch])
+                loss = F.cross_entropy(logits, y[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                loss_sum += loss.item() * len(chosen)
-                correct += int((logits.argmax(1) == y[chosen]).sum())
+                loss_sum += loss.item() * len(batch)
+                correct += int((logits.argmax(1) == y[batch]).sum())
             row = {
                 "epoch": epoch,
                 "learning_rate": schedule.get_last_lr()[0],
@@ -140,7 +140,7 @@ def train_voxel_network(
 
 
 @contextmanager
-def _flushed_denormals() -> Iterator[None]:
+def _flush_denormals() -> Iterator[None]:
     """Round denormal numbers to 0: a sharp network's gradients are full of them, and processors take them slowly."""
     before = not torch.tensor(1e-39).mul(1)
     torch.set_flush_denormal(True)

@@ -116,15 +116,15 @@ def retrieval_metrics(
     if isinstance(similarity, Ranks):
         if relevance is not None:
             raise ValueError("relevance is already part of Ranks; leave it out, or give the similarity")
-        found = similarity
+        both = similarity
     elif relevance is None:
         raise ValueError("relevance is missing; give the clip of each caption, or a (captions, clips) boolean matrix")
     else:
-        found = ranks(similarity, relevance)
+        both = ranks(similarity, relevance)
     if min(map_at, *ks) < 1:
         raise ValueError(f"ks {tuple(ks)}, map_at {map_at}; ranks count from 1, so give cuts of 1 or more")
     metrics: dict[str, float] = {}
-    for direction, table in (("t2a", found.t2a), ("a2t", found.a2t)):
+    for direction, table in (("t2a", both.t2a), ("a2t", both.a2t)):
         table = table[table[:, 0] > 0]
         best = table[:, 0]
         average_precision = precision_sums(table, map_at) / (table > 0).sum(1)
@@ -139,8 +139,8 @@ def precision_sums(table: np.ndarray, k: int) -> np.ndarray:
     """(queries,) sums of the precision at each rank up to k of a direction of Ranks; by the number of a query's
     relevant candidates, it is the query's average precision.
     """
-    found = (table > 0) & (table <= k)
-    return np.where(found, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0).sum(1)
+    hits = (table > 0) & (table <= k)
+    return np.where(hits, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0).sum(1)
 
 
 def chance(relevance: Relevance, ks: Sequence[int] = (1, 5, 10), map_at: int = 10) -> dict[str, float]:

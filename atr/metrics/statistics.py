@@ -120,8 +120,8 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     The mean's variance is (MS_seed + MS_clip - MS_error) / (S C), at the least max(MS_seed, MS_clip) / (S C), its
     degrees of freedom Satterthwaite's (1946, Biometrics Bulletin 2, p. 110). ValueError: a non-finite score, or none.
     """
-    found = _crossed(values, level)
-    return Interval(found.difference, found.low, found.high)
+    comparison = _crossed(values, level)
+    return Interval(comparison.difference, comparison.low, comparison.high)
 
 
 def crossed_test(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Comparison:
@@ -161,22 +161,12 @@ def coverage(
     """How often an interval holds the true mean, in percent: simulated scores (seeds, clips) whose seeds, clips and
     error deviate so far, normally, as `spreads` has it.
     """
-    rng, held = np.random.default_rng(seed), 0
+    rng, hits = np.random.default_rng(seed), 0
     for _ in range(draws):
         shapes = (seeds, 1), (1, clips), (seeds, clips)
-        found = interval(sum(std * rng.standard_normal(shape) for std, shape in zip(spread, shapes, strict=True)))  # type: ignore[arg-type]
-        held += found.low <= 0 <= found.high
-    return 100 * held / draws
-
-
-def paired_test(a: np.ndarray, b: np.ndarray, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Comparison:
-    """a - b, both (seeds, clips) of the same seeds and clips, with interval and p value from one nested bootstrap.
-
-    p is twice the smaller share of draws on or beyond 0, with one draw added to both, and so never 0: at the least
-    2 / (draws + 1).
-    """
-    difference = _difference(a, b)
-    return _comparison(difference, _means(difference, draws, seed), level)
+        bounds = interval(sum(std * rng.standard_normal(shape) for std, shape in zip(spread, shapes, strict=True)))  # type: ignore[arg-type]
+        hits += bounds.low <= 0 <= bounds.high
+    return 100 * hits / draws
 
 
 def grouped_bootstrap(
@@ -201,7 +191,8 @@ def grouped_test(
 ) -> Comparison:
     """a - b, both (queries,) of the same queries, with interval and p value from one bootstrap over groups (queries,).
 
-    p: as in `paired_test`. Errors: as in `grouped_bootstrap`, and for shapes that differ.
+    p is twice the smaller share of draws on or beyond 0, with one draw added to both, and so never 0: at the least
+    2 / (draws + 1). Errors: as in `grouped_bootstrap`, and for shapes that differ.
     """
     a, b = (_scores(np.asarray(values)[None], name)[0] for values, name in ((a, "a"), (b, "b")))
     if a.shape != b.shape:
@@ -252,9 +243,9 @@ def permutation_test(
     def statistic(labels: np.ndarray) -> float:
         return float((np.bincount(labels, value, len(sizes)) ** 2 / sizes).sum())
 
-    found = statistic(group) * (1 - 1e-9)  # ties are met by sums in another order
+    threshold = statistic(group) * (1 - 1e-9)  # ties are met by sums in another order
     shuffled = (group[np.lexsort((rng.random(len(block)), block))] for _ in range(draws))
-    return (1 + sum(statistic(labels) >= found for labels in shuffled)) / (draws + 1)
+    return (1 + sum(statistic(labels) >= threshold for labels in shuffled)) / (draws + 1)
 
 
 def pooled_std(samples: Sequence[Sequence[float]]) -> float:
@@ -275,14 +266,14 @@ def expected_range(size: int) -> float:
     return float(np.trapezoid(beyond(x), x))
 
 
-def range_p(found: float, deviation: float, size: int, freedom: int) -> float:
+def range_p(spread: float, deviation: float, size: int, freedom: int) -> float:
     """Chance that `size` equal groups range as widely as `found` or more: Tukey's studentised range.
 
     deviation: over seeds, estimated with so many degrees of freedom; NaN where there are none.
     """
     if freedom < 1:
         return float("nan")
-    return float(stats.studentized_range.sf(found / deviation, size, freedom))
+    return float(stats.studentized_range.sf(spread / deviation, size, freedom))
 
 
 def best_shares(scores: Mapping[Any, Sequence[float]], draws: int = 10_000, seed: int = 0) -> dict[Any, float]:

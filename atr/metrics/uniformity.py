@@ -137,8 +137,8 @@ def over_subsets(measure: Callable[[Tensor], float], x: Tensor, points: int, sub
     if len(x) <= points:
         return measure(x)
     generator = torch.Generator().manual_seed(seed)
-    chosen = [torch.randperm(len(x), generator=generator)[:points] for _ in range(subsets)]
-    return sum(measure(x[rows]) for rows in chosen) / subsets
+    samples = [torch.randperm(len(x), generator=generator)[:points] for _ in range(subsets)]
+    return sum(measure(x[rows]) for rows in samples) / subsets
 
 
 def draw(width: int, dims: int = 8, generator: torch.Generator | None = None) -> Tensor:
@@ -189,12 +189,12 @@ def measures(audio: Tensor, text: Tensor) -> dict[str, float]:
     """Every measure of paired, normalised embeddings (N, D), a caption a clip: of each modality σ over all dimensions,
     h by "counts" in nats, and Wang and Isola's uniformity; alignment and modality gap.
     """
-    found = {}
+    result = {}
     for name, x in (("audio", audio), ("text", text)):
-        found[f"{name}_sigma"] = point_to_point(x)
-        found[f"{name}_h"] = voxel_entropy(x, histogram="counts")
-        found[f"{name}_uniformity"] = uniformity(x)
-    return found | {"alignment": alignment(audio, text), "modality_gap": modality_gap(audio, text)}
+        result[f"{name}_sigma"] = point_to_point(x)
+        result[f"{name}_h"] = voxel_entropy(x, histogram="counts")
+        result[f"{name}_uniformity"] = uniformity(x)
+    return result | {"alignment": alignment(audio, text), "modality_gap": modality_gap(audio, text)}
 
 
 def uniform_set(points: int, dim: int, low: float = -1, high: float = 1, seed: int = 0) -> Tensor:

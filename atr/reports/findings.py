@@ -152,7 +152,7 @@ def best(table: pd.DataFrame, interval: bool = False) -> str:
     ordered = table.sort_values("t2a_map10", ascending=False)
     # What has no training is a baseline.
     first = ordered.dropna(subset="training").drop_duplicates("training") if "training" in table else ordered.head(1)
-    scores = formatted(first, ["t2a_map10"])[HEADINGS["t2a_map10"]]
+    scores = list(formatted(first, ["t2a_map10"])[HEADINGS["t2a_map10"]])
     if interval:
         bounds = first[["t2a_map10", "t2a_map10_low", "t2a_map10_high"]].itertuples(index=False)
         scores = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in bounds]
@@ -235,7 +235,7 @@ def lead(project: Path) -> list[tuple[str, str]]:
     for folder, notebook in sections(project):
         judged = _claims(folder, notebook)
         held = judged[(judged["verdict"] == "holds") & judged["difference"].notna()]
-        row = held.loc[held["difference"].abs().idxmax()].to_dict() if len(held) else None
+        row = max(held.to_dict("records"), key=lambda claim: abs(claim["difference"]), default=None)
         most = f" {row['claim']}: {verdict(row).partition(': ')[2]}." if row else ""
         about = f"- **{question(notebook)}** (`{folder.name}`, {notebook.stem[:2]}) "
         lines.append(f"{about}{best(_main(folder, notebook), interval=True)}{most} {counted(judged)}")

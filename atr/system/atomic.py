@@ -71,16 +71,16 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         if number == errno.ENOSPC:
             there = next(one for one in path.absolute().parents if one.is_dir())
             free = f" ({shutil.disk_usage(there).free / 1e6:,.1f} MB free)"
-        said = f"{path}: cannot be written: {os.strerror(number)}{free}; {MENDS[number]}"
-        raise WriteError(number, said) from error
+        message = f"{path}: cannot be written: {os.strerror(number)}{free}; {MENDS[number]}"
+        raise WriteError(number, message) from error
 
 
 def _number(error: Exception, temporary: Path | None) -> int | None:
     """The errno of an error, where only its text has it, or none, too."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if told := re.search(r"(?:os error|Errno) (\d+)", str(error)):  # safetensors; shutil.copytree
-        return int(told[1])
+    if match := re.search(r"(?:os error|Errno) (\d+)", str(error)):  # safetensors; shutil.copytree
+        return int(match[1])
     files = [temporary] if temporary and temporary.is_file() else list(temporary.rglob("*")) if temporary else []
     for file in sorted((file for file in files if file.is_file()), key=lambda file: -file.stat().st_size)[:1]:
         try:

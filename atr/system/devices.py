@@ -64,13 +64,14 @@ def switches_for(device: str) -> Switches:
     """Those of the device, changed by ATR_SWITCHES: names to switch on, with "no-" before it to switch off, as in
     "compiled,no-tf32". ValueError: an unknown name.
     """
-    found = {switch.name: getattr(GPU if device == "cuda" else CPU, switch.name) for switch in fields(Switches)}
+    values = {switch.name: getattr(GPU if device == "cuda" else CPU, switch.name) for switch in fields(Switches)}
     for word in os.environ.get("ATR_SWITCHES", "").replace(",", " ").split():
         name = word.removeprefix("no-")
-        if name not in found:
-            raise ValueError(f"ATR_SWITCHES: unknown {name!r}; known: {', '.join(found)}, each also with no- before it")
-        found[name] = not word.startswith("no-")
-    return Switches(**found)
+        if name not in values:
+            names = ", ".join(values)
+            raise ValueError(f"ATR_SWITCHES: unknown {name!r}; known: {names}, each also with no- before it")
+        values[name] = not word.startswith("no-")
+    return Switches(**values)
 
 
 Item = TypeVar("Item")

@@ -82,7 +82,7 @@ def fetch(file: File, folder: Path, quiet: bool = False) -> Path:
                     os.replace(part, path)
                     _validator_file(part).unlink(missing_ok=True)
                     _note(path, file)
-    if not _noted(path, file):
+    if not _has_note(path, file):
         verify(path, file, quiet)
         _note(path, file)
     return path
@@ -132,7 +132,7 @@ def _state(path: Path, file: File) -> str:
     return f"{path.stat().st_size} {path.stat().st_mtime_ns} {file.size} {file.checksum}"
 
 
-def _noted(path: Path, file: File) -> bool:
+def _has_note(path: Path, file: File) -> bool:
     with suppress(OSError):
         return _note_file(path).read_bytes() == _state(path, file).encode()
     return False

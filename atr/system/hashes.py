@@ -20,12 +20,12 @@ def blocks(path: Path) -> list[int]:
         return [file.tell(), *sums]
 
 
-def check(path: Path, known: list[int], sample: bool = False, rest: int = 0) -> None:
+def check(path: Path, record: list[int], sample: bool = False, rest: int = 0) -> None:
     """ValueError: the file is not what `blocks` gave, with `rest` bytes behind it. OSError: it cannot be read.
 
     sample: of a large file read the first block and SAMPLE others, other ones each time.
     """
-    size, *sums = known
+    size, *sums = record
     places = range(len(sums))
     with open(path, "rb") as file:
         if (there := file.seek(0, SEEK_END)) != size + rest:

@@ -2,12 +2,16 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+POOLED = "pooled"
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -42,13 +46,48 @@ class Packed:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def batch(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """(B, longest, ...) padded with zeros, and lengths (B,) int64."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         padded = np.zeros((len(rows), int(lengths.max()), *self.data.shape[1:]), self.data.dtype)
         for place, row in enumerate(rows):
             padded[place, : lengths[place]] = self[row]
         return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+class Batch(NamedTuple):
+    """Some `InputRows` side by side: values (B, dim) of kind POOLED, without lengths; of every other kind
+    (B, longest, ...), padded with zeros, and lengths (B,) int64.
+    """
+
+    kind: str
+    values: Tensor
+    lengths: Tensor | None = None
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        return self._replace(values=move(self.values), lengths=None if self.lengths is None else move(self.lengths))
+
+
+@dataclass(frozen=True)
+class InputRows:
+    """What one side of a model reads, one row per clip or caption.
+
+    kind  POOLED, what an encoder would give; else in the words of the encoder that reads it
+    data  of kind POOLED a tensor (rows, dim), else `Packed`
+    """
+
+    kind: str
+    data: Any
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.ones(len(self), np.int64) if self.kind == POOLED else self.data.lengths
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        return Batch(self.kind, self.data[rows]) if self.kind == POOLED else Batch(self.kind, *self.data.batch(rows))
 
 
 def pack(folder: Path, rows: Iterable[np.ndarray]) -> None:

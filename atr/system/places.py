@@ -45,8 +45,8 @@ def place(variable: str, file: bool = False) -> Path | None:
 
 def listed(variable: str) -> list[Path]:
     """The absolute paths that an environment variable of `LISTS` names."""
-    found = os.environ.get(variable, "").split(os.pathsep)
-    return [Path(os.path.abspath(os.path.expanduser(path))) for path in found if path]
+    paths = os.environ.get(variable, "").split(os.pathsep)
+    return [Path(os.path.abspath(os.path.expanduser(path))) for path in paths if path]
 
 
 def home() -> Path:

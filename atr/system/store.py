@@ -57,7 +57,7 @@ def damage(folder: Path, name: str | None = None, whole: bool = False) -> str:
         for one, (size, _) in sums.items():
             if (there := (folder / one).stat().st_size) != size:
                 return f"{one} has {there:,} bytes instead of {size:,}"
-        blocks = [(one, number) for one, (_, known) in sums.items() for number in range(len(known))]
+        blocks = [(one, number) for one, (_, entry) in sums.items() for number in range(len(entry))]
         if not whole and sum(size for size, _ in sums.values()) > CHECKED:
             blocks = random.SystemRandom().sample(blocks, CHECKED // BLOCK)
         for one, number in blocks:

@@ -155,8 +155,8 @@ def same_kind(kinds: np.ndarray, batches: Sequence[np.ndarray]) -> float:
     kinds: (N,) numbers of kinds, as `pandas.factorize` gives them; what has none (-1) is not paired.
     """
     sizes = [np.unique(kinds[batch][kinds[batch] >= 0], return_counts=True)[1] for batch in batches]
-    same, known = (sum(int((n * (n - 1)).sum()) for n in counts) for counts in (sizes, [n.sum() for n in sizes]))
-    return 100 * same / known if known else float("nan")
+    same, total = (sum(int((n * (n - 1)).sum()) for n in counts) for counts in (sizes, [n.sum() for n in sizes]))
+    return 100 * same / total if total else float("nan")
 
 
 class _Pool(NamedTuple):
@@ -194,9 +194,9 @@ def _grow(pool: _Pool, together: int, batch_size: int, sign: float) -> tuple[lis
             growing, picks, scores = [growing[row] for row in rows], [picks[row] for row in rows], scores[rows]
             if not rows:
                 break
-        chosen = torch.tensor(picks, device=used.device)
-        scores.index_fill_(1, chosen, -torch.inf)
-        latest = pool.at(chosen)
+        members = torch.tensor(picks, device=used.device)
+        scores.index_fill_(1, members, -torch.inf)
+        latest = pool.at(members)
         for batch, pair in zip(growing, latest.pairs.tolist(), strict=True):
             batch.append(pair)
     return batches, pool.at((~used).nonzero()[:, 0])
@@ -220,17 +220,17 @@ def _in_turn(scores: Tensor, used: Tensor) -> list[int]:
 
 def _first_fit(order: list[int], clips: list[int], batch_size: int) -> list[np.ndarray]:
     batches: list[list[int]] = []
-    held: list[set[int]] = []
+    clips_of: list[set[int]] = []
     full = 0  # so many, of the first
     for pair in order:
         places = range(full, len(batches))
-        fits = (n for n in places if len(batches[n]) < batch_size and clips[pair] not in held[n])
+        fits = (n for n in places if len(batches[n]) < batch_size and clips[pair] not in clips_of[n])
         place = next(fits, len(batches))
         if place == len(batches):
             batches.append([])
-            held.append(set())
+            clips_of.append(set())
         batches[place].append(pair)
-        held[place].add(clips[pair])
+        clips_of[place].add(clips[pair])
         while full < len(batches) and len(batches[full]) == batch_size:
             full += 1
     return [np.array(batch) for batch in batches]

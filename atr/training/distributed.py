@@ -64,9 +64,9 @@ class Group:
 
     def largest(self, number: int) -> int:
         """The largest of the processes' numbers."""
-        found = torch.zeros(self.size, dtype=torch.int64)
-        found[self.rank] = number
-        return int(self.sum(found).max())
+        numbers = torch.zeros(self.size, dtype=torch.int64)
+        numbers[self.rank] = number
+        return int(self.sum(numbers).max())
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Give each parameter the sum of its gradients over the processes."""
@@ -188,11 +188,11 @@ def _member(
         dist.destroy_process_group()
     except Exception:
         with suppress(OSError):  # a full disk
-            _tell(traceback.format_exc(), group.rank, Path(folder))
+            _leave_error(traceback.format_exc(), group.rank, Path(folder))
         os._exit(1)  # at once: the others wait for this one
 
 
-def _tell(error: str, rank: int, folder: Path) -> None:
+def _leave_error(error: str, rank: int, folder: Path) -> None:
     """Leave the first error, which is the cause of further ones, in error.txt."""
     own = folder / f"error {rank}"
     own.write_text(f"{rank + 1}\n{error}", encoding="utf-8", errors="backslashreplace")

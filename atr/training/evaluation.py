@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atr.encoders.inputs import AUDIO_BATCH
+from atr.encoders.inputs import AUDIO_BATCH, WAVEFORMS
 from atr.metrics import retrieval
 from atr.metrics.retrieval import Ranks
-from atr.system.packed import Packed
+from atr.system.packed import POOLED, InputRows
 from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group
 from atr.training.identity import Inputs
@@ -19,7 +19,7 @@ from atr.training.model import DualEncoder
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class SplitResult:
     """ranks, and on the CPU in float32: audio (clips, dim) and text (captions, dim) of length 1; of a text-aware model
     similarity (captions, clips) and text (captions, dim), since a clip has no embedding of its own.
     """
@@ -33,7 +33,7 @@ class Evaluated:
         """As `metrics.retrieval_metrics` names them."""
         return retrieval.retrieval_metrics(self.ranks)
 
-    def kept(self) -> dict[str, Tensor]:
+    def to_tensors(self) -> dict[str, Tensor]:
         """What a run keeps of its test split: see `Run.embeddings`."""
         relevance = self.split.relevance
         dense = relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
@@ -64,7 +64,7 @@ def evaluate(
     to: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     released_batch: int | None = None,
     group: Group = ALONE,
-) -> Evaluated:
+) -> SplitResult:
     """Embed a whole split in evaluation mode and rank it. `dual` is `network`, wrapped for its device and precision;
     for the others see `model.embed`. FloatingPointError: embeddings that are not finite.
     """
@@ -72,13 +72,13 @@ def evaluate(
     if not (audio.isfinite().all() and text.isfinite().all()):
         raise FloatingPointError("embeddings are not finite")
     if network.text_aware is None:
-        return Evaluated(split, retrieval.ranks((text, audio), split.relevance), {"audio": audio, "text": text})
+        return SplitResult(split, retrieval.ranks((text, audio), split.relevance), {"audio": audio, "text": text})
     training = network.training
     network.eval()
     own = network.similarity(to(audio), to(text[group.own_rows(len(text))]))
     similarity = group.gather(own.cpu(), len(text))
     network.train(training)
-    return Evaluated(split, retrieval.ranks(similarity, split.relevance), {"similarity": similarity, "text": text})
+    return SplitResult(split, retrieval.ranks(similarity, split.relevance), {"similarity": similarity, "text": text})
 
 
 SIDES = ("audio", "text")
@@ -112,9 +112,9 @@ def precompute_side(
     group: Group = ALONE,
 ) -> Inputs:
     """A split with the output of one side's encoder, "audio" or "text", in evaluation mode, in place of its input."""
-    if isinstance(getattr(inputs, side), Tensor):
+    if getattr(inputs, side).kind == POOLED:
         return inputs
-    pooled = one_side(model, inputs, side, to, 256, released_batch, True, group)
+    pooled = InputRows(POOLED, one_side(model, inputs, side, to, 256, released_batch, True, group))
     return replace(inputs, audio=pooled) if side == "audio" else replace(inputs, text=pooled)
 
 
@@ -130,23 +130,20 @@ def one_side(
     group: Group = ALONE,
 ) -> Tensor:
     """`embed` for "audio" or "text" alone; with `pooled` what the encoder gives, before the head."""
-    rows: Tensor | Packed = getattr(inputs, side)
-    batch = inputs.audio_batch if side == "audio" else inputs.text_batch
-    waveforms = isinstance(rows, Packed) and rows.data.dtype == np.int16
-    if side == "audio" and waveforms and released_batch is not None:
+    rows: InputRows = getattr(inputs, side)
+    if rows.kind == WAVEFORMS and released_batch is not None:
         batches = released_batches(inputs.clip_of_caption, released_batch)
     else:  # rows of like length together: less padding to compute
-        order = np.argsort(rows.lengths, kind="stable") if isinstance(rows, Packed) else np.arange(len(rows))
-        size = min(batch_size, AUDIO_BATCH) if waveforms else batch_size
+        order = np.argsort(rows.lengths, kind="stable")
+        size = min(batch_size, AUDIO_BATCH) if rows.kind == WAVEFORMS else batch_size
         batches = [(part, part) for part in np.split(order, range(size, len(order), size))][::-1]
     shared = len(batches) >= group.size
     training = model.training
     model.eval()
     result = None
     for members, wanted in batches[group.rank :: group.size] if shared else batches:
-        tensor, lengths = batch(members)
-        pair = (to(tensor), None if lengths is None else to(lengths))
-        done = model(**({side: pair, "pooled": pooled} | {other: None for other in SIDES if other != side}))
+        batch = rows.batch(members).to(to)
+        done = model(**(dict.fromkeys(SIDES) | {side: batch, "pooled": pooled}))
         done = done[SIDES.index(side)].float().cpu()
         if result is None:
             result = torch.zeros(len(rows), *done.shape[1:])

@@ -60,8 +60,8 @@ def fit(
         return run
     options: dict[str, Any] = {"device": device, "threads": threads, "processes": processes, "track": trackers}
     others = {
-        name: fit(other, given, root=root, runs=runs, quiet=quiet, **options)
-        for name, (other, given) in needed(config, corpus, root).items()
+        name: fit(other, its_corpus, root=root, runs=runs, quiet=quiet, **options)
+        for name, (other, its_corpus) in needed(config, corpus, root).items()
     }
     with atomic.writing(run.path), run.lock("trained"):
         if not at_hand(run, config):

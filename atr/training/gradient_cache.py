@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from atr.system.packed import Packed
+from atr.system.packed import POOLED
 from atr.training.distributed import ALONE, Group, norms
 from atr.training.identity import Inputs
 from atr.training.model import DualEncoder
@@ -44,38 +44,35 @@ class BatchEncoder:
         processes.
         """
         audio, text = [], []
-        for count, heard, read in self._parts(inputs, captions):
-            audio.append(self.group.gather(heard, count))
-            text.append(self.group.gather(read, count))
-        return _joined(audio), _joined(text)
+        for count, sound, words in self._parts(inputs, captions):
+            audio.append(self.group.gather(sound, count))
+            text.append(self.group.gather(words, count))
+        return _cat(audio), _cat(text)
 
     def similarity(self, inputs: Inputs, captions: np.ndarray) -> Tensor:
         """Of a text-aware model: (captions, clips) of a batch; the same on all processes, of which each scores its own
         captions.
         """
         parts = list(self._parts(inputs, captions))
-        frames = _joined([self.group.gather(heard, count, summed=True) for count, heard, _ in parts])
+        frames = _cat([self.group.gather(sound, count, summed=True) for count, sound, _ in parts])
         run = self._runner(len(parts))
-        return _joined([self.group.gather(run(self.network.similarity, frames, read), n) for n, _, read in parts])
+        return _cat([self.group.gather(run(self.network.similarity, frames, words), n) for n, _, words in parts])
 
     def _parts(self, inputs: Inputs, captions: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Of each chunk: its number of pairs, and what the network makes of this process's share of them."""
         clips = inputs.clip_of_caption
         chunks = np.split(captions, range(self.chunk, len(captions), self.chunk)) if self.chunk else [captions]
         run = self._runner(len(chunks))
-        longest = int(inputs.audio.lengths[clips[captions]].max()) if isinstance(inputs.audio, Packed) else 0
+        longest = 0 if inputs.audio.kind == POOLED else int(inputs.audio.lengths[clips[captions]].max())
         for chunk in chunks:
             own = chunk[self.group.own_rows(len(chunk))]
-            sound, lengths = inputs.audio_batch(clips[own])
-            if lengths is not None and sound.shape[1] < longest:
-                whole = sound.new_zeros(len(sound), longest, *sound.shape[2:])
-                whole[:, : sound.shape[1]] = sound
-                sound = whole
-            audio, text = run(self.dual, self._moved((sound, lengths)), self._moved(inputs.text_batch(own)))
+            sound = inputs.audio.batch(clips[own])
+            if sound.values.shape[1] < longest:
+                whole = sound.values.new_zeros(len(own), longest, *sound.values.shape[2:])
+                whole[:, : sound.values.shape[1]] = sound.values
+                sound = sound._replace(values=whole)
+            audio, text = run(self.dual, sound.to(self.to), inputs.text.batch(own).to(self.to))
             yield len(chunk), audio.float(), text.float()
-
-    def _moved(self, pair: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        return self.to(pair[0]), None if pair[1] is None else self.to(pair[1])
 
     def _runner(self, chunks: int) -> Callable[..., Any]:
         """Calls a function so that, of several chunks, what it keeps for its gradient is computed again then."""
@@ -89,7 +86,7 @@ class BatchEncoder:
         return twice
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _cat(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from torch import Tensor
 
 from atr.config import RunConfig
 from atr.corpora import corpus_of
@@ -14,10 +13,10 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import checkpoints, clap, pretraining, text
 from atr.encoders.clap import CLAP_VERSION
 from atr.losses import penalty
-from atr.losses.contrast import Words
+from atr.losses.contrast import WordRows
 from atr.register import code
 from atr.system import hashes, store
-from atr.system.packed import Packed
+from atr.system.packed import InputRows
 from atr.system.places import home
 from atr.training import records
 from atr.training.records import Run
@@ -27,22 +26,14 @@ from atr.training.records import Run
 class Inputs:
     """One split, ready to be batched.
 
-    audio: pooled features (clips, dim), or rows of `audio_input`; text: pooled (captions, dim), or token states, or
-    token ids; clip_of_caption: (captions,); relevance as in `Corpus.relevance`.
+    audio: pooled, or of a kind of `atr.encoders.inputs`; text: pooled, or of a kind of `atr.encoders.text`;
+    clip_of_caption: (captions,); relevance as in `Corpus.relevance`.
     """
 
-    audio: Tensor | Packed
-    text: Tensor | Packed
+    audio: InputRows
+    text: InputRows
     clip_of_caption: np.ndarray
     relevance: np.ndarray | sparse.csr_array
-
-    def audio_batch(self, clips: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Pooled (B, dim) and None, or log-mels (B, frames, bands) or waveforms (B, samples) and their lengths."""
-        return (self.audio[clips], None) if isinstance(self.audio, Tensor) else self.audio.batch(clips)
-
-    def text_batch(self, captions: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Pooled (B, dim) and None, or states (B, tokens, dim) or ids (B, tokens) and their lengths."""
-        return (self.text[captions], None) if isinstance(self.text, Tensor) else self.text.batch(captions)
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Prepared:
     text_folder: Path
     fingerprints: dict[str, str]
     splits: dict[str, Inputs] = field(default_factory=dict)
-    words: dict[str, Words] = field(default_factory=dict)
+    words: dict[str, WordRows] = field(default_factory=dict)
 
 
 def pretrained_on_corpus(config: RunConfig) -> bool:
@@ -104,9 +95,9 @@ def _weights_file(name: str, encoder: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-        found = sorted(place.glob(f"{encoder}.*"))
-        if found:
-            return found[0]
+        matches = sorted(place.glob(f"{encoder}.*"))
+        if matches:
+            return matches[0]
     looked = " and ".join(map(str, dict.fromkeys(places)))
     raise FileNotFoundError(
         f"audio_weights: {name!r}: no such file, nor a folder with a file {encoder}.*; looked at {looked}"
@@ -116,7 +107,7 @@ def _weights_file(name: str, encoder: str) -> Path:
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """Hashes of the code of one's own that a config trains with; empty for most."""
     used = [("encoder", config.audio_encoder), *(("loss", part.loss["name"]) for part in config.parts())]
-    return {f"{kind} {name}": found for kind, name in used if (found := code(kind, name))}
+    return {f"{kind} {name}": digest for kind, name in used if (digest := code(kind, name))}
 
 
 def locate(
@@ -131,8 +122,8 @@ def locate(
     or raises FileNotFoundError without `fetch`.
     """
     fingerprints = weights(config, corpus, quiet, fetch).fingerprints
-    for name, (other, given) in needed(config, corpus, root).items():
-        fingerprints = fingerprints | {name: locate(other, given, runs, quiet, fetch, root).address}
+    for name, (other, its_corpus) in needed(config, corpus, root).items():
+        fingerprints = fingerprints | {name: locate(other, its_corpus, runs, quiet, fetch, root).address}
     return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
 
 

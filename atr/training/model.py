@@ -10,6 +10,7 @@ from atr.encoders import checkpoints, registry
 from atr.encoders.inputs import encode
 from atr.encoders.pooling import TextAwarePooling
 from atr.encoders.text import TextEncoder
+from atr.system.packed import POOLED, Batch
 from atr.training.distributed import norms
 from atr.training.identity import Prepared
 from atr.training.records import RecordError, Run
@@ -44,8 +45,8 @@ class LabelHead(nn.Module):
 class DualEncoder(nn.Module):
     """Audio encoder → pooling → head and text encoder → head, both L2-normalised (Mei et al. 2022, section 2.2).
 
-    audio_encoder: an `atr.encoders.AudioEncoder`. Inputs without lengths are an encoder's pooled output, so that an
-    encoder that stays fixed need not run again; one that is None has run before.
+    audio_encoder: an `atr.encoders.AudioEncoder`. A batch of kind POOLED is what an encoder gave, so that one that
+    stays fixed need not run again; one that is None has run before.
     With `padding` "released", all clips of a batch count as long as its longest, zeros and all.
     text_aware: pools what the audio head makes of each frame by caption. A clip then has no embedding of its own:
     wherever it says audio (…, dim) below, there are frames (…, T, dim) instead, zeros behind a clip's end.
@@ -80,50 +81,54 @@ class DualEncoder(nn.Module):
                 norm.eval()
         return self
 
-    def embed_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Pooled features (B, audio_dim), or a batch of `features.audio_input` with lengths → (B, dim), of length 1."""
+    def embed_audio(self, audio: Batch) -> Tensor:
+        """Of any kind that `encode` reads, or POOLED (B, audio_dim) → (B, dim), of length 1."""
         if self.text_aware is not None:
-            frames, mask = self._frames(audio, lengths)
+            frames, mask = self._frames(audio)
             return self.audio_head(frames) * mask[:, :, None]
-        return nn.functional.normalize(self.audio_head(self.pool_audio(audio, lengths)), dim=-1)
+        return nn.functional.normalize(self.audio_head(self.pool_audio(audio)), dim=-1)
 
-    def embed_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Pooled features (B, text_dim), or states or ids (B, tokens, …) with lengths → (B, dim), of length 1."""
-        embedding = self.text_head(self.pool_text(text, lengths))
+    def embed_text(self, text: Batch) -> Tensor:
+        """Of any kind that the text encoder reads, or POOLED (B, text_dim) → (B, dim), of length 1 unless the model is
+        text-aware.
+        """
+        embedding = self.text_head(self.pool_text(text))
         return embedding if self.text_aware is not None else nn.functional.normalize(embedding, dim=-1)
 
     def similarity(self, audio: Tensor, text: Tensor) -> Tensor:
         """Cosines (texts, clips) of the embeddings of `forward`."""
         if self.text_aware is None:
             return text @ audio.T
-        return self.text_aware.similarity(audio, audio.any(2), text)
+        return self.text_aware.similarity(audio, self.mask(audio), text)
 
-    def pool_audio(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Output (B, audio_dim) of the encoder; without lengths, what comes in is that already."""
-        return audio if lengths is None else self.audio_encoder.pool(*self._frames(audio, lengths))
+    @staticmethod
+    def mask(frames: Tensor) -> Tensor:
+        """(B, T) bool: which of the frames of a text-aware `embed_audio` count, as zeros stand behind a clip's end."""
+        return frames.any(2)
 
-    def _frames(self, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        return encode(self.audio_encoder, audio, None if self.padding == "released" else lengths)
+    def pool_audio(self, audio: Batch) -> Tensor:
+        """Output (B, audio_dim) of the encoder."""
+        return audio.values if audio.kind == POOLED else self.audio_encoder.pool(*self._frames(audio))
 
-    def pool_text(self, text: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Output (B, text_dim) of the encoder; without lengths, what comes in is that already."""
-        if lengths is None:
-            return text
+    def _frames(self, audio: Batch) -> tuple[Tensor, Tensor]:
+        return encode(self.audio_encoder, audio._replace(lengths=None) if self.padding == "released" else audio)
+
+    def pool_text(self, text: Batch) -> Tensor:
+        """Output (B, text_dim) of the encoder."""
+        if text.kind == POOLED:
+            return text.values
         assert self.text_encoder is not None
-        return self.text_encoder(text, lengths)
+        return self.text_encoder(text)
 
     def forward(
-        self,
-        audio: tuple[Tensor, Tensor | None] | None,
-        text: tuple[Tensor, Tensor | None] | None,
-        pooled: bool = False,
+        self, audio: Batch | None, text: Batch | None, pooled: bool = False
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Embeddings of a batch of each kind, or with `pooled` the encoders' outputs; None gives None."""
+        """Embeddings of a batch of each side, or with `pooled` the encoders' outputs; None gives None."""
         if pooled:
-            return audio and self.pool_audio(*audio), text and self.pool_text(*text)
-        return audio and self.embed_audio(*audio), text and self.embed_text(*text)
+            return audio and self.pool_audio(audio), text and self.pool_text(text)
+        return audio and self.embed_audio(audio), text and self.embed_text(text)
 
-    def kept(self) -> dict[str, Tensor]:
+    def trainable_state(self) -> dict[str, Tensor]:
         """The tensors that training changes: trained parameters, and buffers (batch statistics)."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         fixed = {name for name, _ in self.named_parameters()} - trained
@@ -134,8 +139,7 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
     """The model of a config, heads drawn from PyTorch's generator; seed that first."""
     sample = next(iter(prepared.splits.values()))
     if config.training in ("frozen", "external"):
-        assert isinstance(sample.audio, Tensor) and isinstance(sample.text, Tensor)
-        audio_dim, text_dim = sample.audio.shape[1], sample.text.shape[1]
+        audio_dim, text_dim = sample.audio.data.shape[1], sample.text.data.shape[1]
         if config.training == "external":  # has had heads of its own
             network = DualEncoder(None, None, audio_dim, text_dim, config.embedding_dim)
             network.audio_head = network.text_head = nn.Sequential()
@@ -144,8 +148,7 @@ def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
             encoder = registry.with_labels(config.audio_encoder, prepared.audio_weights)
             words = prepared.words.get("labels")
             # Without words it is built to be restored: names are in its checkpoint.
-            names = words.rows if words else torch.zeros(len(encoder.labels()), text_dim)
-            assert isinstance(names, Tensor)
+            names = words.rows.data if words else torch.zeros(len(encoder.labels()), text_dim)
             network = DualEncoder(None, None, audio_dim, text_dim, text_dim)
             network.audio_head, network.text_head = LabelHead(encoder.classifier, names), nn.Sequential()
             return network
@@ -200,21 +203,22 @@ def restore(run: Run, prepared: Prepared, config: RunConfig | None = None) -> Du
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    path, kept, own = run.path / "checkpoint.safetensors", run.checkpoint, network.kept()
+    path, saved, own = run.path / "checkpoint.safetensors", run.checkpoint, network.trainable_state()
     mend = "train anew, with the run's folder moved away"
-    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (kept, own)]
+    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, own)]
     if shapes[0] != shapes[1]:
-        told = [
+        differences = [
             f"{name} ({' instead of '.join(str(shape[name]) if name in shape else 'none' for shape in shapes)})"
             for name in {**shapes[0], **shapes[1]}
             if shapes[0].get(name) != shapes[1].get(name)
         ]
         raise RecordError(
-            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.listed(told)}; {mend}"
+            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.listed(differences)}; "
+            f"{mend}"
         )
     try:
-        checkpoints.check(path, kept, own, mend)
+        checkpoints.check(path, saved, own, mend)
     except ValueError as error:
         raise RecordError(str(error)) from None
-    network.load_state_dict(kept, strict=False)
+    network.load_state_dict(saved, strict=False)
     return network

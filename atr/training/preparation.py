@@ -18,9 +18,9 @@ from atr.encoders import inputs, registry, text
 from atr.encoders.audio.compact import ENCODER_VERSION
 from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
-from atr.losses.contrast import Words
+from atr.losses.contrast import WordRows
 from atr.system import devices, hashes, packed, store
-from atr.system.packed import Packed
+from atr.system.packed import POOLED, InputRows, Packed
 from atr.training.identity import Inputs, Prepared, weights
 
 
@@ -37,8 +37,8 @@ def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu"
         with torch.inference_mode(), devices.threads(os.cpu_count() or 1):
             title = f"{corpus.name} {split}: {name}"
             for start in tqdm(range(0, len(rows), size), title, disable=quiet or encoder.cached):
-                batch, lengths = rows.batch(np.arange(start, min(start + size, len(rows))))
-                parts.append(encoder.pool(*encode(encoder, batch.to(device), lengths.to(device))).cpu())
+                batch = rows.batch(np.arange(start, min(start + size, len(rows))))
+                parts.append(encoder.pool(*encode(encoder, batch.to(lambda tensor: tensor.to(device)))).cpu())
         packed.pack(folder, torch.cat(parts).numpy()[:, None])
 
     versions: list[Any] = [ENCODER_VERSION, inputs.WAVEFORM_VERSION]
@@ -78,18 +78,18 @@ def normalised(config: RunConfig, corpus: Corpus) -> list[str]:
     return [text.normalise(caption, caption_style(config)) for caption in corpus.captions["caption"]]
 
 
-def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> Tensor:
-    """Output of the text encoder, as it starts and in evaluation mode, for the captions of a one-split corpus:
-    (captions, dim), computed once.
+def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: bool = True) -> InputRows:
+    """Output of the text encoder, as it starts and in evaluation mode, for the captions of a one-split corpus, computed
+    once.
     """
     folder = text.folder(config.text_encoder)
 
     def encoder() -> text.TextEncoder:
         return text.TextEncoder(folder, config.text_pooling).to(device)
 
-    known, pooling = text.fingerprint(folder), config.text_pooling
-    spoken = text.computed(normalised(config, corpus), known, encoder, pooling=pooling, quiet=quiet)
-    return torch.from_numpy(spoken.data)
+    fingerprint, pooling = text.fingerprint(folder), config.text_pooling
+    rows = text.computed(normalised(config, corpus), fingerprint, encoder, pooling=pooling, quiet=quiet)
+    return InputRows(POOLED, torch.from_numpy(rows.data))
 
 
 def prepare(
@@ -111,18 +111,20 @@ def prepare(
             loaded.append(text.TextEncoder(prepared.text_folder, config.text_pooling, config.state_layers))
         return loaded[0]
 
-    def moved() -> text.TextEncoder:
+    def encoder_on_device() -> text.TextEncoder:
         return text_encoder().to(device)
 
-    known = prepared.fingerprints["text"]
+    fingerprint = prepared.fingerprints["text"]
 
-    def read(captions: list[str]) -> Tensor | Packed:
+    def read(captions: list[str]) -> InputRows:
         if config.training == "frozen":
-            rows = text.computed(captions, known, moved, pooling=config.text_pooling, quiet=quiet)
-            return torch.from_numpy(rows.data)
+            rows = text.computed(captions, fingerprint, encoder_on_device, pooling=config.text_pooling, quiet=quiet)
+            return InputRows(POOLED, torch.from_numpy(rows.data))
         if config.state_layers is not None:
-            return text.computed(captions, known, moved, below=config.state_layers, quiet=quiet)
-        return text.tokenized(captions, known, text_encoder)
+            below = config.state_layers
+            states = text.computed(captions, fingerprint, encoder_on_device, below=below, quiet=quiet)
+            return InputRows(text.STATES, states)
+        return text.tokenized(captions, fingerprint, text_encoder)
 
     if config.padding == "released" and registry.facts(config.audio_encoder).cached:
         raise ValueError(f"padding 'released': {config.audio_encoder} reads cached log-mels, which hold no padding")
@@ -134,33 +136,32 @@ def prepare(
         captions = normalised(config, part)
         place = {clip: row for row, clip in enumerate(part.clips["clip"])}
         clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
-        audio: Tensor | Packed
-        spoken: Tensor | Packed
         if config.training == "external":
-            audio, spoken = external(config, part, prepared.text_folder, captions, device, quiet)
+            sides = external(config, part, prepared.text_folder, captions, device, quiet)
+            audio, texts = (InputRows(POOLED, embeddings) for embeddings in sides)
         elif config.training == "frozen":
             assert prepared.audio_weights is not None
-            audio = pooled(config, part, prepared.audio_weights, device, quiet)
-            spoken = read(captions)
+            audio = InputRows(POOLED, pooled(config, part, prepared.audio_weights, device, quiet))
+            texts = read(captions)
         else:
             if config.audio_state_layers is not None:
                 if prepared.audio_weights is None:
                     raise ValueError("audio_layers: random audio_weights have no states worth keeping; use None")
-                audio = audio_states(config, part, prepared.audio_weights, device, quiet)
+                audio = InputRows(inputs.STATES, audio_states(config, part, prepared.audio_weights, device, quiet))
             else:
                 audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
-            spoken = read(captions)
-        prepared.splits[name] = Inputs(audio, spoken, clip_of_caption, part.relevance())
+            texts = read(captions)
+        prepared.splits[name] = Inputs(audio, texts, clip_of_caption, part.relevance())
     if config.text_contrast and "train" in splits:
         table = language.read(config.text_contrast["captions"]).sort_values("clip", kind="stable")
         captions = [text.normalise(caption, caption_style(config)) for caption in table["caption"]]
         count = table.groupby("clip")["caption"].size().to_numpy()
         clips = np.stack([np.cumsum(count) - count, count], axis=1)[count > 1]
-        prepared.words["captions"] = Words(read(captions), clips=clips)
+        prepared.words["captions"] = WordRows(read(captions), clips=clips)
     if config.label_contrast and "train" in splits or config.head == "labels":
         encoder = registry.with_labels(config.audio_encoder, prepared.audio_weights)
         names = [text.normalise(f"the sound of {name}", caption_style(config)) for name in encoder.labels()]
-        prepared.words["labels"] = Words(read(names))
+        prepared.words["labels"] = WordRows(read(names))
     if config.label_contrast and "train" in splits:
         assert prepared.audio_weights is not None
         with torch.inference_mode():
@@ -174,7 +175,7 @@ def external(
     config: RunConfig, corpus: Corpus, folder: Path, captions: list[str], device: str, quiet: bool
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of a CLAP model with both towers over a one-split corpus, computed once: audio, text."""
-    known, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
+    fingerprint, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
     loaded: list[Clap] = []
 
     def model() -> Clap:
@@ -189,8 +190,8 @@ def external(
     def words(target: Path) -> None:
         packed.pack(target, model().text(captions, quiet).numpy()[:, None])
 
-    cut = (config.max_seconds, config.seed)
-    heard = hashes.content_key(CLAP_VERSION, known, corpus.audio_fingerprint(split), cut, inputs.WAVEFORM_VERSION)
-    keys = {heard: sounds, hashes.content_key(CLAP_VERSION, known, captions): words}
-    audio, spoken = (packed.open_packed(store.cached_folder("clap", key, build)).data for key, build in keys.items())
-    return torch.from_numpy(audio), torch.from_numpy(spoken)
+    content, cut = corpus.audio_fingerprint(split), (config.max_seconds, config.seed)
+    audio_key = hashes.content_key(CLAP_VERSION, fingerprint, content, cut, inputs.WAVEFORM_VERSION)
+    keys = {audio_key: sounds, hashes.content_key(CLAP_VERSION, fingerprint, captions): words}
+    audio, texts = (packed.open_packed(store.cached_folder("clap", key, build)).data for key, build in keys.items())
+    return torch.from_numpy(audio), torch.from_numpy(texts)

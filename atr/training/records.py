@@ -217,10 +217,10 @@ class Run:
         kinds = {"device": str, "platform": str, "seconds": (int, float), "versions": dict}
 
         def parse(path: Path) -> dict[str, Any]:
-            found = _fitting(_object(path), kinds | {"commit": (str, type(None))})
-            _fitting(found["versions"], dict.fromkeys(RECORDED, str))
-            _fitting(found, {"weights": dict} if "weights" in found else {})
-            return found
+            record = _fitting(_object(path), kinds | {"commit": (str, type(None))})
+            _fitting(record["versions"], dict.fromkeys(RECORDED, str))
+            _fitting(record, {"weights": dict} if "weights" in record else {})
+            return record
 
         return self._read(ENVIRONMENT, parse)
 
@@ -292,7 +292,7 @@ class Run:
 
     @property
     def checkpoint(self) -> dict[str, torch.Tensor]:
-        """Weights of the selected epoch, as `DualEncoder.kept` names them."""
+        """Weights of the selected epoch, as `DualEncoder.trainable_state` names them."""
         return self._read(CHECKPOINT, load_file)
 
     @property
@@ -303,12 +303,12 @@ class Run:
         """
         audio, text = self.embeddings["audio"], self.embeddings["text"]
         captions, clips = relevant_pairs(self.embeddings["relevance"], (len(text), len(audio)))
-        free, chosen = np.ones(len(text), bool), []
+        free, rows = np.ones(len(text), bool), []
         for clip in range(len(audio)):
             own = captions[clips == clip]
-            chosen.append(own[free[own].argmax()])  # its first, if none is free
-            free[chosen[-1]] = False
-        return audio, text[torch.from_numpy(np.array(chosen))]
+            rows.append(own[free[own].argmax()])  # its first, if none is free
+            free[rows[-1]] = False
+        return audio, text[torch.from_numpy(np.array(rows))]
 
     @property
     def ranks(self) -> Ranks:
@@ -440,31 +440,31 @@ def _object(path: Path) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"holds {constant}")
 
-    found = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    if not isinstance(content, dict):
         raise ValueError("not an object")
-    return found
+    return content
 
 
-def _fitting(found: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+def _fitting(record: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in kinds.items():
-        if not isinstance(found.get(name, ...), kind) or isinstance(found[name], bool):
-            raise ValueError(f"{name}: {'of another type' if name in found else 'missing'}")
-    return found
+        if not isinstance(record.get(name, ...), kind) or isinstance(record[name], bool):
+            raise ValueError(f"{name}: {'of another type' if name in record else 'missing'}")
+    return record
 
 
-def _complete(found: dict[str, Any]) -> dict[str, Any]:
+def _complete(record: dict[str, Any]) -> dict[str, Any]:
     """Results with all of their metrics, which are finite."""
-    stages = found.get("stages", [])
+    stages = record.get("stages", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError("stages: not a list of objects")
-    for part in (found, *stages):
+    for part in (record, *stages):
         _fitting(part, {"test": dict, "validation": dict, "best_epoch": int})
         for scores in (part["test"], part["validation"]):
             _fitting(scores, dict.fromkeys(SCORES | set(scores), (int, float)))
             if not all(map(math.isfinite, scores.values())):
                 raise ValueError("a metric is not finite")
-    return found
+    return record
 
 
 def _table(path: Path, **options: Any) -> pd.DataFrame:
@@ -475,16 +475,16 @@ def _table(path: Path, **options: Any) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(text), **options)
 
 
-def _agreeing(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _agreeing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of `Run.embeddings` whose types and shapes agree."""
-    other = "similarity" if "similarity" in found else "audio"
-    missing = {"text", other, "relevance", "t2a", "a2t"} - set(found)
+    other = "similarity" if "similarity" in tensors else "audio"
+    missing = {"text", other, "relevance", "t2a", "a2t"} - set(tensors)
     if missing:
         raise ValueError(f"{', '.join(sorted(missing))}: missing")
-    text, audio, t2a, a2t = (found[name] for name in ("text", other, "t2a", "a2t"))
+    text, audio, t2a, a2t = (tensors[name] for name in ("text", other, "t2a", "a2t"))
     captions, clips = len(text), len(a2t)
     for name in ("text", other, "t2a", "a2t"):
-        tensor = found[name]
+        tensor = tensors[name]
         if tensor.ndim != 2 or tensor.dtype != (torch.int64 if name in ("t2a", "a2t") else torch.float32):
             raise ValueError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}")
     fitting = (captions, clips) if other == "similarity" else (clips, text.shape[1])
@@ -494,20 +494,20 @@ def _agreeing(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise ValueError("a rank is missing or negative")
     if not (text.isfinite().all() and audio.isfinite().all()):
         raise ValueError("a number is not finite")
-    relevant_pairs(found["relevance"], (captions, clips))
-    return found
+    relevant_pairs(tensors["relevance"], (captions, clips))
+    return tensors
 
 
 def stored(folder: Path | None = None) -> list[Run]:
     """All runs in a folder, whatever their state, oldest first."""
     folder = folder or default_folder()
-    found = []
+    entries = []
     with suppress(FileNotFoundError):
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):  # removed meanwhile
                 if re.fullmatch("[0-9a-f]+", entry.name) and entry.is_dir():
-                    found.append((entry.stat().st_mtime, entry.path))
-    return [Run(Path(path)) for _, path in sorted(found)]
+                    entries.append((entry.stat().st_mtime, entry.path))
+    return [Run(Path(path)) for _, path in sorted(entries)]
 
 
 def find(address: str, folder: Path | None = None) -> Run:
@@ -522,13 +522,13 @@ def find(address: str, folder: Path | None = None) -> Run:
 
 def space(run: Run) -> tuple[Tensor, Tensor]:
     """Audio (clips, dim) and text (captions, dim) of the test split. ValueError: a run with text-aware pooling."""
-    found = run.embeddings
-    if "audio" not in found:
+    tensors = run.embeddings
+    if "audio" not in tensors:
         raise ValueError(
             f"{run.path}: with text-aware pooling a clip has an embedding for each caption, and no place of its own; "
             "choose a run without"
         )
-    return found["audio"], found["text"]
+    return tensors["audio"], tensors["text"]
 
 
 def tested(run: Run, corpus: Corpus) -> Corpus:

@@ -16,10 +16,11 @@ from atr.losses import pair, penalty
 from atr.losses.contrast import Contrast
 from atr.system.devices import switches_for
 from atr.system.environment import environment
+from atr.system.packed import Batch
 from atr.training import evaluation, identity, model, preparation
 from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group, synchronise
-from atr.training.evaluation import Evaluated
+from atr.training.evaluation import SplitResult
 from atr.training.gradient_cache import BatchEncoder
 from atr.training.records import STATE, Diverged, Run, TrainingError
 from atr.training.state import Keeper, State, load
@@ -73,11 +74,11 @@ class Trainer:
         self.network = model.build(config, prepared)
         if config.start:
             model.load(self.network, others["start"])
-        self.weighed = penalty.read_settings(config.penalty) if config.penalty else None
-        self.penalty = self.weighed.build().to(self.fabric.device) if self.weighed else None
+        self.penalty_settings = penalty.read_settings(config.penalty) if config.penalty else None
+        self.penalty = self.penalty_settings.build().to(self.fabric.device) if self.penalty_settings else None
         settings = {"captions": config.text_contrast, "labels": config.label_contrast}
-        given = {name: fields for name, fields in settings.items() if fields}
-        self.contrast = Contrast(given, prepared.words, config.recipe) if given else None
+        terms = {name: fields for name, fields in settings.items() if fields}
+        self.contrast = Contrast(terms, prepared.words, config.recipe) if terms else None
         if self.contrast and group.size > 1:
             raise TrainingError("text_contrast and label_contrast train in one process; set processes to 1")
         synchronise(self.network, group)
@@ -90,11 +91,11 @@ class Trainer:
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.fabric.device, non_blocking=True)
 
-    def embed_text(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
-        """Rows of a text side, with lengths where the encoder reads them → (rows, dim), float32."""
-        return self.dual(None, (rows, lengths))[1].float()
+    def embed_text(self, batch: Batch) -> Tensor:
+        """A batch of a text side → (B, dim), float32."""
+        return self.dual(None, batch)[1].float()
 
-    def evaluate(self, split: identity.Inputs) -> Evaluated:
+    def evaluate(self, split: identity.Inputs) -> SplitResult:
         try:
             return evaluation.evaluate(self.dual, self.network, split, self.to_device, self.released_batch, self.group)
         except FloatingPointError as error:
@@ -108,10 +109,10 @@ class Trainer:
         groups = model.parameter_groups(self.network, loss_function, part)
         if not groups:
             return None
-        made = kinds[part.optimizer](
+        result = kinds[part.optimizer](
             groups, betas=part.betas, weight_decay=part.weight_decay, fused=self.switches.fused
         )
-        return self.fabric.setup_optimizers(made)
+        return self.fabric.setup_optimizers(result)
 
     def splits(self, part: RunConfig, first: bool) -> tuple[identity.Inputs, identity.Inputs]:
         """Training and validation split as a stage sees them: of a fixed encoder, its output."""
@@ -155,9 +156,9 @@ class Trainer:
             if number == epoch == 0 and not value.isfinite():
                 raise TrainingError(BROKEN_WEIGHTS)
             total += value.detach()
-            if h is not None and self.weighed is not None:
+            if h is not None and self.penalty_settings is not None:
                 evenness += h.detach()
-                value = value - self.weighed.alpha * h.sum()
+                value = value - self.penalty_settings.alpha * h.sum()
             optimizer.zero_grad()
             self.fabric.backward(value)
             self.group.sum_gradients(parameter for parameter in parameters if parameter not in shared)
@@ -196,8 +197,8 @@ class Trainer:
         """Where and with what a run was made, in so many seconds."""
         name = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
         work = {"processes": self.group.size, "switches": asdict(self.switches)}
-        made = {"seconds": round(seconds, 3), "weights": self.prepared.fingerprints}
-        return environment(name, threads) | work | made
+        results = {"seconds": round(seconds, 3), "weights": self.prepared.fingerprints}
+        return environment(name, threads) | work | results
 
 
 def train(trainer: Trainer, run: Run, threads: int) -> None:
@@ -213,7 +214,7 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
     else:
         now = State()
         if not trainer.last_epoch:  # else the first epoch is the best so far
-            now.select(0, -math.inf, trainer.evaluate(splits["validation"]).scores, network.kept())
+            now.select(0, -math.inf, trainer.evaluate(splits["validation"]).scores, network.trainable_state())
     started = trainer.started - now.seconds
     for logger in trainer.fabric.loggers:
         logger.log_hyperparams(config.to_dict())
@@ -235,16 +236,16 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
 
         for epoch in range(now.epoch, before + part.epochs):
             row, learned = trainer.epoch(part, training, loss, optimizer, epoch, before)
-            evaluated = trainer.evaluate(validation)
+            validation_result = trainer.evaluate(validation)
             row = {"stage": stage + 1} | row if config.stages else row
-            row |= evaluated.scores | {"validation_loss": evaluated.loss(loss, part.batch_size)}
+            row |= validation_result.scores | {"validation_loss": validation_result.loss(loss, part.batch_size)}
             now.history.append(row)
             now.learned += [{"stage": stage + 1, "epoch": epoch + 1, **step} for step in learned]
-            score = selection_score(part, evaluated.scores, epoch + 1)
+            score = selection_score(part, validation_result.scores, epoch + 1)
             if score >= now.best_score:
-                now.select(epoch + 1, score, evaluated.scores, network.kept())
+                now.select(epoch + 1, score, validation_result.scores, network.trainable_state())
             now.epoch, now.seconds = epoch + 1, time.perf_counter() - started
-            now.model, now.loss, now.optimizer = network.kept(), loss.state_dict(), optimizer.state_dict()
+            now.model, now.loss, now.optimizer = network.trainable_state(), loss.state_dict(), optimizer.state_dict()
             if writes:
                 if epoch + 1 < trainer.last_epoch:  # what follows the last epoch is short
                     keeper.keep(now)
@@ -252,13 +253,13 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
             trainer.fabric.log_dict(row, step=epoch + 1)
 
         network.load_state_dict(now.best, strict=False)
-        tested = trainer.evaluate(splits["test"])
-        now.stages.append({"test": tested.scores, "best_epoch": now.best_epoch, "validation": now.validation})
+        test_result = trainer.evaluate(splits["test"])
+        now.stages.append({"test": test_result.scores, "best_epoch": now.best_epoch, "validation": now.validation})
 
     if writes:
         surroundings = trainer.surroundings(threads, time.perf_counter() - started)
-        run.finish(now, tested.kept(), surroundings, {"stages": now.stages} if config.stages else {})
-        trainer.fabric.log_dict({f"test_{name}": value for name, value in tested.scores.items()}, step=now.epoch)
+        run.finish(now, test_result.to_tensors(), surroundings, {"stages": now.stages} if config.stages else {})
+        trainer.fabric.log_dict({f"test_{name}": value for name, value in test_result.scores.items()}, step=now.epoch)
         for logger in trainer.fabric.loggers:
             logger.finalize("success")
 

@@ -60,7 +60,7 @@ def _spelt(text: str) -> list[tuple[str, int]]:
     return [(match[0], match.start()) for match in _WORD.finditer(text)]
 
 
-def names(caption: str, known: set[str]) -> list[str]:
+def names(caption: str, vocabulary: set[str]) -> list[str]:
     """Words that look like names: with a capital inside a sentence, or of capitals alone anywhere.
 
     known: words in small letters that are no new names. A heuristic for English: a name that begins a sentence is not
@@ -68,14 +68,14 @@ def names(caption: str, known: set[str]) -> list[str]:
     of things in COMMON, such as TV.
     """
     text = unicodedata.normalize("NFKC", caption)
-    found = []
+    words = []
     for word, place in _spelt(text):
         small = word.casefold()
-        if len(word) == 1 or word == word.lower() or small in known or small in COMMON:
+        if len(word) == 1 or word == word.lower() or small in vocabulary or small in COMMON:
             continue
         if word.isupper() or not _BEGINNING.search(text[:place]):
-            found.append(word)
-    return found
+            words.append(word)
+    return words
 
 
 def findings(captions: Sequence[str], originals: Sequence[str]) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def findings(captions: Sequence[str], originals: Sequence[str]) -> Iterator[Find
     """
     if len(captions) != CAPTIONS:
         yield Finding("count", None, f"{len(captions)} captions, not {CAPTIONS}")
-    known = {word.casefold() for text in originals for word, _ in _spelt(unicodedata.normalize("NFKC", text))}
+    vocabulary = {word.casefold() for text in originals for word, _ in _spelt(unicodedata.normalize("NFKC", text))}
     seen = {plain(text) for text in originals}
     bags = [(Counter(words), len(words)) for words in (plain(text).split() for text in originals)]
     for place, caption in enumerate(captions):
@@ -100,7 +100,7 @@ def findings(captions: Sequence[str], originals: Sequence[str]) -> Iterator[Find
             yield Finding("words", place, f"{number} words, at most {MOST_WORDS}")
         if digits := [letter for letter in caption if unicodedata.category(letter)[0] == "N"]:
             yield Finding("digits", place, f"digits: {''.join(digits)}")
-        if new := names(caption, known):
+        if new := names(caption, vocabulary):
             yield Finding("names", place, f"names: {', '.join(new)}")
         if spelt := [match[0] for match in _NUMBER_WORDS.finditer(caption)]:
             yield Finding("number words", place, f"number words: {', '.join(spelt)}")
@@ -141,9 +141,9 @@ def parse(text: str) -> list[str]:
     or all. What a model thought aloud, code fences, item numbers and quotes around a caption are left out.
     """
     text = _FENCE.sub("", spoken(text))
-    found = [captions for value in _json_values(text) if (captions := _texts(value))]
-    if found:
-        return [_bare(whole(caption)) for caption in max(reversed(found), key=len)]
+    lists = [captions for value in _json_values(text) if (captions := _texts(value))]
+    if lists:
+        return [_bare(whole(caption)) for caption in max(reversed(lists), key=len)]
     if text.lstrip().startswith(("[", "{")):
         return []  # JSON cut short: its lines are no captions
     lines = [line for line in text.split("\n") if line.strip()]
@@ -171,10 +171,10 @@ def _json_values(text: str) -> Iterator[Any]:
 def _texts(value: Any) -> list[str]:
     """The captions in a decoded list or object."""
     if isinstance(value, Mapping):
-        named = [held for key, held in value.items() if isinstance(held, list | dict) and _HOLDERS.search(str(key))]
-        held = named or [held for held in value.values() if isinstance(held, list | dict)]
+        lists = {key: one for key, one in value.items() if isinstance(one, list | dict)}
+        holders = [one for key, one in lists.items() if _HOLDERS.search(str(key))] or list(lists.values())
         texts = [one for one in value.values() if isinstance(one, str)]
-        return next((found for one in held if (found := _texts(one))), texts)
+        return next((nested for one in holders if (nested := _texts(one))), texts)
     if not isinstance(value, list | tuple):
         return []
     inner = [max(_texts(item), key=len, default="") if isinstance(item, Mapping) else item for item in value]
@@ -183,11 +183,11 @@ def _texts(value: Any) -> list[str]:
 
 def _bare(caption: str) -> str:
     """Without the number or bullet before it and the quotes around either."""
-    caption = _unquoted(caption.strip())
-    return _unquoted(_ITEM.sub("", caption, count=1)) if _ITEM.match(caption) else caption
+    caption = _unquote(caption.strip())
+    return _unquote(_ITEM.sub("", caption, count=1)) if _ITEM.match(caption) else caption
 
 
-def _unquoted(text: str) -> str:
+def _unquote(text: str) -> str:
     whole = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
     return text[1:-1].strip() if whole else text
 
@@ -202,14 +202,14 @@ def audit(captions: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
     own = {clip: texts.tolist() for clip, texts in originals.groupby("clip", sort=False)["caption"]}
     broken: dict[str, set[tuple[str, int]]] = {rule: set() for rule in (*RULES, *REMARKS)}
     for clip, texts in captions.groupby("clip", sort=False)["caption"]:
-        for found in findings(texts.tolist(), own.get(clip, [])):
-            places = range(len(texts)) if found.caption is None else [found.caption]
-            broken[found.rule] |= {(str(clip), place) for place in places}
+        for finding in findings(texts.tolist(), own.get(clip, [])):
+            places = range(len(texts)) if finding.caption is None else [finding.caption]
+            broken[finding.rule] |= {(str(clip), place) for place in places}
     kinds = {rule: "rule" if rule in RULES else "remark" for rule in broken}
-    broken["any rule"] = set().union(*(found for rule, found in broken.items() if kinds[rule] == "rule"))
+    broken["any rule"] = set().union(*(places for rule, places in broken.items() if kinds[rule] == "rule"))
     number = max(1, len(captions))
     rows = [
-        (rule, kinds.get(rule, "rule"), len(found), len({clip for clip, _ in found}), 100 * len(found) / number)
-        for rule, found in broken.items()
+        (rule, kinds.get(rule, "rule"), len(places), len({clip for clip, _ in places}), 100 * len(places) / number)
+        for rule, places in broken.items()
     ]
     return pd.DataFrame(rows, columns=["rule", "kind", "captions", "clips", "share"])

@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from atr.corpora import files
+from atr.corpora import csvtable, files
 from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS
 from atr.corpora.captioning.language_models import CaptioningError, Model, Refused, Reply
 from atr.corpora.captioning.record import REFUSED, Answer, read
@@ -38,7 +38,7 @@ def messages(captions: Sequence[str], keywords: Sequence[str] = ()) -> list[dict
     The rules are those of the thesis (section 3.7), in other words. All stands in one message of the user, since not
     every model's template knows a system's.
     """
-    given = json.dumps({"captions": list(captions), "tags": list(keywords)}, ensure_ascii=False, indent=1)
+    content = json.dumps({"captions": list(captions), "tags": list(keywords)}, ensure_ascii=False, indent=1)
     rules = f"""The JSON below holds the captions that people wrote of one sound recording, and the recording's tags.
 Write {CAPTIONS} new captions of the same recording, and keep to these rules:
 - Give exactly {CAPTIONS} captions, none of them longer than {MOST_WORDS} words.
@@ -47,7 +47,7 @@ Write {CAPTIONS} new captions of the same recording, and keep to these rules:
 - No numbers and no digits.
 - No names of people, places, brands or organisations.
 Answer with a JSON list of {CAPTIONS} strings and with nothing else."""
-    return [{"role": "user", "content": f"{rules}\n\n{given}"}]
+    return [{"role": "user", "content": f"{rules}\n\n{content}"}]
 
 
 def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
@@ -56,19 +56,19 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
     Clotho's metadata tables are such. A file is joined to its clip by name, with the suffix or without, and a split in
     front of the clip's does not count. UTF-8 or Latin-1. Raises ValueError for another table, or if it has no clip.
     """
-    sheet = files.frame(table, latin=True)
+    sheet = csvtable.frame(table, latin=True)
     if missing := {"file_name", "keywords"} - set(sheet.columns):
-        columns = files.shown(sheet.columns.tolist())
+        columns = csvtable.column_list(sheet.columns.tolist())
         raise ValueError(f"{table}: no column {', '.join(sorted(missing))}; it has {columns}")
-    known = {}
+    by_name = {}
     for name, text in zip(sheet["file_name"], sheet["keywords"], strict=True):
-        known[Path(name).stem] = known[name] = [word.strip() for word in text.split(";") if word.strip()]
-    names = {clip: clip if clip in known else clip.rpartition("/")[2] for clip in clips}
-    meant, _ = files.join(names.values(), {name: name for name in known})
-    found = {clip: known[meant[name]] for clip, name in names.items() if name in meant}
-    if not found:
+        by_name[Path(name).stem] = by_name[name] = [word.strip() for word in text.split(";") if word.strip()]
+    names = {clip: clip if clip in by_name else clip.rpartition("/")[2] for clip in clips}
+    matches, _ = files.join(names.values(), {name: name for name in by_name})
+    keywords = {clip: by_name[matches[name]] for clip, name in names.items() if name in matches}
+    if not keywords:
         raise ValueError(f"{table}: has none of the {len(names)} clips among its files; is it of this corpus?")
-    return found
+    return keywords
 
 
 @dataclass
@@ -129,14 +129,14 @@ def generate(
     table = source.split("train").captions if isinstance(source, Corpus) else source
     if keywords is None:
         keywords = {str(clip): kinds for clip, kinds in source.kinds().items()} if isinstance(source, Corpus) else {}
-    given = {str(clip): texts.tolist() for clip, texts in table.groupby("clip", sort=False)["caption"]}
-    requests = {clip: messages(texts, keywords.get(clip, ())) for clip, texts in given.items()}
-    with _writing(record) as (held, append):
-        if others := {answer.model for answer in held.answers} - {ask.model}:
+    originals = {str(clip): texts.tolist() for clip, texts in table.groupby("clip", sort=False)["caption"]}
+    requests = {clip: messages(texts, keywords.get(clip, ())) for clip, texts in originals.items()}
+    with _writing(record) as (content, append):
+        if others := {answer.model for answer in content.answers} - {ask.model}:
             raise CaptioningError(f"{record}: holds answers of {', '.join(sorted(others))}; name another record")
-        run = _Run(ask, given, requests, held.answers, append, attempts)
+        run = _Run(ask, originals, requests, content.answers, append, attempts)
         failure = run.ask_all(concurrency, quiet)
-    report = run.report(record, held.damaged)
+    report = run.report(record, content.damaged)
     if failure is not None:
         done = f"{report.valid:,} of {report.clips:,} clips are done and kept in {record}"
         raise CaptioningError(f"{failure}. {done}; the same command goes on from there") from failure
@@ -149,15 +149,15 @@ class _Run:
     def __init__(
         self,
         ask: Model,
-        given: Mapping[str, list[str]],
+        originals: Mapping[str, list[str]],
         requests: Mapping[str, list[dict[str, str]]],
         recorded: Iterable[Answer],
         append: Callable[[bytes], None],
         attempts: int,
     ) -> None:
-        self.ask, self.given, self.requests, self.append, self.attempts = ask, given, requests, append, attempts
+        self.ask, self.originals, self.requests, self.append, self.attempts = ask, originals, requests, append, attempts
         self.keys = {clip: content_key(request, ask.model) for clip, request in requests.items()}
-        self.answers: dict[str, list[Answer]] = {clip: [] for clip in given}
+        self.answers: dict[str, list[Answer]] = {clip: [] for clip in originals}
         for answer in recorded:
             if self.keys.get(answer.clip) == answer.key:
                 self.answers[answer.clip].append(answer)
@@ -167,7 +167,7 @@ class _Run:
 
     def ask_all(self, concurrency: int, quiet: bool) -> CaptioningError | None:
         """Ask for every clip that needs it. Returns why the model cannot be asked on."""
-        wanted = [clip for clip in self.given if self._state(clip) == ""]
+        wanted = [clip for clip in self.originals if self._state(clip) == ""]
         pool = ThreadPoolExecutor(concurrency)
         try:
             waiting = [pool.submit(self._ask_for, clip) for clip in wanted]
@@ -186,7 +186,7 @@ class _Run:
         for clip, answers in self.answers.items():
             if self._state(clip) != "valid":
                 missing.setdefault(_reason(answers[-1]) if answers else "not asked", []).append(clip)
-        clips, lacking = len(self.given), sum(map(len, missing.values()))
+        clips, lacking = len(self.originals), sum(map(len, missing.values()))
         return CaptioningReport(
             record, clips, self.asked, self.answered, self.tokens, clips - lacking, missing, damaged
         )
@@ -215,7 +215,7 @@ class _Run:
             reply = Reply(str(error), REFUSED, {})
         number = 1 + sum(answer.counts for answer in self.answers[clip])
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        answer = Answer(clip, tuple(self.given[clip]), self.ask.model, self.keys[clip], number, *reply, now)
+        answer = Answer(clip, tuple(self.originals[clip]), self.ask.model, self.keys[clip], number, *reply, now)
         self.append(answer.line())
         self.answers[clip].append(answer)
         with self.counting:

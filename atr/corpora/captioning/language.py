@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from atr.corpora import files
+from atr.corpora import csvtable
 from atr.system import atomic, hashes
 from atr.system.places import home
 
@@ -21,8 +21,8 @@ def collect(tables: Sequence[str | Path], without: Iterable[str] = ()) -> str:
     rows = [
         (f"{Path(table).stem}/{number}", caption)
         for table in tables
-        for number, row in enumerate(files.read_table("captions", Path(table), ()))
-        if len(captions := [text for text in files.captions_of(row) if text.strip()]) > 1
+        for number, row in enumerate(csvtable.read_table("captions", Path(table), ()))
+        if len(captions := [text for text in csvtable.captions_of(row) if text.strip()]) > 1
         if not tested.intersection(map(_plain, captions))
         for caption in captions
     ]
@@ -49,7 +49,7 @@ def read(name: str) -> pd.DataFrame:
         raise FileNotFoundError(
             f"text_contrast: {name!r}: no such file, looked at {looked}; `collect` of {__name__} makes one"
         )
-    table = files.frame(path)
+    table = csvtable.frame(path)
     if not {"clip", "caption"} <= set(table.columns) or not table["clip"].duplicated().any():
         raise ValueError(
             f"{path}: no table of several captions a clip; give the columns clip and caption, in rows of a caption each"

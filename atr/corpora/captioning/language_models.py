@@ -139,17 +139,17 @@ class Endpoint:
             reason = f"{error.__cause__ or error}, tried {tried}"
             raise self._error(f"cannot be reached ({reason})", "is the server running?") from None
         except openai.APIStatusError as error:
-            status, said = error.status_code, f"HTTP {error.status_code}: {error.response.text}"
+            status, message = error.status_code, f"HTTP {error.status_code}: {error.response.text}"
             if status in (400, 413, 422):
-                raise self._error(said, "it does not take this request", Refused) from None
+                raise self._error(message, "it does not take this request", Refused) from None
             if status in (401, 403):
-                raise self._error(said, "set the key in the environment: ATR_API_KEY or OPENAI_API_KEY") from None
+                raise self._error(message, "set the key in the environment: ATR_API_KEY or OPENAI_API_KEY") from None
             if status == 404:
                 mend = f"does it know the model {self.model!r}, and does its address end so, most often in /v1?"
-                raise self._error(said, mend) from None
+                raise self._error(message, mend) from None
             wait = error.response.headers.get("retry-after")
             mend = f"it asks to wait {wait} s" if wait else "try again later"
-            raise self._error(f"tried up to {tried}, {said}", mend) from None
+            raise self._error(f"tried up to {tried}, {message}", mend) from None
         except CaptioningError as error:
             raise self._error(str(error), "does it stream, or is the address complete?") from None
         except openai.OpenAIError as error:
@@ -192,8 +192,8 @@ def _text(content: Any, *kinds: str) -> str:
     if isinstance(content, list):
         parts = [{"text": part} if isinstance(part, str) else part for part in content]
         named = [part for part in parts if part.get("type", "text") in kinds]
-        held = [next((part[kind] for kind in ("text", *kinds) if kind in part), None) for part in named]
-        return "".join(_text(one) for one in held)
+        texts = [next((part[kind] for kind in ("text", *kinds) if kind in part), None) for part in named]
+        return "".join(_text(one) for one in texts)
     if not isinstance(content, str | None):
         raise TypeError(f"content is {type(content).__name__}")
     return whole(content or "")
@@ -209,16 +209,16 @@ _TAG = re.compile(r"(</?(?:think|thinking|thought|reasoning)>|\[/?THINK\])", re.
 
 def spoken(text: str) -> str:
     """An answer without what the model thought aloud, between <think> and </think> or the like: one may be missing."""
-    kept: list[str] = []
+    pieces: list[str] = []
     thinking = False
     for place, piece in enumerate(_TAG.split(text)):  # texts, and the tags between them
         if place % 2:
             if piece[1] == "/" and not thinking:
-                kept.clear()
+                pieces.clear()
             thinking = piece[1] != "/"
         elif not thinking:
-            kept.append(piece)
-    return "".join(kept).strip()
+            pieces.append(piece)
+    return "".join(pieces).strip()
 
 
 class LocalModel:

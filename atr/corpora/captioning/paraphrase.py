@@ -42,13 +42,13 @@ and nothing else|and nothing more; and finally|and lastly|and in the end; agains
 
 
 def _groups() -> dict[str, list[str]]:
-    known: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for group in re.split(r"[;\n]", SYNONYMS.strip()):
         left, _, right = group.strip().partition(">")
         words = left.split("|")
         for word in words:
-            known[word] = [other for other in words if other != word] + ([right] if right else [])
-    return known
+            groups[word] = [other for other in words if other != word] + ([right] if right else [])
+    return groups
 
 
 _OTHERS = _groups()
@@ -105,23 +105,23 @@ def paraphrase(captions: Sequence[str], seed_text: str, count: int = CAPTIONS) -
         raise ValueError(f"{seed_text!r}: no caption with a word in it, so there is nothing to paraphrase")
     rng = random.Random(hashes.content_key(seed_text, list(captions)))
     taken = {plain(caption) for caption in captions}
-    made: list[str] = []
+    result: list[str] = []
     for candidate in _candidates(rng, bodies):
-        if len(made) == count:
+        if len(result) == count:
             break
         if plain(candidate) not in taken and len(candidate.split()) <= MOST_WORDS:
             taken.add(plain(candidate))
-            made.append(candidate)
-    if len(made) < count:
-        raise ValueError(f"{seed_text!r}: {count} paraphrases wanted, the rules make {len(made)}; ask for fewer")
-    return made
+            result.append(candidate)
+    if len(result) < count:
+        raise ValueError(f"{seed_text!r}: {count} paraphrases wanted, the rules make {len(result)}; ask for fewer")
+    return result
 
 
 def _candidates(rng: random.Random, bodies: Sequence[str]) -> Iterator[str]:
     order = rng.sample(bodies, len(bodies))
     for attempt in range(2 * ROUNDS):
         for body in order:
-            text = _definite(rng, _reworded(rng, rng.choice([body, *_arrangements(body)])))
+            text = _definite(rng, _exchange_words(rng, rng.choice([body, *_arrangements(body)])))
             yield _sentence(rng.choice(PREFIXES[1:]) + text if attempt >= ROUNDS else text)
     for suffix, prefix, body in product(SUFFIXES, PREFIXES, order):
         room = MOST_WORDS + 1 - len(f"{prefix}x{suffix}".split())
@@ -130,8 +130,8 @@ def _candidates(rng: random.Random, bodies: Sequence[str]) -> Iterator[str]:
 
 def _body(caption: str) -> str:
     """A caption as it may stand inside another: small first letter, no full stop, no digits, at most 20 words."""
-    kept = "".join(" " if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in caption)
-    words = [DIGITS.get(word, word) for word in kept.split()]
+    printable = "".join(" " if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in caption)
+    words = [DIGITS.get(word, word) for word in printable.split()]
     words = [word for word in words if not any(unicodedata.category(letter)[0] == "N" for letter in word)]
     text = _cut(" ".join(words).rstrip(" .!?,;:…"), MOST_WORDS)
     first = text.split(" ")[0]
@@ -170,15 +170,15 @@ def _arrangements(body: str) -> list[str]:
             return []
         subject = _SUBJECT.match(second)
         if joint in ("while", "as", "and meanwhile"):
-            found = [f"{first} while {second}", f"while {second}, {first}", f"as {second}, {first}"]
-            found += [f"{second} while {first}", f"{second} as {first}"] if subject and _SUBJECT.match(first) else []
+            texts = [f"{first} while {second}", f"while {second}, {first}", f"as {second}, {first}"]
+            texts += [f"{second} while {first}", f"{second} as {first}"] if subject and _SUBJECT.match(first) else []
         elif joint in ("before", "after"):
-            found = [f"{joint} {second}, {first}"]
+            texts = [f"{joint} {second}, {first}"]
         else:
-            found = [f"{first}, then {second}", f"{first} and then {second}", f"{first}, and afterwards {second}"]
+            texts = [f"{first}, then {second}", f"{first} and then {second}", f"{first}, and afterwards {second}"]
             if subject:
-                found += [f"first {first}, then {second}", f"{second} after {first}", f"after {first}, {second}"]
-        return [text for text in found if text != body]
+                texts += [f"first {first}, then {second}", f"{second} after {first}", f"after {first}, {second}"]
+        return [text for text in texts if text != body]
     if len(parts) > 3:
         return []
     if behind := re.fullmatch(r"([^,]+),? (with [^,]+ in the background)", body):
@@ -191,7 +191,7 @@ def _arrangements(body: str) -> list[str]:
     return []
 
 
-def _reworded(rng: random.Random, text: str) -> str:
+def _exchange_words(rng: random.Random, text: str) -> str:
     """Half of the known words and phrases exchanged for one of like meaning, with "a" or "an" as it then must be."""
 
     def exchanged(match: re.Match) -> str:

@@ -81,8 +81,8 @@ class Answer:
 
     def line(self) -> bytes:
         """As it stands in a record; captions and problems are there for people, and never read again."""
-        known = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return json.dumps(known | {"captions": self.captions, "problems": self.problems}).encode() + b"\n"
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return json.dumps(fields | {"captions": self.captions, "problems": self.problems}).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -149,35 +149,35 @@ def with_synthetic(corpus: Corpus, name: str, use: str = "both") -> Corpus:
         raise ValueError(f"use: unknown {use!r}; known: {', '.join(USES)}")
     training = set(corpus.clips.loc[corpus.clips["split"] == "train", "clip"])
     texts = {str(clip): captions.tolist() for clip, captions in corpus.captions.groupby("clip", sort=False)["caption"]}
-    given = {clip: captions for clip, captions in texts.items() if clip in training}
+    originals = {clip: captions for clip, captions in texts.items() if clip in training}
     if name == PARAPHRASE:
-        new = {clip: paraphrase(captions, clip) for clip, captions in given.items()}
+        new = {clip: paraphrase(captions, clip) for clip, captions in originals.items()}
     else:
-        new = _recorded(path(name), given)
+        new = _captions_of(path(name), originals)
     for clip, captions in new.items():
         texts[clip] = captions if use == "synthetic" else texts[clip] + captions
     table = caption_table([(clip, caption) for clip, captions in texts.items() for caption in captions])
-    said = "of rules" if name == PARAPHRASE else f"of the record {name}"
-    source = f"{corpus.source}; training captions {'' if use == 'synthetic' else 'and those '}{said}"
+    words = "of rules" if name == PARAPHRASE else f"of the record {name}"
+    source = f"{corpus.source}; training captions {'' if use == 'synthetic' else 'and those '}{words}"
     return replace(corpus, captions=table, source=source)
 
 
-def _recorded(record: Path, given: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def _captions_of(record: Path, originals: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """The record's captions of each clip that were made from its captions."""
     if not record.exists():
         raise ValueError(f"{record}: no such record of captions; make it: atr caption <corpus> --name {record.stem}")
-    held = read(record)
+    content = read(record)
     answers: dict[str, Answer] = {}
-    for answer in held.answers:
-        if answer.clip in given and list(answer.given) == given[answer.clip] and not answer.problems:
+    for answer in content.answers:
+        if answer.clip in originals and list(answer.given) == originals[answer.clip] and not answer.problems:
             answers[answer.clip] = answer
-    missing = [clip for clip in given if clip not in answers]
+    missing = [clip for clip in originals if clip not in answers]
     if missing:
         shown = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
-        numbers = [number for number, _ in held.damaged]
+        numbers = [number for number, _ in content.damaged]
         damaged = f" ({len(numbers)} damaged lines, the first is line {numbers[0]})" if numbers else ""
         raise ValueError(
-            f"{record}{damaged}: no valid captions for {len(missing)} of {len(given)} training clips ({shown}); run "
-            f"`atr caption` again with --name {record.stem}, with more --attempts if it has used them up"
+            f"{record}{damaged}: no valid captions for {len(missing)} of {len(originals)} training clips ({shown}); "
+            f"run `atr caption` again with --name {record.stem}, with more --attempts if it has used them up"
         )
-    return {clip: answers[clip].captions for clip in given}
+    return {clip: answers[clip].captions for clip in originals}

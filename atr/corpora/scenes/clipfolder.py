@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from atr import register
-from atr.corpora import audio, containers, copies, files
+from atr.corpora import audio, containers, copies, csvtable, files
 from atr.corpora.corpus import Corpus, CorpusError, Problem, caption_table, clip_table, event_table
 from atr.corpora.scenes.scene import (
     MANY,
@@ -33,7 +33,7 @@ from atr.corpora.scenes.scene import (
     draw,
     fade,
     mix,
-    uncombined,
+    new_combinations,
 )
 from atr.corpora.scenes.wording import Words, captions, minimal_pairs, sentence
 from atr.system.hashes import sha256
@@ -166,12 +166,12 @@ def load(
     hardness = RECORDED[difficulty]
     held_out = frozenset(DESCRIBED if without == "described" else map(str, without))
     listing = _listing(root)
-    kept = [entry for entry in listing if _id(entry[2]) not in held_out]
-    left_out = len(listing) - len(kept)
+    entries = [entry for entry in listing if _id(entry[2]) not in held_out]
+    left_out = len(listing) - len(entries)
     if held_out and not left_out and without != "described":
         few = ", ".join(sorted(held_out)[:3])
         raise ValueError(f"{root}: has no recordings to be held out ({few}, …); correct the list or leave it out")
-    sources, together = _sources(root, kept, [split for split, count in wanted.items() if count], rate)
+    sources, together = _sources(root, entries, [split for split, count in wanted.items() if count], rate)
     digests = {source.path: source.sha256 for source in sources}
     names = sorted({source.event for source in sources})
     words = {name: _words(name) for name in names}
@@ -188,9 +188,9 @@ def load(
         mend = "add classes or recordings, or ask for fewer clips"
         stream = _scenes(seed, split, mine, duration, hardness)
         if unseen and split == "test":
-            stream = uncombined(stream, [scene for _, scene in scenes.values()][:train])
-        found = distinct(stream, count, f"{root}, {split}", mend, repeats=True)
-        for index, scene in enumerate(found):
+            stream = new_combinations(stream, [scene for _, scene in scenes.values()][:train])
+        mixes = distinct(stream, count, f"{root}, {split}", mend, repeats=True)
+        for index, scene in enumerate(mixes):
             clip = f"{split}-{index:05d}"
             scenes[clip] = (int(sha256(f"{seed} {clip}")[:16], 16), scene)
             wording = random.Random(f"captions {seed} {split} {index}")
@@ -198,14 +198,14 @@ def load(
             spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
             used = [(digests[part.source], *part.spans, part.level) for part in scene.parts]
             at = () if rate == RATE else (rate,)
-            made = (MIXER_VERSION, hardness.noise, seed, split, index, duration, scene.description, used, *at)
-            clips.append((clip, split, duration, sha256(repr(made)), scene.description))
-        alike = count - len({scene.description for scene in found})
+            content = (MIXER_VERSION, hardness.noise, seed, split, index, duration, scene.description, used, *at)
+            clips.append((clip, split, duration, sha256(repr(content)), scene.description))
+        alike = count - len({scene.description for scene in mixes})
         repeats = f" ({alike} repeat a description)" if alike else ""
         counts.append(f"{split} {count} scenes of {len(mine)} recordings{repeats}")
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
     apart = f", {left_out} recordings held out" if held_out else ""
-    origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{apart}{copies.said(together)}"
+    origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{apart}{copies.in_words(together)}"
     origin += "; test scenes of combinations that occur in none to train on" * unseen
     tables = clip_table(clips), caption_table(texts), event_table(spans)
     reader = ClipSceneReader(str(root), duration, scenes, digests, rate, hardness.noise)
@@ -255,8 +255,8 @@ def recording(path: str, sha256: str, rate: int = RATE) -> np.ndarray:
     """
     wave = audio.resample(*files.read(Path(path), sha256), rate)
     wave = wave / max(np.abs(wave).max(), 1e-9)
-    heard = np.flatnonzero(np.abs(wave) > SILENCE)
-    wave = wave[heard[0] : heard[-1] + 1][: int(SECONDS[1] * rate)]
+    sounding = np.flatnonzero(np.abs(wave) > SILENCE)
+    wave = wave[sounding[0] : sounding[-1] + 1][: int(SECONDS[1] * rate)]
     return (wave * audio.FULL_SCALE).astype(np.int16)  # not rounded: as the clips of MIXER_VERSION 1 are
 
 
@@ -303,15 +303,15 @@ def _scenes(
 
 
 def _sources(
-    root: Path, found: list[tuple[str, str, Path]], splits: list[str], rate: int
+    root: Path, entries: list[tuple[str, str, Path]], splits: list[str], rate: int
 ) -> tuple[list[Source], dict[str, str]]:
     """The recordings of a listing, decoded once, and the first of each one's copies if the
     splits are drawn here; raises CorpusError listing all that is wrong.
     """
-    facts = files.index(root, (path.relative_to(root).as_posix() for _, _, path in found))
+    facts = files.index(root, (path.relative_to(root).as_posix() for _, _, path in entries))
     problems, sources = [], []
     owner: dict[str, tuple[str, Path]] = {}
-    for event, split, path in tqdm(found, desc=f"reading {root.name}", disable=None, leave=False):
+    for event, split, path in tqdm(entries, desc=f"reading {root.name}", disable=None, leave=False):
         relative = path.relative_to(root).as_posix()
         try:
             fact = facts[relative]
@@ -327,11 +327,11 @@ def _sources(
         sources.append(Source(event, split, relative, fact.digest, replace(kind, source=relative)))
     together: dict[str, str] = {}
     if not problems and not all(source.split for source in sources):
-        together, errors = copies.grouped(root, {source.path: source.sha256 for source in sources})
+        together, errors = copies.groups(root, {source.path: source.sha256 for source in sources})
         problems += [Problem(error.where, error.problem, error.mend) for error in errors]
-        sources = _drawn(sources, together)
+        sources = _assign_splits(sources, together)
     mend = "add recordings of this class (of the folds 1-3, 4 and 5 if names carry folds) or remove its folder"
-    for event in sorted({event for event, _, _ in found}):
+    for event in sorted({event for event, _, _ in entries}):
         for split in splits:
             if not any(source.event == event and source.split in (split, "") for source in sources):
                 problems.append(Problem(f"{root}, class {event!r}", f"no recording for the split {split!r}", mend))
@@ -354,12 +354,12 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
     if table.is_file():
         return [(row["category"], split, root / path) for row, split, path in esc50(root)]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {folder.name: sorted(p for p in folder.iterdir() if files.is_audio(p.name)) for folder in folders}
-    found = {event: paths for event, paths in found.items() if paths}
-    if not found:
+    by_event = {folder.name: sorted(p for p in folder.iterdir() if files.is_audio(p.name)) for folder in folders}
+    by_event = {event: paths for event, paths in by_event.items() if paths}
+    if not by_event:
         problem = f"no class folders with {', '.join(sorted(files.SUFFIXES))} files"
         raise failure(problem, "lay the recordings out as <root>/<class>/<clip>.wav")
-    everything = [(event, path) for event, paths in found.items() for path in paths]
+    everything = [(event, path) for event, paths in by_event.items() for path in paths]
     if all(re.match("[1-5]-", path.name) for _, path in everything):
         return [(event, FOLDS[int(path.name[0])], path) for event, path in everything]
     warnings.warn(
@@ -367,7 +367,7 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
         "of one origin may lie in several splits",
         stacklevel=3,
     )
-    return [(event, "", path) for event, paths in found.items() for path in sorted(paths, key=_hashed)]
+    return [(event, "", path) for event, paths in by_event.items() for path in sorted(paths, key=_name_hash)]
 
 
 def _id(path: Path) -> str:
@@ -376,11 +376,11 @@ def _id(path: Path) -> str:
     return fields[1] if len(fields) > 1 else path.stem
 
 
-def _hashed(path: Path) -> str:
+def _name_hash(path: Path) -> str:
     return sha256(os.fsencode(unicodedata.normalize("NFC", path.name)))
 
 
-def _drawn(sources: list[Source], together: dict[str, str]) -> list[Source]:
+def _assign_splits(sources: list[Source], together: dict[str, str]) -> list[Source]:
     """Sources with splits, a class's in order, where no copy comes before its original; every split has one where there
     are three different ones.
     """
@@ -390,9 +390,9 @@ def _drawn(sources: list[Source], together: dict[str, str]) -> list[Source]:
             originals.setdefault(source.event, []).append(source.path)
     split_of: dict[str, str] = {}
     for paths in originals.values():
-        held = max(1, round(SHARES["test"] * len(paths)))
-        kept = len(paths) - 2 * held
-        splits = ["train"] * max(1, kept) + ["validation"] * held + ["test"] * held
+        tests = max(1, round(SHARES["test"] * len(paths)))
+        training = len(paths) - 2 * tests
+        splits = ["train"] * max(1, training) + ["validation"] * tests + ["test"] * tests
         split_of |= dict(zip(paths, splits, strict=False))
     return [replace(source, split=split_of[together[source.path]]) for source in sources]
 
@@ -400,9 +400,10 @@ def _drawn(sources: list[Source], together: dict[str, str]) -> list[Source]:
 def esc50(root: Path) -> list[tuple[dict[str, str], str, str]]:
     """The rows of root/meta/esc50.csv by file name, each with its split and its file below the root, there or not."""
     table = root / "meta" / "esc50.csv"
-    rows = sorted(files.read_table("esc50", table, ("filename", "fold", "category")), key=lambda row: row["filename"])
+    rows = csvtable.read_table("esc50", table, ("filename", "fold", "category"))
+    rows.sort(key=lambda row: row["filename"])
     there = {f"audio/{path}": path for path in files.listing(root / "audio")} if (root / "audio").is_dir() else {}
-    found, unclear = files.join((row["filename"] for row in rows), there)
+    matches, unclear = files.join((row["filename"] for row in rows), there)
     problems = [files.unclear_problem(f"{table}, {name!r}", paths) for name, paths in unclear.items()]
     for row in rows:
         if row["fold"] not in map(str, FOLDS):
@@ -410,4 +411,4 @@ def esc50(root: Path) -> list[tuple[dict[str, str], str, str]]:
             problems.append(Problem(where, f"fold {row['fold']!r}", "correct it to one of 1 to 5, or fetch it again"))
     if problems:
         raise CorpusError("esc50", problems)
-    return [(row, FOLDS[int(row["fold"])], found.get(row["filename"], f"audio/{row['filename']}")) for row in rows]
+    return [(row, FOLDS[int(row["fold"])], matches.get(row["filename"], f"audio/{row['filename']}")) for row in rows]

@@ -125,12 +125,12 @@ def draw(
 
     kind(name) gives the event's behaviour, and may draw a recording for it.
     """
-    number = _weighted(rng, {n: share for n, share in difficulty.events.items() if n <= len(names)})
-    relation = _weighted(rng, RELATIONS[number])
-    chosen = rng.sample(list(names), number)
+    number = _choose(rng, {n: share for n, share in difficulty.events.items() if n <= len(names)})
+    relation = _choose(rng, RELATIONS[number])
+    picks = rng.sample(list(names), number)
     if relation.startswith("while"):
-        chosen[:2] = sorted(chosen[:2])
-    kinds = [kind(name) for name in chosen]
+        picks[:2] = sorted(picks[:2])
+    kinds = [kind(name) for name in picks]
     if relation.endswith("over") and not kinds[-1].loops:
         return None
     front = kinds[:-1] if relation.endswith("over") else kinds
@@ -139,7 +139,7 @@ def draw(
     # A soft event over another might not be heard; two at the same time come about equally loud.
     remarkable = () if "while" in relation else ("loud",) if "over" in relation else ("soft", "loud")
     parts = []
-    for index, (name, one) in enumerate(zip(chosen, kinds, strict=True)):
+    for index, (name, one) in enumerate(zip(picks, kinds, strict=True)):
         if index == len(front):
             pitch, level = rng.uniform(*PITCHES[""]), rng.uniform(*BACKGROUND_LEVEL)
             parts.append(Part(name, ((0.0, duration),), level=level, pitch=pitch, source=one.source))
@@ -169,32 +169,32 @@ def distinct(scenes: Iterator[Scene | None], count: int, where: str, mend: str, 
 
     repeats: accept equal descriptions once 300 draws in a row brought none that is new; else that is a CorpusError.
     """
-    found: list[Scene] = []
+    different: list[Scene] = []
     seen: set[str] = set()
     stale = 0
-    while len(found) < count:
+    while len(different) < count:
         scene = next(scenes)
         stale += 1
         if scene is not None and ((description := scene.description) not in seen or (repeats and stale > 300)):
             seen.add(description)
-            found.append(scene)
+            different.append(scene)
             stale = 0
         if stale > 3_000:
-            raise CorpusError(where, [Problem(where, f"{len(found)} different scenes found, {count} wanted", mend)])
-    return found
+            raise CorpusError(where, [Problem(where, f"{len(different)} different scenes found, {count} wanted", mend)])
+    return different
 
 
-def uncombined(scenes: Iterator[Scene | None], known: Sequence[Scene]) -> Iterator[Scene | None]:
+def new_combinations(scenes: Iterator[Scene | None], training: Sequence[Scene]) -> Iterator[Scene | None]:
     """A stream less the scenes of one kind of sound, and those whose kinds all occur together in a known scene."""
     together = set()
-    for kinds in (sorted({part.event for part in scene.parts}) for scene in known):
+    for kinds in (sorted({part.event for part in scene.parts}) for scene in training):
         together |= {some for size in range(2, len(kinds) + 1) for some in combinations(kinds, size)}
     for scene in scenes:
         kinds = sorted({part.event for part in scene.parts}) if scene else []
         yield scene if len(kinds) > 1 and tuple(kinds) not in together else None
 
 
-def _weighted(rng: random.Random, shares: Mapping[Choice, float]) -> Choice:
+def _choose(rng: random.Random, shares: Mapping[Choice, float]) -> Choice:
     return rng.choices(list(shares), list(shares.values()))[0]
 
 

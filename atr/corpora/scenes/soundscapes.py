@@ -22,7 +22,7 @@ from atr.corpora.scenes.scene import (
     draw,
     fade,
     mix,
-    uncombined,
+    new_combinations,
 )
 from atr.corpora.scenes.synthesis import synthesise
 from atr.corpora.scenes.wording import Words, captions, minimal_pairs, sentence
@@ -167,15 +167,15 @@ def load(
         mend = f"ask for fewer clips in {split!r} or use more events"
         stream = _scenes(seed, split, names, duration)
         if unseen and split == "test":
-            stream = uncombined(stream, list(scenes.values())[:train])
+            stream = new_combinations(stream, list(scenes.values())[:train])
         for index, scene in enumerate(distinct(stream, count, f"soundscapes, {split}", mend)):
             clip = f"{split}-{index:05d}"
             scenes[clip] = scene
             wording = random.Random(f"captions {seed} {split} {index}")
             texts += [(clip, text) for text in captions(wording, scene, WORDS, SYNTHETIC)]
             spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
-            made = GENERATOR_VERSION, SYNTHETIC.noise, seed, split, index, names, duration, scene.description, scene
-            clips.append((clip, split, duration, sha256(repr(made)), scene.description))
+            content = GENERATOR_VERSION, SYNTHETIC.noise, seed, split, index, names, duration, scene.description, scene
+            clips.append((clip, split, duration, sha256(repr(content)), scene.description))
     tables = clip_table(clips), caption_table(texts), event_table(spans)
     source = f"synthesised scenes of {len(names)} kinds of sound, generator {GENERATOR_VERSION}, seed {seed}; MIT"
     source += "; test scenes of combinations that occur in none to train on" * unseen

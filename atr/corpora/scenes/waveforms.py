@@ -69,15 +69,15 @@ def resonate(wave: np.ndarray, frequency: float, width: float) -> np.ndarray:
     angle = 2 * np.pi * min(frequency, 7_500.0) / RATE
     gain = (1 - r) * np.sqrt(1 - 2 * r * np.cos(2 * angle) + r * r)
     wave = wave.astype(np.float32) + np.float32(1e-12)  # a state that decays into denormal numbers would be slow
-    return _filtered([gain], [1, -2 * r * np.cos(angle), r * r], wave)
+    return _filter([gain], [1, -2 * r * np.cos(angle), r * r], wave)
 
 
 def smooth(gate: np.ndarray) -> np.ndarray:
     """A gate (n,) without the clicks of sudden switching: time constant 3 ms."""
-    return _filtered([0.02], [1, -0.98], gate + np.float32(1e-12))
+    return _filter([0.02], [1, -0.98], gate + np.float32(1e-12))
 
 
-def _filtered(ahead: list[float], back: list[float], wave: np.ndarray) -> np.ndarray:
+def _filter(ahead: list[float], back: list[float], wave: np.ndarray) -> np.ndarray:
     from scipy.signal import lfilter  # a second to import, and most sounds are in the store
 
     return lfilter(np.array(ahead, np.float32), np.array(back, np.float32), wave)

@@ -93,17 +93,17 @@ def captions(
     rng: random.Random, scene: Scene, words: Mapping[str, Words], difficulty: Difficulty, times: Mapping = TIMES
 ) -> list[str]:
     """CAPTIONS captions of a scene in different wordings and styles of writing."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     attempts = 0
-    while len(found) < CAPTIONS:
+    while len(result) < CAPTIONS:
         text = caption(rng, scene, words, difficulty, times)
         attempts += 1
         # Long class names may leave no wording within the limits.
-        if text in found or not (WORDS[0] <= text.count(" ") + 1 <= WORDS[1] or attempts > 200):
+        if text in result or not (WORDS[0] <= text.count(" ") + 1 <= WORDS[1] or attempts > 200):
             continue
         style = rng.random()
-        found[text] = text[0].upper() + text[1:] + "." if style < 0.6 else text + "." if style < 0.75 else text
-    return list(found.values())
+        result[text] = text[0].upper() + text[1:] + "." if style < 0.6 else text + "." if style < 0.75 else text
+    return list(result.values())
 
 
 def sentence(event: str, words: Words) -> str:
@@ -126,7 +126,7 @@ def minimal_pairs(
     says: the "order" of two sounds that follow each other, the "number" of one that is counted, the "overlap" of two,
     which follow each other or sound at once. A scene has those that it has the sounds for.
     """
-    found = {}
+    pairs = {}
 
     def fill(template: str, first: Part, second: Part) -> str:
         parts = {"a": first, "b": second}
@@ -138,19 +138,19 @@ def minimal_pairs(
     wording = str(rng.random())
     if scene.relation.startswith("then"):
         template = rng.choice(TEMPLATES["then"])
-        found["order"] = fill(template, *scene.parts[:2]), fill(template, *scene.parts[1::-1]), "", ""
+        pairs["order"] = fill(template, *scene.parts[:2]), fill(template, *scene.parts[1::-1]), "", ""
     if counted := [part for part in scene.parts if part.count]:
         part = rng.choice(counted)
         true = min(part.count, MANY)
         false = rng.choice([number for number in times if number != true and {number, true} != {3, MANY}])
         right, wrong = (f"{clause(part, True)} {times[number][0]}" for number in (true, false))
-        found["number"] = right, wrong, COUNTS[true], COUNTS[false]
+        pairs["number"] = right, wrong, COUNTS[true], COUNTS[false]
     if scene.relation.startswith(("then", "while")):
-        said = ("then", "while") if scene.relation.startswith("then") else ("while", "then")
+        order = ("then", "while") if scene.relation.startswith("then") else ("while", "then")
         texts = dict(zip(("then", "while"), rng.choice(JOINTS), strict=True))
-        right, wrong = (fill(texts[one], *scene.parts[:2]) for one in said)
-        found["overlap"] = right, wrong, *said
-    return found
+        right, wrong = (fill(texts[one], *scene.parts[:2]) for one in order)
+        pairs["overlap"] = right, wrong, *order
+    return pairs
 
 
 def _clause(rng: random.Random, part: Part, words: Words, finite: bool, say: float, times: Mapping) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import soundfile
 
-from atr.corpora import mpeg
+from atr.corpora.containers import mpeg
 
 CONVERT = "convert it to WAV, FLAC, OGG or MP3, or fetch it again"
 FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"}  # others do not tell what they lack
@@ -72,18 +72,18 @@ def streams(path: str | os.PathLike[str]) -> list[Stream]:
     if not Path(path).stat().st_size:
         raise AudioError(path, "0 bytes", "delete it or fetch it again")
     try:
-        found = _streams(path)
+        result = _streams(path)
     except UnicodeEncodeError:
         raise AudioError(path, "a name that is not UTF-8", "rename it") from None
     except RuntimeError as error:
         raise AudioError(path, f"unreadable ({getattr(error, 'error_string', error)})", CONVERT) from None
-    if not sum(stream.frames for stream in found):
+    if not sum(stream.frames for stream in result):
         raise AudioError(path, "0 samples", "delete it or fetch it again")
-    rates = list(dict.fromkeys(stream.rate for stream in found))
+    rates = list(dict.fromkeys(stream.rate for stream in result))
     if len(rates) > 1:
         problem = f"joined of parts at {' and '.join(map(str, rates))} Hz"
         raise AudioError(path, problem, "split it, or convert it to one rate")
-    return found
+    return result
 
 
 def short(path: str | os.PathLike[str], present: float, stated: float) -> AudioError:
@@ -101,8 +101,8 @@ def _streams(path: str | os.PathLike[str]) -> list[Stream]:
     chunked = magic in CHUNKS or magic in (b".snd", b"dns.")
     named = Path(path).suffix.lower() in MPEG_SUFFIXES
     if not chunked and magic != b"fLaC" and (named or mpeg.MARK.match(begin)):
-        if found := _mpeg(path, Path(path).read_bytes()):
-            return found
+        if parts := _mpeg(path, Path(path).read_bytes()):
+            return parts
     sound = _sound(path, magic) if chunked else None
     source: str | io.IOBase = str(path)
     if sound and sound.unknown:
@@ -128,8 +128,8 @@ def _streams(path: str | os.PathLike[str]) -> list[Stream]:
     if sound and info.subtype.startswith("MPEG"):
         with open(path, "rb") as file:
             file.seek(sound.origin)
-            if found := _mpeg(path, file.read(sound.present if sound.unknown else sound.stated)):
-                return found
+            if parts := _mpeg(path, file.read(sound.present if sound.unknown else sound.stated)):
+                return parts
     return [Stream(source, info.frames, info.samplerate)]
 
 
@@ -153,18 +153,18 @@ def _sound(path: str | os.PathLike[str], magic: bytes) -> _Sound | None:
         if magic in (b".snd", b"dns."):
             code = ">I" if magic == b".snd" else "<I"
             begin, stated = struct.unpack(code[0] + "4x2I", file.read(12).ljust(12, b"\0"))
-            return _judged(8, code, begin, stated, size - begin, 0, stated == 0)
+            return _judge(8, code, begin, stated, size - begin, 0, stated == 0)
         name, empty = CHUNKS[magic][2:4]
         chunks = _chunks(file, magic)
         for chunk, place, code, origin, stated, _ in chunks:
             if chunk == name:
                 ends = list(chunks)
                 left_open = stated <= empty and (ends[-1][-1] if ends else origin + stated) != size
-                return _judged(place, code, origin, stated, size - origin, empty, left_open)
+                return _judge(place, code, origin, stated, size - origin, empty, left_open)
     return None
 
 
-def _judged(place: int, code: str, origin: int, stated: int, present: int, empty: int, left_open: bool) -> _Sound:
+def _judge(place: int, code: str, origin: int, stated: int, present: int, empty: int, left_open: bool) -> _Sound:
     # What programs write before they know: 0, the highest number, or one below 2 GiB (sox: 0x7f000000, 0x7ffff000).
     guess = code[1] == "I" and (0x7F000000 <= stated <= 0x80000000 or stated >= 0xFFFFF000)
     unknown = present > empty and (left_open or stated < 0 or guess and stated > present)
@@ -224,10 +224,10 @@ def _flac(path: str | os.PathLike[str], info: soundfile._SoundFileInfo) -> list[
     else:
         data, ends = Path(path).read_bytes(), [*begins[1:], None]
         parts = [io.BytesIO(data[begin:end]) for begin, end in zip(begins, ends, strict=True)]
-    return [_counted(part) for part in parts]
+    return [_count_frames(part) for part in parts]
 
 
-def _counted(source: str | io.IOBase) -> Stream:
+def _count_frames(source: str | io.IOBase) -> Stream:
     """A FLAC stream; decoded to its end where it does not state how long it is."""
     info = soundfile.info(source)
     stream = Stream(source, info.frames, info.samplerate)
@@ -288,7 +288,7 @@ def _mpeg(path: str | os.PathLike[str], data: bytes) -> list[Stream]:
 
     libsndfile gets frames alone, so that it neither guesses a length nor complains of what lies between.
     """
-    parts, found = mpeg.pieces(data), []
+    parts, result = mpeg.pieces(data), []
     for piece in parts.pieces:
         samples, rate = piece.form.samples, piece.form.rate
         whole = piece.size > 0 and len(piece.header) + len(parts.frames(piece)) >= piece.size
@@ -300,8 +300,8 @@ def _mpeg(path: str | os.PathLike[str], data: bytes) -> list[Stream]:
         if not piece.count:
             continue
         if not piece.header or piece.stated != piece.count:  # a header with another number would mislead
-            found.append(Stream(_Frames(parts.frames(piece)), piece.count * samples, rate, exact=False))
+            result.append(Stream(_Frames(parts.frames(piece)), piece.count * samples, rate, exact=False))
             continue
         source = io.BytesIO(parts.stream(piece))
-        found.append(Stream(source, soundfile.info(source).frames, rate, exact=False))
-    return found
+        result.append(Stream(source, soundfile.info(source).frames, rate, exact=False))
+    return result

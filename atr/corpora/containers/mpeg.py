@@ -66,31 +66,31 @@ def pieces(data: bytes) -> Pieces:
     """A piece begins at a header frame, and where frames of another format follow. Tags are left out, and whatever is
     no frame that another of its format follows.
     """
-    found, at = Pieces(data), 0
+    result, at = Pieces(data), 0
     before: Format | None = None  # of the frame that ends at `at`
     while at < len(data):
         frame = _frame(int.from_bytes(data[at : at + 4])) if at + 4 <= len(data) else None
-        if frame and (frame[0] == before or _followed(data, at + frame[1], frame[0])):
+        if frame and (frame[0] == before or _has_follower(data, at + frame[1], frame[0])):
             before, size = frame
             if at + size > len(data):
-                found.cut = True
+                result.cut = True
                 break
-            _add(found.pieces, data, at, size, before)
+            _add(result.pieces, data, at, size, before)
             at += size
         elif before and len(data) < at + 4 and data[at] == 0xFF:
-            found.cut = True
+            result.cut = True
             break
         else:
             before, mark = None, MARK.search(data, at + 1)
             at = _after_tag(data, at) or (mark.start() if mark else len(data))
-    return found
+    return result
 
 
-def _add(found: list[Piece], data: bytes, at: int, size: int, form: Format) -> None:
+def _add(pieces: list[Piece], data: bytes, at: int, size: int, form: Format) -> None:
     tag = _tag(data[at : at + size], form)
-    if tag or not found or found[-1].form != form:
-        found.append(Piece(form))
-    piece = found[-1]
+    if tag or not pieces or pieces[-1].form != form:
+        pieces.append(Piece(form))
+    piece = pieces[-1]
     if not tag:
         piece.count += 1
         if piece.runs and piece.runs[-1][1] == at:
@@ -115,7 +115,7 @@ def _tag(frame: bytes, form: Format) -> int:
     return 36 if frame[36:40] == b"VBRI" else 0
 
 
-def _followed(data: bytes, end: int, form: Format) -> bool:
+def _has_follower(data: bytes, end: int, form: Format) -> bool:
     following = _frame(int.from_bytes(data[end : end + 4])) if end + 4 <= len(data) else None
     tagged = data[end : end + 3] in (b"TAG", b"ID3", b"APE")
     return end == len(data) or tagged or bool(following and following[0] == form)
