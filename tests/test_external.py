@@ -199,7 +199,7 @@ def test_chance_stands_below_and_files_hold_numbers_alone(table, tmp_path):
     assert {"people_t2a_r1", "people_t2a_r10", "people_t2a_map10"} <= set(saved) and not {"run", "people_run"} & set(
         saved
     )
-    assert "people: T→A R@1" in tables.readable(saved)
+    assert "people: T→A R@1" in names.readable(saved)
 
 
 def test_the_live_table_has_them_once_it_is_complete(table, profile):

@@ -26,7 +26,7 @@ def test_a_size_is_told_of_an_effect_alone():
     ]
     assert "2.0" not in findings.claims(judged(a="undecided", b="not converged"))
     small = pd.Series({"verdict": "contradicted", "difference": -0.021, "low": -0.03, "high": -0.01})
-    assert findings.verdict(small) == "contradicted: -0.02 (-0.03 to -0.01)"
+    assert findings.verdict(small) == "contradicted: -0.021 (-0.030 to -0.010)"
 
 
 def test_claims_are_counted_by_verdict():

@@ -1,5 +1,6 @@
 """The published tables in data/reference: their structure, and every cell against the paper where it is at hand."""
 
+import json
 import re
 from itertools import product
 from pathlib import Path
@@ -299,7 +300,8 @@ def test_every_cell_is_what_the_thesis_prints(number):
 
 def test_the_claims_say_of_each_paper_what_where_and_how_it_is_judged():
     claims = pd.read_csv(ROOT / "data/reference/claims.csv", dtype=str, keep_default_na=False)
-    assert list(claims) == "paper place claim direction notebook measure rule effect note".split()
+    columns = "paper place claim direction notebook measure rule effect note comparisons figure"
+    assert list(claims) == columns.split()
     assert claims["paper"].nunique() == 5 and not claims.duplicated(["paper", "claim"]).any()
     assert (claims[["paper", "place", "claim", "direction"]] != "").all(axis=None)
     assert set(claims["direction"]) <= {"T→A", "both", "—"} and set(claims["rule"]) <= {
@@ -313,6 +315,23 @@ def test_the_claims_say_of_each_paper_what_where_and_how_it_is_judged():
     assert (claims.loc[claims["notebook"] == "", "note"].str.startswith("not here: ")).all()
     assert {path.stem[:2] for path in notebooks()} >= set(judged["notebook"]) and (judged["measure"] != "").all()
     assert pd.to_numeric(judged.loc[judged["rule"] != "span", "effect"]).ge(0).all()
+
+
+def test_comparisons_and_figures_of_the_claims_are_those_of_the_committed_results():
+    claims = pd.read_csv(ROOT / "data/reference/claims.csv", dtype=str, keep_default_na=False)
+    committed, drawn = {}, {path.stem for path in (ROOT / "results/reference").glob("*/figures/*.png")}
+    for path in (ROOT / "results/reference").glob("*/tables/*.csv"):
+        table = pd.read_csv(path)
+        if "verdict" in table:
+            caption = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["caption"]
+            words = table["claim"] if "claim" in table else [caption]
+            committed.setdefault(path.name[:2], set()).update(words)
+    assert set(claims["figure"]) - {""} <= drawn
+    for number, rows in claims[claims["comparisons"] != ""].groupby("notebook"):
+        patterns = [re.compile(pattern.removeprefix("not ")) for pattern in rows["comparisons"]]
+        found = {words: sum(bool(one.search(words)) for one in patterns) for words in committed[number]}
+        assert max(found.values()) == 1, found
+        assert all(any(map(one.search, committed[number])) for one in patterns), number
 
 
 @pytest.mark.parametrize("number", ["01", "02", "07", "08", "09"])

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -9,21 +10,24 @@ import shutil
 import zipfile
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from made_runs import made_run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 from typer.testing import CliRunner
 
 from atr.cli.app import app
 from atr.config import RESULT_VERSION
 from atr.corpora import corpus_of
 from atr.experiments import profiles, study
-from atr.reports import figures, freshness, latex, output, render, report
-from atr.reports.tables import readable
+from atr.reports import figures, freshness, latex, output, render, report, verdicts
+from atr.reports.names import readable
 from atr.system import places
 from atr.training import identity, records
 
@@ -46,7 +50,13 @@ README = """# small
 ## Licence
 > not a paper
 """
-VOID = {"meta", "img", "br", "hr", "link"}
+CLAIMS = """paper,place,claim,direction,notebook,measure,rule,effect,note,comparisons,figure
+A 2001,table 1,A is better,both,01,mAP@10,beats,1,,^a beats,01_all
+A 2001,table 2,Sizes are alike,T→A,01,R@10,within,3,,sizes,01_gone
+A 2001,section 3,Nothing gets worse,T→A,01,loss,no less,0,pending,not gets worse,
+B 2002,figure 1,Else,—,02,,,,not here: a reason,,
+"""
+VOID = {"meta", "input", "img", "br", "hr", "link"}
 
 
 def notebook(title, paper, *saving):
@@ -82,6 +92,8 @@ def project(tmp_path, monkeypatch):
     folder = tmp_path / "project" / "notebooks"
     folder.mkdir(parents=True)
     (folder.parent / "README.md").write_text(README)
+    (folder.parent / "data" / "reference").mkdir(parents=True)
+    (folder.parent / "data" / "reference" / "claims.csv").write_text(CLAIMS)
     monkeypatch.setattr(places, "PROJECT", folder.parent)
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "results"))
     first = notebook(
@@ -115,7 +127,10 @@ def results(project, monkeypatch):
     output.save(plain, folder, "01_all", "All & <i>some</i>, T→A.", runs)
     output.save(plain, folder, "01_each_a", "Each.", runs[:1])
     output.save(pd.DataFrame({"loss": ["a"], "ours": ["76.8 ± 1.1"]}), folder, "01_published", "Published.", runs)
-    judged = {"claim": ["a beats b", "b beats a"], "difference": [1.5, -70.123], "verdict": ["undecided", "holds"]}
+    claims = ["a beats b, T→A", "a beats b, A→T", "it gets worse", "b beats a"]
+    judged = {"claim": claims, "difference": [1.5, 0.5, -2.0, -70.123], "low": [0.5, -1.0, -3.0, -71.0]}
+    judged |= {"high": [2.5, 2.0, -1.0, -69.0], "p (Holm)": [0.004, 0.3, 1e-5, 0.5]}
+    judged["verdict"] = ["holds", "undecided", "contradicted", "holds"]
     output.save(pd.DataFrame(judged), folder, "01_claims", "Claims.", runs)
     figures.save(plt.figure(figsize=(1, 1)), folder, "01_all", runs)
     return folder
@@ -155,11 +170,14 @@ class TestThePage:
         page = Reader(text)
         assert page.balanced and page.all("html") == [{"lang": "en"}] and "<title>" in text
         names = {name for name, _ in page.elements}
-        assert not names & {"script", "link", "iframe", "object", "base"}
+        assert not names & {"link", "iframe", "object", "base"} and text.count("<script>") == 1
+        script = text.partition("<script>")[2].partition("</script>")[0]
+        mark = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{mark}'" in text
         assert {"nav", "main", "h1", "h2", "h3", "caption", "details"} <= names
         assert not re.search(r"(https?:)?//\w", text) and "@import" not in text and "url(" not in text
         assert all(one["src"].startswith("data:image/png;base64,") and one["alt"] for one in page.all("img"))
-        assert all(one["scope"] in ("col", "row") for one in page.all("th"))
+        assert all(one["scope"] in ("col", "row", "rowgroup") for one in page.all("th"))
         ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
         assert len(ids) == len(set(ids))
         links = [one["href"] for one in page.all("a")]
@@ -167,16 +185,24 @@ class TestThePage:
         boxes = [one for _, one in page.elements if one.get("class", "").startswith("box")]
         assert len(boxes) == len(page.all("table")) and all(one["tabindex"] == "0" for one in boxes)
 
-    def test_the_figure_is_in_it_to_the_bit(self, results):
+    def test_the_figure_is_in_it_as_it_was_drawn(self, results):
+        figure, axis = plt.subplots(figsize=(2, 2))
+        axis.plot([1, 2], color="C3")
+        runs = [records.Run(path) for path in (results / "runs").iterdir()]
+        figures.save(figure, results, "01_all", runs)
         [image] = Reader(render.page(report.gather("smoke"))).all("img")
-        held = base64.b64decode(image["src"].partition(",")[2])
-        assert held == (results / "figures" / "01_all.png").read_bytes()
+        held, drawn = (
+            np.asarray(Image.open(one).convert("RGB"), float)
+            for one in (BytesIO(base64.b64decode(image["src"].partition(",")[2])), results / "figures" / "01_all.png")
+        )
+        assert held.shape == drawn.shape and np.abs(held - drawn).mean() < 1 < np.ptp(held)
 
     def test_a_table_shows_mean_and_deviation_and_its_caption_as_text(self, results):
         page = Reader(render.page(report.gather("smoke")))
         assert "76.8 ± 1.1" in page.words and "10.0 ± 0.5" in page.words
         assert "T→A R@10" in page.words and "t2a_r10_std" not in page.words
-        assert "a_1 & <b>" in page.words and "All & <i>some</i>, T→A." in page.words  # not markup
+        assert "a_1 & <b>" in page.words  # not markup
+        assert "All & <i>some</i>, T→A. Measured on 4 test clips of soundscapes." in page.words
         assert "Let" in page.words and not page.all("i") and not page.all("b")
 
     def test_the_words_of_the_notebook_and_its_paper_are_around_it(self, results):
@@ -204,20 +230,63 @@ class TestWhatIsGathered:
         names = [one.name for one in first.outputs]
         assert names == ["01_published", "01_all", "01_all", "01_claims", "01_each_a"]
 
-    def test_the_claims_of_all_notebooks_in_one_table(self, results):
+    def test_each_comparison_stands_by_the_claim_that_it_tests(self, results):
         gathered = report.gather("smoke")
-        assert gathered.judged.to_dict("records") == [
-            {"claim": "a beats b", "verdict": "undecided", "notebook": "01", "difference": "1.5"},
-            {"claim": "b beats a", "verdict": "holds", "notebook": "01", "difference": "-70.1"},
+        first, second = gathered.papers
+        assert (first.name, second.name) == ("A 2001", "B 2002")
+        better, alike, worse, further = first.claims
+        assert [(one.direction, one.verdict, one.difference, one.interval, one.p) for one in better.comparisons] == [
+            ("T→A", "holds", "+1.5", "0.5 to 2.5", "0.004"),
+            ("A→T", "undecided", "+0.50", "-1.00 to 2.00", "0.300"),
         ]
-        assert gathered.counts == "4 tables, 1 figures; claims: 1 holds, 0 contradicted, 1 undecided"
+        assert better.verdict == "holds in part" and better.count == "1 of 2 holds"
+        assert better.context == "by mAP@10; holds if ahead by 1 or more" and alike.verdict == "not tested"
+        assert [(one.words, one.verdict) for one in worse.comparisons] == [("not: it gets worse", "holds")]
+        assert worse.context == "by loss; holds if it costs less than 0; pending"
+        assert further.title == "Further comparisons of notebook 01" and further.comparisons[0].words == "b beats a"
+        assert first.sentence == "Holds: Nothing gets worse. Holds in part: A is better. Of 3 claims 1 not tested."
+        assert second.sentence == "Of 1 claims 1 not tested."
+        assert gathered.counts == (
+            "4 tables, 1 figures; comparisons: 3 holds, 0 contradicted, 1 undecided, 2 not tested"
+        )
 
-    def test_verdicts_on_something_else_are_pointed_at(self, results):
+    @pytest.mark.parametrize(
+        "verdict_words, verdict",
+        [
+            (["holds", "holds"], "holds"),
+            (["holds", "contradicted"], "holds in part"),
+            (["undecided", "contradicted"], "contradicted in part"),
+            (["undecided", "not converged"], "undecided"),
+            ([], "not tested"),
+        ],
+    )
+    def test_a_claim_s_verdict_is_that_of_all_its_comparisons(self, verdict_words, verdict):
+        rows = [verdicts.Comparison("01", "", "", word, "", "", "") for word in verdict_words]
+        assert verdicts.Claim("", "table 1", "", "01", "", rows).verdict == verdict
+
+    def test_verdicts_on_something_else_than_claims_stand_there_too(self, results):
         table = pd.DataFrame({"measure": ["MTLD"], "verdict": ["contradicted"]})
         output.save(table, results, "01_each_b", "Richer?", [records.Run(next((results / "runs").iterdir()))])
         gathered = report.gather("smoke")
-        assert [one.name for one in gathered.otherwise] == ["01_each_b"] and len(gathered.judged) == 2
-        assert '<a href="#t01_each_b">Richer?</a>' in render.page(gathered)
+        further = gathered.papers[0].claims[-1].comparisons
+        assert [(one.words, one.verdict) for one in further][1] == ("Richer? MTLD", "contradicted")
+
+    def test_what_was_found_stands_first_and_what_is_missing_last(self, results):
+        text = render.page(report.gather("smoke"))
+        order = [
+            "Holds: Nothing gets worse.",
+            'id="filters"',
+            ">A is better",
+            "<em>all</em>",
+            'id="notes"',
+            "not run yet",
+        ]
+        at = [text.index(part) for part in order]
+        assert at == sorted(at)
+        page = Reader(text)
+        assert {"href": "#f01_all"} in page.all("a")  # a claim's figure; of another, which is not drawn, its notebook
+        kinds = [one.get("class") for one in page.all("td")]
+        assert "number" in kinds
 
     def test_papers_in_the_readmes_order_with_their_notebooks(self, results, project):
         nbformat.write(notebook("03 Mine?", "Nothing Cited"), project / "03_mine.ipynb")
@@ -361,7 +430,7 @@ class TestStaleness:
         gathered = report.gather("smoke")
         assert not gathered.stale and "01_first: not checked: the runs are not here" in gathered.notes
         assert gathered.studies[0].facts["clips"] == "soundscapes: train 8, validation 2, test 4, duration 4.0"
-        assert "Not checked: the runs are not here." in render.page(gathered)
+        assert "<li>01_first: not checked: the runs are not here</li>" in render.page(gathered)
 
     def test_a_corpus_that_is_not_here_leaves_the_grid_unchecked(self, results, monkeypatch):
         def gone(config, root):
@@ -483,7 +552,8 @@ class TestLatex:
         render.write(report.gather("smoke"))
         text = (results / "report" / "latex" / "tables" / "01_all.tex").read_text()
         assert r"a\_1 \& <b> & 76.8 $\pm$ 1.1 \\" in text and r"loss & T$\rightarrow$A R@10 \\" in text
-        assert r"\label{tab:01_all}" in text and r"All \& <i>some</i>, T$\rightarrow$A. 2 runs" in text
+        assert r"\label{tab:01_all}" in text and r"All \& <i>some</i>, T$\rightarrow$A. Measured on 4 test" in text
+        assert text.index("Measured") < text.index("toprule") < text.index("2 runs, 1.00 h in sum")
 
     @pytest.mark.parametrize("ending", ["csv", "pdf"])
     def test_a_file_name_that_latex_would_read_is_refused(self, results, ending):
@@ -494,17 +564,26 @@ class TestLatex:
             render.write(report.gather("smoke"))
 
     def test_long_headings_take_several_lines(self):
-        text = latex.table(pd.DataFrame({"T→A R@1 AudioCaps, published": [1.5], "short": [2]}), "Both.", "both")
-        assert r"\shortstack[l]{T$\rightarrow$A R@1 \\ AudioCaps, \\ published} & short \\" in text
+        part = pd.DataFrame({"T→A R@1 AudioCaps, published": ["1.5"], "short": ["words"]})
+        text = latex.table([part], "Both.", "", "both")
+        assert r"\shortstack[r]{T$\rightarrow$A R@1 \\ AudioCaps, \\ published} & short \\" in text
+        assert r"\begin{tabular}{rl}" in text
+
+    def test_each_part_of_a_wide_table_is_a_float_and_long_cells_take_several_lines(self):
+        part = pd.DataFrame({"claim": ["a long claim, " * 8], "p": ["0.004"]})
+        text = latex.table([part, part[["p"]]], "Claims.", "2 runs.", "wide")
+        assert text.count(r"\begin{table}") == text.count(r"\caption{") == text.count(r"\label{") == 2
+        assert r"\label{tab:wide-2}" in text and text.count("(continued)") == 1 and text.count("2 runs.") == 1
+        assert text.index("2 runs.") > text.index("tab:wide-2") and r"p{0." in text and "resizebox" not in text
 
     def test_a_cell_and_a_heading_stay_on_one_line(self):
-        text = latex.table(pd.DataFrame({"a\nb": ["c\r\n\u2028d\te"]}), "One\n\ntwo.", "lines")
+        text = latex.table([pd.DataFrame({"a\nb": ["c\r\n\u2028d\te"]})], "One\n\ntwo.", "", "lines")
         assert "\na b \\\\\n" in text and "\nc d e \\\\\n" in text and r"\caption{One two.}" in text
 
     @pytest.mark.parametrize("mark", ["[1mm] x", "* x", " [x"])
     def test_what_begins_as_an_option_of_a_line_s_end_is_none(self, mark):
         heading = f"a long heading {mark.strip().replace(' ', '')} follows"
-        text = latex.table(pd.DataFrame({mark: [mark, mark], heading: ["a", "b"]}), "Marks.", "marks")
+        text = latex.table([pd.DataFrame({mark: [mark, mark], heading: ["a", "b"]})], "Marks.", "", "marks")
         assert text.count(f"{{}}{mark.strip()} & ") == 3 and not re.search(r"(\\\\|rule)\s*[\[*]", text)
 
     def test_a_note_that_begins_with_a_bracket_is_no_label(self, results, tmp_path, monkeypatch):
@@ -547,22 +626,28 @@ class TestLatex:
 
 
 class TestReadable:
-    def read(self, **columns):
-        return readable(pd.DataFrame(columns, dtype="str")).to_dict("list")
+    def read(self, tmp_path, **columns):
+        path = tmp_path / "table.csv"
+        pd.DataFrame(columns, dtype="str").to_csv(path, index=False)
+        return readable(output.read(path)).to_dict("list")
 
-    def test_numbers_of_a_column_have_the_same_digits_and_small_ones_two_that_count(self):
-        assert self.read(x=["67.84000001", "-3.373333", "0.0648123", ""]) == {"x": ["67.8", "-3.4", "0.065", ""]}
-        assert self.read(p=["0.2938530734632684", "5.928574715001615e-60"]) == {"p": ["0.294", "5.9e-60"]}
+    def test_numbers_of_a_column_have_the_same_digits_and_small_ones_two_that_count(self, tmp_path):
+        assert self.read(tmp_path, x=["67.84000001", "-3.373333", "0.0648123", ""]) == {
+            "x": ["67.8", "-3.4", "0.065", "—"]
+        }
+        assert self.read(tmp_path, p=["0.2938530734632684", "5.928574715001615e-60"]) == {"p": ["0.294", "< 0.001"]}
 
-    def test_deviations_and_intervals_join_their_mean(self):
+    def test_deviations_and_intervals_join_their_mean(self, tmp_path):
         table = {"t2a_r10": ["76.839999"], "t2a_r10_std": ["1.126"], "t2a_r10_low": ["73.8"], "t2a_r10_high": ["79.85"]}
-        assert self.read(**table) == {"T→A R@10": ["76.8 ± 1.1"], "T→A R@10, 95 %": ["73.8 to 79.8"]}
-        assert self.read(h=["4.8312345"], h_std=[""]) == {"h": ["4.83"]}
-        assert self.read(x=["0.2", "40.0"], x_std=["3e-17", "0.0123456"]) == {"x": ["0.2 ± 0.0", "40.0 ± 0.0"]}
+        assert self.read(tmp_path, **table) == {"T→A R@10": ["76.8 ± 1.1"], "T→A R@10, 95 %": ["73.8 to 79.8"]}
+        assert self.read(tmp_path, h=["4.8312345"], h_std=[""]) == {"h": ["4.83"]}
+        assert self.read(tmp_path, x=["0.2", "40.0"], x_std=["3e-17", "0.0123456"]) == {
+            "x": ["0.2 ± 0.0", "40.0 ± 0.0"]
+        }
 
-    def test_whole_and_short_numbers_and_words_stay(self):
-        assert self.read(a=["317.0", "3.0", ""]) == {"a": ["317", "3", ""]}
-        assert self.read(rate=["0.001", "0.0005"], loss=["NT-Xent", "7.0 ± 0.2"]) == {
+    def test_whole_numbers_and_words_stay(self, tmp_path):
+        assert self.read(tmp_path, a=["317.0", "3.0", ""]) == {"a": ["317", "3", "—"]}
+        assert self.read(tmp_path, rate=["0.001", "0.0005"], loss=["NT-Xent", "7.0 ± 0.2"]) == {
             "rate": ["0.001", "0.0005"],
             "loss": ["NT-Xent", "7.0 ± 0.2"],
         }
@@ -592,6 +677,13 @@ class TestCommand:
         assert done.exit_code == 0 and "not checked: the runs are not here" in done.output
         assert (tmp_path / "copy" / "report" / "index.html").is_file()
 
+    def test_tables_are_drawn_again(self, results):
+        for path in (results / "tables").glob("*.tex"):
+            path.unlink()
+        done = self.run("--tables")
+        assert done.exit_code == 0 and "4 tables as .md and .tex" in done.output
+        assert len(list((results / "tables").glob("*.tex"))) == 4 and not (results / "report").exists()
+
     def test_errors_are_said_in_plain_words(self, project):
         done = self.run()
         assert done.exit_code == 1 and "no tables or figures there" in done.output
@@ -617,7 +709,9 @@ class TestThisProject:
     @pytest.mark.parametrize("name", ["demo", "captions"])
     def test_the_committed_results_make_a_sound_report(self, name, tmp_path):
         gathered = report.gather(name, places.PROJECT / "results" / "reference" / name)
-        page = Reader(render.page(gathered))
+        text = render.page(gathered)
+        page = Reader(text)
         assert page.balanced and len(page.all("img")) == sum(one.kind == "figure" for one in gathered.outputs) > 3
         render.bundle(gathered, tmp_path)
         bundle_is_sound(tmp_path)
+        assert len(text.encode()) < 4e6

@@ -16,14 +16,22 @@ def report(
     allow_stale: Annotated[
         bool, typer.Option("--allow-stale", help="Write it although some results are stale, and mark them.")
     ] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Write .md and .tex of each table anew from its .csv, and stop.")
+    ] = False,
 ) -> None:
     """Gather the tables, figures and claims of a profile into one page (HTML) and a LaTeX bundle.
 
     Exit status 1, and nothing written, if a table or figure is not what its notebook would make today.
     """
-    from atr.reports import render
+    from atr.experiments.profiles import get_profile
+    from atr.reports import output, render
     from atr.reports.report import gather
+    from atr.system.units import counted
 
+    if tables:
+        folder = (results or get_profile(profile).results) / "tables"
+        return say(f"→ {folder}: {counted(output.render(folder), 'table')} as .md and .tex")
     gathered = gather(profile, results)
     for line in gathered.notes:
         say(line)

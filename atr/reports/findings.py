@@ -5,6 +5,7 @@ docs/protocol.md. No number and no verdict is typed by hand.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from atr.reports.names import HEADINGS
-from atr.reports.tables import formatted
+from atr.reports import names
+from atr.reports.output import legend, markdown, read
 from atr.reports.verdicts import DIRECTIONS, VERDICTS
 from atr.system import atomic
 
@@ -31,6 +32,7 @@ Verdicts of `demo` before methods had equal chances, beside those of now (two wh
 then A→T).
 """
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10")
+BEST = names.HEADINGS["t2a_map10"]
 START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
 
 
@@ -80,7 +82,7 @@ def section(folder: Path, notebook: Path) -> str:
             f"{counted(judged)} {best(table)}",
             results(table),
             claims(judged),
-            f"{about['caption']} {about['note']}\n",
+            f"{legend(table, about)} {about['note']}\n",
         ]
     )
 
@@ -92,11 +94,11 @@ def question(notebook: Path) -> str:
 
 
 def _main(folder: Path, notebook: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "tables" / f"{notebook.stem}.csv")
+    return read(folder / "tables" / f"{notebook.stem}.csv")
 
 
 def _claims(folder: Path, notebook: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "tables" / f"{notebook.stem[:2]}_claims.csv")
+    return read(folder / "tables" / f"{notebook.stem[:2]}_claims.csv")
 
 
 class Conclusion:
@@ -133,7 +135,7 @@ def conclude(results: Path, stem: str) -> str:
         parts.append(best(scores))
     if not claimed.exists():
         return " ".join(parts) + "\n"
-    judged = pd.read_csv(claimed)
+    judged = read(claimed)
     told = [row for row in judged.to_dict("records") if row["verdict"] in VERDICTS[:2]]
     return "\n".join([" ".join([*parts, counted(judged)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in told)])
 
@@ -152,25 +154,27 @@ def best(table: pd.DataFrame, interval: bool = False) -> str:
     ordered = table.sort_values("t2a_map10", ascending=False)
     # What has no training is a baseline.
     first = ordered.dropna(subset="training").drop_duplicates("training") if "training" in table else ordered.head(1)
-    scores = list(formatted(first, ["t2a_map10"])[HEADINGS["t2a_map10"]])
+    text = names.readable(first)
+    words = {label: f"{names.heading(label)} " for label in labels if pd.api.types.is_numeric_dtype(table[label])}
+    rows = [
+        f"{', '.join(words.get(label, '') + row[names.heading(label)] for label in labels)} {row[BEST]}"
+        for row in text.to_dict("records")
+    ]
     if interval:
-        bounds = first[["t2a_map10", "t2a_map10_low", "t2a_map10_high"]].itertuples(index=False)
-        scores = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in bounds]
-    numbers = {label: f"{label.replace('_', ' ')} " for label in labels if pd.api.types.is_numeric_dtype(table[label])}
-    names = [", ".join(f"{numbers.get(label, '')}{row[label]}" for label in labels) for _, row in first.iterrows()]
-    return f"Highest T→A mAP@10: {'; '.join(f'{name} {score}' for name, score in zip(names, scores, strict=True))}."
+        rows = [
+            f"{row.rpartition(' ± ')[0] or row} ({ends})" for row, ends in zip(rows, text[f"{BEST}, 95 %"], strict=True)
+        ]
+    return f"Highest {BEST}: {'; '.join(rows)}."
 
 
 def results(table: pd.DataFrame) -> str:
     """The main table in Markdown: what tells its rows apart, the scores that lead, and of mAP@10 the interval."""
-    names = [str(name) for name in table]
-    columns = [name for name in names if name in COLUMNS or name.endswith("_t2a_map10")]
-    bounds = [name for name in names if name.endswith(("_low", "_high")) and not name.startswith("t2a_map10")]
-    scores = formatted(table.drop(columns=bounds), columns).drop(columns="seeds", errors="ignore")
-    shown = table[_labels(table)].join(scores)
-    if "converged" in names:
-        shown["converged"] = table["converged"]
-    return markdown(shown.dropna(axis=1, how="all"))
+    columns = list(map(str, table))
+    shown = [*_labels(table), *(name for name in columns if name in COLUMNS or name.endswith("_t2a_map10"))]
+    shown += [name for name in columns if name.removesuffix("_std") in shown and name not in shown]
+    shown += [name for name in ("t2a_map10_low", "t2a_map10_high", "converged") if name in table]
+    text = names.readable(table[shown])
+    return markdown(text.loc[:, [not text[name].isin(["", "—"]).all() for name in text]])
 
 
 def claims(judged: pd.DataFrame) -> str:
@@ -193,14 +197,8 @@ def verdict(row: dict) -> str:
     """A verdict, and where there is an effect its size."""
     if row["verdict"] not in VERDICTS[:2] or pd.isna(row.get("low")):
         return row["verdict"]
-    if "difference" not in row:  # of a measure by itself
-        return f"{row['verdict']}: {row['low']:.3g} to {row['high']:.3g}"
-    digits = 1 if abs(row["difference"]) >= 1 else 2
-    return f"{row['verdict']}: {row['difference']:+.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    return table.astype(object).where(table.notna(), "").to_markdown(index=False, disable_numparse=True)
+    difference, ends = names.effect(row.get("difference", math.nan), row["low"], row["high"])
+    return f"{row['verdict']}: {ends}" if difference == "—" else f"{row['verdict']}: {difference} ({ends})"
 
 
 def _labels(table: pd.DataFrame) -> list[str]:

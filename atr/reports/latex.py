@@ -3,8 +3,11 @@
 import re
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 
 import pandas as pd
+
+from atr.reports.names import numeric
 
 # Signs that plain LaTeX does not know.
 SIGNS = str.maketrans(
@@ -22,7 +25,9 @@ MARKUP = {
     r'"(.+?)"': r"``\1''",
     r"^(?:-|\d+\.) ": r"\\par ",
 }
-WIDTH = 15  # of a line of a heading
+WIDTH = 15  # of a line of a heading, in letters
+WIDE = 100  # of a page in \footnotesize
+LONG = 32  # of a cell that takes several lines
 
 
 def escape(text: str) -> str:
@@ -53,18 +58,51 @@ def checked(name: str) -> str:
     return name
 
 
-def table(frame: pd.DataFrame, caption: str, name: str) -> str:
-    """A table with rules of booktabs, its caption above it, labelled `tab:<name>`; long headings take several lines."""
-    styled = frame.rename(columns=_heading).map(_cell).style.hide(axis="index")
-    caption = " ".join(caption.split())
-    styled = styled.format(precision=2, na_rep="")
-    return styled.to_latex(caption=escape(caption), label=f"tab:{checked(name)}", hrules=True).translate(SIGNS)
+def table(parts: Sequence[pd.DataFrame], caption: str, note: str, name: str) -> str:
+    """A table of text as floats, one a part, with rules of booktabs: caption above, `note` below the last, labelled
+    `tab:<name>` and `tab:<name>-2`. Headings and long cells take several lines; numbers stand to the right.
+    """
+    floats, below = [], escape(" ".join(note.split()))
+    for place, part in enumerate(parts, start=1):
+        label, more = f"{checked(name)}{f'-{place}' if place > 1 else ''}", " (continued)" if place > 1 else ""
+        forms, width = _columns(part)
+        heads = {head: _heading(head, "r" if numeric(part[head]) else "l") for head in part}
+        styled = part.rename(columns=heads).map(_cell).style.hide(axis="index")
+        grid = styled.to_latex(column_format=forms, hrules=True).rstrip()
+        small = r"\footnotesize" + (r"\setlength{\tabcolsep}{3pt}" if width > WIDE else "")
+        title = escape(" ".join(f"{caption}{more}".split()))
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{title}}}", rf"\label{{tab:{label}}}", small, grid]
+        lines += [rf"\par\smallskip {{\scriptsize {below}\par}}"] * (bool(note) and place == len(parts))
+        floats.append("\n".join([*lines, r"\end{table}"]))
+    return "\n\n".join(floats).translate(SIGNS) + "\n"
 
 
-def _heading(name: object) -> str:
-    lines = textwrap.wrap(str(name), WIDTH, break_long_words=False, break_on_hyphens=False) or [""]
-    cells = [str(_cell(line)) for line in lines]
-    return r"\shortstack[l]{" + r" \\ ".join(cells) + "}" if len(cells) > 1 else cells[0]
+def _columns(part: pd.DataFrame) -> tuple[str, int]:
+    """How columns are set: to the right, to the left, or as paragraphs that share what is left; and the width of all
+    but these, in letters.
+    """
+    sizes = widths(part)
+    long = [size > LONG for size in sizes]
+    rest = sum(size for size, wraps in zip(sizes, long, strict=True) if not wraps)
+    share = max(LONG, (WIDE - rest) // max(1, sum(long))) / WIDE
+    forms = ["r" if numeric(part[name]) else "l" for name in part]
+    wrapped = rf">{{\raggedright\arraybackslash}}p{{{0.85 * share:.2f}\linewidth}}"
+    return "".join(wrapped if wraps else form for form, wraps in zip(forms, long, strict=True)), rest
+
+
+def widths(part: pd.DataFrame) -> list[int]:
+    """Of the columns of a table, in letters with the space between; a heading takes several lines."""
+    heads = [max(map(len, _lines(name))) for name in part]
+    return [max([head, *map(len, part[name])]) + 2 for name, head in zip(part, heads, strict=True)]
+
+
+def _lines(heading: object) -> list[str]:
+    return textwrap.wrap(str(heading), WIDTH, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _heading(name: object, side: str) -> str:
+    cells = [str(_cell(line)) for line in _lines(name)]
+    return rf"\shortstack[{side}]{{" + r" \\ ".join(cells) + "}" if len(cells) > 1 else cells[0]
 
 
 def prose(markdown: str) -> str:

@@ -1,48 +1,184 @@
-"""A table as the files that a report gathers, and where its numbers come from."""
+"""A table as files, on a page and in a notebook, with the text of `names.readable`; and where its numbers come from."""
 
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from pandas.io.formats.style import Styler
 
 from atr.config import RESULT_VERSION
 from atr.reports import latex
-from atr.system import atomic, hashes
+from atr.reports.names import numeric, quantity, readable
+from atr.system import atomic, hashes, units
 from atr.system.credentials import without_credentials
 from atr.system.environment import RECORDED, environment
 from atr.training.records import Run
 
+MOST = 10  # columns of a table as people read it
+LABELS = 5  # at most, of the columns that tell rows apart and are repeated
 
-def _marked(cell: Any) -> Any:
-    """A text as Markdown prints it, on one line; anything else as it is."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(cell.split())) if isinstance(cell, str) else cell
+
+@dataclass(frozen=True)
+class View:
+    """A table as people read it: text in parts of at most `MOST` columns, and below it what is the same in all rows."""
+
+    parts: list[pd.DataFrame]
+    note: str
+
+
+def view(table: pd.DataFrame, wide: int | None = None) -> View:
+    """A table of numbers as text. With more than `MOST` columns, or wider than `wide` letters, it comes in parts, which
+    repeat the columns that tell rows apart; of these, those that do not are told below it.
+    """
+    text, same = readable(table), []
+    first = labels(table, text)
+    if len(text.columns) > MOST and len(text) > 1:
+        same = [name for name in first[:-1] if text[name].nunique() == 1]
+        text, first = text.drop(columns=same), [name for name in first if name not in same]
+    note = f"In all rows: {', '.join(f'{name} {readable(table)[name].iloc[0]}' for name in same)}." if same else ""
+    rooms = [_groups(text, len(first), most, wide) for most in range(MOST, len(first), -1)]
+    even = [groups for groups in rooms if len(groups) == len(rooms[0])][-1]  # as few parts, but none of a column or two
+    return View([text[names] for names in even], note)
+
+
+def _groups(text: pd.DataFrame, first: int, most: int, wide: int | None) -> list[list[str]]:
+    """Names of the columns of each part, at most so many, and so wide in letters."""
+    sizes = dict(zip(text, latex.widths(text), strict=True))
+    names = list(map(str, text))
+    units: list[list[str]] = []  # a mean and its interval stay together
+    for name in names[first:]:
+        beside = bool(units) and name == f"{units[-1][0]}, 95 %"
+        units = [*units[:-1], [*units[-1], name]] if beside else [*units, [name]]
+    groups = [names[:first]]
+    for unit in units:
+        wider = wide is not None and sum(min(sizes[name], latex.LONG) for name in [*groups[-1], *unit]) > wide
+        if (wider or len(groups[-1]) + len(unit) > most) and len(groups[-1]) > first:
+            groups.append(names[:first])
+        groups[-1] += unit
+    return groups
+
+
+def labels(table: pd.DataFrame, text: pd.DataFrame) -> list[str]:
+    """Headings of the first columns, which tell rows apart: those before `seeds`, or else before the first number."""
+    if "seeds" in table:
+        return list(text.columns[: list(text).index("seeds")])[:LABELS]
+    count = next((place for place, name in enumerate(text) if numeric(text[name])), 1)
+    return list(text.columns[: max(1, min(count, LABELS, len(text.columns) - 1))])
+
+
+def flat(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose index and levels of columns are columns; without its runs."""
+    result = table.reset_index() if any(table.index.names) else table
+    result = result.drop(columns=[name for name in result if name == "run" or str(name).endswith("_run")])
+    if isinstance(result.columns, pd.MultiIndex):
+        result.columns = [" ".join(part for part in column if part) for column in result.columns]
+    return result.rename(columns=str)
+
+
+def show(table: pd.DataFrame) -> Styler:
+    """A table as notebooks show it: no index, numbers to the right."""
+    text = readable(flat(table)).reset_index(drop=True)
+    sides = [f"text-align: {'right' if numeric(text[name]) else 'left'}" for name in text]
+    return text.style.hide(axis="index").format(escape="html").apply(lambda _: sides, axis=1)
 
 
 def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
-    """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them."""
-    target = folder / "tables"
-    flat = table.reset_index() if any(table.index.names) else table
-    flat = flat.drop(columns=[name for name in flat if name == "run" or str(name).endswith("_run")])
-    if isinstance(flat.columns, pd.MultiIndex):
-        flat.columns = [" ".join(part for part in column if part) for column in flat.columns]
-    blank = flat.astype(object).where(flat.notna(), None)
-    origin = provenance(runs)
-    note = f"{caption} {origin['note']}".strip()
-    printed = blank.rename(columns=_marked).map(_marked)
-    texts = {
-        "csv": atomic.as_csv(flat),
-        "md": f"{_marked(note)}\n\n{printed.to_markdown(index=False, floatfmt='.3g', missingval='')}\n",
-        "tex": latex.table(flat, note, name),
-    }
-    for ending, text in texts.items():
-        atomic.write_atomic(target / f"{name}.{ending}", partial(Path.write_text, data=text, encoding="utf-8"))
-    atomic.write_json(target / f"{name}.json", {"caption": caption, **origin})
+    """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them.
+
+    The .csv has every number to twelve figures, the others as `readable` prints them.
+    """
+    runs, target, table = list(runs), folder / "tables", flat(table)
+    origin = {"caption": caption, **provenance(runs), "measured": measured(runs)}
+    text = atomic.as_csv(table.apply(_twelve_figures))
+    drawn = drawings(table, name, origin)  # refuses a name before anything is written
+    atomic.write_atomic(target / f"{name}.csv", partial(Path.write_text, data=text, encoding="utf-8"))
+    _draw(target / name, drawn)
+    atomic.write_json(target / f"{name}.json", origin)
     return target / f"{name}.csv"
+
+
+def render(folder: Path) -> int:
+    """Write .md and .tex of each table in a folder anew from its .csv and .json; how many. ValueError: one cannot be
+    read.
+    """
+    paths = sorted(folder.glob("*.csv"))
+    for path in paths:
+        try:
+            origin = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            drawn = drawings(read(path), path.stem, origin)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); run its notebook again") from error
+        _draw(path.with_suffix(""), drawn)
+    return len(paths)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A saved table; words such as "null" are words."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def drawings(table: pd.DataFrame, name: str, origin: Mapping[str, Any]) -> dict[str, str]:
+    """A table as Markdown and LaTeX, by ending."""
+    title, seen = legend(table, origin), view(table)
+    blocks = [_marked(title), *map(markdown, seen.parts), _marked(seen.note), _marked(origin["note"])]
+    paper = view(table, latex.WIDE)
+    below = " ".join(filter(None, [paper.note, origin["note"]]))
+    return {
+        "md": "\n\n".join(filter(None, blocks)) + "\n",
+        "tex": latex.table(paper.parts, title, below, name),
+    }
+
+
+def _draw(path: Path, drawn: Mapping[str, str]) -> None:
+    for ending, text in drawn.items():
+        atomic.write_atomic(
+            path.parent / f"{path.name}.{ending}", partial(Path.write_text, data=text, encoding="utf-8")
+        )
+
+
+def markdown(text: pd.DataFrame) -> str:
+    """A table of text in Markdown, numbers to the right."""
+    sides = ["right" if numeric(text[name]) else "left" for name in text]
+    marked = text.rename(columns=_marked).map(_marked)
+    return marked.to_markdown(index=False, disable_numparse=True, colalign=sides if len(text) else None)
+
+
+def _marked(cell: str) -> str:
+    """A text as Markdown prints it, on one line."""
+    return re.sub(r"([\\`*\[\]>|]|<(?! ))", r"\\\1", " ".join(cell.split()))
+
+
+def _twelve_figures(column: pd.Series) -> pd.Series:
+    """A column as a file holds it: 27.68 for 27.679999999999996, 5 for 5.0 of what is counted."""
+    if not pd.api.types.is_float_dtype(column):
+        return column
+    rounded = column.map(lambda value: float(f"{value:.12g}"), na_action="ignore")
+    whole = quantity(str(column.name)) == "count" and (rounded.dropna() % 1 == 0).all()
+    return rounded.astype("Int64") if whole else rounded
+
+
+def legend(table: pd.DataFrame, origin: Mapping[str, Any]) -> str:
+    """What a table is called: its caption, what was measured on, and over how many seeds."""
+    caption, seeds = origin["caption"].strip(), sorted(set(table.get("seeds", pd.Series(dtype=float)).dropna()))
+    many = f"{seeds[0]:.0f}" + (f" to {seeds[-1]:.0f}" if len(seeds) > 1 else "") if seeds else ""
+    several = bool(seeds) and seeds[-1] > 1 and any(name.endswith("_std") for name in map(str, table))
+    spread = f"Mean ± standard deviation over {many} seeds." if several else ""
+    where = f"Measured on {origin['measured']}." if origin.get("measured") else ""
+    return " ".join(filter(None, [caption if not caption or caption[-1] in ".?!" else f"{caption}.", where, spread]))
+
+
+def measured(runs: Iterable[Run]) -> str:
+    """What runs were tested on: `500 test clips of soundscapes`."""
+    each = {str(run.config.corpus): run for run in runs}.values()
+    counts = {run.config.corpus["name"]: int((run.clips["split"] == "test").sum()) for run in each}
+    return ", ".join(f"{units.counted(count, 'test clip')} of {name}" for name, count in counts.items())
 
 
 def content(runs: Iterable[Run]) -> str:
@@ -63,7 +199,7 @@ def provenance(runs: Iterable[Run]) -> dict[str, Any]:
     devices = sorted({f"{one['device']}, {one['platform']}" for one in made})
     versions = {name: sorted({one["versions"][name] for one in made}) for name in RECORDED}
     hours = sum(one["seconds"] for one in made) / 3600 if runs else 0.0
-    said = f"{len(runs)} runs, {hours:.2f} h in sum; " if runs else ""
+    said = f"{units.counted(len(runs), 'run')}, {hours:.2f} h in sum; " if runs else ""
     note = f"{said}{'; '.join(devices)}; PyTorch {', '.join(versions['torch'])}."
     commits = sorted({one["commit"] for one in made if one["commit"]})
     return {

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from atr.metrics import statistics
-from atr.reports.names import DATASETS, DIGITS, HEADINGS, RECALLS, loss_title
-from atr.reports.tables import cells, formatted, plus_minus, summary
+from atr.reports.names import DATASETS, HEADINGS, RECALLS, loss_title, plus_minus, quantity
+from atr.reports.tables import cells, formatted, sort_rows, summary
 from atr.system import places
 
 
@@ -37,7 +37,7 @@ def exhibits() -> pd.DataFrame:
 def as_printed(reference: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """A published table as it was printed: rows `by`, `mean ± deviation` of each metric."""
     printed = [
-        plus_minus(mean, std, DIGITS.get(metric, 1))
+        plus_minus(mean, std, quantity(metric) or "recall")
         for mean, std, metric in reference[["mean", "std", "metric"]].itertuples(index=False)
     ]
     table = reference.assign(cell=printed, dataset=reference["dataset"].map(DATASETS), order=range(len(reference)))
@@ -58,17 +58,14 @@ def beside_published(
     parts: dict[tuple[str, str], pd.Series] = {}
     for column in columns:
         for dataset, group in reference[reference["metric"] == column].groupby("dataset", sort=False):
-            values = cells(group["mean"], group["std"], DIGITS.get(column, 1))
+            values = cells(group["mean"], group["std"], quantity(column) or "recall")
             index = group.set_index(list(by)).index
             parts[HEADINGS[column], f"{DATASETS[str(dataset)]}, published"] = pd.Series(values, index=index)
         for corpus, group in ours.groupby("corpus", sort=False):
             means = summary(group, by, [column])
             parts[HEADINGS[column], f"{corpus}, ours"] = formatted(means, [column])[HEADINGS[column]]
     result = pd.concat(parts, axis=1)  # rows that only one side has stay
-    numbers = [name for name in by if pd.api.types.is_numeric_dtype(result.index.get_level_values(name))]
-    if numbers:
-        result = result.sort_index(level=numbers, sort_remaining=False, kind="stable")
-    return result.fillna("—")
+    return sort_rows(result, by).fillna("—")
 
 
 def differences(

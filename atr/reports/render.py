@@ -1,5 +1,7 @@
 """The report as a page and as LaTeX."""
 
+import base64
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from atr.reports.latex import SIGNS, checked, escape, prose, table
+from atr.reports.latex import SIGNS, checked, escape, prose
+from atr.reports.names import numeric
+from atr.reports.output import drawings
 from atr.reports.report import Report
-from atr.reports.verdicts import VERDICTS
 from atr.system import atomic
 
 ROWS = 45  # that fit on a page
@@ -22,11 +25,10 @@ def bundle(report: "Report", folder: Path) -> None:
         checked(output.name)
         target = folder / output.path.parent.name
         target.mkdir(parents=True, exist_ok=True)
-        for suffix in (".pdf", ".json") if output.readable is None else (".csv", ".json"):
+        for suffix in (".pdf", ".json") if output.table is None else (".csv", ".json"):
             shutil.copyfile(output.path.with_suffix(suffix), target / f"{output.name}{suffix}")
-        if output.readable is not None:
-            caption = f"{output.provenance['caption']} {output.provenance['note']}"
-            text = table(output.readable, caption.strip(), output.name)
+        if output.table is not None:
+            text = drawings(output.table, output.name, output.provenance)["tex"]
             (target / f"{output.name}.tex").write_text(text, encoding="utf-8")
     environment = _environment(
         block_start_string="<%",
@@ -48,12 +50,16 @@ def _environment(**own: Any) -> Environment:
 
 
 def page(report: "Report") -> str:
-    """The HTML of a report: images within it, no script, nothing from elsewhere."""
+    """The HTML of a report: images, style and script within it, nothing from elsewhere."""
     environment = _environment(autoescape=True)
+    parts = {kind: Markup(environment.get_template(f"report.{kind}").render()) for kind in ("css", "js")}
+    script = f"\n{parts['js']}".encode()  # no other one may run
+    mark = base64.b64encode(hashlib.sha256(script).digest()).decode()
     markdown = MarkdownIt("commonmark", {"html": False})
     environment.filters["markdown"] = lambda text: Markup(markdown.render(text))
     environment.filters["inline"] = lambda text: Markup(markdown.renderInline(text))
-    return environment.get_template("report.html").render(report=report, verdicts=VERDICTS)
+    environment.filters |= {"numeric": numeric}
+    return environment.get_template("report.html").render(report=report, mark=mark, **parts)
 
 
 def write(report: Report) -> tuple[Path, Path]:

@@ -1,6 +1,7 @@
-"""All results of a profile on one page, by paper and notebook: tables, figures, claims, and where they come from."""
+"""All results of a profile on one page: what became of each paper's claims, then tables, figures, their origin."""
 
 import base64
+import io
 import json
 import re
 from collections import Counter
@@ -12,18 +13,22 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+from PIL import Image
 
 from atr.corpora import loaded_once
 from atr.experiments import study
 from atr.experiments.profiles import Profile, get_profile
 from atr.reports import freshness
-from atr.reports.tables import readable
-from atr.reports.verdicts import VERDICTS
+from atr.reports.names import readable
+from atr.reports.output import View, labels, legend, read, view
+from atr.reports.verdicts import VERDICTS, Claim, Comparison, paper_claims
 from atr.system import places
 from atr.training.records import Run
 
 FILES = {"tables": (".csv", ".json"), "figures": (".png", ".json", ".pdf")}
-CLAIM = ("claim", "verdict", "notebook", "difference", "low", "high", "p (Holm)")
+COLORS = 128  # of a figure within the page: figures have few, and the page stays small
+SAID = {"holds": "Holds", "contradicted": "Contradicted"}
+SAID |= {f"{verdict} in part": f"{words} in part" for verdict, words in SAID.items()}
 EXPLORATION = "00"  # a notebook to look and listen; what it saves is no result
 KINDS = {"note": str, "runs": list, "devices": list, "versions": dict, "commits": list, "hashes": dict}
 PROVENANCE = {"note", "runs", "devices", "versions", "commits", "result_version", "command"}
@@ -35,7 +40,7 @@ class Output:
 
     path: Path
     provenance: dict[str, Any]
-    table: pd.DataFrame | None = None  # cells as they stand in the file
+    table: pd.DataFrame | None = None
     stale: list[str] = field(default_factory=list)
 
     @property
@@ -47,16 +52,33 @@ class Output:
         return "figure" if self.table is None else "table"
 
     @property
-    def claims(self) -> bool:
-        return self.table is not None and {"claim", "verdict"} <= set(self.table.columns)
-
-    @property
     def image(self) -> str:
-        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+        """A figure within the page, in as few colours as it needs."""
+        content = io.BytesIO()
+        with Image.open(self.path) as figure:
+            figure.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(content, "png", optimize=True)
+        return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
     @cached_property
-    def readable(self) -> pd.DataFrame | None:
-        return None if self.table is None else readable(self.table)
+    def view(self) -> View:
+        """A table as people read it."""
+        assert self.table is not None
+        return view(self.table)
+
+    @property
+    def legend(self) -> str:
+        return "" if self.table is None else legend(self.table, self.provenance)
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The rows that have a verdict."""
+        if self.table is None or "verdict" not in self.table:
+            return []
+        text = readable(self.table)
+        if "claim" not in self.table:
+            first = text[labels(self.table, text)].to_numpy()
+            text.insert(0, "claim", [f"{self.provenance['caption']} {', '.join(row)}" for row in first])
+        return [Comparison.read(self.name[:2], dict(zip(map(str, text), row, strict=True))) for row in text.to_numpy()]
 
 
 @dataclass
@@ -94,11 +116,26 @@ class Study:
 
 @dataclass
 class Paper:
-    """A paper, how to cite it (Markdown), and the notebooks that repeat it."""
+    """A paper, how to cite it (Markdown), the notebooks that repeat it, and its claims.
+
+    name: as its claims have it, such as Mei et al. 2022; its title where none has.
+    """
 
     title: str
     citation: str
     studies: list[Study]
+    name: str = ""
+    claims: list[Claim] = field(default_factory=list)
+
+    @property
+    def sentence(self) -> str:
+        """What became of its claims."""
+        of_paper = [one for one in self.claims if one.place]
+        by = {verdict: [one.title for one in of_paper if one.verdict == verdict] for verdict in SAID}
+        named = [f"{words}: {'; '.join(by[verdict])}." for verdict, words in SAID.items() if by[verdict]]
+        rest = Counter(one.verdict for one in of_paper if one.verdict not in SAID)
+        counts = ", ".join(f"{number} {verdict}" for verdict, number in rest.items())
+        return " ".join([*named, f"Of {len(of_paper)} claims {counts}." if rest else ""]).strip()
 
 
 @dataclass
@@ -122,33 +159,23 @@ class Report:
     def stale(self) -> int:
         return sum(bool(output.stale) for output in self.outputs)
 
-    @cached_property
-    def judged(self) -> pd.DataFrame | None:
-        """The claims of all notebooks; None if nothing is claimed."""
-        tables = {one.number: output.readable for one in self.studies for output in one.outputs if output.claims}
-        if not tables:
-            return None
-        joined = pd.concat(tables, names=["notebook"]).reset_index("notebook").fillna("")
-        return joined[[name for name in CLAIM if name in joined]]
-
     @property
-    def otherwise(self) -> list[Output]:
-        """Tables with verdicts on something else than claims in words."""
-        return [one for one in self.outputs if one.table is not None and "verdict" in one.table and not one.claims]
+    def claims(self) -> list[Claim]:
+        return [claim for paper in self.papers for claim in paper.claims]
 
     @property
     def verdicts(self) -> Counter[str]:
-        return Counter() if self.judged is None else Counter(self.judged["verdict"])
+        """Comparisons by verdict, in the order of `VERDICTS`; claims that none tests, too."""
+        verdicts = [one.verdict for claim in self.claims for one in claim.comparisons]
+        verdicts += [claim.verdict for claim in self.claims if not claim.comparisons]
+        return Counter(sorted(verdicts, key=lambda name: [*VERDICTS, name].index(name)))
 
     @property
     def counts(self) -> str:
         kinds = Counter(output.kind for output in self.outputs)
-        judged = ", ".join(
-            f"{self.verdicts[verdict]} {verdict}"
-            for verdict in VERDICTS
-            if verdict in VERDICTS[:3] or self.verdicts[verdict]
-        )
-        return f"{kinds['table']} tables, {kinds['figure']} figures; claims: {judged}"
+        told = [*VERDICTS[:3], *(verdict for verdict in self.verdicts if verdict not in VERDICTS[:3])]
+        verdicts = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in told)
+        return f"{kinds['table']} tables, {kinds['figure']} figures; comparisons: {verdicts}"
 
     def command(self, *studies: Study) -> str:
         return f"atr study {' '.join(one.number for one in studies)} --profile {self.profile.name}"
@@ -203,6 +230,19 @@ def gather(profile: str, results: Path | None = None) -> Report:
         papers.append(Paper(title, citation, [one for one in studies if f"*{title}*" in one.words]))
     of_papers = {one.number for paper in papers for one in paper.studies}
     papers.append(Paper("Further notebooks", "", [one for one in studies if one.number not in of_papers]))
+    claims = paper_claims(places.PROJECT / "data" / "reference" / "claims.csv")
+    for paper in papers:
+        numbers = {one.number for one in paper.studies}
+        mine = {name for name, rows in claims.items() if any(claim.notebook in numbers for claim in rows)}
+        paper.name = next(iter(mine), paper.title)
+        paper.claims = [claim for name in mine for claim in claims[name]]
+        for one in paper.studies:
+            comparisons = [row for output in one.outputs for row in output.comparisons]
+            for claim in paper.claims:
+                comparisons = claim.take(comparisons) if claim.notebook == one.number else comparisons
+            if comparisons:
+                title = f"Further comparisons of notebook {one.number}"
+                paper.claims.append(Claim(title, "", "", one.number, "", comparisons))
     return Report(chosen, results, [paper for paper in papers if paper.studies], strays)
 
 
@@ -272,7 +312,7 @@ def _output(folder: Path, name: str, command: str) -> Output:
             raise ValueError(f"{', '.join(KINDS)}: one of them is of another type")
         reading, table = path, None
         if folder.name == "tables":
-            table = pd.read_csv(path, dtype="str", keep_default_na=False)
+            table = read(path)
     except ValueError as error:  # of json, pandas and Unicode
         raise ValueError(f"{reading}: cannot be read ({error}); run {command}") from error
     return Output(path, provenance, table)

@@ -1,7 +1,6 @@
-"""Tables: our numbers with their uncertainty, beside the published ones, as CSV, Markdown and LaTeX."""
+"""Tables of runs: means over seeds with their uncertainty, in one order, as people read them."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +15,12 @@ from atr.experiments.rates import RateSearch
 from atr.inference.external import test
 from atr.losses.pair import LOSSES
 from atr.metrics import retrieval, statistics
-from atr.reports.names import DIGITS, EXTERNAL, MEASURES, heading, loss_title, measures, parts_of
+from atr.reports import names
+from atr.reports.names import EXTERNAL, MEASURES, heading, loss_title, measures, parts_of, plus_minus, quantity
 from atr.reports.verdicts import scores
 from atr.training.records import Run
 
-NUMBER = r"-?\d+(\.\d+)?(e-?\d+)?"
+TRAININGS = ("frozen", "finetuned", "scratch")
 
 
 def run_table(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFrame:
@@ -69,17 +69,28 @@ def _rows(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def in_order(values: Iterable[str]) -> list[str]:
-    """Distinct losses in the order of the papers, others behind them as they come."""
+def in_order(values: Iterable[Any]) -> list[Any]:
+    """Distinct labels of rows in the one order of all tables: numbers from the smallest, losses and kinds of training
+    as in the papers, others behind them as they come.
+    """
     present = dict.fromkeys(values)
-    return [name for name in dict.fromkeys([*map(loss_title, LOSSES), *present]) if name in present]
+    numbers = sorted(value for value in present if isinstance(value, int | float | np.number))
+    first = [*numbers, *map(loss_title, LOSSES), *TRAININGS]
+    return [value for value in dict.fromkeys([*first, *present]) if value in present]
+
+
+def sort_rows(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Rows by `by`, columns or levels of the index, each in the one order."""
+    places = [{value: place for place, value in enumerate(in_order(table.reset_index()[name]))} for name in by]
+    keys = [table.reset_index()[name].map(place) for name, place in zip(by, places, strict=True)]
+    return table.iloc[np.lexsort(keys[::-1])]
 
 
 def with_baselines(
     table: pd.DataFrame, untrained: pd.DataFrame, chance: Mapping[str, Mapping[str, float]]
 ) -> pd.DataFrame:
     """A summary with rows below it for the untrained model and for chance, by corpus."""
-    names = list(table.index.names)
+    levels = list(table.index.names)
     below = [
         {"corpus": corpus, "loss": "untrained", **row}
         for corpus, row in summary(untrained, ["corpus"]).to_dict("index").items()
@@ -88,8 +99,8 @@ def with_baselines(
         {"corpus": corpus, "loss": "chance", **{key: row[key] for key in measures(table) if key in row}}
         for corpus, row in chance.items()
     ]
-    blank = {name: "" for name in names}
-    return pd.concat([table, pd.DataFrame([blank | row for row in below]).set_index(names)])[list(table.columns)]
+    blank = dict.fromkeys(levels, "")
+    return pd.concat([table, pd.DataFrame([blank | row for row in below]).set_index(levels)])[list(table.columns)]
 
 
 def select(table: pd.DataFrame, by: Sequence[str], over: str = "rate") -> pd.DataFrame:
@@ -116,10 +127,10 @@ def runs_by_loss(table: pd.DataFrame, **where: Any) -> dict[str, list[Run]]:
 
 def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Mean and deviation over seeds (ddof 1) of `columns`, by default `names.measures`: indexed by `by`; seeds,
-    `<column>`, `<column>_std`.
+    `<column>`, `<column>_std`. Rows stand in the one order (`sort_rows`).
     """
     columns, rows = measures(table) if columns is None else columns, []
-    for keys, group in table.groupby(list(by), sort=False):
+    for keys, group in sort_rows(table, by).groupby(list(by), sort=False):
         row = {**dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True)), "seeds": len(group)}
         for column in columns:
             row[column], row[f"{column}_std"] = statistics.mean_std(group[column].to_numpy())
@@ -140,87 +151,34 @@ def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str | None = None
     direction, measure = metric.split("_")
     precise, k = measure.startswith("map"), int(measure.lstrip("rmap"))
     low, high = {}, {}
-    names: Any = list(table.index.names)
-    for keys, group in runs.groupby(names if len(names) > 1 else names[0], sort=False):  # keys as in the index
+    levels: Any = list(table.index.names)
+    for keys, group in runs.groupby(levels if len(levels) > 1 else levels[0], sort=False):  # keys as in the index
         values = scores(list(group[f"{title}_run" if title else "run"]), k, direction, precise)  # type: ignore[arg-type]
         interval = statistics.crossed_interval(values)
         low[keys], high[keys] = interval.low, interval.high
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
 
 
-def plus_minus(mean: float, deviation: float | None, digits: int = 1) -> str:
-    """`17.2 ± 0.5`; the mean alone where there is no deviation."""
-    if mean is None or not np.isfinite(mean):
-        return "—"
-    spread = deviation is not None and np.isfinite(deviation)
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if spread else f"{mean:.{digits}f}"
-
-
-def cells(means: pd.Series, deviations: pd.Series, digits: int) -> list[str]:
-    """`plus_minus` of each mean and its deviation."""
-    return [plus_minus(*pair, digits) for pair in zip(means, deviations, strict=True)]
+def cells(means: pd.Series, deviations: pd.Series, measured: str | int) -> list[str]:
+    """`names.plus_minus` of each mean and its deviation."""
+    return [plus_minus(*pair, measured) for pair in zip(means, deviations, strict=True)]
 
 
 def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits: int | None = None) -> pd.DataFrame:
     """A summary as people read it: `mean ± deviation` under headings. columns: by default `names.measures`; digits:
-    after the point, by default `DIGITS`.
+    after the point, by default those of what is measured.
     """
     result = pd.DataFrame(index=table.index)
     for column in measures(table) if columns is None else columns:
-        places = DIGITS.get(column, 1) if digits is None else digits
+        measured = (quantity(column) or "recall") if digits is None else digits
         deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
-        result[heading(column)] = cells(table[column], deviations, places)
+        result[heading(column)] = cells(table[column], deviations, measured)
         if f"{column}_low" in table:
-            result[f"{heading(column)}, 95 %"] = [
-                f"{low:.{places}f} to {high:.{places}f}" if np.isfinite(low) else "—"
-                for low, high in zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
-            ]
+            ends = zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
+            result[f"{heading(column)}, 95 %"] = [names.interval(*pair, measured) for pair in ends]
     if "seeds" in table:
-        result.insert(0, "seeds", [f"{number:.0f}" if np.isfinite(number) else "" for number in table["seeds"]])
+        result.insert(0, "seeds", [names.number(number, "count").replace("—", "") for number in table["seeds"]])
     return result
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A saved table as people read it: `mean ± deviation` and `low to high` in one column, the numbers of a column to
-    the same digit, small ones to two that count; columns of short numbers as they are.
-    """
-    result: dict[str, list[str]] = {}
-    for name in table.columns:
-        mean = re.sub("_(std|low|high)$", "", name)
-        if mean != name and mean in table:
-            continue
-        texts, digits = table[name], _digits(table[name])
-        title = heading(name) if heading(name) != name else name.replace("_", " ")
-        if f"{name}_std" in table:
-            result[title] = _joined(" ± ", texts, table[f"{name}_std"], digits)
-        elif all(cell.endswith(".0") for cell in texts if cell):
-            result[title] = [cell.removesuffix(".0") for cell in texts]
-        elif texts.str.len().max() <= 6:
-            result[title] = list(texts)
-        else:
-            result[title] = [_rounded(cell, digits, small=True) for cell in texts]
-        if {f"{name}_low", f"{name}_high"} <= set(table.columns):
-            result[f"{title}, 95 %"] = _joined(" to ", table[f"{name}_low"], table[f"{name}_high"], digits)
-    return pd.DataFrame(result)
-
-
-def _joined(sign: str, first: pd.Series, second: pd.Series, digits: int) -> list[str]:
-    pairs = zip(first, second, strict=True)
-    return [sign.join(_rounded(text, digits) for text in pair if text) for pair in pairs]
-
-
-def _digits(column: pd.Series) -> int:
-    """Digits after the point, at most four: three that count in the column's largest number."""
-    largest = pd.to_numeric(column, errors="coerce").abs().max()
-    return min(4, max(0, 2 - int(np.floor(np.log10(largest))))) if largest > 0 else 0
-
-
-def _rounded(text: str, digits: int, small: bool = False) -> str:
-    """A number with `digits` after the point, or two that count if it is `small`; other text as it is."""
-    if not re.fullmatch(NUMBER, text):
-        return text
-    number = float(text)
-    return f"{number:#.2g}" if small and 0 < abs(number) < 10.0 ** (1 - digits) else f"{number:.{digits}f}"
 
 
 def rows_of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) -> pd.DataFrame:

@@ -1,16 +1,108 @@
 """Claims and their verdicts."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from atr.metrics import retrieval, statistics
+from atr.reports import names
 from atr.training.records import ExternalTest, Run
 
 VERDICTS = ("holds", "contradicted", "undecided", "not converged")
 DIRECTIONS: dict[retrieval.Direction, str] = {"t2a": "T→A", "a2t": "A→T"}
+
+RULES = {
+    "beats": "holds if ahead by {} or more",
+    "within": "holds if they differ by less than {}",
+    "no less": "holds if it costs less than {}",
+    "span": "holds if the span of good learning rates is narrower",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of ours that has a verdict: its words, its direction of retrieval ("" for both or neither), and what
+    came out, as text.
+    """
+
+    notebook: str
+    words: str
+    direction: str
+    verdict: str
+    difference: str
+    interval: str
+    p: str
+
+    @classmethod
+    def read(cls, notebook: str, row: Mapping[str, str]) -> "Comparison":
+        """From a row of a readable table of claims."""
+        words = row["claim"]
+        direction = next((title for title in DIRECTIONS.values() if words.endswith(f", {title}")), "")
+        p = next((text for name, text in row.items() if names.quantity(name) == "p" and text != "—"), "—")
+        ends = row.get("95 %", row.get("low to high", "—"))
+        words = words.removesuffix(f", {direction}") if direction else words
+        return cls(notebook, words, direction, row["verdict"], row.get("difference", "—"), ends, p)
+
+
+@dataclass
+class Claim:
+    """What a paper claims, in our words, or what a notebook asks beyond it; and our comparisons that test it.
+
+    place: in the paper; context: how it is judged, or why it is not; figure: the name of one that shows it; pattern: of
+    the words of its comparisons; negated: these ask for its contrary.
+    """
+
+    title: str
+    place: str
+    context: str
+    notebook: str
+    figure: str
+    comparisons: list[Comparison] = field(default_factory=list)
+    pattern: str = ""
+    negated: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Of all its comparisons, "not tested" where there is none; where they differ, "holds in part", or else
+        "contradicted in part", or else undecided.
+        """
+        verdicts = {one.verdict for one in self.comparisons}
+        if len(verdicts) < 2:
+            return next(iter(verdicts), "not tested")
+        return next((f"{one} in part" for one in VERDICTS[:2] if one in verdicts), VERDICTS[2])
+
+    @property
+    def count(self) -> str:
+        """`2 of 6 hold`."""
+        holding = sum(one.verdict == VERDICTS[0] for one in self.comparisons)
+        return f"{holding} of {len(self.comparisons)} hold{'s' * (holding == 1)}"
+
+    def take(self, comparisons: Sequence[Comparison]) -> list[Comparison]:
+        """Take those that test it; the others are given back. Those on its contrary get the contrary verdict."""
+        mine = [one for one in comparisons if self.pattern and re.search(self.pattern, one.words)]
+        contrary = [replace(one, words=f"not: {one.words}", verdict=opposite(one.verdict)) for one in mine]
+        self.comparisons += contrary if self.negated else mine
+        return [one for one in comparisons if one not in mine]
+
+
+def paper_claims(path: Path) -> dict[str, list[Claim]]:
+    """By paper its claims, from a table such as data/reference/claims.csv. Columns: paper, place, claim, direction,
+    notebook, measure, rule, effect, note, comparisons (a pattern, after "not" one of the contrary), figure.
+    """
+    result: dict[str, list[Claim]] = {}
+    for row in pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"):
+        rule = RULES[row["rule"]].format(row["effect"]).replace(" by 0 or more", "") if row["rule"] else ""
+        context = "; ".join(filter(None, [row["measure"] and f"by {row['measure']}", rule, row["note"]]))
+        pattern = row["comparisons"].removeprefix("not ")
+        claim = Claim(row["claim"], row["place"], context, row["notebook"], row["figure"], [], pattern)
+        claim.negated = pattern != row["comparisons"]
+        result.setdefault(row["paper"], []).append(claim)
+    return result
 
 
 def sensitivity_claim(table: pd.DataFrame, suspects: Sequence[str]) -> dict[str, Any]:

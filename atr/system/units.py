@@ -2,10 +2,12 @@
 
 
 def seconds(value: float) -> str:
-    """ "12 ms", "3.4 s", "2.1 h"."""
+    """ "12 ms", "3.4 s", "33.5 min", "2.1 h"."""
     if value < 1:
         return f"{1000 * value:.3g} ms"
-    return f"{value:.3g} s" if value < 3600 else f"{value / 3600:.3g} h"
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{value / 60:.3g} min" if value < 3600 else f"{value / 3600:.3g} h"
 
 
 def human(size: float) -> str:
