@@ -142,8 +142,8 @@ def test_with_text_aware_pooling_there_is_no_map_and_it_says_why(run, made):
 
 
 def test_words_that_no_training_caption_has(made):
-    assert explore.unheard(made, "Somebody's car, ein Hund: a hund & 3 perros") == ["ein", "hund", "perros"]
-    assert explore.unheard(made, "A car.") == []
+    assert explore.unknown_words(made, "Somebody's car, ein Hund: a hund & 3 perros") == ["ein", "hund", "perros"]
+    assert explore.unknown_words(made, "A car.") == []
 
 
 def stale(run):
@@ -186,12 +186,25 @@ def test_all_finished_runs_are_found_by_what_they_are(run, made, tmp_path):
     record = json.loads((strange.path / "config.json").read_text())
     (strange.path / "config.json").write_text(json.dumps({**record, "config": {"unknown": 1}}))
     stale(run_on_three_clips(folder, "e", made))
-    found = explore.finished(folder, besides=[run])
-    assert set(found.values()) == {other, strange}
-    first, second = sorted(found, key=len)
-    assert first == "of another version · c" and "seed 3 on soundscapes · bcd" in second
+    twin = run_on_three_clips(folder, "f", made)
+    menu = explore.run_menu(folder, [run])
+    assert list(menu.values())[0] == run and set(menu.values()) == {run, other, strange, twin}
+    assert list(menu)[0] == "NT-Xent · frozen · seed 0"
+    by_run = {one.address: label for label, one in menu.items()}
+    assert by_run["bcd"] == "NT-Xent · frozen · seed 3" and by_run["c"] == "of another version"
+    assert by_run["f"] == "NT-Xent · frozen · seed 0 · f"  # the same but for its data, which it does not say
     with pytest.raises(ValueError, match="unknown"):
-        explore.failures(found[first], made).merge(explore.ranked(found[first], made, "it rains"))
+        explore.failures(strange, made)
+
+
+def test_runs_that_agree_in_loss_training_and_seed_say_in_what_they_differ(run, made):
+    folder = run.path.parent
+    run_on_three_clips(folder, "b", made, RunConfig(batch_size=64))
+    run_on_three_clips(folder, "c", made, RunConfig(loss={"name": "triplet_max", "margin": 0.3}, epochs=9))
+    labels = set(explore.run_menu(folder, [run]))
+    assert {"NT-Xent · frozen · seed 0", "NT-Xent · frozen · seed 0 · batch_size 64"} < labels
+    (other,) = [label for label in labels if label.startswith("Triplet-max")]
+    assert "loss.margin 0.3" in other and "epochs 9" in other
 
 
 def test_a_corpus_is_made_once(tmp_path):
@@ -218,7 +231,7 @@ def test_words_are_known_in_either_spelling_and_script(made):
     said = pd.DataFrame({"clip": ["seen"], "caption": "a Käuzchen, somebody’s, हिन्दी"})
     heard = dataclasses.replace(made, captions=pd.concat([made.captions[1:], said]))
     sentence = unicodedata.normalize("NFD", "KÄUZCHEN somebody's somebodyʼs हिन्दी Bäche")
-    assert explore.unheard(heard, sentence) == ["bäche"]
+    assert explore.unknown_words(heard, sentence) == ["bäche"]
 
 
 @pytest.mark.parametrize("aware", [False, True])

@@ -253,7 +253,7 @@ def uses(corpus, other):
         "embedder": lambda run: atr.Embedder(run, corpus, device="cpu"),
         "ensemble": lambda run: ensembles.ensemble([other, run]),
         "explore": lambda run: explore.tested(run, corpus),
-        "listed": lambda run: explore.finished(run.path.parent),
+        "listed": lambda run: explore.run_menu(run.path.parent),
     }
 
 

@@ -22,6 +22,8 @@ from atr.training.records import Run
 
 WORST = 50  # failed queries to choose from
 AHEAD = 3  # clips shown before the right one of a failed query
+BUSY = "atr-busy"  # the style of results while others are made
+FADED = f"<style>.{BUSY} {{ opacity: 0.35; pointer-events: none; }}</style>"
 MARK = "#009e73"  # beside a right clip; the third of the figures' palette
 WIDE = Layout(width="95%")
 
@@ -86,10 +88,10 @@ class Explorer:
             "map": [self.point],
         }
         self.tabs = Tab([VBox([*above, self.pages[title]]) for title, above in controls.items()], titles=list(controls))
-        self.box = VBox([self.run, self.other, self.said, self.tabs])
+        self.box = VBox([HTML(FADED), self.run, self.other, self.said, self.tabs])
 
         for menu in (self.run, self.other):
-            menu.observe(self._rechosen, "value")
+            menu.observe(self._empty, "value")
         for title, control in zip(controls, (self.sentence, self.clip, self.query), strict=False):
             control.observe(functools.partial(self._fill, title), "value")
         self.search.on_click(functools.partial(self._fill, "search"))
@@ -102,7 +104,7 @@ class Explorer:
     def _title(self) -> str:
         return list(self.pages)[self.tabs.selected_index]
 
-    def _rechosen(self, change: Any = None) -> None:
+    def _empty(self, change: Any = None) -> None:
         self._filled.clear()
         self._fill(self._title)
 
@@ -114,13 +116,15 @@ class Explorer:
         """Make anew what a tab shows under its controls."""
         if self._busy:  # new options of a menu choose one of them
             return
-        makers = {"search": self._found, "clips": self._captions, "failures": self._failed, "map": self._nearest}
+        makers = {"search": self._results, "clips": self._captions, "failures": self._failed, "map": self._nearest}
         self._busy = True
         self._filled.add(title)
-        self.pages[title].children = self._tried(makers[title]) or ()
+        self.pages[title].add_class(BUSY)  # what is there answers another question
+        self.pages[title].children = self._attempt(makers[title]) or ()
+        self.pages[title].remove_class(BUSY)
         self._busy = False
 
-    def _tried(self, work: Callable[[], Any]) -> Any:
+    def _attempt(self, work: Callable[[], Any]) -> Any:
         """What `work` gives; where it fails, why is said above the tabs: else it went to a log that nobody reads."""
         self.said.value = _status("working …")
         try:
@@ -149,7 +153,7 @@ class Explorer:
             columns.append(VBox([HTML(_heading(label)), *inside], layout=Layout(flex="1 1 420px")))
         return [HBox(columns, layout=Layout(flex_flow="row wrap"))]
 
-    def _found(self) -> list[Widget]:
+    def _results(self) -> list[Widget]:
         sentence = self.sentence.value
         if not sentence.strip():
             return [HTML("Describe a sound in a few words, then press Enter.")]
@@ -158,10 +162,10 @@ class Explorer:
             table = explore.ranked(run, corpus, sentence, device=self.device)
             return [HTML(_remark(run, corpus, table, sentence)), *cards(corpus, table)]
 
-        return self._columns(make)
+        return [HTML(_heading(f"“{sentence}”")), *self._columns(make)]
 
     def _draw_caption(self, button: Any = None) -> None:
-        if first := self._tried(self._first):
+        if first := self._attempt(self._first):
             captions = first[2].captions["caption"]
             self.sentence.value = captions.iloc[np.random.default_rng(self._drawn).integers(len(captions))]
             self._drawn += 1
@@ -198,27 +202,27 @@ class Explorer:
         if self._near not in (*clips, *captions):
             self._near = self.point.value
         table = explore.neighbours(run, corpus, self._near)
-        found = explore.map_of(run, corpus)
+        layers = explore.map_of(run, corpus)
         if self.canvas is None:
             self.canvas = _canvas(self._clicked)
         if self._mapped != self.run.value:
-            maps.put(self.canvas, found, self.run.value)
+            maps.put(self.canvas, layers, self.run.value)
             self._mapped = self.run.value
         is_clip = self._near in clips
-        own = found.audio[clips.index(self._near)] if is_clip else found.text[captions.index(self._near)]
+        own = layers.audio[clips.index(self._near)] if is_clip else layers.text[captions.index(self._near)]
         with self.canvas.batch_update():
-            for trace, points in zip(self.canvas.data[2:], (explore.places(found, table), own[None]), strict=True):
+            for trace, points in zip(self.canvas.data[2:], (explore.places(layers, table), own[None]), strict=True):
                 trace.x, trace.y = points.t().numpy()
         if is_clip:
             self.point.value = self._near
         shown = [card(corpus, self._near)] if is_clip else [HTML(f"“{html.escape(self._near)}”")]
-        near, said = (table[table["kind"] == kind] for kind in ("clip", "caption"))
+        near, texts = (table[table["kind"] == kind] for kind in ("clip", "caption"))
         return [
             self.canvas,
             *shown,
             HTML(_heading("nearest clips")),
             *(card(corpus, str(row.clip), f"{row.similarity:z.2f} · ") for row in near.itertuples()),
-            HTML(_heading("nearest captions") + _table(said[["caption", "clip", "similarity"]])),
+            HTML(_heading("nearest captions") + _table(texts[["caption", "clip", "similarity"]])),
         ]
 
     def _go_near(self, point: str) -> None:
@@ -227,7 +231,7 @@ class Explorer:
             self._fill("map")
 
     def _clicked(self, trace: Any, points: Any, state: Any = None) -> None:
-        if points.point_inds and (first := self._tried(self._first)):
+        if points.point_inds and (first := self._attempt(self._first)):
             names = first[2].clips["clip"] if trace.name == "clips" else first[2].captions["caption"]
             self._go_near(names.iloc[points.point_inds[0]])
 
@@ -273,8 +277,8 @@ def _canvas(clicked: Callable[[Any, Any, Any], None]) -> Any:
     for trace in canvas.data:
         trace.on_click(clicked)
     ring = {"color": "black", "size": 13, "symbol": "circle-open", "line": {"width": 2}}
-    star = {"color": MARK, "size": 17, "symbol": "star", "line": {"width": 1, "color": "black"}}
-    for name, marker in (("nearest", ring), ("chosen", star)):
+    star = {"color": "white", "size": 17, "symbol": "star", "line": {"width": 1, "color": "black"}}
+    for name, marker in (("nearest", ring), ("this one", star)):
         canvas.add_scatter(mode="markers", name=name, marker=marker, hoverinfo="skip")
     return canvas
 
@@ -297,16 +301,16 @@ def _remark(run: Run, corpus: Corpus, table: pd.DataFrame, sentence: str) -> str
     if table["right"].any():
         clips = len(explore.tested(run, corpus))
         return f"A test caption; its right clip is at rank {table.loc[table['right'], 'rank'].min()} of {clips}."
-    unheard = [] if run.config.training == "external" else explore.unheard(corpus, sentence)
-    return f"No training caption has: {html.escape(', '.join(unheard))}." if unheard else ""
+    words = [] if run.config.training == "external" else explore.unknown_words(corpus, sentence)
+    return f"No training caption has: {html.escape(', '.join(words))}." if words else ""
 
 
-def _heading(said: str) -> str:
-    return f'<h4 style="margin: 8px 0 0 0">{html.escape(said)}</h4>'
+def _heading(words: str) -> str:
+    return f'<h4 style="margin: 8px 0 0 0">{html.escape(words)}</h4>'
 
 
-def _status(said: object) -> str:
-    return f'<p role="status">{html.escape(str(said))}</p>'
+def _status(words: object) -> str:
+    return f'<p role="status">{html.escape(str(words))}</p>'
 
 
 def _table(table: pd.DataFrame) -> str:

@@ -65,7 +65,12 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
-def side_by_side(tasks: list[Task], executor: Executor, options: dict[str, Any]) -> Iterator[tuple[Task, str]]:
+def side_by_side(
+    tasks: list[Task],
+    executor: Executor,
+    options: dict[str, Any],
+    on_start: Callable[[Task], Any] = lambda task: None,
+) -> Iterator[tuple[Task, str]]:
     """Run tasks in their order, none beside a run that it needs; give each as it ends, and why if it failed."""
     waiting, running = list(tasks), dict[Any, Task]()
     try:
@@ -78,6 +83,7 @@ def side_by_side(tasks: list[Task], executor: Executor, options: dict[str, Any])
                 waiting.remove(task)
                 try:
                     running[executor.start(task, options)] = task
+                    on_start(task)
                 except Exception as error:  # memory, disk or processes are exhausted, or a part cannot be pickled
                     yield task, error_text(error)
             if not running:
@@ -106,18 +112,18 @@ class LocalExecutor:
         self.device = devices.resolve_device(device)
         self.workers = workers or default_workers(self.device)
         self.context = devices.worker_context()
-        self.told: dict[Any, Any] = {}  # process → what it says of its failure: error.txt needs a disk with room
+        self.reasons: dict[Any, Connection] = {}  # by process, its failure's: error.txt needs a disk with room
 
     def slots(self) -> int:
         return self.workers
 
     def start(self, task: Task, options: dict[str, Any]) -> Any:
-        told, tell = self.context.Pipe(duplex=False)
-        with tell:
-            work = (register.Extensions(), task.config, task.corpus, options, hashes.file_hashes, tell)
+        reasons, sender = self.context.Pipe(duplex=False)
+        with sender:
+            work = (register.Extensions(), task.config, task.corpus, options, hashes.file_hashes, sender)
             process = self.context.Process(target=_work, args=work, daemon=True)
             process.start()
-        self.told[process] = told
+        self.reasons[process] = reasons
         return process
 
     def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
@@ -127,8 +133,8 @@ class LocalExecutor:
             process.join()
             reason = f"its process ended with {process.exitcode}, as when it is killed or memory runs out"
             reason += "; run again to continue it"
-            with self.told.pop(process) as told, suppress(EOFError, OSError):  # that of a process that said nothing
-                reason = told.recv()
+            with self.reasons.pop(process) as sent, suppress(EOFError, OSError):  # that of a process that said nothing
+                reason = sent.recv()
             yield process, reason if process.exitcode else ""
 
     def stop(self, running: dict[Any, Task]) -> None:
@@ -140,13 +146,13 @@ class LocalExecutor:
 
 
 def _work(
-    extensions: None, config: RunConfig, corpus: Corpus, options: dict[str, Any], file_hashes: dict, tell: Connection
+    extensions: None, config: RunConfig, corpus: Corpus, options: dict[str, Any], file_hashes: dict, sender: Connection
 ) -> None:
     distributed.end_with_parent()
     hashes.file_hashes.update(file_hashes)
     reason = _fit(corpus, config, options)
     if reason:
-        tell.send(reason)
+        sender.send(reason)
         raise SystemExit(1)
 
 

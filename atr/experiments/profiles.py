@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atr.config import RunConfig
-from atr.corpora import corpus_of
-from atr.corpora.captioning import language
-from atr.corpora.corpus import Corpus
 from atr.experiments.recipes import (
     MEI2022,
     PAPER_RATES,
@@ -23,6 +20,9 @@ from atr.experiments.recipes import (
     THESIS_RECIPES,
 )
 from atr.system import places
+
+if TYPE_CHECKING:  # what reads data takes seconds to import, which the command line's errors need not wait for
+    from atr.corpora.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ class Profile:
             f"PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: atr data esc50",
         )
 
-    def external_corpora(self) -> dict[str, Corpus]:
+    def external_corpora(self) -> "dict[str, Corpus]":
         """The corpora of `external`. FileNotFoundError: one is not here; where it comes from, on one line."""
-        people, loaded = places.place("ATR_PEOPLE"), dict[str, Corpus]()
+        from atr.corpora import corpus_of
+
+        people, loaded = places.place("ATR_PEOPLE"), {}
         for title, options in self.external.items():
             given = people if options["name"] == "people" else None
             try:
@@ -103,6 +105,7 @@ class Profile:
         tables that ATR_WORDS names, else of Clotho's that `atr data clotho` brought; None: there are none here.
         """
         from atr.corpora import catalogue
+        from atr.corpora.captioning import language
 
         tables = places.listed("ATR_WORDS")
         if not tables:
