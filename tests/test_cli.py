@@ -473,7 +473,7 @@ class TestRuns:
         assert listed("--loss", "triplet_max") == ["ba"] and listed("--training", "finetuned") == ["ba", "bb"]
         assert listed("--seed", "0", "--state", "finished") == ["aa", "ba", "bb"]
         assert listed("--state", "finished", "--sort", "R@10") == ["ba", "bb", "aa", "ab"]
-        assert listed("--notebook", "01") == ["aa", "ab", "ac"]  # the others are at rates of their own
+        assert listed("--notebook", "01") == ["aa", "ab", "ba"]  # not of another seed or batch size
         text = call("runs", "list", "--profile", "smoke")
         assert "batch_size 24" in next(line for line in text.splitlines() if line.startswith("│ bb"))
         assert "no runs are like that" in call("runs", "list", "--profile", "smoke", "--loss", "sigmoid")

@@ -252,7 +252,7 @@ def uses(corpus, other):
         "tested": lambda run: records.tested(run, corpus),
         "embedder": lambda run: atr.Embedder(run, corpus, device="cpu"),
         "ensemble": lambda run: ensembles.ensemble([other, run]),
-        "explore": lambda run: explore.tested(run, corpus),
+        "explore": lambda run: explore.split_of(run, corpus),
         "listed": lambda run: explore.run_menu(run.path.parent),
     }
 

@@ -82,8 +82,8 @@ def test_an_empty_sentence_is_asked_for_and_one_without_words_is_refused(explore
 
 
 def test_words_unknown_to_training_are_pointed_out(explorer, monkeypatch):
-    found = explore.ranked(explorer.runs["one"], three_clips(), "rain falls").assign(right=False)
-    monkeypatch.setattr(explore, "ranked", lambda *_, **__: found)
+    found = explore.rank_clips(explorer.runs["one"], three_clips(), "rain falls").assign(right=False)
+    monkeypatch.setattr(explore, "rank_clips", lambda *_, **__: found)
     explorer.sentence.value = "a car <hupt>"
     assert "No training caption has: hupt." in words(explorer.pages["search"])
 
@@ -119,7 +119,7 @@ def test_a_run_removed_since_says_so_and_the_other_still_answers(explorer, runs)
         explorer.run.value = "<two>"
         assert "no such run" in words(explorer.box)
         explorer.run.value = "one"
-        assert explorer.said.value == ""
+        assert explorer.status.value == ""
 
 
 def test_a_clip_reads_its_captions_as_the_runs_rank_them(explorer):
@@ -144,12 +144,12 @@ def test_a_failed_query_shows_what_came_first_and_the_right_clip(explorer, runs)
 
 
 def test_results_are_faded_while_others_are_made_and_say_what_they_answer(explorer, monkeypatch):
-    page, styles, ranked = explorer.pages["search"], [], explore.ranked
-    monkeypatch.setattr(explore, "ranked", lambda *a, **k: styles.append(page._dom_classes) or ranked(*a, **k))
+    page, styles, ranked = explorer.pages["search"], [], explore.rank_clips
+    monkeypatch.setattr(explore, "rank_clips", lambda *a, **k: styles.append(page._dom_classes) or ranked(*a, **k))
     explorer.sentence.value = "barking"
     assert styles == [(widgets.BUSY,)] and page._dom_classes == () and f".{widgets.BUSY} {{" in words(explorer.box)
     assert "“barking”" in words(page) and "rain falls”" not in words(page)
-    monkeypatch.setattr(explore, "ranked", None)  # whatever fails
+    monkeypatch.setattr(explore, "rank_clips", None)  # whatever fails
     explorer.sentence.value = "a bell rings"
     assert page._dom_classes == () and "“barking”" not in words(page)
 
@@ -169,13 +169,13 @@ def test_neighbours_by_the_menu_and_by_a_click(explorer):
     assert (own.x[0], own.y[0]) == (1, 0) and names(page) == ["rain.wav", "bell.wav", "<dog>.wav"]
     explorer.point.value = "bell.wav"
     assert own.x[0] == pytest.approx(0.6) and names(page)[0] == "bell.wav" and ">a bell rings</td>" in words(page)
-    explorer._clicked(clips, SimpleNamespace(point_inds=[1]))
+    explorer._on_click(clips, SimpleNamespace(point_inds=[1]))
     assert explorer.point.value == "<dog>.wav" and (own.x[0], own.y[0]) == (0, 1)
-    explorer._clicked(captions, SimpleNamespace(point_inds=[2]))
+    explorer._on_click(captions, SimpleNamespace(point_inds=[2]))
     assert own.x[0] == pytest.approx(0.8) and "“a dog barks &amp; barks”" in words(page)
-    explorer._clicked(clips, SimpleNamespace(point_inds=[]))
+    explorer._on_click(clips, SimpleNamespace(point_inds=[]))
     assert own.x[0] == pytest.approx(0.8)
-    explorer._clicked(clips, SimpleNamespace(point_inds=[1]))  # the clip that the menu still names
+    explorer._on_click(clips, SimpleNamespace(point_inds=[1]))  # the clip that the menu still names
     assert names(page)[0] == "<dog>.wav" and (own.x[0], own.y[0]) == (0, 1)
     assert nearest.hoverinfo == own.hoverinfo == "skip"
 
@@ -187,9 +187,9 @@ def test_a_text_aware_run_has_no_map_but_says_why_and_searches(explorer, runs):
     assert explorer.canvas is None
     explorer.tabs.selected_index = 3
     explorer.run.value = "<two>"
-    assert "text-aware pooling" in explorer.said.value and not explorer.pages["map"].children
+    assert "text-aware pooling" in explorer.status.value and not explorer.pages["map"].children
     explorer.tabs.selected_index = 0
-    assert len(names(explorer.pages["search"])) == 3 and explorer.said.value == ""
+    assert len(names(explorer.pages["search"])) == 3 and explorer.status.value == ""
 
 
 def test_a_tab_is_filled_when_it_is_seen_and_once(explorer, monkeypatch):

@@ -79,22 +79,22 @@ def config_of(run: Run) -> RunConfig:
     return run.config
 
 
-def tested(run: Run, corpus: Corpus) -> Corpus:
-    """As `maps.tested`. ValueError also as `config_of`."""
+def split_of(run: Run, corpus: Corpus) -> Corpus:
+    """As `records.tested`. ValueError also as `config_of`."""
     config_of(run)
     return records.tested(run, corpus)
 
 
-def ranked(run: Run, corpus: Corpus, sentence: str, top: int = 10, device: str = "auto") -> pd.DataFrame:
+def rank_clips(run: Run, corpus: Corpus, sentence: str, top: int = 10, device: str = "auto") -> pd.DataFrame:
     """Test clips by their similarity to a sentence, the `top` first and behind them every right one.
 
     Columns: rank, clip, similarity (cosine), right, caption (the clip's first). right: the sentence is a test caption
     that fits the clip. corpus: what the run was trained on. With text-aware pooling a sentence that is no test caption
     first embeds all test clips, once.
 
-    ValueError: as `tested`, no words, or as `Embedder`.
+    ValueError: as `split_of`, no words, or as `Embedder`.
     """
-    part = tested(run, corpus)
+    part = split_of(run, corpus)
     style = run.config.caption_style
     words = normalise(sentence, style)
     if not words.strip():
@@ -107,34 +107,35 @@ def ranked(run: Run, corpus: Corpus, sentence: str, top: int = 10, device: str =
         sounds = _sounds(run, corpus, device) if model.text_aware else run.embeddings["audio"]
         scores, right = model.similarity(model.sentences([sentence]), sounds)[0], np.zeros(len(part), bool)
     table = pd.DataFrame({"clip": part.clips["clip"], "similarity": scores.numpy(), "right": right})
-    return _ordered(table.assign(caption=table["clip"].map(first_captions(part))), top)
+    return _in_order(table.assign(caption=table["clip"].map(first_captions(part))), top)
 
 
-def described(run: Run, corpus: Corpus, clip: str, top: int = 10) -> pd.DataFrame:
+def rank_captions(run: Run, corpus: Corpus, clip: str, top: int = 10) -> pd.DataFrame:
     """Test captions by their similarity to a test clip, the `top` first and behind them every right one.
 
-    Columns: rank, caption, similarity (cosine), right. ValueError: as `tested`, or no such test clip.
+    Columns: rank, caption, similarity (cosine), right. ValueError: as `split_of`, or no such test clip.
     """
-    part = tested(run, corpus)
+    part = split_of(run, corpus)
     clips = part.clips["clip"].tolist()
     if clip not in clips:
         raise ValueError(f"no test clip {clip!r} in {corpus.name!r}; it has {clips[0]!r} and {len(clips) - 1} more")
     place = clips.index(clip)
     scores, right = _of_clip(run, place)
     table = pd.DataFrame({"caption": part.captions["caption"], "similarity": scores.numpy(), "right": right})
-    return _ordered(table, top)
+    return _in_order(table, top)
 
 
-def compared(
+def compare_runs(
     runs: Mapping[str, Run], corpus: Corpus, sentence: str, top: int = 10, device: str = "auto"
 ) -> pd.DataFrame:
     """What several runs make of one sentence: the rank of each clip by each run.
 
     Columns: clip, right, caption, and the runs' labels; the clips that one of them has among its `top`, and the right
-    ones, in the order of the first run. runs: label → finished run, all trained on the corpus. ValueError: as `ranked`.
+    ones, in the order of the first run. runs: label → finished run, all trained on the corpus. ValueError: as
+    `rank_clips`.
     """
     columns = ["clip", "right", "caption"]
-    tables = {label: ranked(run, corpus, sentence, len(corpus), device) for label, run in runs.items()}
+    tables = {label: rank_clips(run, corpus, sentence, len(corpus), device) for label, run in runs.items()}
     table = next(iter(tables.values()))[columns]
     for label, other in tables.items():
         table = table.merge(other[["clip", "rank"]].rename(columns={"rank": label}), on="clip")
@@ -146,9 +147,9 @@ def failures(run: Run, corpus: Corpus, number: int = 10) -> pd.DataFrame:
     """The test captions whose right clip ranks worst, the worst first, and what came first instead.
 
     Columns: rank (of the best right clip), caption, clip (that one), similarity, first, first_similarity,
-    first_caption (its first). Captions whose right clip comes first are no failures. ValueError: as `tested`.
+    first_caption (its first). Captions whose right clip comes first are no failures. ValueError: as `split_of`.
     """
-    part = tested(run, corpus)
+    part = split_of(run, corpus)
     ranks = run.ranks.best("t2a")
     worst = [row for row in np.argsort(-ranks, kind="stable")[:number].tolist() if ranks[row] > 1]
     scores, right = similarity(run, worst).numpy(), _right(run, worst)
@@ -172,10 +173,10 @@ def neighbours(run: Run, corpus: Corpus, point: str, number: int = 5) -> pd.Data
     """The clips and the captions of the test split nearest to one of them, `number` of either, nearest first.
 
     point: a test clip, or a test caption to the letter. Columns: kind (clip or caption), clip, caption (a clip's
-    first), similarity (cosine), place (its row among the clips or captions). ValueError: as `tested` and `maps.space`,
-    or no such point.
+    first), similarity (cosine), place (its row among the clips or captions). ValueError: as `split_of` and
+    `records.space`, or no such point.
     """
-    part = tested(run, corpus)
+    part = split_of(run, corpus)
     sounds, texts = records.space(run)
     clips, captions = part.clips["clip"], part.captions["caption"]
     names = [*clips, *captions]
@@ -204,8 +205,8 @@ def first_captions(part: Corpus) -> pd.Series:
 
 
 def map_of(run: Run, corpus: Corpus) -> Map:
-    """`maps.map_of`, made once. ValueError: as `tested` and `maps.map_of`."""
-    tested(run, corpus)
+    """`maps.map_of`, made once. ValueError: as `split_of` and `maps.map_of`."""
+    split_of(run, corpus)
     with MAPPING:
         return _map_of(run, corpus)
 
@@ -226,7 +227,7 @@ def neighbourhood(run: Run, corpus: Corpus, clip: str, number: int = 5, title: s
     (axis,) = figure.axes
     x, y = places(layers, table).t()
     axis.scatter(x, y, 60, facecolors="none", edgecolors="k", lw=1, label=f"its {number} nearest of either")
-    x, y = layers.audio[tested(run, corpus).clips["clip"].tolist().index(clip)]
+    x, y = layers.audio[split_of(run, corpus).clips["clip"].tolist().index(clip)]
     axis.scatter(x, y, 110, "w", marker="*", edgecolors="k", lw=0.6, label=f"clip {clip}", zorder=3)
     figure.legends[0].remove()
     figures.legend_below(figure, axis, 5)
@@ -269,7 +270,7 @@ def _of_clip(run: Run, place: int) -> tuple[Tensor, np.ndarray]:
     return scores, relevance[:, place] if relevance.ndim == 2 else relevance == place
 
 
-def _ordered(table: pd.DataFrame, top: int) -> pd.DataFrame:
+def _in_order(table: pd.DataFrame, top: int) -> pd.DataFrame:
     table = table.iloc[np.lexsort((table["right"], -table["similarity"]))]
     table.insert(0, "rank", np.arange(1, len(table) + 1))
     return table[(table["rank"] <= top) | table["right"]].reset_index(drop=True)

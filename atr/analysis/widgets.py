@@ -38,14 +38,14 @@ def show(
 ) -> "Figure | VBox":
     """What a notebook's cell ends with: the box of an `Explorer` where somebody looks on (`maps.live`), otherwise the
     `gallery` of what the first run finds for the sentence. With `folder` that picture is saved there in either case, as
-    `figures.save` does. ValueError: as `explore.ranked`.
+    `figures.save` does. ValueError: as `explore.rank_clips`.
 
     The other parameters are those of `Explorer`.
     """
     corpus_of = corpus_of or explore.corpora()
     label, run = next(iter(runs.items()))
     corpus = corpus_of(run.config)
-    table = explore.ranked(run, corpus, sentence, device=device)
+    table = explore.rank_clips(run, corpus, sentence, device=device)
     still = spectrograms.gallery(table, corpus, f"{label}: “{sentence}”")
     return maps.live_or_still(still, lambda: Explorer(runs, corpus_of, sentence, device).box, folder, name, [run])
 
@@ -63,16 +63,16 @@ class Explorer:
         if not runs:
             raise ValueError("no runs to explore; give at least one that is finished")
         self.runs, self.corpus_of, self.device = dict(runs), corpus_of or explore.corpora(), device
-        self._filled: set[str] = set()
+        self._full: set[str] = set()
         self._busy = False
-        self._mapped: str | None = None  # the run on the canvas
+        self._map_run: str | None = None  # the run on the canvas
         self._near = ""  # the clip or caption whose neighbours are shown
-        self._drawn = 0  # test captions
+        self._draws = 0  # test captions
 
         self.run = Dropdown(options=list(runs), description="run", layout=WIDE)
         self.other = Dropdown(options=[("no other", ""), *zip(runs, runs, strict=True)], description="beside it")
         self.other.layout = WIDE
-        self.said = HTML()
+        self.status = HTML()
         # Typing ends with Enter, or where the box is left.
         self.sentence = Text(sentence, description="sentence", placeholder="a dog barks", continuous_update=False)
         self.sentence.layout = Layout(flex="1 1 auto")
@@ -88,7 +88,7 @@ class Explorer:
             "map": [self.point],
         }
         self.tabs = Tab([VBox([*above, self.pages[title]]) for title, above in controls.items()], titles=list(controls))
-        self.box = VBox([HTML(FADED), self.run, self.other, self.said, self.tabs])
+        self.box = VBox([HTML(FADED), self.run, self.other, self.status, self.tabs])
 
         for menu in (self.run, self.other):
             menu.observe(self._empty, "value")
@@ -97,28 +97,28 @@ class Explorer:
         self.search.on_click(functools.partial(self._fill, "search"))
         self.draw.on_click(self._draw_caption)
         self.point.observe(lambda change: self._go_near(change["new"]), "value")
-        self.tabs.observe(self._seen, "selected_index")
-        self._seen()
+        self.tabs.observe(self._on_tab, "selected_index")
+        self._on_tab()
 
     @property
     def _title(self) -> str:
         return list(self.pages)[self.tabs.selected_index]
 
     def _empty(self, change: Any = None) -> None:
-        self._filled.clear()
+        self._full.clear()
         self._fill(self._title)
 
-    def _seen(self, change: Any = None) -> None:
-        if self._title not in self._filled:
+    def _on_tab(self, change: Any = None) -> None:
+        if self._title not in self._full:
             self._fill(self._title)
 
     def _fill(self, title: str, change: Any = None) -> None:
         """Make anew what a tab shows under its controls."""
         if self._busy:  # new options of a menu choose one of them
             return
-        makers = {"search": self._results, "clips": self._captions, "failures": self._failed, "map": self._nearest}
+        makers = {"search": self._results, "clips": self._captions, "failures": self._failures, "map": self._nearest}
         self._busy = True
-        self._filled.add(title)
+        self._full.add(title)
         self.pages[title].add_class(BUSY)  # what is there answers another question
         self.pages[title].children = self._attempt(makers[title]) or ()
         self.pages[title].remove_class(BUSY)
@@ -126,20 +126,20 @@ class Explorer:
 
     def _attempt(self, work: Callable[[], Any]) -> Any:
         """What `work` gives; where it fails, why is said above the tabs: else it went to a log that nobody reads."""
-        self.said.value = _status("working …")
+        self.status.value = _status("working …")
         try:
             result = work()
         except Exception as error:
-            self.said.value = _status(error)
+            self.status.value = _status(error)
             return None
-        self.said.value = ""
+        self.status.value = ""
         return result
 
     def _first(self) -> tuple[Run, Corpus, Corpus]:
         """The run, its corpus, and the split that it was tested on."""
         run = self.runs[self.run.value]
         corpus = self.corpus_of(explore.config_of(run))
-        return run, corpus, explore.tested(run, corpus)
+        return run, corpus, explore.split_of(run, corpus)
 
     def _columns(self, make: Callable[[Run, Corpus], Sequence[Widget]]) -> list[Widget]:
         """What `make` gives for the run and for the other one, side by side; in place of either, why it cannot."""
@@ -159,7 +159,7 @@ class Explorer:
             return [HTML("Describe a sound in a few words, then press Enter.")]
 
         def make(run: Run, corpus: Corpus) -> list[Widget]:
-            table = explore.ranked(run, corpus, sentence, device=self.device)
+            table = explore.rank_clips(run, corpus, sentence, device=self.device)
             return [HTML(_remark(run, corpus, table, sentence)), *cards(corpus, table)]
 
         return [HTML(_heading(f"“{sentence}”")), *self._columns(make)]
@@ -167,8 +167,8 @@ class Explorer:
     def _draw_caption(self, button: Any = None) -> None:
         if first := self._attempt(self._first):
             captions = first[2].captions["caption"]
-            self.sentence.value = captions.iloc[np.random.default_rng(self._drawn).integers(len(captions))]
-            self._drawn += 1
+            self.sentence.value = captions.iloc[np.random.default_rng(self._draws).integers(len(captions))]
+            self._draws += 1
 
     def _captions(self) -> list[Widget]:
         _, corpus, part = self._first()
@@ -176,11 +176,11 @@ class Explorer:
         clip = self.clip.value
 
         def make(run: Run, corpus: Corpus) -> list[Widget]:
-            return [HTML(_table(explore.described(run, corpus, clip)))]
+            return [HTML(_table(explore.rank_captions(run, corpus, clip)))]
 
         return [card(corpus, clip), *self._columns(make)]
 
-    def _failed(self) -> list[Widget]:
+    def _failures(self) -> list[Widget]:
         run, corpus, part = self._first()
         table = explore.failures(run, corpus, WORST)
         captions = table["caption"].tolist()
@@ -191,7 +191,7 @@ class Explorer:
             return [HTML("Every test caption finds its clip first.")]
 
         def make(run: Run, corpus: Corpus) -> list[Widget]:
-            return cards(corpus, explore.ranked(run, corpus, caption, AHEAD, self.device))
+            return cards(corpus, explore.rank_clips(run, corpus, caption, AHEAD, self.device))
 
         return self._columns(make)
 
@@ -204,10 +204,10 @@ class Explorer:
         table = explore.neighbours(run, corpus, self._near)
         layers = explore.map_of(run, corpus)
         if self.canvas is None:
-            self.canvas = _canvas(self._clicked)
-        if self._mapped != self.run.value:
+            self.canvas = _canvas(self._on_click)
+        if self._map_run != self.run.value:
             maps.put(self.canvas, layers, self.run.value)
-            self._mapped = self.run.value
+            self._map_run = self.run.value
         is_clip = self._near in clips
         own = layers.audio[clips.index(self._near)] if is_clip else layers.text[captions.index(self._near)]
         with self.canvas.batch_update():
@@ -230,14 +230,14 @@ class Explorer:
             self._near = point
             self._fill("map")
 
-    def _clicked(self, trace: Any, points: Any, state: Any = None) -> None:
+    def _on_click(self, trace: Any, points: Any, state: Any = None) -> None:
         if points.point_inds and (first := self._attempt(self._first)):
             names = first[2].clips["clip"] if trace.name == "clips" else first[2].captions["caption"]
             self._go_near(names.iloc[points.point_inds[0]])
 
 
 def cards(corpus: Corpus, table: pd.DataFrame) -> list[Widget]:
-    """A `card` for each row of a table of `explore.ranked`."""
+    """A `card` for each row of a table of `explore.rank_clips`."""
     return [
         card(corpus, str(row.clip), f"{row.rank} · {row.similarity:z.2f} · ", bool(row.right))
         for row in table.itertuples()
@@ -272,10 +272,10 @@ def player(corpus: Corpus, clip: str) -> VBox:
     return place
 
 
-def _canvas(clicked: Callable[[Any, Any, Any], None]) -> Any:
+def _canvas(on_click: Callable[[Any, Any, Any], None]) -> Any:
     canvas = maps.canvas(520)
     for trace in canvas.data:
-        trace.on_click(clicked)
+        trace.on_click(on_click)
     ring = {"color": "black", "size": 13, "symbol": "circle-open", "line": {"width": 2}}
     star = {"color": "white", "size": 17, "symbol": "star", "line": {"width": 1, "color": "black"}}
     for name, marker in (("nearest", ring), ("this one", star)):
@@ -299,7 +299,7 @@ def _clips(part: Corpus) -> list[tuple[str, str]]:
 
 def _remark(run: Run, corpus: Corpus, table: pd.DataFrame, sentence: str) -> str:
     if table["right"].any():
-        clips = len(explore.tested(run, corpus))
+        clips = len(explore.split_of(run, corpus))
         return f"A test caption; its right clip is at rank {table.loc[table['right'], 'rank'].min()} of {clips}."
     words = [] if run.config.training == "external" else explore.unknown_words(corpus, sentence)
     return f"No training caption has: {html.escape(', '.join(words))}." if words else ""

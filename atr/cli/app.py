@@ -25,14 +25,13 @@ from atr.cli.console import (
     complain,
     console,
     doing,
-    fail,
     printed,
     say,
 )
 from atr.cli.evaluate import evaluate
 from atr.cli.pack import pack
 from atr.cli.search import index, search
-from atr.experiments.notebooks import StudyError, notebooks
+from atr.experiments.notebooks import notebooks
 from atr.experiments.profiles import get_profile
 from atr.system import devices, places
 
@@ -47,8 +46,8 @@ app.add_typer(runs.app, name="runs")
 app.command()(study.study)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(asks: bool) -> None:
+    if asks:
         say(f"atr {__version__}")
         raise typer.Exit
 
@@ -189,16 +188,13 @@ def reference(
     """Copy a profile's tables, figures and executed notebooks to results/reference/, to be committed, and write from
     them docs/findings.md and what README.md shows of them.
     """
-    try:
-        notebooks(numbers or (), get_profile(profile))
-        doing("gathering the results")
-        from atr.experiments.study import commit_reference
-        from atr.reports import findings
+    notebooks(numbers or (), get_profile(profile))
+    doing("gathering the results")
+    from atr.experiments.study import commit_reference
+    from atr.reports import findings
 
-        say(f"→ {commit_reference(profile, numbers or ())}")
-        say(*(f"→ {path}" for path in findings.write(places.PROJECT)))
-    except StudyError as error:
-        raise fail(error) from error
+    say(f"→ {commit_reference(profile, numbers or ())}")
+    say(*(f"→ {path}" for path in findings.write(places.PROJECT)))
 
 
 for command in (caption.caption, index, search, pack, evaluate, compare, report.report, bench.bench, bench.gpu):

@@ -150,6 +150,10 @@ class Commands(TyperGroup):
             raise
         except (ValueError, OSError) as error:
             raise fail(error) from error
+        except RuntimeError as error:
+            if not type(error).__module__.startswith("atr."):
+                raise
+            raise fail(error) from error
         except ImportError as error:
             if (error.name or "").partition(".")[0] == "atr":
                 raise
@@ -171,12 +175,12 @@ class Commands(TyperGroup):
             warnings.formatwarning = before
 
 
-def _spelled(error: UnicodeError) -> tuple[str, int]:
+def _spell(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     return "".join(SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
-codecs.register_error("spelled", _spelled)
+codecs.register_error("spelled", _spell)
 
 
 def fail(error: BaseException) -> typer.Exit:

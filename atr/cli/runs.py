@@ -129,7 +129,7 @@ def _problem(run) -> str:
         return str(error)
 
 
-def _name_damaged(runs: list) -> bool:
+def _name_damage(runs: list) -> bool:
     """A line for each damaged run on the error stream; whether there are any."""
     problems = [problem for run in runs if (problem := _problem(run))]
     for problem in problems:
@@ -150,7 +150,7 @@ def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], pro
             except OSError as error:
                 text = str(error)
             console.print(*text.split("\n"), sep="\n", soft_wrap=True)
-    if os.path.lexists(path / METRICS) and _name_damaged([run_of(profile, path.name)]):
+    if os.path.lexists(path / METRICS) and _name_damage([run_of(profile, path.name)]):
         raise typer.Exit(1)
 
 
@@ -170,7 +170,7 @@ def runs_export(
 
     runs = every(profile)
     whole = [run for run in runs if run.status == "finished" and not _problem(run)]
-    damaged = _name_damaged(runs)
+    damaged = _name_damage(runs)
     if not whole:
         raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
     export.export(whole, target)
@@ -208,7 +208,7 @@ def runs_verify(
     say(f"{len(runs)} runs, none is damaged")
 
 
-def _needing(needed: list, runs: list) -> list:
+def _needing(needs: list, runs: list) -> list:
     """Of the other runs those that start from one of these, or are mined by it."""
 
     def config(run: "Run") -> RunConfig | None:
@@ -217,8 +217,8 @@ def _needing(needed: list, runs: list) -> list:
         except (ValueError, OSError):
             return None  # damaged, or by another version
 
-    gone = [own.identity() for run in needed if (own := config(run))]
-    paths = {run.path for run in needed}
+    gone = [own.identity() for run in needs if (own := config(run))]
+    paths = {run.path for run in needs}
     others = [(run, config(run)) for run in runs if run.path not in paths]
     return [run for run, one in others if one and any(other.identity() in gone for other in one.needs().values())]
 

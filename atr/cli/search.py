@@ -121,7 +121,7 @@ def search(
     _check(run, profile, clap)
     if clap:
         _check_clap(clap)
-    _check_indexed(folder, query)
+    _check_index(folder, query)
     from atr.inference.search import Index
     from atr.system.devices import resolve_device
 
@@ -302,7 +302,7 @@ def indexes() -> Path:
     return places.home() / "indexes"
 
 
-def _check_indexed(folder: Path | None, query: str | None) -> None:
+def _check_index(folder: Path | None, query: str | None) -> None:
     """ValueError, without waiting for PyTorch, where nothing is indexed, or not this folder."""
     try:
         folders = {json.loads(file.read_bytes())["folder"] for file in indexes().glob("*/index.json")}
@@ -311,10 +311,10 @@ def _check_indexed(folder: Path | None, query: str | None) -> None:
     if not all(isinstance(name, str) for name in folders):
         return  # what is damaged is named later
     if not folders or folder is not None and str(folder.expanduser().resolve()) not in folders:
-        raise _not_indexed(folder, query)
+        raise _missing_index(folder, query)
 
 
-def _not_indexed(folder: Path | None, query: str | None) -> ValueError:
+def _missing_index(folder: Path | None, query: str | None) -> ValueError:
     if folder is None:
         return ValueError("no folder is indexed yet; run: atr index <folder>")
     if not folder.expanduser().exists():
@@ -329,7 +329,7 @@ def _indexes(folder: Path | None, query: str | None) -> list[dict[str, Any]]:
 
     kept = described(folder)
     if not kept:
-        raise _not_indexed(folder, query)
+        raise _missing_index(folder, query)
     if folder is None:
         kept = [one for one in kept if one["folder"] == kept[0]["folder"]]
     current = [one for one in kept if one["version"] == INDEX_VERSION]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, fail, harmless, printed, say
-from atr.experiments.notebooks import TIMED, StudyError, notebooks
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, harmless, printed, say
+from atr.experiments.notebooks import TIMED, notebooks
 from atr.experiments.notebooks import paths as every_path
 from atr.experiments.progress import NOTEBOOK_SECONDS, VARIABLE, Progress
 
@@ -86,43 +86,40 @@ def study(
     from atr.experiments.profiles import get_profile
 
     with ExitStack() as stack:
-        try:
-            hand_on("--without", without, "ATR_WITHOUT")
-            setting = get_profile(profile)
-            seed_list = [int(seed) for seed in seeds.split(",")] if seeds else None
-            paths = asked_for(numbers, setting)
-            hand_on("--captions", captions, "ATR_CAPTIONS")
-            hand_on("--clips", clips, "ATR_CLIPS", folder=True)
-            doing(f"profile {profile}: looking for what is done already")
-            from atr.experiments import executors
-            from atr.experiments.study import execute_all, plan
-            from atr.system.devices import resolve_device
+        hand_on("--without", without, "ATR_WITHOUT")
+        setting = get_profile(profile)
+        seed_list = [int(seed) for seed in seeds.split(",")] if seeds else None
+        paths = notebooks_for(numbers, setting)
+        hand_on("--captions", captions, "ATR_CAPTIONS")
+        hand_on("--clips", clips, "ATR_CLIPS", folder=True)
+        if not dry:
+            _ = setting.root, setting.captions  # which say what is missing
+        doing(f"profile {profile}: looking for what is done already")
+        from atr.experiments import executors
+        from atr.experiments.study import execute_all, plan
+        from atr.system.devices import resolve_device
 
-            table = plan(paths, profile, seed_list, strict=not dry)
-            if dry and not len(table):
-                return say(f"Profile {profile}: nothing to train.")
-            cluster = None
-            if executor == "ray" and (dry or not table["finished"].all()):
-                cluster = stack.enter_context(closing(executors.Ray(device, runs=setting.runs)))
-                os.environ["RAY_ADDRESS"] = cluster.address  # for the notebooks: all on the same one
-            where = cluster.device if cluster else resolve_device(device)
-            if dry:
-                return show_plan(table, profile, where, cluster, rows)
-            assert not setting.needs_clips or setting.root is not None  # or they say what is missing
-            assert not setting.needs_captions or setting.captions is not None
-            jobs, guess, words = workload(table, setting, len(paths), where, cluster, jobs)
-            say(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {words}.")
-            os.environ["ATR_COMMAND"] = " ".join(["atr study", *(numbers or []), "--profile", profile])
-            parameters = {"seeds": seed_list, "device": device, "executor": executor}
-            with shown(table, len(paths), jobs, guess, quiet) as (watch, done):
-                execute_all(paths, profile, parameters, jobs, done, watch)
-            say(f"Tables: {setting.results / 'tables'}   figures: {setting.results / 'figures'}")
-        except StudyError as error:
-            raise fail(error) from error
+        table = plan(paths, profile, seed_list, strict=not dry)
+        if dry and not len(table):
+            return say(f"Profile {profile}: nothing to train.")
+        cluster = None
+        if executor == "ray" and (dry or not table["finished"].all()):
+            cluster = stack.enter_context(closing(executors.Ray(device, runs=setting.runs)))
+            os.environ["RAY_ADDRESS"] = cluster.address  # for the notebooks: all on the same one
+        where = cluster.device if cluster else resolve_device(device)
+        if dry:
+            return show_plan(table, profile, where, cluster, rows)
+        jobs, guess, words = workload(table, setting, len(paths), where, cluster, jobs)
+        say(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {words}.")
+        os.environ["ATR_COMMAND"] = " ".join(["atr study", *(numbers or []), "--profile", profile])
+        parameters = {"seeds": seed_list, "device": device, "executor": executor}
+        with show_progress(table, len(paths), jobs, guess, quiet) as (watch, done):
+            execute_all(paths, profile, parameters, jobs, done, watch)
+        say(f"Tables: {setting.results / 'tables'}   figures: {setting.results / 'figures'}")
 
 
 @contextmanager
-def shown(
+def show_progress(
     table: "pd.DataFrame", notebooks: int, jobs: int, guess: float | None, quiet: bool
 ) -> Iterator[tuple[Callable[[], None], Callable[[Path], None]]]:
     """While a plan's notebooks run: what shows how far they are, and what says that one is done.
@@ -165,7 +162,7 @@ def _lines(state: Progress, quiet: bool) -> Callable[[], None]:
     return watch
 
 
-def asked_for(numbers: Sequence[str] | None, profile: "Profile") -> list[Path]:
+def notebooks_for(numbers: Sequence[str] | None, profile: "Profile") -> list[Path]:
     """The notebooks of these numbers; without any, all but the one that must have the machine to itself."""
     paths = notebooks(numbers or (), profile)
     return paths if numbers else [path for path in paths if path.stem[:2] != TIMED]

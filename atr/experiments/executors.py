@@ -54,7 +54,7 @@ class Executor(Protocol):
         """Have `training.fit` make a run, with these options; a handle of it."""
         ...
 
-    def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
+    def wait(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
         """Wait; handles of what has ended, and why it may have ended without a result."""
         ...
 
@@ -88,7 +88,7 @@ def side_by_side(
                     yield task, error_text(error)
             if not running:
                 break
-            for handle, reason in executor.ended(running):
+            for handle, reason in executor.wait(running):
                 yield running.pop(handle), reason
     finally:
         executor.stop(running)
@@ -126,7 +126,7 @@ class LocalExecutor:
         self.reasons[process] = reasons
         return process
 
-    def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
+    def wait(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
         processes = {process.sentinel: process for process in running}
         for sentinel in wait(list(processes)):
             process = processes[sentinel]
@@ -217,11 +217,11 @@ class Ray:
         paths = {name: path and Path(path).resolve() for name, path in options.items() if name in ("root", "runs")}
         return self._submit(self.shared[task.corpus], _fit, task.config, options | paths, name=task.run.address)
 
-    def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
+    def wait(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
         done, _ = self.ray.wait(list(running), timeout=10)  # then look again whether machines have joined
         for handle in done:
             try:
-                reason = self.ray.get(handle) or _awaited(running[handle].run)
+                reason = self.ray.get(handle) or _wait_for(running[handle].run)
             except self.ray.exceptions.RayError as error:
                 died = f"its process died ({type(error).__name__}), after {RETRIES} retries at most"
                 reason = f"{died}; run again to continue it"
@@ -312,7 +312,7 @@ def software() -> dict[str, str]:
     return versions() | {"atr's code": hashes.content_key(code)[:12]}
 
 
-def _awaited(run: Run) -> str:
+def _wait_for(run: Run) -> str:
     """Wait until a run that was finished elsewhere shows here."""
     end = time.monotonic() + LATE_SECONDS
     while not run.finished:

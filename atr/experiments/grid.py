@@ -144,7 +144,7 @@ def run_all(
     with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar, loaded_once():
         tasks = _tasks(outcome, root, runs, quiet)
         bar.update(len(outcome.failures))
-        with closing(_ended(tasks, start, here, options, quiet)) as ended:
+        with closing(_run_tasks(tasks, start, here, options, quiet)) as ended:
             for task, reason in ended:
                 run = Run(task.run.path)
                 done = fit.at_hand(run, task.config)
@@ -178,7 +178,7 @@ def _tasks(outcome: Runs, root: str | Path | None, runs: Path | None, quiet: boo
     return list(tasks.values())
 
 
-def _ended(
+def _run_tasks(
     tasks: list[Task], start: Callable[[], Executor], here: str, options: dict[str, Any], quiet: bool
 ) -> Generator[tuple[Task, str]]:
     """Each task as it ends, finished ones first, and why if it failed; `start` starts an executor if one is needed."""

@@ -205,8 +205,8 @@ def measure(config: RunConfig, device: str) -> Measured:
         torch.manual_seed(0)
         network, audio, spoken = shell(config)
         network = switches.apply(network.to(device))
-        heard = network.audio_encoder is not None
-        small = device == "cpu" and heard
+        has_audio = network.audio_encoder is not None
+        small = device == "cpu" and has_audio
         probe = 2.0 if small and not isinstance(network.audio_encoder, SegmentEncoder) else 10.0
         counts = (2, 4) if small else (8, 32)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -247,7 +247,7 @@ def measure(config: RunConfig, device: str) -> Measured:
     whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
     sizes = sum(saved.values()) / counts[1], float(whole), float(changed), float(kept)
     held = float(kept) if device == "cpu" else 0.0  # the best epoch's copy lies on the CPU
-    return Measured(fixed, pair, clip, caption, *sizes, held, seconds=probe if heard else 0.0)
+    return Measured(fixed, pair, clip, caption, *sizes, held, seconds=probe if has_audio else 0.0)
 
 
 def _timed(work: Callable[[], Any], device: str) -> float:

@@ -78,7 +78,7 @@ class Profile:
         """Folder of labelled clips where the profile needs one: ATR_CLIPS, else ESC-50 if `atr data esc50` has it."""
         if not self.needs_clips:
             return None
-        return self._given(
+        return self._place_of(
             "ATR_CLIPS",
             "esc50",
             "needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); pass it: make study "
@@ -123,7 +123,7 @@ class Profile:
             return None
         from atr.corpora.catalogue import PHI4
 
-        place = self._given(
+        place = self._place_of(
             "ATR_CAPTIONS",
             "phi4",
             "needs Clotho's captions and phi-4's, as Tymofieiev 2025 published them; fetch them: atr data phi4, or "
@@ -131,7 +131,7 @@ class Profile:
         )
         return place / PHI4.name if place.is_dir() else place
 
-    def _given(self, variable: str, name: str, otherwise: str) -> Path:
+    def _place_of(self, variable: str, name: str, otherwise: str) -> Path:
         """What an environment variable names, else where the data set `name` lies; ValueError with the mend."""
         if given := places.place(variable, file=variable == "ATR_CAPTIONS"):
             if not given.exists():

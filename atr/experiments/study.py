@@ -77,7 +77,7 @@ def plan(
                         "notebooks": "",
                         "run": describe(config),
                         "epochs": sum(part.epochs for part in config.parts()),
-                        "finished": _finished(config, corpus, chosen),
+                        "finished": _is_finished(config, corpus, chosen),
                         "seconds": planning.seconds(config, size),
                         "config": config,
                         "size": size,
@@ -98,7 +98,7 @@ def _corpus(config: RunConfig, profile: Profile, strict: bool) -> Corpus | None:
         return None
 
 
-def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> bool:
+def _is_finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> bool:
     """Whether a run is in the store, without making or fetching the weights that it would start from."""
     if corpus is None or not profile.runs.is_dir():
         return False
@@ -170,7 +170,7 @@ def _execute(
     waiting, running, failure = list(paths), set[Future[Path]](), None
     while running or waiting and failure is None:
         while waiting and failure is None and len(running) < jobs:
-            with _uninterrupted():
+            with _block_interrupts():
                 running.add(pool.submit(execute, waiting.pop(0), profile, parameters))
         ended, running = wait(running, TICK, FIRST_COMPLETED)
         if watch is not None:
@@ -184,7 +184,7 @@ def _execute(
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _block_interrupts() -> Iterator[None]:
     """A process that is started within it does not get the terminal's Ctrl-C: it ends with the one that started it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
