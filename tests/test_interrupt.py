@@ -152,10 +152,10 @@ def test_who_has_it_ignored_is_not_stopped(monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
-def test_at_a_prompt_it_is_an_exception_that_whoever_edits_the_line_can_see():
+def test_it_is_an_exception_for_who_has_to_tidy_up():
     before = signal.signal(signal.SIGINT, interrupt.stop)
     try:
-        with interrupt.at_prompt():
+        with interrupt.as_exception():
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert signal.getsignal(signal.SIGINT) is interrupt.stop
     finally:

@@ -41,6 +41,11 @@ WIDTH = 60  # characters of a line that shows where the pointer rests
 ROWS, BLOCK = 1024, 2**26  # at most so many points' similarities to all others, and so many similarities, at a time
 COLOURED = 6  # kinds of sound that have a colour, besides all others; more are not told apart
 OTHERS = "other kinds"
+# What stands beside a canvas: plotly draws before there is a page, 700 pixels wide, and again where a window changes.
+FIT = (
+    '<img src="data:," alt="" hidden onerror="for (const wait of [200, 1000, 3000]) '
+    "setTimeout(() => window.dispatchEvent(new Event('resize')), wait)\">"
+)
 EPOCHS = 200  # UMAP's own choice for large sets; its 500 for small ones take twice as long and gain hardly anything
 
 
@@ -290,7 +295,7 @@ def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidget
 
     put(figure, maps(menu.value), menu.value)
     menu.observe(draw, "value")
-    return ipywidgets.VBox([ipywidgets.HBox([menu, said]), figure])
+    return ipywidgets.VBox([ipywidgets.HBox([menu, said]), figure, ipywidgets.HTML(FIT)])
 
 
 def canvas(height: int = 640) -> "FigureWidget":

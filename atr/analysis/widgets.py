@@ -79,6 +79,7 @@ class Explorer:
         self.search = Button(description="search", tooltip="search for the sentence")
         self.draw = Button(description="a test caption", tooltip="search for a caption whose right clip is known")
         self.clip, self.query, self.point = (Dropdown(description=n, layout=WIDE) for n in ("clip", "query", "near to"))
+        self.fit = HTML(maps.FIT)
         self.canvas: Any = None  # until the map is looked at: it takes 5 MB of scripts to the browser
         self.pages = {title: VBox() for title in ("search", "clips", "failures", "map")}
         controls: dict[str, list[Widget]] = {
@@ -219,6 +220,7 @@ class Explorer:
         near, texts = (table[table["kind"] == kind] for kind in ("clip", "caption"))
         return [
             self.canvas,
+            self.fit,
             *shown,
             HTML(_heading("nearest clips")),
             *(card(corpus, str(row.clip), f"{row.similarity:z.2f} · ") for row in near.itertuples()),

@@ -18,7 +18,7 @@ from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, fai
 from atr.experiments.listing import find
 from atr.experiments.profiles import Profile, get_profile
 from atr.system import places
-from atr.system.interrupt import at_prompt
+from atr.system.interrupt import as_exception
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
@@ -171,10 +171,10 @@ def _ask(answer: Callable[[str], None]) -> None:
         import readline  # noqa: F401  # with it `input` knows the arrow keys, and what was asked before
     while True:
         try:
-            with at_prompt():
+            with as_exception():
                 query = input("> " if sys.stdin.isatty() else "")
         except EOFError:
-            return
+            return say("", error=True) if sys.stdin.isatty() else None  # where the prompt stands
         if not query.strip():
             return
         try:

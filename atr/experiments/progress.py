@@ -97,13 +97,12 @@ class Progress:
         return max(pace * (work - done) - (now - self._last), 0.0) + tables
 
     def __str__(self) -> str:
+        runs = f"{self.done} of {self.total} runs" if self.total else ""
         left = self.left()
-        time_left = "" if left is None else f", about {duration(left)} left"
+        time_left = "" if left is None else f"about {duration(left)} left"
         if self._training:
             first, *others = self._training.values()
             doing = f"training {first}" + f" and {counted(len(others), 'other')}" * bool(others)
-        elif self._preparing:
-            doing = f"preparing {self._preparing}"
         else:
-            doing = ", ".join(self._open)
-        return f"{self.done} of {self.total} runs{time_left}" + f"; {doing}" * bool(doing)
+            doing = f"preparing {self._preparing}" if self._preparing else ", ".join(self._open)
+        return "; ".join(filter(None, [", ".join(filter(None, [runs, time_left])), doing]))

@@ -29,8 +29,10 @@ def stop_at_once() -> None:
 
 
 @contextmanager
-def at_prompt() -> Iterator[None]:
-    """Within it Ctrl-C is a KeyboardInterrupt: what edits a line has changed the terminal, and has to set it back."""
+def as_exception() -> Iterator[None]:
+    """Within it Ctrl-C is a KeyboardInterrupt, for those who have to tidy up: a terminal in which a line is edited, or
+    processes that do not end with this one.
+    """
     before = signal.getsignal(signal.SIGINT)
     if before is not stop:
         yield

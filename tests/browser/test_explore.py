@@ -99,8 +99,11 @@ def test_a_reader_looks_at_clips_failures_and_the_map(explorer, keep):
     expect(points).to_have_count(CLIPS, timeout=2 * MINUTE)
     expect(box.get_by_text("other kinds")).to_be_visible()
     canvas = box.locator(".js-plotly-plot")
-    wide = canvas.evaluate("plot => plot.getBoundingClientRect().width / plot.closest('.widget-vbox').offsetWidth")
-    assert 0.9 < wide <= 1
+    page.wait_for_function(
+        "plot => plot.querySelector('.main-svg').clientWidth > 0.9 * plot.closest('.lm-TabPanel-stackedPanel, "
+        ".widget-tab-contents').clientWidth",
+        arg=canvas.element_handle(),
+    )
     near = box.get_by_label("near to")
     near.select_option(index=7)
     expect(cards(box)).to_have_count(6)
