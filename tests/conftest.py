@@ -15,9 +15,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's client reads it when it is impor
 import pytest  # noqa: E402
 
 from atr import register  # noqa: E402
+from atr.cli import console as speech  # noqa: E402
 from atr.cli.console import console  # noqa: E402
 from atr.corpora import load_corpus  # noqa: E402
 from atr.encoders import text  # noqa: E402
+
+speech.PATIENCE = 1e6  # what a command says does not depend on how busy this machine is
 
 
 @pytest.fixture(scope="session", autouse=True)

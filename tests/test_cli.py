@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -9,14 +10,18 @@ import pandas as pd
 import pytest
 import soundfile
 from made_runs import made_run
+from processes import wait_until
 from typer.testing import CliRunner
 
 import atr
 from atr import get_profile
 from atr.cli import app, console
+from atr.cli import study as commands
 from atr.cli.study import workload
+from atr.corpora import LOADERS, catalogue, in_folder
 from atr.corpora.corpus import CorpusError
-from atr.experiments import executors, study
+from atr.encoders import checkpoints
+from atr.experiments import executors, profiles, study
 from atr.system import atomic, store
 from atr.system.places import PROJECT
 from atr.training import state
@@ -70,9 +75,104 @@ class TestHelp:
         monkeypatch.setenv("ATR_EXTENSIONS", "nowhere.py")
         assert call("--version").strip() == f"atr {atr.__version__}"
 
-    def test_help_does_not_wait_for_pytorch(self):
-        code = "import sys, atr.cli.app; from atr.cli.app import app; sys.exit('torch' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    def test_every_profile_is_named(self):
+        for command in (["study"], ["runs", "list"], ["search"]):
+            text = re.sub(r"[│\s]+", " ", call(*command, "--help"))
+            assert f"Data and encoders: {', '.join(profiles.PROFILES)}." in text
+
+    @pytest.mark.parametrize(
+        "typed, expected",
+        [
+            ("study --profile es", ["esc10", "esc50"]),
+            ("study 0", [path.stem[:2] for path in study.notebooks() if path.stem < "1"]),
+            ("check c", ["clipfolder", "csv", "clotho"]),
+            ("data mn", ["mn04", "mn10"]),
+            ("search rain --device c", ["cpu", "cuda"]),
+        ],
+    )
+    def test_the_shell_completes_names(self, typed, expected):
+        asked = {"_ATR_COMPLETE": "complete_bash", "COMP_WORDS": f"atr {typed}", "COMP_CWORD": str(len(typed.split()))}
+        outcome = runner.invoke(app.app, [], prog_name="atr", env=asked)
+        assert outcome.output.split() == expected
+        assert "--install-completion" in call("--help")
+
+
+HEAVY = {"torch", "transformers", "pandas", "numpy", "scipy", "soundfile", "matplotlib", "papermill", "nbformat", "ray"}
+LIGHT = [  # commands, and errors, with what they say
+    ["--version", "atr "],
+    ["--help", "Run the numbered notebooks"],
+    ["runs list --profile smoke", "finished"],
+    ["runs list --profile esc10", "no runs of profile esc10 yet"],
+    ["runs list --profile big", "--profile: unknown 'big'"],
+    ["runs list --sort size", "--sort: unknown 'size'"],
+    ["runs show zz --profile smoke", "0 runs begin with 'zz'"],
+    ["runs remove zz --profile demo", "0 runs begin with 'zz'"],
+    ["runs export runs.txt", "ends neither in .csv nor in .parquet"],
+    ["study 77", "no notebook '77'"],
+    ["study --profile big", "--profile: unknown 'big'"],
+    ["study --seeds one", "--seeds: 'one'; give whole numbers"],
+    ["study --device tpu", "--device: unknown 'tpu'"],
+    ["study --executor slurm", "--executor: unknown 'slurm'"],
+    ["study --clips nowhere", "--clips: nowhere: no such folder"],
+    ["check music", "unknown corpus 'music'"],
+    ["check csv", "name it with --root"],
+    ["check csv --root nowhere", "--root: nowhere: no such folder"],
+    ["data music", "unknown data set 'music'"],
+    ["data clotho --from nowhere", "--from: nowhere: no such folder"],
+    ["index nowhere", "nowhere: no such folder"],
+    ["index . --run zz", "0 runs begin with 'zz'"],
+    ["search rain", "no folder is indexed yet"],
+    ["search rain nowhere", "nowhere: no such folder"],
+    ["search --device tpu", "--device: unknown 'tpu'"],
+    ["caption csv --root nowhere", "--root: nowhere: no such folder"],
+    ["caption soundscapes", "give --endpoint <address> with --model <name>, or --local <folder>"],
+    ["report --profile big", "--profile: unknown 'big'"],
+    ["report --results nowhere", "--results: nowhere: no such folder"],
+    ["reference --profile big", "--profile: unknown 'big'"],
+    ["reference 77", "no notebook '77'"],
+]
+EACH = """
+import sys
+from typer.testing import CliRunner
+from atr.cli.app import app
+for line in sys.stdin.read().splitlines():
+    words, said = line.split("|")
+    outcome = CliRunner().invoke(app, words.split())
+    heavy = set(sys.argv[1:]) & set(sys.modules)
+    assert said in "".join(outcome.output.splitlines()) and not heavy, (words, heavy, outcome.output, outcome.exception)
+"""
+
+
+def test_what_needs_no_computing_waits_for_no_import(results, tmp_path):
+    smoke = get_profile("smoke")
+    made_run(smoke.runs, "aa0", smoke.config("soundscapes", "frozen", "nt_xent", 0), [1, 2], [1, 2])
+    environment = os.environ | {"COLUMNS": "200", "ATR_HOME": str(tmp_path / "home"), "PYTHONPATH": str(PROJECT)}
+    environment.pop("ATR_PRETRAINING_EPOCHS")  # whose value is looked at where it is used
+    lines = "\n".join("|".join(words) for words in LIGHT)
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, *HEAVY], input=lines, env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_names_that_the_command_line_knows_by_itself_are_those_of_the_registries():
+    assert set(console.CORPORA) == set(LOADERS) and console.ROOTED == tuple(filter(in_folder, console.CORPORA))
+    assert console.DATA == (*catalogue.DATASETS, *checkpoints.REGISTRY)
+    assert commands.EXECUTORS == tuple(executors.EXECUTORS)
+
+
+def test_what_takes_long_says_so_once_it_has(monkeypatch, capsys):
+    said = []
+    monkeypatch.setattr(console.SafeConsole, "print", lambda self, *words, **_: said.append((*words, self.stderr)))
+    monkeypatch.setattr(console, "PATIENCE", 0.01)
+    console.doing("reading 9 sounds")
+    wait_until(lambda: said, 10)
+    assert said == [("reading 9 sounds …", True)]
+    monkeypatch.setattr(console, "PATIENCE", 0.3)
+    console.doing("reading 8 sounds")
+    console.say("done")  # then it need not be said
+    time.sleep(0.6)
+    assert said[1:] == [("done", False)]
 
 
 class TestVariables:
@@ -139,10 +239,12 @@ class TestPackage:
 class TestStudy:
     def test_the_plan_lists_the_runs_and_trains_nothing(self, results, monkeypatch):
         monkeypatch.setattr(study, "execute", None)
-        text = call("study", "2", "--profile", "smoke", "--plan", "--seeds", "5")
+        text = call("study", "2", "--profile", "smoke", "--plan", "--seeds", "5", "--rows")
         runs = len(study.grid(study.notebooks(["02"])[0], {"profile_name": "smoke", "seeds": [5]}))
-        assert f"{runs} runs of profile smoke" in text and text.count("seed 5") == runs
+        assert f"{runs} runs of profile smoke, 0 of them finished" in text and text.count("seed 5") == runs
         assert not results.exists()
+        short = call("study", "2", "--profile", "smoke", "--plan", "--seeds", "5")
+        assert short.startswith(f"{runs} runs of profile smoke") and "seed 5" not in short and "--rows" in short
 
     def test_notebooks_are_run_with_what_was_asked_for(self, results, monkeypatch):
         monkeypatch.setenv("ATR_COMMAND", "")
@@ -155,7 +257,7 @@ class TestStudy:
         monkeypatch.setattr(study, "execute", execute)
         text = call("study", "01", "--profile", "smoke", "--seeds", "3,4", "--device", "cpu", "--quiet")
         parameters = {"seeds": [3, 4], "device": "cpu", "executor": "local"}
-        assert called == [("01_loss_comparison", "smoke", parameters, True)]
+        assert called == [("01_loss_comparison", "smoke", parameters)]
         assert "Profile smoke: 01_loss_comparison; 23 runs, 0 of them finished; about" in text
         assert "Tables: " in text and app.os.environ["ATR_COMMAND"] == "atr study 01 --profile smoke"
 
@@ -187,7 +289,7 @@ class TestStudy:
         asked = ("study", "01", "--profile", "smoke", "--seeds", "5", "--executor", "ray", "--device", "cpu")
         text = call(*asked, "--plan")
         assert "in sum on a Ray cluster of 3 machine(s), 12 CPUs and 0 GPUs, 12 runs at a time, by a few" in text
-        monkeypatch.setattr(study, "execute", lambda path, profile, parameters, quiet: path.with_name(str(parameters)))
+        monkeypatch.setattr(study, "execute", lambda path, profile, parameters: path.with_name(str(parameters)))
         text = call(*asked)
         assert (
             re.search(r"about .*(seconds|minutes?) on a Ray cluster of 3 machine\(s\)", text)
@@ -236,7 +338,8 @@ class TestStudy:
         left, done = (pd.DataFrame({"finished": [True, finished]}) for finished in (False, True))
         paper = get_profile("paper")
         said = [workload(table, paper, 3, "cpu", None, jobs) for table, jobs in ((left, None), (done, None), (left, 2))]
-        assert said == [(1, "2 runs, 1 of them finished"), (3, "2 runs, 2 of them finished"), (2, said[0][1])]
+        assert said[:2] == [(1, None, "2 runs, 1 of them finished"), (3, None, "2 runs, 2 of them finished")]
+        assert said[2] == (2, None, said[0][2])
 
     def test_a_reference_needs_results(self, results):
         assert "not run yet: 00_explore.ipynb" in call("reference", "--profile", "smoke", status=1)
@@ -298,9 +401,10 @@ class TestCheck:
     @pytest.mark.parametrize(
         "words, message",
         [
-            (["csv"], "lies in a folder: give root"),
-            (["music"], "unknown corpus 'music'; known: audiocaps, clotho, csv, people, wavcaps"),
-            (["soundscapes", "--root", "."], "takes no root"),
+            (["csv"], "lies in a folder: name it with --root"),
+            (["music"], "unknown corpus 'music'; known: soundscapes, clipfolder, csv, clotho"),
+            (["soundscapes", "--root", "."], "--root: .: soundscapes are computed, not read; leave it out"),
+            (["csv", "--root", "nowhere"], "--root: nowhere: no such folder; name that of the corpus"),
             (["soundscapes", "--write-clean", "x.csv"], "--write-clean goes with: atr check csv --root <folder>"),
         ],
         ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
@@ -346,9 +450,34 @@ class TestRuns:
     def test_list(self, stored):
         lines = call("runs", "list", "--profile", "smoke").splitlines()
         (first,) = [line for line in lines if "aa00" in line]
-        assert "finished" in first and "nt_xent frozen" in first and "seed 0" in first and "75.0" in first
+        assert [cell.strip() for cell in first.strip("│ ").split("│")][1:6] == [
+            "finished",
+            "nt_xent",
+            "frozen",
+            "0",
+            "75.0",
+        ]
         assert "failed" in next(line for line in lines if "ac20" in line)
         assert "stale" in next(line for line in lines if "ad30" in line)
+
+    def test_the_list_is_filtered_sorted_and_says_in_what_a_run_differs(self, stored):
+        smoke = get_profile("smoke")
+        for name, loss, changes in (("ba", "triplet_max", {}), ("bb", "nt_xent", {"batch_size": 24})):
+            config = smoke.config("soundscapes", "finetuned", loss, 0, **changes)
+            made_run(smoke.runs, name, config, [1, 30, 30, 30], [1, 2])
+
+        def listed(*words):
+            lines = call("runs", "list", "--profile", "smoke", *words).splitlines()
+            return [line.strip("│ ").split()[0][:2] for line in lines if line.startswith("│")]
+
+        assert listed("--loss", "triplet_max") == ["ba"] and listed("--training", "finetuned") == ["ba", "bb"]
+        assert listed("--seed", "0", "--state", "finished") == ["aa", "ba", "bb"]
+        assert listed("--state", "finished", "--sort", "R@10") == ["ba", "bb", "aa", "ab"]
+        assert listed("--notebook", "01") == ["aa", "ab", "ba"]  # not of another seed or batch size
+        text = call("runs", "list", "--profile", "smoke")
+        assert "batch_size 24" in next(line for line in text.splitlines() if line.startswith("│ bb"))
+        assert "no runs are like that" in call("runs", "list", "--profile", "smoke", "--loss", "sigmoid")
+        assert "--state: unknown 'done'; known: finished" in call("runs", "list", "--state", "done", status=1)
 
     def test_an_empty_list_says_how_to_fill_it(self, results):
         assert "no runs of profile smoke yet: atr study --profile smoke" in call("runs", "list", "--profile", "smoke")

@@ -218,7 +218,7 @@ class Pretended:
         self.events.append(f"+{task.run.address}")
         return task.run.address
 
-    def ended(self, running):
+    def wait(self, running):
         first = min(running)
         self.events.append(f"-{first}")
         yield first, ""
@@ -324,7 +324,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
 
 def test_a_run_that_dies_again_and_again_is_given_up(tmp_path):
     died = ConnectionAbortedError()
-    assert list(ray_on(Cluster()).ended({died: task("a")})) == [
+    assert list(ray_on(Cluster()).wait({died: task("a")})) == [
         (died, "its process died (ConnectionAbortedError), after 3 retries at most; run again to continue it")
     ]
 
@@ -335,9 +335,9 @@ def test_what_another_machine_has_written_is_waited_for(tmp_path, monkeypatch):
     late.run.path.rmdir()
     whole = made_run(tmp_path, "whole", config(), [1, 2], [1, 2])
     threading.Timer(0.2, lambda: whole.path.rename(late.run.path)).start()
-    assert list(ray_on(Cluster()).ended({"": late})) == [("", "")] and late.run.finished
+    assert list(ray_on(Cluster()).wait({"": late})) == [("", "")] and late.run.finished
     monkeypatch.setattr(executors, "LATE_SECONDS", 0.1)
-    ((_, reason),) = ray_on(Cluster()).ended({"": task("never", folder=tmp_path)})
+    ((_, reason),) = ray_on(Cluster()).wait({"": task("never", folder=tmp_path)})
     assert "never does not show it; run again when it does" in reason
 
 

@@ -57,41 +57,41 @@ def trained(request, corpus, tmp_path_factory):
 
 
 def test_clips_come_by_similarity_and_every_right_one_comes_behind_the_best(run, made):
-    table = explore.ranked(run, made, "It rains!", top=1)  # a caption of two clips, as the model reads it
+    table = explore.rank_clips(run, made, "It rains!", top=1)  # a caption of two clips, as the model reads it
     assert table["clip"].tolist() == ["<dog>.wav", "bell.wav", "rain.wav"] and table["rank"].tolist() == [1, 2, 3]
     np.testing.assert_allclose(table["similarity"], [1, 0.8, 0], atol=1e-6)
     assert table["right"].tolist() == [False, True, True]
     assert table["caption"].tolist() == ["a dog barks & barks", "a bell rings", "rain falls"]
-    assert explore.ranked(run, made, "rain falls", top=2)["clip"].tolist() == ["rain.wav", "bell.wav"]
+    assert explore.rank_clips(run, made, "rain falls", top=2)["clip"].tolist() == ["rain.wav", "bell.wav"]
 
 
 def test_a_right_clip_loses_ties_as_the_metrics_have_it(run, made):
     change_embeddings(run, text=torch.ones(6, 2), audio=torch.ones(3, 2))
-    table = explore.ranked(Run(run.path), made, "rain falls")
+    table = explore.rank_clips(Run(run.path), made, "rain falls")
     assert table["right"].tolist() == [False, False, True]
     assert metrics.ranks(np.ones((1, 3)), np.eye(3, dtype=bool)[:1]).best("t2a") == [3]
 
 
 def test_relevance_by_a_matrix_and_text_aware_similarities_rank_alike(run, made):
-    expected = explore.ranked(run, made, "it rains")
+    expected = explore.rank_clips(run, made, "it rains")
     known = run.embeddings["relevance"]
     change_embeddings(run, relevance=torch.nn.functional.one_hot(known).bool())
     for other in (Run(run.path), text_aware(Run(run.path))):
-        assert explore.ranked(other, made, "it rains").equals(expected)
+        assert explore.rank_clips(other, made, "it rains").equals(expected)
 
 
 def test_captions_come_by_their_similarity_to_a_clip(run, made):
-    table = explore.described(run, made, "bell.wav", top=2)
+    table = explore.rank_captions(run, made, "bell.wav", top=2)
     assert table["caption"].tolist() == ["a bell rings", "a dog barks & barks", "it rains"]
     assert table["rank"].tolist() == [1, 2, 5] and table["right"].tolist() == [True, False, True]
     np.testing.assert_allclose(table["similarity"], [1, 0.96, 0.8], atol=1e-6)
     with pytest.raises(ValueError, match="no test clip 'seen' in 'made'; it has 'rain.wav' and 2 more"):
-        explore.described(run, made, "seen")
+        explore.rank_captions(run, made, "seen")
 
 
 def test_runs_are_compared_by_the_rank_that_each_gives_a_clip(run, made, tmp_path):
     other = run_on_three_clips(tmp_path / "runs", "b", made, turned=True)
-    table = explore.compared({"one": run, "other": other}, made, "barking", top=1)
+    table = explore.compare_runs({"one": run, "other": other}, made, "barking", top=1)
     assert table["clip"].tolist() == ["<dog>.wav", "rain.wav"]
     assert table["one"].tolist() == [1, 3] and table["other"].tolist() == [3, 1]
     assert table["right"].tolist() == [True, False]
@@ -142,8 +142,8 @@ def test_with_text_aware_pooling_there_is_no_map_and_it_says_why(run, made):
 
 
 def test_words_that_no_training_caption_has(made):
-    assert explore.unheard(made, "Somebody's car, ein Hund: a hund & 3 perros") == ["ein", "hund", "perros"]
-    assert explore.unheard(made, "A car.") == []
+    assert explore.unknown_words(made, "Somebody's car, ein Hund: a hund & 3 perros") == ["ein", "hund", "perros"]
+    assert explore.unknown_words(made, "A car.") == []
 
 
 def stale(run):
@@ -161,7 +161,7 @@ def stale(run):
 )
 def test_a_run_that_cannot_answer_says_why(run, made, harm, said):
     harm(run)
-    for ask in (explore.failures, explore.map_of, lambda *run: explore.ranked(*run, "it rains")):
+    for ask in (explore.failures, explore.map_of, lambda *run: explore.rank_clips(*run, "it rains")):
         with pytest.raises(ValueError, match=said):
             ask(Run(run.path), made)
 
@@ -176,7 +176,7 @@ def test_a_run_with_an_error_beside_it_has_failed(run, made):
 def test_a_sentence_without_words_is_an_error(run, made):
     for sentence in ("", "  ?!"):
         with pytest.raises(ValueError, match="no words; describe a sound in a few"):
-            explore.ranked(run, made, sentence)
+            explore.rank_clips(run, made, sentence)
 
 
 def test_all_finished_runs_are_found_by_what_they_are(run, made, tmp_path):
@@ -186,12 +186,25 @@ def test_all_finished_runs_are_found_by_what_they_are(run, made, tmp_path):
     record = json.loads((strange.path / "config.json").read_text())
     (strange.path / "config.json").write_text(json.dumps({**record, "config": {"unknown": 1}}))
     stale(run_on_three_clips(folder, "e", made))
-    found = explore.finished(folder, besides=[run])
-    assert set(found.values()) == {other, strange}
-    first, second = sorted(found, key=len)
-    assert first == "of another version · c" and "seed 3 on soundscapes · bcd" in second
+    twin = run_on_three_clips(folder, "f", made)
+    menu = explore.run_menu(folder, [run])
+    assert list(menu.values())[0] == run and set(menu.values()) == {run, other, strange, twin}
+    assert list(menu)[0] == "NT-Xent · frozen · seed 0"
+    by_run = {one.address: label for label, one in menu.items()}
+    assert by_run["bcd"] == "NT-Xent · frozen · seed 3" and by_run["c"] == "of another version"
+    assert by_run["f"] == "NT-Xent · frozen · seed 0 · f"  # the same but for its data, which it does not say
     with pytest.raises(ValueError, match="unknown"):
-        explore.failures(found[first], made).merge(explore.ranked(found[first], made, "it rains"))
+        explore.failures(strange, made)
+
+
+def test_runs_that_agree_in_loss_training_and_seed_say_in_what_they_differ(run, made):
+    folder = run.path.parent
+    run_on_three_clips(folder, "b", made, RunConfig(batch_size=64))
+    run_on_three_clips(folder, "c", made, RunConfig(loss={"name": "triplet_max", "margin": 0.3}, epochs=9))
+    labels = set(explore.run_menu(folder, [run]))
+    assert {"NT-Xent · frozen · seed 0", "NT-Xent · frozen · seed 0 · batch_size 64"} < labels
+    (other,) = [label for label in labels if label.startswith("Triplet-max")]
+    assert "loss.margin 0.3" in other and "epochs 9" in other
 
 
 def test_a_corpus_is_made_once(tmp_path):
@@ -205,12 +218,12 @@ def test_any_sentence_is_ranked_as_the_model_embeds_it_and_test_captions_as_the_
     embedder = Embedder(trained, corpus, device="cpu")
     sounds = embedder.sounds([corpus.read(clip)[0] for clip in part.clips["clip"]])
     expected = embedder.similarity(embedder.sentences(["a dog and a whistle"]), sounds)[0]
-    table = explore.ranked(trained, corpus, "a dog and a whistle", top=16, device="cpu")
+    table = explore.rank_clips(trained, corpus, "a dog and a whistle", top=16, device="cpu")
     found = table.set_index("clip")["similarity"][part.clips["clip"]]
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert table["similarity"].is_monotonic_decreasing and not table["right"].any()
     rank = trained.ranks.best("t2a")[7]
-    table = explore.ranked(trained, corpus, part.captions["caption"][7], device="cpu")
+    table = explore.rank_clips(trained, corpus, part.captions["caption"][7], device="cpu")
     assert rank in table.loc[table["right"], "rank"].tolist()
 
 
@@ -218,15 +231,15 @@ def test_words_are_known_in_either_spelling_and_script(made):
     said = pd.DataFrame({"clip": ["seen"], "caption": "a Käuzchen, somebody’s, हिन्दी"})
     heard = dataclasses.replace(made, captions=pd.concat([made.captions[1:], said]))
     sentence = unicodedata.normalize("NFD", "KÄUZCHEN somebody's somebodyʼs हिन्दी Bäche")
-    assert explore.unheard(heard, sentence) == ["bäche"]
+    assert explore.unknown_words(heard, sentence) == ["bäche"]
 
 
 @pytest.mark.parametrize("aware", [False, True])
 def test_captions_of_a_clip_need_no_matrix_of_all(run, made, monkeypatch, aware):
-    expected = explore.described(run, made, "bell.wav")
+    expected = explore.rank_captions(run, made, "bell.wav")
     monkeypatch.setattr(explore, "similarity", None)
     monkeypatch.setattr(explore, "_right", None)
-    found = explore.described(text_aware(run) if aware else run, made, "bell.wav")
+    found = explore.rank_captions(text_aware(run) if aware else run, made, "bell.wav")
     assert found["caption"].tolist() == expected["caption"].tolist() and found["right"].sum() == 2
     np.testing.assert_allclose(found["similarity"], expected["similarity"], atol=1e-6)
 

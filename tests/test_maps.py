@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 from made_runs import made_run
+from matplotlib.colors import to_hex
 from safetensors.torch import load_file, save_file
 
 from atr import RunConfig
 from atr.analysis import maps
-from atr.corpora.corpus import Corpus, no_events
+from atr.corpora.corpus import Corpus, event_table, no_events
 from atr.reports import figures
 from atr.system import devices
 
@@ -196,6 +197,35 @@ def test_a_picture_shows_both_layers_at_their_places():
     assert [layer.get_offsets().tolist() for layer in axis.collections] == [text.tolist(), audio.tolist()]
     assert [entry.get_text() for entry in figure.legends[0].get_texts()] == ["2 captions", "1 clips"]
     assert axis.get_title() == "one run" and axis.get_aspect() == 1
+
+
+def test_a_map_is_coloured_by_the_sound_that_a_clip_begins_with(run_of, corpus, unprojected):
+    events = [("a<b>.wav", "rain", 0.4, 1.0), ("a<b>.wav", "dog", 0.0, 0.5), ("seen", "bell", 0.0, 1.0)]
+    corpus = Corpus("made", corpus.clips, corpus.captions, event_table(events), corpus.read)
+    run = run_of("a")
+    assert maps.kinds_of(corpus.split("test")) == (["", "dog"], ["", "", "dog", "dog"])
+    blue, grey = "#0072b2", "#999999"
+    one = maps.map_of(run, corpus)
+    figure = maps.picture(one.audio, one.text, "", one.audio_kinds, one.text_kinds)
+    below, above = figure.axes[0].collections
+    assert [to_hex(color) for color in below.get_facecolors()] == [grey, grey, blue, blue]
+    assert [to_hex(color) for color in above.get_edgecolors()] == [grey, blue]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][2:] == ["dog", "other kinds"]
+    assert figure.get_figwidth() == figures.PAGE
+    canvas = parts(maps.explorer({"one": run}, lambda config: corpus))[2]
+    assert list(canvas.data[1].marker.color) == [grey, blue] and canvas._config["responsive"] and canvas.layout.autosize
+    assert (
+        f'<span style="color:{blue}">■ dog</span>' in canvas.layout.title.text
+        and "bell" not in canvas.layout.title.text
+    )
+
+
+def test_only_so_many_kinds_have_a_colour_and_the_most_frequent_come_first():
+    kinds = [kind for number, kind in enumerate("hgfedcba") for _ in range(8 - number)] + [""]
+    colors = maps.palette(kinds)
+    assert list(maps.legend(colors)) == ["h", "g", "f", "e", "d", "c", maps.OTHERS]
+    assert colors["b"] == colors["a"] == colors[""] != colors["c"] and len(set(colors.values())) == 7
+    assert maps.palette(["", ""]) == {} and list(maps.legend(maps.palette(["x"]))) == ["x"]
 
 
 def test_labels_are_escaped_and_wrapped(run_of, corpus):

@@ -24,7 +24,7 @@ from atr.config import RESULT_VERSION
 from atr.experiments import export
 from atr.inference import ensembles
 from atr.reports import output, tables, verdicts
-from atr.system import atomic, environment, places
+from atr.system import atomic, environment, places, store
 from atr.training import identity, records
 from atr.training.records import RecordError, Run
 
@@ -252,8 +252,8 @@ def uses(corpus, other):
         "tested": lambda run: records.tested(run, corpus),
         "embedder": lambda run: atr.Embedder(run, corpus, device="cpu"),
         "ensemble": lambda run: ensembles.ensemble([other, run]),
-        "explore": lambda run: explore.tested(run, corpus),
-        "listed": lambda run: explore.finished(run.path.parent),
+        "explore": lambda run: explore.split_of(run, corpus),
+        "listed": lambda run: explore.run_menu(run.path.parent),
     }
 
 
@@ -359,13 +359,13 @@ class TestDamage:
             assert fit(config(), corpus, runs=at.path.parent, device="cpu").config == config()
 
     def test_commands_serve_the_whole_runs_and_name_the_damaged_ones(self, run, at, tmp_path):
-        whole = damage.copy(run, tmp_path)
-        whole = Run(whole.path.rename(at.path.parent / "abc1"))
-        (at.path / "environment.json").write_text("{}")
-        damage.changed(
-            damage.copy(run, tmp_path).path / "config.json", lambda found: found["config"].update(epochs="x")
+        whole, strange = (
+            Run(damage.copy(run, tmp_path).path.rename(at.path.parent / name)) for name in ("abc1", "abc2")
         )
-        strange = Run((tmp_path / run.address).rename(at.path.parent / "abc2"))
+        for one in (at, whole, strange):
+            store.write_sums(one.path, [path.name for path in one.path.iterdir()])
+        (at.path / "environment.json").write_text("{}")
+        damage.changed(strange.path / "config.json", lambda found: found["config"].update(epochs="x"))
 
         def call(*words):
             done = CliRunner().invoke(app, ["runs", *words, "--profile", "smoke"], env={"COLUMNS": "300"})
@@ -376,7 +376,7 @@ class TestDamage:
         for path in (at.path / "environment.json", strange.path / "config.json"):
             assert f"damaged:{path}:" in said
         status, said = call("export", str(tmp_path / "runs.csv"))
-        assert status == 1 and "1runs→" in said and f"{at.path / 'environment.json'}:cannotberead" in said
+        assert status == 1 and "1runs→" in said and f"{at.path / 'environment.json'}:damaged(" in said
         assert pd.read_csv(tmp_path / "runs.csv")["address"].tolist() == [whole.address]
         status, said = call("show", at.address)
         assert status == 1 and str(at.path / "environment.json") in said

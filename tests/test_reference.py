@@ -331,7 +331,10 @@ def test_comparisons_and_figures_of_the_claims_are_those_of_the_committed_result
         patterns = [re.compile(pattern.removeprefix("not ")) for pattern in rows["comparisons"]]
         found = {words: sum(bool(one.search(words)) for one in patterns) for words in committed[number]}
         assert max(found.values()) == 1, found
-        assert all(any(map(one.search, committed[number])) for one in patterns), number
+        here = ~rows["note"].str.startswith(("pending", "in `paper`"))
+        assert all(
+            any(map(one.search, committed[number])) for one, wanted in zip(patterns, here, strict=True) if wanted
+        ), number
 
 
 @pytest.mark.parametrize("number", ["01", "02", "07", "08", "09"])

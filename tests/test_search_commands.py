@@ -33,7 +33,8 @@ def surroundings(tmp_path, results, monkeypatch, terminal):
     """A small model for the default one, trained once for all tests; indexes of its own for each."""
     terminal(200)
     monkeypatch.setenv("ATR_RESULTS", str(results))
-    monkeypatch.setattr(search, "home", lambda: tmp_path / "indexes")
+    for module, name in ((search, "home"), (commands, "indexes")):
+        monkeypatch.setattr(module, name, lambda: tmp_path / "indexes")
     monkeypatch.setattr(commands, "default_model", lambda: (get_profile("demo"), RunConfig(**SETTINGS)))
 
 
@@ -61,8 +62,8 @@ def described(file, **changes):
     return content
 
 
-def call(*words, status=0):
-    outcome = runner.invoke(app.app, [str(word) for word in words])
+def call(*words, status=0, **options):
+    outcome = runner.invoke(app.app, [str(word) for word in words], **options)
     assert outcome.exit_code == status, outcome.output
     return outcome
 
@@ -123,6 +124,17 @@ class TestSearch:
         assert "0:10 – 0:16" in line and outcome.stdout.count(".wav") == 4
         assert "it has never heard a recording" in outcome.stderr and "English" not in outcome.stderr
 
+    def test_without_a_sentence_it_asks_for_one_after_the_other_and_loads_the_model_once(self, folder, monkeypatch):
+        call("index", folder, "--quiet")
+        models, load = [], commands._embedder
+        monkeypatch.setattr(commands, "_embedder", lambda *given: models.append(load(*given)) or models[-1])
+        outcome = call("search", "--top", 1, "--in", folder, input="rain falls\n?!\na dog barks\n\nnever asked\n")
+        assert len(models) == 1 and outcome.stdout.count(".wav") == 2 and "never asked" not in outcome.output
+        assert f"rain falls, in {folder}:" in outcome.stdout and f"a dog barks, in {folder}:" in outcome.stdout
+        assert outcome.stderr.count("no words; describe a sound") == 1 and "an empty line ends" in outcome.stderr
+        assert outcome.stderr.count("it has never heard a recording") == 1
+        assert call("search", "--json", input="rain").stdout.count('"path"') == 4  # to the end of the input
+
     def test_json_is_all_that_goes_to_the_standard_output(self, folder):
         call("index", folder, "--quiet")
         rows = json.loads(call("search", "a dog", "--json", "--top", 2).stdout)
@@ -155,7 +167,7 @@ class TestSearch:
         shutil.copy(folder / "0.wav", folder / "new.wav")
         monkeypatch.setattr(search.Index, "_begin", begin)
         outcome = call("index", folder, "--quiet", status=130)
-        assert "Stopped. What is done is kept: the same command continues." in outcome.stderr
+        assert "Stopped. What is done is kept: the same command continues where it stopped." in outcome.stderr
         assert "Indexing was interrupted" in call("search", "rain").stderr
 
     def test_a_search_that_could_be_faster_says_so(self, folder, monkeypatch):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pandas as pd
@@ -13,10 +14,12 @@ from made_runs import made_run
 from processes import alive, wait_until
 from typer.testing import CliRunner
 
-from atr import get_profile, losses
+from atr import RunConfig, get_profile, losses, run_all
 from atr.cli import app
+from atr.cli import study as commands
 from atr.corpora import corpus_of
-from atr.experiments import executors, planning, rates, study
+from atr.experiments import executors, planning, progress, rates, study
+from atr.experiments.grid import describe, key
 from atr.experiments.profiles import PROFILES as EVERY
 from atr.experiments.study import StudyError
 from atr.system import places, units
@@ -25,6 +28,7 @@ from atr.training import identity
 PROFILES = [name for name, one in EVERY.items() if not one.notebooks]  # that serve all notebooks
 
 PATHS = study.notebooks()
+TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 NAMES = ["01_loss_comparison", "02_batch_size"]
 FIRST = study.notebooks(NAMES)
 LOSSES = {"triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"}
@@ -453,14 +457,14 @@ class TestExecute:
 
     def test_parameters_are_passed_and_a_failure_keeps_the_last_good_copy(self, tmp_path, results):
         path = self.notebook(tmp_path, "print(profile_name, x)\nassert x > 0, 'x is too small'")
-        done = study.execute(path, "smoke", {"x": 7}, quiet=True)
+        done = study.execute(path, "smoke", {"x": 7})
         assert done == results / "smoke" / "notebooks" / "99_test.ipynb"
         assert "smoke 7" in done.read_text()
         good = done.read_bytes()
         with pytest.raises(
             StudyError, match=r"99_test\.ipynb: AssertionError: x is too small\nexecuted so far: .*failed"
         ):
-            study.execute(path, "smoke", {"x": -1}, quiet=True)
+            study.execute(path, "smoke", {"x": -1})
         assert done.read_bytes() == good and done.with_name("99_test.failed.ipynb").is_file()
 
     def test_notebooks_run_side_by_side_and_a_failure_is_told_after_those_under_way(self, tmp_path, results):
@@ -500,12 +504,12 @@ class TestExecute:
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
         # When it is run, then neither is used
         path = self.notebook(tmp_path, "import os, sys, atr\nprint(sys.executable, atr.__file__)")
-        done = study.execute(path, "smoke", {"x": 1}, quiet=True)
+        done = study.execute(path, "smoke", {"x": 1})
         assert f"{sys.executable} {places.PROJECT / 'atr' / '__init__.py'}" in done.read_text()
 
     def test_a_notebook_knows_its_code(self, tmp_path, results):
         path = self.notebook(tmp_path, "import os\nprint('code', os.environ['ATR_NOTEBOOK'])")
-        done = study.execute(path, "smoke", {"x": 1}, quiet=True)
+        done = study.execute(path, "smoke", {"x": 1})
         codes = {study.code(nbformat.read(one, as_version=4)) for one in (path, done)}
         assert len(codes) == 1 and f"code {codes.pop()}" in done.read_text()
 
@@ -518,7 +522,7 @@ class TestExecute:
         script = tmp_path / "script.py"
         script.write_text(
             "from pathlib import Path\nfrom atr.experiments import study\nif __name__ == '__main__':\n"
-            f"    study.execute_all(list(map(Path, {paths})), 'smoke', {{}}, {jobs}, True)\n"
+            f"    study.execute_all(list(map(Path, {paths})), 'smoke', {{}}, {jobs})\n"
         )
         environment = os.environ | {"PYTHONPATH": str(places.PROJECT)}
         process = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.DEVNULL)
@@ -530,15 +534,30 @@ class TestExecute:
         wait_until(lambda: not any(alive(int(path.name)) for path in told.iterdir()), 20)
 
     def test_the_notebook_that_measures_the_machine_runs_last_and_alone(self, monkeypatch):
-        order = []
-        monkeypatch.setattr(study, "_side_by_side", lambda paths, *rest: order.append([path.stem for path in paths]))
-        monkeypatch.setattr(study, "execute", lambda path, *rest: order.append(path.stem) or path)
+        pools = []
+        monkeypatch.setattr(
+            study, "_execute", lambda pool, jobs, paths, *rest: pools.append((jobs, [path.stem[:2] for path in paths]))
+        )
         paths = study.notebooks(["12", "01", "02"])
         study.execute_all(paths, "smoke", {}, jobs=2)
-        assert order == [["01_loss_comparison", "02_batch_size"], "12_performance"]
-        order.clear()
+        assert pools == [(2, ["01", "02"]), (1, ["12"])]
+        pools.clear()
         study.execute_all(paths, "smoke", {}, jobs=1)
-        assert order == ["01_loss_comparison", "02_batch_size", "12_performance"]
+        assert pools == [(1, ["01", "02", "12"])]
+
+    def test_after_a_failure_no_further_notebook_is_begun_and_what_is_done_is_said(self, tmp_path, monkeypatch):
+        begun, said = [], []
+
+        def execute(path, *_):
+            begun.append(path)
+            if path == "b":
+                raise StudyError("b fails")
+            return path
+
+        monkeypatch.setattr(study, "execute", execute)
+        with ThreadPoolExecutor(1) as pool, pytest.raises(StudyError, match="b fails"):
+            study._execute(pool, 1, ["a", "b", "c"], "smoke", {}, said.append, None)
+        assert begun == ["a", "b"] and said == ["a"]
 
     def test_reference_copies_what_was_made_and_nothing_else(self, results):
         with pytest.raises(StudyError, match="not run yet: 00_explore.ipynb.*atr study --profile smoke"):
@@ -575,6 +594,80 @@ class TestExecute:
         study.commit_reference("smoke", ["2"])
         found = {path.name: path.read_text() for path in (target / "tables").iterdir()}
         assert found == {"01_x": "old", "02_x": "new"} and (target / "notebooks" / PATHS[2].name).is_file()
+
+
+class TestProgress:
+    @pytest.fixture
+    def file(self, tmp_path, monkeypatch):
+        monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "progress"))
+        return tmp_path / "progress"
+
+    def test_it_says_what_is_done_what_trains_and_how_long_it_takes(self, file):
+        # Given two runs still to be made, of 60 and 120 s by a guess that is twice too high, and one notebook of 20 s
+        state = progress.Progress(file, {"a": 30.0, "b": 60.0}, finished=3, guess=180.0, began=100.0)
+        assert not state.read() and (state.done, state.total) == (3, 5)
+        assert state.left(100.0) == 200 and state.left(160.0) == 140
+        # When the first is prepared, and trains beside another
+        progress.note("opened", "01_loss_comparison")
+        progress.note("prepared", "nt_xent frozen")
+        assert state.read() and str(state).endswith("left; preparing nt_xent frozen")
+        progress.note("trains", "nt_xent frozen", "a")
+        progress.note("trains", "sigmoid", "x")
+        assert state.read() and str(state).endswith("left; training nt_xent frozen and 1 other") and not state.read()
+        # And ends, then its pace counts for as much as the work that it was, beside the guess
+        for own in ("x", "a", "a"):
+            progress.note("ended", "", own)
+        state.read()
+        state._last = 130.0
+        assert state.done == 4 and str(state).endswith("; 01_loss_comparison")
+        pace = (0.2 * 180 + 30) / (0.2 * 90 + 30)
+        assert state.left(140.0) == pytest.approx(pace * 60 - 10 + 20)
+        progress.note("ended", "", "b")
+        progress.note("closed", "01_loss_comparison")
+        state.read()
+        assert state.left(500.0) == 0 and str(state).startswith("5 of 5 runs, about 10 seconds left")
+
+    def test_without_a_guess_the_first_run_tells(self, file):
+        state = progress.Progress(file, {"a": 1.0, "b": 3.0}, guess=None, notebooks=0, began=0.0)
+        assert state.left(50.0) is None and str(state) == "0 of 2 runs"
+        progress.note("ended", "", "a")
+        state.read()
+        state._last = 10.0
+        assert state.left(10.0) == 30
+
+    def test_half_a_line_is_read_when_it_is_whole(self, file):
+        state = progress.Progress(file, {"a": 1.0})
+        file.write_text('["ended", "é", "a"]\n["ended", "", ')
+        assert state.read() and state.done == 1
+        with file.open("a") as lines:
+            lines.write('"b"]\n')
+        assert state.read() and not state.read()
+
+    def test_nothing_is_noted_where_nobody_reads_and_a_full_disk_is_no_failure(self, tmp_path, monkeypatch):
+        monkeypatch.delenv(progress.VARIABLE, raising=False)
+        progress.note("trains", "", "a")
+        monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "gone" / "progress"))
+        progress.note("trains", "", "a")
+        assert not list(tmp_path.iterdir())
+
+    def test_runs_note_what_they_do(self, file, corpus, tmp_path):
+        config = RunConfig(corpus=TINY, epochs=1, batch_size=16, embedding_dim=16)
+        for _ in range(2):  # the second time it is at hand
+            run_all([config], runs=tmp_path / "runs", quiet=True).raise_failures()
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [event for event, *_ in lines] == ["prepared", "prepared", "trains", "ended", "prepared", "ended"]
+        assert {what for _, what, _ in lines} == {describe(config)} and lines[2][2] == lines[3][2] == key(config)
+
+    def test_a_line_every_minute_where_there_is_no_terminal(self, file, monkeypatch, capsys):
+        monkeypatch.setattr(commands, "PAUSE", 0.0)
+        state = progress.Progress(file, {"a": 1.0})
+        watch, quiet = commands._lines(state, False), commands._lines(state, True)
+        watch()
+        progress.note("trains", "nt_xent", "a")
+        watch()
+        watch()
+        quiet()
+        assert capsys.readouterr().err.count("0 of 1 runs; training nt_xent\n") == 1
 
 
 class TestProfiles:

@@ -82,8 +82,8 @@ def test_an_empty_sentence_is_asked_for_and_one_without_words_is_refused(explore
 
 
 def test_words_unknown_to_training_are_pointed_out(explorer, monkeypatch):
-    found = explore.ranked(explorer.runs["one"], three_clips(), "rain falls").assign(right=False)
-    monkeypatch.setattr(explore, "ranked", lambda *_, **__: found)
+    found = explore.rank_clips(explorer.runs["one"], three_clips(), "rain falls").assign(right=False)
+    monkeypatch.setattr(explore, "rank_clips", lambda *_, **__: found)
     explorer.sentence.value = "a car <hupt>"
     assert "No training caption has: hupt." in words(explorer.pages["search"])
 
@@ -100,26 +100,26 @@ def test_a_test_caption_can_be_drawn_and_another_after_it(explorer, corpus):
 def test_two_runs_answer_side_by_side(explorer):
     explorer.sentence.value = "barking"
     explorer.other.value = "<two>"
-    (columns,) = explorer.pages["search"].children
+    _, columns = explorer.pages["search"].children
     first, second = columns.children
     assert ">one</h4>" in words(first) and ">&lt;two&gt;</h4>" in words(second)
     assert names(first)[0] == "<dog>.wav" and names(second)[0] == "rain.wav"
     explorer.run.value = "<two>"  # beside itself a run stands once
-    (columns,) = explorer.pages["search"].children
+    _, columns = explorer.pages["search"].children
     assert len(columns.children) == 1
 
 
 def test_a_run_removed_since_says_so_and_the_other_still_answers(explorer, runs):
     shutil.rmtree(runs["<two>"].path)
     explorer.other.value = "<two>"
-    first, second = explorer.pages["search"].children[0].children
+    first, second = explorer.pages["search"].children[1].children
     assert len(names(first)) == 3 and "no such run, it may have been removed" in words(second)
     for tab in (1, 2, 3):
         explorer.tabs.selected_index = tab
         explorer.run.value = "<two>"
         assert "no such run" in words(explorer.box)
         explorer.run.value = "one"
-        assert explorer.said.value == ""
+        assert explorer.status.value == ""
 
 
 def test_a_clip_reads_its_captions_as_the_runs_rank_them(explorer):
@@ -143,6 +143,17 @@ def test_a_failed_query_shows_what_came_first_and_the_right_clip(explorer, runs)
     assert names(explorer.pages["failures"]) == ["bell.wav", "rain.wav", "<dog>.wav"]
 
 
+def test_results_are_faded_while_others_are_made_and_say_what_they_answer(explorer, monkeypatch):
+    page, styles, ranked = explorer.pages["search"], [], explore.rank_clips
+    monkeypatch.setattr(explore, "rank_clips", lambda *a, **k: styles.append(page._dom_classes) or ranked(*a, **k))
+    explorer.sentence.value = "barking"
+    assert styles == [(widgets.BUSY,)] and page._dom_classes == () and f".{widgets.BUSY} {{" in words(explorer.box)
+    assert "“barking”" in words(page) and "rain falls”" not in words(page)
+    monkeypatch.setattr(explore, "rank_clips", None)  # whatever fails
+    explorer.sentence.value = "a bell rings"
+    assert page._dom_classes == () and "“barking”" not in words(page)
+
+
 def test_a_run_without_failures_says_so(runs, corpus):
     change_embeddings(runs["one"], t2a=torch.ones(6, 1, dtype=torch.long))
     explorer = widgets.Explorer(runs, lambda config: corpus)
@@ -152,21 +163,21 @@ def test_a_run_without_failures_says_so(runs, corpus):
 
 def test_neighbours_by_the_menu_and_by_a_click(explorer):
     explorer.tabs.selected_index = 3
-    captions, clips, nearest, chosen = explorer.canvas.data
+    captions, clips, nearest, own = explorer.canvas.data
     page = explorer.pages["map"]
     assert explorer.canvas.layout.title.text == "one" and len(clips.x) == 3 and len(nearest.x) == 7
-    assert (chosen.x[0], chosen.y[0]) == (1, 0) and names(page) == ["rain.wav", "bell.wav", "<dog>.wav"]
+    assert (own.x[0], own.y[0]) == (1, 0) and names(page) == ["rain.wav", "bell.wav", "<dog>.wav"]
     explorer.point.value = "bell.wav"
-    assert chosen.x[0] == pytest.approx(0.6) and names(page)[0] == "bell.wav" and ">a bell rings</td>" in words(page)
-    explorer._clicked(clips, SimpleNamespace(point_inds=[1]))
-    assert explorer.point.value == "<dog>.wav" and (chosen.x[0], chosen.y[0]) == (0, 1)
-    explorer._clicked(captions, SimpleNamespace(point_inds=[2]))
-    assert chosen.x[0] == pytest.approx(0.8) and "“a dog barks &amp; barks”" in words(page)
-    explorer._clicked(clips, SimpleNamespace(point_inds=[]))
-    assert chosen.x[0] == pytest.approx(0.8)
-    explorer._clicked(clips, SimpleNamespace(point_inds=[1]))  # the clip that the menu still names
-    assert names(page)[0] == "<dog>.wav" and (chosen.x[0], chosen.y[0]) == (0, 1)
-    assert nearest.hoverinfo == chosen.hoverinfo == "skip"
+    assert own.x[0] == pytest.approx(0.6) and names(page)[0] == "bell.wav" and ">a bell rings</td>" in words(page)
+    explorer._on_click(clips, SimpleNamespace(point_inds=[1]))
+    assert explorer.point.value == "<dog>.wav" and (own.x[0], own.y[0]) == (0, 1)
+    explorer._on_click(captions, SimpleNamespace(point_inds=[2]))
+    assert own.x[0] == pytest.approx(0.8) and "“a dog barks &amp; barks”" in words(page)
+    explorer._on_click(clips, SimpleNamespace(point_inds=[]))
+    assert own.x[0] == pytest.approx(0.8)
+    explorer._on_click(clips, SimpleNamespace(point_inds=[1]))  # the clip that the menu still names
+    assert names(page)[0] == "<dog>.wav" and (own.x[0], own.y[0]) == (0, 1)
+    assert nearest.hoverinfo == own.hoverinfo == "skip"
 
 
 def test_a_text_aware_run_has_no_map_but_says_why_and_searches(explorer, runs):
@@ -176,9 +187,9 @@ def test_a_text_aware_run_has_no_map_but_says_why_and_searches(explorer, runs):
     assert explorer.canvas is None
     explorer.tabs.selected_index = 3
     explorer.run.value = "<two>"
-    assert "text-aware pooling" in explorer.said.value and not explorer.pages["map"].children
+    assert "text-aware pooling" in explorer.status.value and not explorer.pages["map"].children
     explorer.tabs.selected_index = 0
-    assert len(names(explorer.pages["search"])) == 3 and explorer.said.value == ""
+    assert len(names(explorer.pages["search"])) == 3 and explorer.status.value == ""
 
 
 def test_a_tab_is_filled_when_it_is_seen_and_once(explorer, monkeypatch):

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,10 @@ from atr.config import RunConfig
 from atr.corpora import audio, corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders.text import normalise
-from atr.experiments.grid import describe
+from atr.experiments import listing
 from atr.inference.embedder import Embedder
 from atr.reports import figures
+from atr.reports.names import loss_title
 from atr.system import hashes
 from atr.training import records
 from atr.training.records import Run
@@ -53,11 +55,19 @@ def corpora(root: str | Path | None = None) -> CorpusOf:
     return corpus
 
 
-def finished(folder: Path, besides: Iterable[Run] = ()) -> dict[str, Run]:
-    """All finished runs of a folder but those `besides`, by what they are and the beginning of their address."""
-    known = {run.address for run in besides}
-    found = [run for run in records.stored(folder) if run.status == "finished" and run.address not in known]
-    return {f"{_what(run)} · {run.address[:6]}": run for run in found}
+def run_menu(folder: Path, first: Iterable[Run] = ()) -> dict[str, Run]:
+    """The runs `first`, and all others of a folder that are finished, by what they are: loss, training, seed, and the
+    fields in which a run is unlike most of them.
+    """
+    runs = {run.address: run for run in first}
+    others = [run for run in records.stored(folder) if run.status == "finished" and run.address not in runs]
+    fields = {run: _fields(run) for run in [*runs.values(), *others]}
+    labels: dict[str, Run] = {}
+    for (run, own), words in zip(fields.items(), listing.differences(list(fields.values())), strict=True):
+        what = [loss_title(own["loss.name"]), own["training"], f"seed {own['seed']}"] if own else ["of another version"]
+        label = " · ".join(filter(None, [*what, words]))
+        labels[label if label not in labels else f"{label} · {run.address}"] = run  # the same but for data or weights
+    return labels
 
 
 def config_of(run: Run) -> RunConfig:
@@ -69,22 +79,22 @@ def config_of(run: Run) -> RunConfig:
     return run.config
 
 
-def tested(run: Run, corpus: Corpus) -> Corpus:
-    """As `maps.tested`. ValueError also as `config_of`."""
+def split_of(run: Run, corpus: Corpus) -> Corpus:
+    """As `records.tested`. ValueError also as `config_of`."""
     config_of(run)
     return records.tested(run, corpus)
 
 
-def ranked(run: Run, corpus: Corpus, sentence: str, top: int = 10, device: str = "auto") -> pd.DataFrame:
+def rank_clips(run: Run, corpus: Corpus, sentence: str, top: int = 10, device: str = "auto") -> pd.DataFrame:
     """Test clips by their similarity to a sentence, the `top` first and behind them every right one.
 
     Columns: rank, clip, similarity (cosine), right, caption (the clip's first). right: the sentence is a test caption
     that fits the clip. corpus: what the run was trained on. With text-aware pooling a sentence that is no test caption
     first embeds all test clips, once.
 
-    ValueError: as `tested`, no words, or as `Embedder`.
+    ValueError: as `split_of`, no words, or as `Embedder`.
     """
-    part = tested(run, corpus)
+    part = split_of(run, corpus)
     style = run.config.caption_style
     words = normalise(sentence, style)
     if not words.strip():
@@ -97,34 +107,35 @@ def ranked(run: Run, corpus: Corpus, sentence: str, top: int = 10, device: str =
         sounds = _sounds(run, corpus, device) if model.text_aware else run.embeddings["audio"]
         scores, right = model.similarity(model.sentences([sentence]), sounds)[0], np.zeros(len(part), bool)
     table = pd.DataFrame({"clip": part.clips["clip"], "similarity": scores.numpy(), "right": right})
-    return _ordered(table.assign(caption=table["clip"].map(first_captions(part))), top)
+    return _in_order(table.assign(caption=table["clip"].map(first_captions(part))), top)
 
 
-def described(run: Run, corpus: Corpus, clip: str, top: int = 10) -> pd.DataFrame:
+def rank_captions(run: Run, corpus: Corpus, clip: str, top: int = 10) -> pd.DataFrame:
     """Test captions by their similarity to a test clip, the `top` first and behind them every right one.
 
-    Columns: rank, caption, similarity (cosine), right. ValueError: as `tested`, or no such test clip.
+    Columns: rank, caption, similarity (cosine), right. ValueError: as `split_of`, or no such test clip.
     """
-    part = tested(run, corpus)
+    part = split_of(run, corpus)
     clips = part.clips["clip"].tolist()
     if clip not in clips:
         raise ValueError(f"no test clip {clip!r} in {corpus.name!r}; it has {clips[0]!r} and {len(clips) - 1} more")
     place = clips.index(clip)
     scores, right = _of_clip(run, place)
     table = pd.DataFrame({"caption": part.captions["caption"], "similarity": scores.numpy(), "right": right})
-    return _ordered(table, top)
+    return _in_order(table, top)
 
 
-def compared(
+def compare_runs(
     runs: Mapping[str, Run], corpus: Corpus, sentence: str, top: int = 10, device: str = "auto"
 ) -> pd.DataFrame:
     """What several runs make of one sentence: the rank of each clip by each run.
 
     Columns: clip, right, caption, and the runs' labels; the clips that one of them has among its `top`, and the right
-    ones, in the order of the first run. runs: label → finished run, all trained on the corpus. ValueError: as `ranked`.
+    ones, in the order of the first run. runs: label → finished run, all trained on the corpus. ValueError: as
+    `rank_clips`.
     """
     columns = ["clip", "right", "caption"]
-    tables = {label: ranked(run, corpus, sentence, len(corpus), device) for label, run in runs.items()}
+    tables = {label: rank_clips(run, corpus, sentence, len(corpus), device) for label, run in runs.items()}
     table = next(iter(tables.values()))[columns]
     for label, other in tables.items():
         table = table.merge(other[["clip", "rank"]].rename(columns={"rank": label}), on="clip")
@@ -136,9 +147,9 @@ def failures(run: Run, corpus: Corpus, number: int = 10) -> pd.DataFrame:
     """The test captions whose right clip ranks worst, the worst first, and what came first instead.
 
     Columns: rank (of the best right clip), caption, clip (that one), similarity, first, first_similarity,
-    first_caption (its first). Captions whose right clip comes first are no failures. ValueError: as `tested`.
+    first_caption (its first). Captions whose right clip comes first are no failures. ValueError: as `split_of`.
     """
-    part = tested(run, corpus)
+    part = split_of(run, corpus)
     ranks = run.ranks.best("t2a")
     worst = [row for row in np.argsort(-ranks, kind="stable")[:number].tolist() if ranks[row] > 1]
     scores, right = similarity(run, worst).numpy(), _right(run, worst)
@@ -162,10 +173,10 @@ def neighbours(run: Run, corpus: Corpus, point: str, number: int = 5) -> pd.Data
     """The clips and the captions of the test split nearest to one of them, `number` of either, nearest first.
 
     point: a test clip, or a test caption to the letter. Columns: kind (clip or caption), clip, caption (a clip's
-    first), similarity (cosine), place (its row among the clips or captions). ValueError: as `tested` and `maps.space`,
-    or no such point.
+    first), similarity (cosine), place (its row among the clips or captions). ValueError: as `split_of` and
+    `records.space`, or no such point.
     """
-    part = tested(run, corpus)
+    part = split_of(run, corpus)
     sounds, texts = records.space(run)
     clips, captions = part.clips["clip"], part.captions["caption"]
     names = [*clips, *captions]
@@ -194,8 +205,8 @@ def first_captions(part: Corpus) -> pd.Series:
 
 
 def map_of(run: Run, corpus: Corpus) -> Map:
-    """`maps.map_of`, made once. ValueError: as `tested` and `maps.map_of`."""
-    tested(run, corpus)
+    """`maps.map_of`, made once. ValueError: as `split_of` and `maps.map_of`."""
+    split_of(run, corpus)
     with MAPPING:
         return _map_of(run, corpus)
 
@@ -203,63 +214,63 @@ def map_of(run: Run, corpus: Corpus) -> Map:
 _map_of = functools.lru_cache(maxsize=4)(maps.map_of)
 
 
-def places(found: Map, table: pd.DataFrame) -> Tensor:
+def places(one: Map, table: pd.DataFrame) -> Tensor:
     """(rows, 2): where the rows of a table of `neighbours` lie on the run's map."""
-    layers = {"clip": found.audio, "caption": found.text}
+    layers = {"clip": one.audio, "caption": one.text}
     return torch.stack([layers[kind][place] for kind, place in zip(table["kind"], table["place"], strict=True)])
 
 
 def neighbourhood(run: Run, corpus: Corpus, clip: str, number: int = 5, title: str = "") -> Figure:
     """The run's map with a test clip and its `neighbours` marked. ValueError: as `neighbours` and `map_of`."""
     table, layers = neighbours(run, corpus, clip, number), map_of(run, corpus)
-    figure = maps.picture(layers.audio, layers.text, title)
+    figure = maps.picture(layers.audio, layers.text, title, layers.audio_kinds, layers.text_kinds)
     (axis,) = figure.axes
     x, y = places(layers, table).t()
     axis.scatter(x, y, 60, facecolors="none", edgecolors="k", lw=1, label=f"its {number} nearest of either")
-    x, y = layers.audio[tested(run, corpus).clips["clip"].tolist().index(clip)]
-    axis.scatter(x, y, 110, "C2", marker="*", edgecolors="k", lw=0.6, label=f"clip {clip}", zorder=3)
+    x, y = layers.audio[split_of(run, corpus).clips["clip"].tolist().index(clip)]
+    axis.scatter(x, y, 110, "w", marker="*", edgecolors="k", lw=0.6, label=f"clip {clip}", zorder=3)
     figure.legends[0].remove()
-    figures.legend_below(figure, axis, 4)
+    figures.legend_below(figure, axis, 5)
     return figure
 
 
-def unheard(corpus: Corpus, sentence: str) -> list[str]:
+def unknown_words(corpus: Corpus, sentence: str) -> list[str]:
     """The words of a sentence that no training caption of the corpus has, in their order."""
-    known = _vocabulary(corpus)
-    return [word for word in dict.fromkeys(_words(sentence)) if word not in known]
+    vocabulary = _vocabulary(corpus)
+    return [word for word in dict.fromkeys(_words(sentence)) if word not in vocabulary]
 
 
 def similarity(run: Run, rows: Sequence[int]) -> Tensor:
     """(rows, clips): cosines of some test captions and all test clips, as the run was tested."""
-    known = run.embeddings
-    if "similarity" in known:
-        return known["similarity"][list(rows)]
-    return known["text"][list(rows)] @ known["audio"].T
+    kept = run.embeddings
+    if "similarity" in kept:
+        return kept["similarity"][list(rows)]
+    return kept["text"][list(rows)] @ kept["audio"].T
 
 
-def _what(run: Run) -> str:
+def _fields(run: Run) -> dict[str, Any]:
     try:
-        return describe(run.config)
-    except ValueError:  # fields that this version does not know; whoever chooses the run is told which
-        return "of another version"
+        return listing.leaves(run.config.to_dict())
+    except ValueError:  # fields that this version does not know; whoever selects the run is told which
+        return {}
 
 
 def _right(run: Run, rows: Sequence[int]) -> np.ndarray:
     """(rows, clips) bool: which clips fit some test captions."""
     relevance = run.embeddings["relevance"].numpy()
-    chosen = relevance[list(rows)]
-    return chosen if relevance.ndim == 2 else chosen[:, None] == np.arange(len(run.ranks.a2t))
+    own = relevance[list(rows)]
+    return own if relevance.ndim == 2 else own[:, None] == np.arange(len(run.ranks.a2t))
 
 
 def _of_clip(run: Run, place: int) -> tuple[Tensor, np.ndarray]:
     """(captions,) of a test clip: its cosines with all test captions, and which of them fit it."""
-    known = run.embeddings
-    scores = known["similarity"][:, place] if "similarity" in known else known["text"] @ known["audio"][place]
-    relevance = known["relevance"].numpy()
+    kept = run.embeddings
+    scores = kept["similarity"][:, place] if "similarity" in kept else kept["text"] @ kept["audio"][place]
+    relevance = kept["relevance"].numpy()
     return scores, relevance[:, place] if relevance.ndim == 2 else relevance == place
 
 
-def _ordered(table: pd.DataFrame, top: int) -> pd.DataFrame:
+def _in_order(table: pd.DataFrame, top: int) -> pd.DataFrame:
     table = table.iloc[np.lexsort((table["right"], -table["similarity"]))]
     table.insert(0, "rank", np.arange(1, len(table) + 1))
     return table[(table["rank"] <= top) | table["right"]].reset_index(drop=True)

@@ -8,6 +8,7 @@ import html
 import os
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,13 @@ CorpusOf = Callable[[RunConfig], Corpus]
 
 WIDTH = 60  # characters of a line that shows where the pointer rests
 ROWS, BLOCK = 1024, 2**26  # at most so many points' similarities to all others, and so many similarities, at a time
+COLOURED = 6  # kinds of sound that have a colour, besides all others; more are not told apart
+OTHERS = "other kinds"
+# What stands beside a canvas: plotly draws before there is a page, 700 pixels wide, and again where a window changes.
+FIT = (
+    '<img src="data:," alt="" hidden onerror="for (const wait of [200, 1000, 3000]) '
+    "setTimeout(() => window.dispatchEvent(new Event('resize')), wait)\">"
+)
 EPOCHS = 200  # UMAP's own choice for large sets; its 500 for small ones take twice as long and gain hardly anything
 
 
@@ -138,17 +146,54 @@ def _nearest(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return indices, (1 - similarities).clamp(min=0)
 
 
-def picture(audio: Tensor, text: Tensor, title: str = "") -> Figure:
-    """A map at rest: captions (captions, 2) below, clips (clips, 2) above them."""
-    figure, ((axis,),) = figures.subplots(height=0.62 * figures.PAGE, width=0.7 * figures.PAGE)
-    axis.scatter(text[:, 0], text[:, 1], 6, "C0", lw=0, alpha=0.6, rasterized=True, label=f"{len(text):,} captions")
-    x, y = audio[:, 0], audio[:, 1]  # hollow, or they would hide the captions that they should meet
-    label = f"{len(audio):,} clips"
-    axis.scatter(x, y, 14, marker="D", facecolors="none", edgecolors="C1", lw=0.8, rasterized=True, label=label)
+def picture(
+    audio: Tensor,
+    text: Tensor,
+    title: str = "",
+    audio_kinds: Sequence[str] = (),
+    text_kinds: Sequence[str] = (),
+) -> Figure:
+    """A map at rest, as wide as a page: captions (captions, 2) below, clips (clips, 2) above them; by kinds of sound
+    where those are given, by layers otherwise.
+    """
+    figure, ((axis,),) = figures.subplots(height=0.62 * figures.PAGE, width=figures.PAGE)
+    colors = palette(audio_kinds)
+    below: Any = [colors[kind] for kind in text_kinds] if colors else "C0"
+    above: Any = [colors[kind] for kind in audio_kinds] if colors else "C1"
+    dots: dict[str, Any] = {"lw": 0, "alpha": 0.6, "rasterized": True}
+    axis.scatter(text[:, 0], text[:, 1], 6, below, **dots, label=f"{len(text):,} captions")
+    # hollow, or they would hide the captions that they should meet
+    diamonds: dict[str, Any] = {"marker": "D", "facecolors": "none", "lw": 0.8, "rasterized": True}
+    axis.scatter(audio[:, 0], audio[:, 1], 14, edgecolors=above, **diamonds, label=f"{len(audio):,} clips")
+    for kind, color in legend(colors).items():
+        axis.plot([], [], "s", ms=4, color=color, label=kind)
     axis.set_title(title)
     bare(axis)
-    figures.legend_below(figure, axis, markerscale=1.6)
+    figures.legend_below(figure, axis, 5, markerscale=1.6)
     return figure
+
+
+def palette(kinds: Sequence[str]) -> dict[str, str]:
+    """Kind → colour: one each for the COLOURED that most clips have, grey for all others; empty if none is known."""
+    counts = Counter(kind for kind in kinds if kind)
+    most = sorted(counts, key=lambda kind: (-counts[kind], kind))[:COLOURED]
+    figures.style()
+    colors = {kind: to_hex(f"C{number}") for number, kind in enumerate(most)}
+    return colors | {kind: to_hex("0.6") for kind in kinds if kind not in colors} if counts else {}
+
+
+def legend(colors: Mapping[str, str]) -> dict[str, str]:
+    """What a `palette` says: its coloured kinds, and what the others are."""
+    grey = to_hex("0.6")
+    own = {kind: color for kind, color in colors.items() if color != grey}
+    return own | {OTHERS: grey} if len(own) < len(colors) else own
+
+
+def kinds_of(part: Corpus) -> tuple[list[str], list[str]]:
+    """(clips,) and (captions,): the kind of sound that a clip begins with, "" where none is known."""
+    first = part.events.sort_values(["clip", "onset"], kind="stable").drop_duplicates("clip")
+    kind = dict(zip(first["clip"], first["event"], strict=True))
+    return [kind.get(clip, "") for clip in part.clips["clip"]], [kind.get(clip, "") for clip in part.captions["clip"]]
 
 
 def bare(axis: Axes) -> None:
@@ -160,19 +205,23 @@ def bare(axis: Axes) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """A run's test split in the plane: audio (clips, 2), text (captions, 2), and what each point says of itself."""
+    """A run's test split in the plane: audio (clips, 2), text (captions, 2), what each point says of itself, and what
+    kind of sound it is of (`kinds_of`).
+    """
 
     audio: Tensor
     text: Tensor
     audio_labels: list[str]
     text_labels: list[str]
+    audio_kinds: list[str]
+    text_kinds: list[str]
 
 
 def map_of(run: Run, corpus: Corpus, seed: int = 0, neighbours: int = 15) -> Map:
     """The map of a finished run; corpus: what it was trained on. ValueError: as `labels`, `space` and `project`."""
     audio_labels, text_labels = labels(run, corpus)
     audio, text = project(*space(run), seed, neighbours)
-    return Map(audio, text, audio_labels, text_labels)
+    return Map(audio, text, audio_labels, text_labels, *kinds_of(tested(run, corpus)))
 
 
 def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
@@ -236,7 +285,7 @@ def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidget
     menu = ipywidgets.Dropdown(options=list(runs), description="run", layout={"width": "max-content"})
     said = ipywidgets.Label()
 
-    def chosen(change: dict[str, Any]) -> None:
+    def draw(change: dict[str, Any]) -> None:
         said.value = "mapping …"
         try:
             put(figure, maps(change["new"]), change["new"])
@@ -245,12 +294,12 @@ def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidget
             said.value = str(error)
 
     put(figure, maps(menu.value), menu.value)
-    menu.observe(chosen, "value")
-    return ipywidgets.VBox([ipywidgets.HBox([menu, said]), figure])
+    menu.observe(draw, "value")
+    return ipywidgets.VBox([ipywidgets.HBox([menu, said]), figure, ipywidgets.HTML(FIT)])
 
 
 def canvas(height: int = 640) -> "FigureWidget":
-    """An empty map to explore: two traces, captions and clips. height in pixels."""
+    """An empty map to explore, as wide as what it stands in: two traces, captions and clips. height in pixels."""
     from plotly import graph_objects
 
     figures.style()
@@ -262,7 +311,9 @@ def canvas(height: int = 640) -> "FigureWidget":
         graph_objects.Scatter(mode="markers", hoverinfo="text", name=name, marker=marker)
         for name, marker in looks.items()
     ]
-    return graph_objects.FigureWidget(traces, layout(height, top=40, orientation="h"))
+    figure = graph_objects.FigureWidget(traces, layout(height, top=60, orientation="h"))
+    figure._config = {**figure._config, "responsive": True}
+    return figure
 
 
 def layout(height: int, top: int, **legend: str) -> dict[str, Any]:
@@ -270,6 +321,7 @@ def layout(height: int, top: int, **legend: str) -> dict[str, Any]:
     return {
         "template": "plotly_white",
         "height": height,
+        "autosize": True,
         "margin": {"l": 10, "r": 10, "t": top, "b": 10},
         "legend": {"itemsizing": "constant", **legend},
         "hoverlabel": {"align": "left"},
@@ -279,16 +331,21 @@ def layout(height: int, top: int, **legend: str) -> dict[str, Any]:
     }
 
 
-def put(figure: "FigureWidget", found: Map, title: str) -> None:
+def put(figure: "FigureWidget", one: Map, title: str) -> None:
     """Show a map on a `canvas`, all of it."""
-    layers = (found.text, found.text_labels), (found.audio, found.audio_labels)
+    colors = palette(one.audio_kinds)
+    layers = (one.text, one.text_labels, one.text_kinds), (one.audio, one.audio_labels, one.audio_kinds)
     # Zooming ends autorange in the browser alone; what is no change here would not be sent there.
     figure.update_layout(xaxis_autorange=False, yaxis_autorange=False)
     with figure.batch_update():
-        for trace, (points, texts) in zip(figure.data[:2], layers, strict=True):
+        for trace, (points, texts, kinds), plain in zip(figure.data[:2], layers, ("C0", "C1"), strict=True):
             trace.x, trace.y = points.t().numpy()
             trace.hovertext = texts
-        figure.layout.title.text = escaped(title)
+            trace.marker.color = [colors[kind] for kind in kinds] if colors else to_hex(plain)
+        said = "  ".join(
+            f'<span style="color:{color}">■ {escaped(kind)}</span>' for kind, color in legend(colors).items()
+        )
+        figure.layout.title.text = escaped(title) + f"<br><sup>{said}</sup>" * bool(said)
         figure.layout.xaxis.autorange = figure.layout.yaxis.autorange = True
 
 
@@ -320,7 +377,8 @@ def show(
     """
     maps = _maps(runs, corpus_of, seed, neighbours)
     label, run = next(iter(runs.items()))
-    still = picture(maps(label).audio, maps(label).text, label)
+    one = maps(label)
+    still = picture(one.audio, one.text, label, one.audio_kinds, one.text_kinds)
     return live_or_still(still, lambda: _explorer(runs, maps), folder, name, [run])
 
 

@@ -88,7 +88,7 @@ def wav(corpus: Corpus, clip: str) -> bytes:
 def gallery(table: pd.DataFrame, corpus: Corpus, title: str = "") -> Figure:
     """Spectrograms of ranked clips, two a row, under their captions; a right clip is framed and says so.
 
-    table: rank, clip, similarity, right and caption, as `explore.ranked` gives them. ValueError: it has no rows.
+    table: rank, clip, similarity, right and caption, as `explore.rank_clips` gives them. ValueError: it has no rows.
     """
     if not len(table):
         raise ValueError("no clips to show; give a table with a row or more")

@@ -22,6 +22,8 @@ from atr.training.records import Run
 
 WORST = 50  # failed queries to choose from
 AHEAD = 3  # clips shown before the right one of a failed query
+BUSY = "atr-busy"  # the style of results while others are made
+FADED = f"<style>.{BUSY} {{ opacity: 0.35; pointer-events: none; }}</style>"
 MARK = "#009e73"  # beside a right clip; the third of the figures' palette
 WIDE = Layout(width="95%")
 
@@ -36,14 +38,14 @@ def show(
 ) -> "Figure | VBox":
     """What a notebook's cell ends with: the box of an `Explorer` where somebody looks on (`maps.live`), otherwise the
     `gallery` of what the first run finds for the sentence. With `folder` that picture is saved there in either case, as
-    `figures.save` does. ValueError: as `explore.ranked`.
+    `figures.save` does. ValueError: as `explore.rank_clips`.
 
     The other parameters are those of `Explorer`.
     """
     corpus_of = corpus_of or explore.corpora()
     label, run = next(iter(runs.items()))
     corpus = corpus_of(run.config)
-    table = explore.ranked(run, corpus, sentence, device=device)
+    table = explore.rank_clips(run, corpus, sentence, device=device)
     still = spectrograms.gallery(table, corpus, f"{label}: “{sentence}”")
     return maps.live_or_still(still, lambda: Explorer(runs, corpus_of, sentence, device).box, folder, name, [run])
 
@@ -61,22 +63,23 @@ class Explorer:
         if not runs:
             raise ValueError("no runs to explore; give at least one that is finished")
         self.runs, self.corpus_of, self.device = dict(runs), corpus_of or explore.corpora(), device
-        self._filled: set[str] = set()
+        self._full: set[str] = set()
         self._busy = False
-        self._mapped: str | None = None  # the run on the canvas
+        self._map_run: str | None = None  # the run on the canvas
         self._near = ""  # the clip or caption whose neighbours are shown
-        self._drawn = 0  # test captions
+        self._draws = 0  # test captions
 
         self.run = Dropdown(options=list(runs), description="run", layout=WIDE)
         self.other = Dropdown(options=[("no other", ""), *zip(runs, runs, strict=True)], description="beside it")
         self.other.layout = WIDE
-        self.said = HTML()
+        self.status = HTML()
         # Typing ends with Enter, or where the box is left.
         self.sentence = Text(sentence, description="sentence", placeholder="a dog barks", continuous_update=False)
         self.sentence.layout = Layout(flex="1 1 auto")
         self.search = Button(description="search", tooltip="search for the sentence")
         self.draw = Button(description="a test caption", tooltip="search for a caption whose right clip is known")
         self.clip, self.query, self.point = (Dropdown(description=n, layout=WIDE) for n in ("clip", "query", "near to"))
+        self.fit = HTML(maps.FIT)
         self.canvas: Any = None  # until the map is looked at: it takes 5 MB of scripts to the browser
         self.pages = {title: VBox() for title in ("search", "clips", "failures", "map")}
         controls: dict[str, list[Widget]] = {
@@ -86,56 +89,58 @@ class Explorer:
             "map": [self.point],
         }
         self.tabs = Tab([VBox([*above, self.pages[title]]) for title, above in controls.items()], titles=list(controls))
-        self.box = VBox([self.run, self.other, self.said, self.tabs])
+        self.box = VBox([HTML(FADED), self.run, self.other, self.status, self.tabs])
 
         for menu in (self.run, self.other):
-            menu.observe(self._rechosen, "value")
+            menu.observe(self._empty, "value")
         for title, control in zip(controls, (self.sentence, self.clip, self.query), strict=False):
             control.observe(functools.partial(self._fill, title), "value")
         self.search.on_click(functools.partial(self._fill, "search"))
         self.draw.on_click(self._draw_caption)
         self.point.observe(lambda change: self._go_near(change["new"]), "value")
-        self.tabs.observe(self._seen, "selected_index")
-        self._seen()
+        self.tabs.observe(self._on_tab, "selected_index")
+        self._on_tab()
 
     @property
     def _title(self) -> str:
         return list(self.pages)[self.tabs.selected_index]
 
-    def _rechosen(self, change: Any = None) -> None:
-        self._filled.clear()
+    def _empty(self, change: Any = None) -> None:
+        self._full.clear()
         self._fill(self._title)
 
-    def _seen(self, change: Any = None) -> None:
-        if self._title not in self._filled:
+    def _on_tab(self, change: Any = None) -> None:
+        if self._title not in self._full:
             self._fill(self._title)
 
     def _fill(self, title: str, change: Any = None) -> None:
         """Make anew what a tab shows under its controls."""
         if self._busy:  # new options of a menu choose one of them
             return
-        makers = {"search": self._found, "clips": self._captions, "failures": self._failed, "map": self._nearest}
+        makers = {"search": self._results, "clips": self._captions, "failures": self._failures, "map": self._nearest}
         self._busy = True
-        self._filled.add(title)
-        self.pages[title].children = self._tried(makers[title]) or ()
+        self._full.add(title)
+        self.pages[title].add_class(BUSY)  # what is there answers another question
+        self.pages[title].children = self._attempt(makers[title]) or ()
+        self.pages[title].remove_class(BUSY)
         self._busy = False
 
-    def _tried(self, work: Callable[[], Any]) -> Any:
+    def _attempt(self, work: Callable[[], Any]) -> Any:
         """What `work` gives; where it fails, why is said above the tabs: else it went to a log that nobody reads."""
-        self.said.value = _status("working …")
+        self.status.value = _status("working …")
         try:
             result = work()
         except Exception as error:
-            self.said.value = _status(error)
+            self.status.value = _status(error)
             return None
-        self.said.value = ""
+        self.status.value = ""
         return result
 
     def _first(self) -> tuple[Run, Corpus, Corpus]:
         """The run, its corpus, and the split that it was tested on."""
         run = self.runs[self.run.value]
         corpus = self.corpus_of(explore.config_of(run))
-        return run, corpus, explore.tested(run, corpus)
+        return run, corpus, explore.split_of(run, corpus)
 
     def _columns(self, make: Callable[[Run, Corpus], Sequence[Widget]]) -> list[Widget]:
         """What `make` gives for the run and for the other one, side by side; in place of either, why it cannot."""
@@ -149,22 +154,22 @@ class Explorer:
             columns.append(VBox([HTML(_heading(label)), *inside], layout=Layout(flex="1 1 420px")))
         return [HBox(columns, layout=Layout(flex_flow="row wrap"))]
 
-    def _found(self) -> list[Widget]:
+    def _results(self) -> list[Widget]:
         sentence = self.sentence.value
         if not sentence.strip():
             return [HTML("Describe a sound in a few words, then press Enter.")]
 
         def make(run: Run, corpus: Corpus) -> list[Widget]:
-            table = explore.ranked(run, corpus, sentence, device=self.device)
+            table = explore.rank_clips(run, corpus, sentence, device=self.device)
             return [HTML(_remark(run, corpus, table, sentence)), *cards(corpus, table)]
 
-        return self._columns(make)
+        return [HTML(_heading(f"“{sentence}”")), *self._columns(make)]
 
     def _draw_caption(self, button: Any = None) -> None:
-        if first := self._tried(self._first):
+        if first := self._attempt(self._first):
             captions = first[2].captions["caption"]
-            self.sentence.value = captions.iloc[np.random.default_rng(self._drawn).integers(len(captions))]
-            self._drawn += 1
+            self.sentence.value = captions.iloc[np.random.default_rng(self._draws).integers(len(captions))]
+            self._draws += 1
 
     def _captions(self) -> list[Widget]:
         _, corpus, part = self._first()
@@ -172,11 +177,11 @@ class Explorer:
         clip = self.clip.value
 
         def make(run: Run, corpus: Corpus) -> list[Widget]:
-            return [HTML(_table(explore.described(run, corpus, clip)))]
+            return [HTML(_table(explore.rank_captions(run, corpus, clip)))]
 
         return [card(corpus, clip), *self._columns(make)]
 
-    def _failed(self) -> list[Widget]:
+    def _failures(self) -> list[Widget]:
         run, corpus, part = self._first()
         table = explore.failures(run, corpus, WORST)
         captions = table["caption"].tolist()
@@ -187,7 +192,7 @@ class Explorer:
             return [HTML("Every test caption finds its clip first.")]
 
         def make(run: Run, corpus: Corpus) -> list[Widget]:
-            return cards(corpus, explore.ranked(run, corpus, caption, AHEAD, self.device))
+            return cards(corpus, explore.rank_clips(run, corpus, caption, AHEAD, self.device))
 
         return self._columns(make)
 
@@ -198,27 +203,28 @@ class Explorer:
         if self._near not in (*clips, *captions):
             self._near = self.point.value
         table = explore.neighbours(run, corpus, self._near)
-        found = explore.map_of(run, corpus)
+        layers = explore.map_of(run, corpus)
         if self.canvas is None:
-            self.canvas = _canvas(self._clicked)
-        if self._mapped != self.run.value:
-            maps.put(self.canvas, found, self.run.value)
-            self._mapped = self.run.value
+            self.canvas = _canvas(self._on_click)
+        if self._map_run != self.run.value:
+            maps.put(self.canvas, layers, self.run.value)
+            self._map_run = self.run.value
         is_clip = self._near in clips
-        own = found.audio[clips.index(self._near)] if is_clip else found.text[captions.index(self._near)]
+        own = layers.audio[clips.index(self._near)] if is_clip else layers.text[captions.index(self._near)]
         with self.canvas.batch_update():
-            for trace, points in zip(self.canvas.data[2:], (explore.places(found, table), own[None]), strict=True):
+            for trace, points in zip(self.canvas.data[2:], (explore.places(layers, table), own[None]), strict=True):
                 trace.x, trace.y = points.t().numpy()
         if is_clip:
             self.point.value = self._near
         shown = [card(corpus, self._near)] if is_clip else [HTML(f"“{html.escape(self._near)}”")]
-        near, said = (table[table["kind"] == kind] for kind in ("clip", "caption"))
+        near, texts = (table[table["kind"] == kind] for kind in ("clip", "caption"))
         return [
             self.canvas,
+            self.fit,
             *shown,
             HTML(_heading("nearest clips")),
             *(card(corpus, str(row.clip), f"{row.similarity:z.2f} · ") for row in near.itertuples()),
-            HTML(_heading("nearest captions") + _table(said[["caption", "clip", "similarity"]])),
+            HTML(_heading("nearest captions") + _table(texts[["caption", "clip", "similarity"]])),
         ]
 
     def _go_near(self, point: str) -> None:
@@ -226,14 +232,14 @@ class Explorer:
             self._near = point
             self._fill("map")
 
-    def _clicked(self, trace: Any, points: Any, state: Any = None) -> None:
-        if points.point_inds and (first := self._tried(self._first)):
+    def _on_click(self, trace: Any, points: Any, state: Any = None) -> None:
+        if points.point_inds and (first := self._attempt(self._first)):
             names = first[2].clips["clip"] if trace.name == "clips" else first[2].captions["caption"]
             self._go_near(names.iloc[points.point_inds[0]])
 
 
 def cards(corpus: Corpus, table: pd.DataFrame) -> list[Widget]:
-    """A `card` for each row of a table of `explore.ranked`."""
+    """A `card` for each row of a table of `explore.rank_clips`."""
     return [
         card(corpus, str(row.clip), f"{row.rank} · {row.similarity:z.2f} · ", bool(row.right))
         for row in table.itertuples()
@@ -268,13 +274,13 @@ def player(corpus: Corpus, clip: str) -> VBox:
     return place
 
 
-def _canvas(clicked: Callable[[Any, Any, Any], None]) -> Any:
+def _canvas(on_click: Callable[[Any, Any, Any], None]) -> Any:
     canvas = maps.canvas(520)
     for trace in canvas.data:
-        trace.on_click(clicked)
+        trace.on_click(on_click)
     ring = {"color": "black", "size": 13, "symbol": "circle-open", "line": {"width": 2}}
-    star = {"color": MARK, "size": 17, "symbol": "star", "line": {"width": 1, "color": "black"}}
-    for name, marker in (("nearest", ring), ("chosen", star)):
+    star = {"color": "white", "size": 17, "symbol": "star", "line": {"width": 1, "color": "black"}}
+    for name, marker in (("nearest", ring), ("this one", star)):
         canvas.add_scatter(mode="markers", name=name, marker=marker, hoverinfo="skip")
     return canvas
 
@@ -295,18 +301,18 @@ def _clips(part: Corpus) -> list[tuple[str, str]]:
 
 def _remark(run: Run, corpus: Corpus, table: pd.DataFrame, sentence: str) -> str:
     if table["right"].any():
-        clips = len(explore.tested(run, corpus))
+        clips = len(explore.split_of(run, corpus))
         return f"A test caption; its right clip is at rank {table.loc[table['right'], 'rank'].min()} of {clips}."
-    unheard = [] if run.config.training == "external" else explore.unheard(corpus, sentence)
-    return f"No training caption has: {html.escape(', '.join(unheard))}." if unheard else ""
+    words = [] if run.config.training == "external" else explore.unknown_words(corpus, sentence)
+    return f"No training caption has: {html.escape(', '.join(words))}." if words else ""
 
 
-def _heading(said: str) -> str:
-    return f'<h4 style="margin: 8px 0 0 0">{html.escape(said)}</h4>'
+def _heading(words: str) -> str:
+    return f'<h4 style="margin: 8px 0 0 0">{html.escape(words)}</h4>'
 
 
-def _status(said: object) -> str:
-    return f'<p role="status">{html.escape(str(said))}</p>'
+def _status(words: object) -> str:
+    return f'<p role="status">{html.escape(str(words))}</p>'
 
 
 def _table(table: pd.DataFrame) -> str:

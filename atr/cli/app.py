@@ -13,27 +13,32 @@ from atr import __version__
 from atr.cli import bench, caption, report, runs, study
 from atr.cli.compare import compare
 from atr.cli.console import (
+    DATA,
     Commands,
     CorpusArgument,
     ProfileOption,
     QuietOption,
     RootOption,
     YesOption,
+    beginning,
+    check_corpus,
     complain,
     console,
-    fail,
+    doing,
     printed,
     say,
 )
 from atr.cli.evaluate import evaluate
 from atr.cli.pack import pack
 from atr.cli.search import index, search
+from atr.experiments.notebooks import notebooks
+from atr.experiments.profiles import get_profile
+from atr.system import devices, places
 
 app = typer.Typer(
     cls=Commands,
     help="Audio-text retrieval: run the studies, check a corpus, look after the runs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -41,31 +46,32 @@ app.add_typer(runs.app, name="runs")
 app.command()(study.study)
 
 
-def _told(wanted: bool) -> None:
-    if wanted:
+def _version(asks: bool) -> None:
+    if asks:
         say(f"atr {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def extended(
+def prepare(
     version: Annotated[
-        bool, typer.Option("--version", callback=_told, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Before any command: see whether the variables ATR_* can be what they are, run what ATR_EXTENSIONS names."""
-    if "--help" in sys.argv:  # which need not wait for PyTorch
+    if "--help" in sys.argv:  # which need not wait for extensions
         return
-    from atr.encoders import pretraining
     from atr.register import extend
-    from atr.system import devices, places
     from atr.training import tracking
 
     places.home()
     places.results_home()
     tracking.trackers_of()
     devices.switches_for("cpu")
-    pretraining.default_epochs()
+    if "ATR_PRETRAINING_EPOCHS" in os.environ:
+        from atr.encoders import pretraining  # takes seconds
+
+        pretraining.default_epochs()
     for file in filter(None, os.environ.get("ATR_EXTENSIONS", "").split(os.pathsep)):
         try:
             extend(file)
@@ -83,18 +89,23 @@ def check(
     ] = None,
 ) -> None:
     """List all problems of a corpus at once; exit status 1 if there are any."""
+    if write_clean is not None and (corpus != "csv" or root is None):
+        raise ValueError("--write-clean goes with: atr check csv --root <folder>")
+    check_corpus(corpus, root)
+    doing(f"loading {corpus}")
     from atr.corpora import csvfolder, load_corpus
     from atr.corpora.corpus import CorpusError
     from atr.system.atomic import write_csv
 
     try:
         if write_clean is not None:
-            if corpus != "csv" or root is None:
-                raise ValueError("--write-clean goes with: atr check csv --root <folder>")
+            assert root is not None
             clean = csvfolder.cleaned(root)
             write_csv(clean, write_clean)
             say(f"{write_clean}: {len(clean)} rows without problems")
         loaded = load_corpus(corpus, root, check=False)
+        if audio:
+            doing(f"reading {len(loaded):,} sounds of {corpus}")
         problems = loaded.problems(audio=audio)
     except CorpusError as error:
         problems, loaded = error.problems, None
@@ -107,7 +118,10 @@ def check(
 @app.command()
 def data(
     name: Annotated[
-        str | None, typer.Argument(help="A data set or checkpoint, or verify; without one, all are listed.")
+        str | None,
+        typer.Argument(
+            help="A data set or checkpoint, or verify; without one, all are listed.", autocompletion=beginning(DATA)
+        ),
     ] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="A folder that holds the data set: it is recorded, not copied.")
@@ -129,6 +143,10 @@ def data(
     verify: read again all that is kept (downloads, caches, indexes) and compare it with its hashes. Damaged entries of
     the cache are removed, to be made anew; exit status 1 if anything is damaged.
     """
+    if name is not None and name not in (*DATA, "verify"):
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATA)}, and verify")
+    if source is not None and not source.expanduser().is_dir():
+        raise FileNotFoundError(f"--from: {source}: no such folder; give the one that holds the data set")
     from atr.cli.data import checkpoint_state, from_hub, status, verify
     from atr.corpora import SPLITS, catalogue
     from atr.encoders import checkpoints
@@ -151,8 +169,9 @@ def data(
         agree(checkpoint_state(entry.file))
         return say(f"→ {checkpoints.fetch(name, quiet)}")
     if name not in catalogue.DATASETS:
-        known = ", ".join(catalogue.DATASETS) + ("" if source else f"; checkpoints: {', '.join(checkpoints.REGISTRY)}")
-        raise ValueError(f"unknown data set {name!r}; known: {known}")
+        raise ValueError(
+            f"--from: {name} is a checkpoint, which is fetched; known data sets: {', '.join(catalogue.DATASETS)}"
+        )
     if hub:
         return from_hub(name, copy, split or SPLITS, agree, quiet)
     left, counts = "", None
@@ -178,15 +197,13 @@ def reference(
     """Copy a profile's tables, figures and executed notebooks to results/reference/, to be committed, and write from
     them docs/findings.md and what README.md shows of them.
     """
-    from atr.experiments.study import StudyError, commit_reference
+    notebooks(numbers or (), get_profile(profile))
+    doing("gathering the results")
+    from atr.experiments.study import commit_reference
     from atr.reports import findings
-    from atr.system import places
 
-    try:
-        say(f"→ {commit_reference(profile, numbers or ())}")
-        say(*(f"→ {path}" for path in findings.write(places.PROJECT)))
-    except StudyError as error:
-        raise fail(error) from error
+    say(f"→ {commit_reference(profile, numbers or ())}")
+    say(*(f"→ {path}" for path in findings.write(places.PROJECT)))
 
 
 for command in (caption.caption, index, search, pack, evaluate, compare, report.report, bench.bench, bench.gpu):

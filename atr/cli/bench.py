@@ -9,6 +9,7 @@ import typer
 
 from atr.cli.console import DeviceOption, complain, fail, printed, say
 from atr.system.credentials import without_credentials
+from atr.system.interrupt import as_exception
 
 
 def clone(variable: str, words: str) -> Any:
@@ -51,7 +52,8 @@ def bench(
         where = resolve_device(device)
         released = Released(mei2022, tymofieiev2025)
         os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
-        result = run(parts or (), scale, where, released, again, show)
+        with as_exception():
+            result = run(parts or (), scale, where, released, again, show)
         result["command"] = without_credentials(os.environ["ATR_COMMAND"])
         if out is not None:
             atomic.write_json(out, result)
@@ -81,7 +83,8 @@ def gpu(
 
     os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
     folder = out or places.results_home() / "gpu"
-    content = run(folder, smoke, without_credentials(os.environ["ATR_COMMAND"]), say)
+    with as_exception():
+        content = run(folder, smoke, without_credentials(os.environ["ATR_COMMAND"]), say)
     say(f"→ {folder / ('smoke.md' if smoke else 'gpu.md')}, and the same as .json")
     complain(failures(content), "failed")
 

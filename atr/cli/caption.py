@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import CorpusArgument, QuietOption, RootOption, say
+from atr.cli.console import CorpusArgument, QuietOption, RootOption, check_corpus, doing, say
 
 
 def caption(
@@ -36,12 +36,14 @@ def caption(
     Every answer is recorded at once: interrupt it whenever you like, the same command continues where it stopped.
     A key, where one is needed, comes from the environment: ATR_API_KEY or OPENAI_API_KEY.
     """
+    if (local is None) == (endpoint is None) or (endpoint is None) != (model is None):
+        raise ValueError("give --endpoint <address> with --model <name>, or --local <folder>")
+    check_corpus(corpus, root)
+    doing(f"loading {corpus}")
     from atr.corpora import load_corpus
     from atr.corpora.captioning import generate, language_models
     from atr.corpora.captioning.record import path
 
-    if (local is None) == (endpoint is None) or (endpoint is None) != (model is None):
-        raise ValueError("give --endpoint <address> with --model <name>, or --local <folder>")
     clips = load_corpus(corpus, root, hold_out=hold_out).split("train")
     tags = None
     if keywords is not None:

@@ -6,6 +6,7 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Timer
 from typing import Annotated, Any
 
 import typer
@@ -15,11 +16,16 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from atr.experiments.profiles import PROFILES, get_profile
+from atr.register import LOADERS
 from atr.system.credentials import without_credentials
+from atr.system.devices import check_name
+from atr.system.interrupt import INTERRUPTED, STOPPED
 
 SPELLED = {"±": "+-", "→": ">", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "’": "'", "“": '"', "”": '"'}
 KEPT = "\t\u200c\u200d"
 SHORT, LONG = 16, 30  # characters of a column's longest cell
+PATIENCE = 1.0  # seconds without a word, after which one says what goes on
 
 
 def harmless(text: str) -> str:
@@ -49,14 +55,84 @@ class SafeConsole(Console):
 
 console = SafeConsole()
 
-CorpusArgument = Annotated[
-    str, typer.Argument(help="soundscapes, clipfolder, csv, clotho, audiocaps, wavcaps, people.")
+_remark: Timer | None = None
+
+
+def doing(words: str = "") -> None:
+    """What a command is at, to be said if it says nothing else for PATIENCE seconds; nothing: it is at an end."""
+    global _remark
+    if _remark is not None:
+        _remark.cancel()
+    _remark = Timer(PATIENCE, SafeConsole(stderr=True).print, [f"{words} …"], {"soft_wrap": True}) if words else None
+    if _remark is not None:
+        _remark.daemon = True
+        _remark.start()
+
+
+def _profile(name: str) -> str:
+    try:
+        get_profile(name)
+    except ValueError as error:
+        raise ValueError(f"--{error}" if str(error).startswith("profile: ") else str(error)) from error
+    return name
+
+
+def _device(name: str) -> str:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
+    return name
+
+
+def _folder(path: Path | None) -> Path | None:
+    if path is not None and not path.expanduser().is_dir():
+        raise ValueError(f"--root: {path}: no such folder; name that of the corpus")
+    return path and path.expanduser()
+
+
+def beginning(names: Sequence[str]) -> Any:
+    """For the shell's completion: those of the names that begin as what is typed."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+CORPORA = ("soundscapes", "clipfolder", "csv", "clotho", "audiocaps", "wavcaps", "people")
+DATA = (
+    *"clotho audiocaps audiocaps2 wavcaps esc50 dcase2022 dcase2025 phi4".split(),
+)  # data sets, and below them checkpoints
+DATA += (*"cnn6 cnn10 cnn14 cnn14_mei2022 resnet38 passt_s passt_s_stride16 mn04 mn10 atst_frame".split(),)
+ROOTED = ("clipfolder", "csv")  # need --root
+CorpusArgument = Annotated[str, typer.Argument(help=f"{', '.join(CORPORA)}.", autocompletion=beginning(CORPORA))]
+ProfileOption = Annotated[
+    str,
+    typer.Option(
+        help=f"Data and encoders: {', '.join(PROFILES)}.", callback=_profile, autocompletion=beginning([*PROFILES])
+    ),
 ]
-ProfileOption = Annotated[str, typer.Option(help="smoke, demo, esc10, esc50, captions or paper: data and encoders.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
-RootOption = Annotated[Path | None, typer.Option(help="Folder of the corpus, for clipfolder and csv.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda, or auto: a GPU if there is one.",
+        callback=_device,
+        autocompletion=beginning(["auto", "cpu", "cuda"]),
+    ),
+]
+RootOption = Annotated[
+    Path | None, typer.Option(help=f"Folder of the corpus, for {' and '.join(ROOTED)}.", callback=_folder)
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def check_corpus(corpus: str, root: Path | None) -> None:
+    """ValueError: no such corpus, or one that does not go with this root."""
+    if corpus not in (*CORPORA, *LOADERS):
+        listed = ", ".join(dict.fromkeys((*CORPORA, *LOADERS)))
+        raise ValueError(f"unknown corpus {corpus!r}; known: {listed}; one of your own: set ATR_EXTENSIONS to its file")
+    if corpus in ROOTED and root is None:
+        raise ValueError(f"corpus {corpus!r} lies in a folder: name it with --root")
+    if corpus == "soundscapes" and root is not None:
+        raise ValueError(f"--root: {root}: soundscapes are computed, not read; leave it out")
 
 
 class Commands(TyperGroup):
@@ -66,11 +142,19 @@ class Commands(TyperGroup):
     """
 
     def invoke(self, ctx: Any) -> Any:
+        doing("loading PyTorch and what else the command needs")
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            say(STOPPED, error=True)
+            raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError:  # which click takes for the end of what reads from here
             raise
         except (ValueError, OSError) as error:
+            raise fail(error) from error
+        except RuntimeError as error:
+            if not type(error).__module__.startswith("atr."):
+                raise
             raise fail(error) from error
         except ImportError as error:
             if (error.name or "").partition(".")[0] == "atr":
@@ -78,6 +162,8 @@ class Commands(TyperGroup):
             words = f"{' '.join(str(error).split())}: it is one of the extras of this package"
             mend = "make .venv/.study .venv/.cluster, or pip install '.[study,cluster]' in its folder"
             raise fail(ValueError(f"{words}: {mend}")) from error
+        finally:
+            doing()
 
     def main(self, *args: Any, **options: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -91,16 +177,17 @@ class Commands(TyperGroup):
             warnings.formatwarning = before
 
 
-def _spelled(error: UnicodeError) -> tuple[str, int]:
+def _spell(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     return "".join(SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
-codecs.register_error("spelled", _spelled)
+codecs.register_error("spelled", _spell)
 
 
 def fail(error: BaseException) -> typer.Exit:
     """Say an expected error in plain words."""
+    doing()
     several = isinstance(error, RuntimeError) or hasattr(error, "problems")  # of runs and notebooks; of a corpus
     first, *more = map(escape, str(error).split("\n") if several else [str(error)])
     SafeConsole(stderr=True).print(f"[red]error:[/red] {first}", *more, sep="\n", soft_wrap=True, markup=True)
@@ -109,6 +196,7 @@ def fail(error: BaseException) -> typer.Exit:
 
 def say(*lines: str, error: bool = False) -> None:
     """Print texts as they are, a line each."""
+    doing()
     stream = SafeConsole(stderr=True) if error else console
     stream.print(*lines, sep="\n", soft_wrap=True, highlight=False)
 
@@ -121,13 +209,18 @@ def complain(problems: Sequence[str], what: str, most: int | None = None) -> Non
         raise typer.Exit(1)
 
 
-def printed(table, title: str = "") -> None:
-    """Print a table. Beside a column with a LONG cell, which is broken as the window demands, SHORT ones stay whole."""
-    cells = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
-    widths = [max(len(str(name)), *cells[name].map(len)) for name in cells]
+def printed(table: Any, title: str = "") -> None:
+    """Print a data frame, or rows: mappings with the same keys. Beside a column with a LONG cell, which is broken as
+    the window demands, SHORT ones stay whole.
+    """
+    doing()
+    rows = table if isinstance(table, list) else table.to_dict("records")
+    names = list(rows[0] if rows else table)
+    cells = [[f"{row[name]:.1f}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(map(str, names), *cells, strict=True)]
     view = Table(title=title or None, title_justify="left")
-    for name, width in zip(cells, widths, strict=True):
+    for name, width in zip(names, widths, strict=True):
         view.add_column(str(name), overflow="fold", no_wrap=width <= SHORT and max(widths) > LONG)
-    for row in cells.itertuples(index=False):
+    for row in cells:
         view.add_row(*row)
     console.print(view)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from atr.cli.console import ProfileOption, QuietOption, say
-from atr.cli.runs import found_run
+from atr.cli.runs import run_of
 
 
 def pack(
@@ -31,7 +31,7 @@ def pack(
     path = Path(run).expanduser()
     if (path / packing.PACK).is_file():
         raise ValueError(f"{path}: a pack already; copy it, or give the run that it was made from")
-    chosen = Run(path.resolve()) if path.is_dir() else found_run(profile, run)
+    chosen = Run(path.resolve()) if path.is_dir() else run_of(profile, run)
     corpus = None
     try:
         corpus = corpus_of(chosen.config.corpus, get_profile(profile).root)

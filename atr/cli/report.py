@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import ProfileOption, say
+from atr.cli.console import ProfileOption, doing, say
 
 
 def report(
@@ -24,6 +24,9 @@ def report(
 
     Exit status 1, and nothing written, if a table or figure is not what its notebook would make today.
     """
+    if results is not None and not results.is_dir():
+        raise FileNotFoundError(f"--results: {results}: no such folder; give one that has tables/ and figures/")
+    doing("gathering the results")
     from atr.experiments.profiles import get_profile
     from atr.reports import output, render
     from atr.reports.report import gather

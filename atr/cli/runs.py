@@ -1,62 +1,120 @@
 """`atr runs`: list, show, export, verify and remove runs."""
 
 import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atr.cli.console import ProfileOption, YesOption, console, fail, harmless, printed, say
+from atr.cli.console import ProfileOption, YesOption, console, doing, fail, harmless, printed, say
+from atr.config import TRAININGS, RunConfig
+from atr.experiments.listing import METRICS, STATES, Glance, differences, find, glances
+from atr.experiments.notebooks import notebooks
+from atr.experiments.profiles import Profile, get_profile
+
+if TYPE_CHECKING:
+    from atr.training.records import Run
 
 app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
+ENDINGS = (".csv", ".parquet")
+SORTS = ("age", "address", "state", "loss", "training", "seed", "R@10")
 
 
-def found_run(profile: str, address: str):
-    from atr.experiments.profiles import get_profile
-    from atr.training import records
+def run_of(profile: str, digits: str) -> "Run":
+    """The run of a profile whose address begins so; ValueError if there is none, or several."""
+    path = find(digits, get_profile(profile).runs)
+    from atr.training.records import Run  # takes seconds
 
-    return records.find(address, get_profile(profile).runs)
+    return Run(path)
 
 
-def stored(profile: str) -> list:
-    from atr.experiments.profiles import get_profile
+def every(profile: str) -> "list[Run]":
     from atr.training import records
 
     return records.stored(get_profile(profile).runs)
 
 
+def _choice(values: Sequence[str]) -> Any:
+    """For an option: its value, None or one of these; ValueError names it and them."""
+
+    def check(parameter: typer.CallbackParam, value: str | None) -> str | None:
+        if value is not None and value not in values:
+            raise ValueError(f"{parameter.opts[0]}: unknown {value!r}; known: {', '.join(values)}")
+        return value
+
+    return check
+
+
 @app.command("list")
-def runs_list(profile: ProfileOption = "demo") -> None:
-    """All runs of a profile: address, state, what it is, text-to-audio R@10."""
-    import pandas as pd
+def runs_list(
+    profile: ProfileOption = "demo",
+    loss: Annotated[str | None, typer.Option(help="Only those with this loss, such as nt_xent.")] = None,
+    training: Annotated[
+        str | None, typer.Option(help=f"Only those trained so: {', '.join(TRAININGS)}.", callback=_choice(TRAININGS))
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Only those of this seed.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help=f"Only those that are {', '.join(STATES)}.", callback=_choice(STATES))
+    ] = None,
+    notebook: Annotated[str | None, typer.Option(help="Only those that this notebook trains, such as 01.")] = None,
+    sort: Annotated[str, typer.Option(help=f"By {', '.join(SORTS)}.", callback=_choice(SORTS))] = "age",
+) -> None:
+    """The runs of a profile: address, state, what each is, text-to-audio R@10, the newest last.
 
-    from atr.experiments.grid import describe
-    from atr.training import records
-
-    found = stored(profile)
-
-    def row(run: records.Run) -> dict[str, str]:
-        """Of one moment: a run may end, or be removed, meanwhile."""
-        state, scored, what = run.status, "", ""
-        try:
-            if state == "stale":
-                what = "by an older version: remove or run again"
-            elif state == "newer":
-                what = "by a newer version"
-            elif state == "damaged":
-                what = run.problem
-            else:
-                scored = f"{run.metrics['t2a_r10']:.1f}" if state == "finished" else ""
-                what = describe(run.config)
-        except (ValueError, OSError) as error:
-            what = str(error)
-        return {"address": run.address, "state": state, "run": what, "R@10": scored}
-
-    rows = [row(run) for run in found if any((run.path / name).exists() for name in ("config.json", "metrics.json"))]
-    if not rows:
+    "differs in" has what each run has and most of the others listed do not.
+    """
+    chosen = get_profile(profile)
+    shown = glances(chosen.runs)
+    if not shown:
         return say(f"no runs of profile {profile} yet: atr study --profile {profile}")
-    printed(pd.DataFrame(rows))
-    _name_damaged(found)
+    asked = {"loss.name": loss, "training": training, "seed": seed}
+    shown = [run for run in shown if all(value in (None, run.fields.get(name)) for name, value in asked.items())]
+    shown = [run for run in shown if state in (None, run.state)]
+    if notebook is not None:
+        own = _of_notebook(chosen, notebook)
+        shown = [run for run in shown if own(run)]
+    if not shown:
+        return say("no runs are like that; leave out some of the options")
+    rows = []
+    for run, words in zip(shown, differences([run.fields for run in shown]), strict=True):
+        fields = run.fields if run.state not in ("stale", "newer") else {}
+        by = {"stale": "by an older version: remove or run again", "newer": "by a newer version"}
+        rows.append(
+            {
+                "address": run.path.name,
+                "state": run.state,
+                "loss": fields.get("loss.name", ""),
+                "training": fields.get("training", ""),
+                "seed": fields.get("seed", ""),
+                "R@10": "" if run.r10 is None else run.r10,
+                "differs in": by.get(run.state, run.problem or words),
+            }
+        )
+    if sort != "age":
+        rows.sort(key=lambda row: (isinstance(row[sort], str), row[sort]))
+    printed(rows)
+    for run in shown:
+        if run.problem:
+            say(f"{run.state}: {run.problem}; its study trains it anew", error=True)
+
+
+def _of_notebook(profile: Profile, number: str) -> Callable[[Glance], bool]:
+    """Whether a run is of a notebook's grid."""
+    (path,) = notebooks([number], profile)
+    doing(f"reading what {path.stem} trains")
+    from atr.config import from_dict
+    from atr.experiments.study import grid
+
+    own = [config.identity() for config in grid(path, {"profile_name": profile.name, "seeds": None})]
+
+    def belongs(run: Glance) -> bool:
+        with suppress(ValueError, TypeError):  # another version's
+            return bool(run.config) and from_dict(run.config).identity() in own
+        return False
+
+    return belongs
 
 
 def _problem(run) -> str:
@@ -71,9 +129,9 @@ def _problem(run) -> str:
         return str(error)
 
 
-def _name_damaged(found: list) -> bool:
+def _name_damage(runs: list) -> bool:
     """A line for each damaged run on the error stream; whether there are any."""
-    problems = [problem for run in found if (problem := _problem(run))]
+    problems = [problem for run in runs if (problem := _problem(run))]
     for problem in problems:
         say(f"damaged: {problem}", error=True)
     return bool(problems)
@@ -82,17 +140,17 @@ def _name_damaged(found: list) -> bool:
 @app.command("show")
 def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], profile: ProfileOption = "demo") -> None:
     """One run: config, environment, metrics."""
-    run = found_run(profile, address)
-    say(str(run.path))
+    path = find(address, get_profile(profile).runs)
+    say(str(path))
     for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
-        if os.path.lexists(run.path / name):
+        if os.path.lexists(path / name):
             console.print(f"[bold]{name}[/bold]", markup=True)
             try:
-                text = (run.path / name).read_text(encoding="utf-8", errors="replace")
+                text = (path / name).read_text(encoding="utf-8", errors="replace")
             except OSError as error:
                 text = str(error)
             console.print(*text.split("\n"), sep="\n", soft_wrap=True)
-    if _name_damaged([run]):
+    if os.path.lexists(path / METRICS) and _name_damage([run_of(profile, path.name)]):
         raise typer.Exit(1)
 
 
@@ -105,15 +163,18 @@ def runs_export(
 
     Exit status 1 if damaged runs are left out.
     """
+    if target.suffix not in ENDINGS:
+        raise ValueError(f"{target}: ends neither in {' nor in '.join(ENDINGS)}; name the file so")
+    doing("reading the runs")
     from atr.experiments import export
 
-    every = stored(profile)
-    found = [run for run in every if run.status == "finished" and not _problem(run)]
-    damaged = _name_damaged(every)
-    if not found:
+    runs = every(profile)
+    whole = [run for run in runs if run.status == "finished" and not _problem(run)]
+    damaged = _name_damage(runs)
+    if not whole:
         raise ValueError(f"no finished runs of profile {profile}; make some: atr study --profile {profile}")
-    export.export(found, target)
-    say(f"{len(found)} runs → {target}")
+    export.export(whole, target)
+    say(f"{len(whole)} runs → {target}")
     if damaged:
         raise typer.Exit(1)
 
@@ -126,8 +187,9 @@ def runs_verify(
     ] = False,
 ) -> None:
     """Read all files of the runs and compare them with their hashes; exit status 1 if any is damaged."""
-    found = stored(profile)
-    damaged = [(run, problem) for run in found if (problem := run.damage())]
+    doing("reading all files of the runs")
+    runs = every(profile)
+    damaged = [(run, problem) for run in runs if (problem := run.damage())]
     for run, problem in damaged:
         words = f"damaged ({problem})"
         if repair:
@@ -136,29 +198,29 @@ def runs_verify(
         else:
             words += "; --repair sets it aside, to be trained anew"
         say(f"{run.path}: {words}")
-    if unknown := sum(run.finished and not (run.path / "sums.json").is_file() for run in found):
+    if unknown := sum(run.finished and not (run.path / "sums.json").is_file() for run in runs):
         say(f"{unknown} by an older version, which wrote no hashes")
     if damaged:
-        console.print(f"[red]{len(damaged)} damaged[/red] of {len(found)} runs", markup=True)
+        console.print(f"[red]{len(damaged)} damaged[/red] of {len(runs)} runs", markup=True)
         if repair:
             say(f"train them anew: atr study --profile {profile}")
         raise typer.Exit(1)
-    say(f"{len(found)} runs, none is damaged")
+    say(f"{len(runs)} runs, none is damaged")
 
 
-def _needing(chosen: list, every: list) -> list:
-    """Of the other runs those that start from one of the chosen, or are mined by it."""
+def _needing(needs: list, runs: list) -> list:
+    """Of the other runs those that start from one of these, or are mined by it."""
 
-    def config(run):
+    def config(run: "Run") -> RunConfig | None:
         try:
             return run.config
         except (ValueError, OSError):
             return None  # damaged, or by another version
 
-    gone = [found.identity() for run in chosen if (found := config(run))]
-    paths = {run.path for run in chosen}
-    known = [(run, config(run)) for run in every if run.path not in paths]
-    return [run for run, one in known if one and any(other.identity() in gone for other in one.needs().values())]
+    gone = [own.identity() for run in needs if (own := config(run))]
+    paths = {run.path for run in needs}
+    others = [(run, config(run)) for run in runs if run.path not in paths]
+    return [run for run, one in others if one and any(other.identity() in gone for other in one.needs().values())]
 
 
 @app.command("remove")
@@ -169,21 +231,22 @@ def runs_remove(
     yes: YesOption = False,
 ) -> None:
     """Remove runs from disk, after asking."""
-    from atr.encoders.checkpoints import listed
-
-    chosen = [found_run(profile, address) for address in addresses or ()]
+    runs = [run_of(profile, address) for address in addresses or ()]
     if stale:
-        chosen += [run for run in stored(profile) if run.status == "stale"]
-    chosen = list({run.path: run for run in chosen}.values())
-    if not chosen:
+        runs += [run for run in every(profile) if run.status == "stale"]
+    runs = list({run.path: run for run in runs}.values())
+    if not runs:
         return say("nothing to remove")
     if not yes:
-        needing = listed(run.address for run in _needing(chosen, stored(profile)))
+        from atr.encoders.checkpoints import listed
+
+        needing = listed(run.address for run in _needing(runs, every(profile)))
         also = f" Needed to train {needing}." if needing else ""
-        if not typer.confirm(f"Remove {harmless(', '.join(run.address for run in chosen))}?{also}"):
+        doing()
+        if not typer.confirm(f"Remove {harmless(', '.join(run.address for run in runs))}?{also}"):
             raise typer.Exit(1)
     kept = 0
-    for run in chosen:
+    for run in runs:
         try:
             run.remove()
         except FileNotFoundError:
@@ -191,6 +254,6 @@ def runs_remove(
         except OSError as error:
             kept += 1
             fail(error)
-    say(f"removed {len(chosen) - kept}")
+    say(f"removed {len(runs) - kept}")
     if kept:
         raise typer.Exit(1)

@@ -4,26 +4,29 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atr.cli.console import DeviceOption, QuietOption, printed, say
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, fail, printed, say
+from atr.experiments.listing import find
+from atr.experiments.profiles import Profile, get_profile
+from atr.system import places
+from atr.system.interrupt import as_exception
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
-    from atr.experiments.profiles import Profile
     from atr.inference.embedder import Embedder
 
 RunOption = Annotated[
     str | None, typer.Option(help="First digits of a finished run's address, atr runs list; or the folder of a pack.")
 ]
-ProfileOption = Annotated[str, typer.Option(help="Profile that the run belongs to.")]
 ClapOption = Annotated[
     str | None,
     typer.Option(help="Instead: a CLAP model of transformers, its folder or name, or laion:<file> or msclap:<file>."),
@@ -56,22 +59,27 @@ def index(
     same command continues where it stopped. Without --run or --clap it takes a model of profile esc50 where mn04's
     weights and ESC-50 are at hand, else the demo's best single one, and trains it the first time.
     """
+    if not folder.expanduser().exists():
+        raise FileNotFoundError(f"{folder}: no such folder; give one that has sounds in it")
+    _check(run, profile, clap)
     from atr.inference.folder import check
     from atr.inference.search import Index, check_segment
     from atr.system import units
+    from atr.system.devices import resolve_device
 
-    try:
-        _check(run, profile, clap, device)  # all of it before a model is trained
-        check_segment(segment)
-        check(folder.expanduser())
-        record = _model(run, profile, clap, device, quiet)
-        embedder = _embedder(record, device, quiet)
-        if "trained_on" in record:
-            say(_confession(record))
-        report = Index(folder, embedder, segment, record).update(quiet)
-    except KeyboardInterrupt:
-        say("Stopped. What is done is kept: the same command continues.", error=True)
-        raise typer.Exit(130) from None
+    if clap:
+        _check_clap(clap)  # all of it before a model is trained
+    check_segment(segment)
+    check(folder.expanduser())
+    resolve_device(device)
+    doing("looking for the model")
+    record = _model(run, profile, clap, device, quiet)
+    doing("loading the model")
+    embedder = _embedder(record, device, quiet)
+    if "trained_on" in record:
+        say(_confession(record))
+    doing("looking at the sounds")
+    report = Index(folder, embedder, segment, record).update(quiet)
     if not report.usable:
         first = report.problems.iloc[0]
         raise ValueError(f"{folder}: none of its sounds can be used; {_plain(first['path'])}: {first['problem']}")
@@ -85,8 +93,14 @@ def index(
 
 
 def search(
-    query: Annotated[str, typer.Argument(help='What you look for, in quotes: "rain on a tin roof".')],
+    query: Annotated[
+        str | None,
+        typer.Argument(
+            help='What you look for, in quotes: "rain on a tin roof". Without it you are asked, again and again.'
+        ),
+    ] = None,
     folder: Annotated[Path | None, typer.Argument(help="An indexed folder; the one that was indexed last.")] = None,
+    within: Annotated[Path | None, typer.Option("--in", help="The folder, where you give no sentence.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Files to show.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
     play: Annotated[bool, typer.Option("--play", help="Play the best one.")] = False,
@@ -98,18 +112,26 @@ def search(
     """Find sounds of an indexed folder by words: the best files, each with the segment that fits best.
 
     The score is a cosine: 1 at most, and to be compared within one search only. Without --run or --clap the model is
-    the one that the folder was indexed with.
+    the one that the folder was indexed with. Without a sentence it asks for one after the other, and loads the model
+    once; an empty line, or Ctrl-D, ends it.
     """
-    from atr.inference.search import Index
-
-    if not query.strip():
+    if query is not None and not query.strip():
         raise ValueError('empty query; describe a sound in a few words, such as "a dog barks"')
-    _check(run, profile, clap, device)
+    folder = folder or within
+    _check(run, profile, clap)
+    if clap:
+        _check_clap(clap)
+    _check_index(folder, query)
+    from atr.inference.search import Index
+    from atr.system.devices import resolve_device
+
+    resolve_device(device)
     with _remarks():
         kept = _indexes(folder, query)
     record = kept[0]["model"]
     if run or clap or not record:
         record = _model(run, profile, clap, device, True)
+    doing("loading the model")
     embedder = _embedder(record, device, True)
     fitting = [one for one in kept if one["fingerprint"] == embedder.fingerprint]
     if not fitting:
@@ -117,20 +139,48 @@ def search(
             f"{kept[0]['folder']}: indexed by {kept[0]['name']}, not by {embedder.name} as it is now; "
             f"index it again with the same options: atr index {shlex.quote(kept[0]['folder'])}"
         )
-    chosen = fitting[0]
-    with _remarks():
-        found = Index(chosen["folder"], embedder, chosen["segment"], record).search(query, top)
-    if found.empty:
-        raise ValueError(f"{chosen['folder']}: no sound in its index; atr index says why")
-    if "trained_on" in record:
-        say(_reminder(record, query), error=True)
-    if not chosen["complete"]:
-        say("Indexing was interrupted or goes on, so not all is searched: run atr index again.", error=True)
-    if not Path(chosen["folder"]).is_dir():
-        say(f"{_plain(chosen['folder'])}: not here; where it lies now, run: atr index <folder>", error=True)
-    _show(found, chosen["folder"], as_json)
-    if play:
-        _play(*found.loc[0, ["path", "start", "end"]])
+    place, complete = fitting[0]["folder"], fitting[0]["complete"]
+    index = Index(place, embedder, fitting[0]["segment"], record)
+
+    remarks = [_reminder(record, query or "a sound")] if "trained_on" in record else []
+    if not complete:
+        remarks.append("Indexing was interrupted or goes on, so not all is searched: run atr index again.")
+    if not Path(place).is_dir():
+        remarks.append(f"{_plain(place)}: not here; where it lies now, run: atr index <folder>")
+
+    def answer(query: str) -> None:
+        with _remarks():
+            rows = index.search(query, top)
+        if rows.empty:
+            raise ValueError(f"{place}: no sound in its index; atr index says why")
+        while remarks:  # once
+            say(remarks.pop(0), error=True)
+        _show(rows, place, as_json)
+        if play:
+            _play(*rows.loc[0, ["path", "start", "end"]])
+
+    if query is not None:
+        return answer(query)
+    say(f"Searching {_plain(place)}. Describe a sound and press Enter; an empty line ends.", error=True)
+    _ask(answer)
+
+
+def _ask(answer: Callable[[str], None]) -> None:
+    """Answer one query after the other, until an empty one or the end of the input; an error ends its query alone."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # with it `input` knows the arrow keys, and what was asked before
+    while True:
+        try:
+            with as_exception():
+                query = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return say("", error=True) if sys.stdin.isatty() else None  # where the prompt stands
+        if not query.strip():
+            return
+        try:
+            answer(query)
+        except (ValueError, OSError) as error:
+            fail(error)
 
 
 def default_model() -> "tuple[Profile, RunConfig]":
@@ -139,41 +189,41 @@ def default_model() -> "tuple[Profile, RunConfig]":
     fine-tuned in profile demo.
     """
     from atr.encoders.checkpoints import REGISTRY
-    from atr.experiments.profiles import get_profile
     from atr.experiments.recipes import CLASS_NAMES
-    from atr.system import places
 
-    heard, demo = get_profile("esc50"), get_profile("demo")
+    clips, demo = get_profile("esc50"), get_profile("demo")
     changes: dict[str, Any]
     missing = () if places.place("ATR_CLIPS") else (ValueError,)  # ESC-50 is not here, and nobody said that it is
     with suppress(*missing):
-        if heard.root and (places.home() / "checkpoints" / REGISTRY["mn04"].file.name).is_file():
-            words = heard.words()
+        if clips.root and (places.home() / "checkpoints" / REGISTRY["mn04"].file.name).is_file():
+            words = clips.words()
             changes = CLASS_NAMES | ({"text_contrast": {"captions": words}} if words else {})
-            return heard, heard.config(list(heard.corpora)[-1], "frozen", "nt_xent", heard.seeds[0], **changes)
+            return clips, clips.config(list(clips.corpora)[-1], "frozen", "nt_xent", clips.seeds[0], **changes)
     changes = {"audio_encoder": demo.cnns[1]}
     rate = demo.shares["random"]
     return demo, demo.config(list(demo.corpora)[-1], "finetuned", "nt_xent", demo.seeds[0], rate, **changes)
 
 
-def _check(run: str | None, profile: str, clap: str | None, device: str) -> None:
-    """ValueError: options that name no model, or that are unknown."""
-    from atr.encoders.clap import FILES, folder
-    from atr.encoders.clap_files import GIVEN, located
-    from atr.experiments.profiles import get_profile
-    from atr.system.devices import resolve_device
-
+def _check(run: str | None, profile: str, clap: str | None) -> None:
+    """ValueError: options that name no model, as far as they show it by themselves."""
     if run is not None and clap is not None:
         raise ValueError("--run and --clap: give one of them")
     if "" in (run, clap):
         raise ValueError("--run or --clap: empty; name a model, or leave it out")
-    get_profile(profile)
-    resolve_device(device)
-    if clap and clap.startswith(GIVEN):
+    if run is not None and not Path(run).expanduser().is_dir():
+        find(run, get_profile(profile).runs)
+
+
+def _check_clap(clap: str) -> None:
+    """ValueError: what is no CLAP model."""
+    from atr.encoders.clap import FILES, folder
+    from atr.encoders.clap_files import GIVEN, located
+
+    if clap.startswith(GIVEN):
         kind, path = located(clap)
         if not path.is_file():
             raise ValueError(f"--clap: {path}: no such file; give the file of a CLAP model, {kind}:<file>")
-    elif clap and (Path(clap).expanduser().exists() or Path(clap).suffix in FILES):
+    elif Path(clap).expanduser().exists() or Path(clap).suffix in FILES:
         folder(clap)  # which says what it takes
 
 
@@ -181,11 +231,8 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
     """What an index keeps of its model: `clap`, or `run`, its folder or pack, with the `root` of its corpus; of the
     default one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
     """
-    from atr.cli.runs import found_run
     from atr.encoders.clap_files import GIVEN, located
-    from atr.experiments.profiles import get_profile
     from atr.inference.pack import PACK
-    from atr.system import places
 
     if clap:
         kind, path = located(clap) if clap.startswith(GIVEN) else ("", Path(clap).expanduser())
@@ -198,8 +245,8 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
     if run and (packed := Path(run).expanduser() / PACK).is_file():
         return {"run": str(packed.parent.resolve()), "root": None}
     if run:
-        chosen, root = found_run(profile, run), get_profile(profile).root
-        return {"run": str(chosen.path.resolve()), "root": root and str(root.resolve())}
+        path, root = find(run, get_profile(profile).runs), get_profile(profile).root
+        return {"run": str(path.resolve()), "root": root and str(root.resolve())}
     return _default(device, quiet)
 
 
@@ -214,10 +261,10 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
     folder, corpus = profile.runs, corpus_of(config.corpus, profile.root)
     size = planning.size(config, corpus)
     try:
-        known, preparation = identity.locate(config, corpus, folder, fetch=False).finished, 0.0
+        finished, preparation = identity.locate(config, corpus, folder, fetch=False).finished, 0.0
     except FileNotFoundError:
-        known, preparation = False, planning.preparation(size, executors.default_workers("cpu"))
-    if not known:
+        finished, preparation = False, planning.preparation(size, executors.default_workers("cpu"))
+    if not finished:
         took = units.duration((planning.seconds(config, size) + preparation) * planning.speed())
         say(
             f"No model is named, so that of profile {profile.name} is trained first, once: about {took}. Interrupt it "
@@ -225,16 +272,15 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
         )
     done = fit.fit(config, corpus, device=device, runs=folder, quiet=quiet)
     kinds = sorted(corpus.events["event"].unique())
-    known_for = {"trained_on": kinds, "r10": done.metrics["t2a_r10"], "among": config.corpus["test"]}
+    facts = {"trained_on": kinds, "r10": done.metrics["t2a_r10"], "among": config.corpus["test"]}
     root = profile.root and str(profile.root.resolve())
-    return {"run": str(done.path.resolve()), "root": root, "profile": profile.name, **known_for}
+    return {"run": str(done.path.resolve()), "root": root, "profile": profile.name, **facts}
 
 
 def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     from atr.corpora import corpus_of
     from atr.inference.embedder import Embedder
     from atr.inference.pack import PACK
-    from atr.system import places
     from atr.training import identity
     from atr.training.records import Run
 
@@ -251,19 +297,41 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     return Embedder(run, corpus, device=device, quiet=quiet)
 
 
-def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
+def indexes() -> Path:
+    """Where they lie, as `atr.inference.search.home` has it."""
+    return places.home() / "indexes"
+
+
+def _check_index(folder: Path | None, query: str | None) -> None:
+    """ValueError, without waiting for PyTorch, where nothing is indexed, or not this folder."""
+    try:
+        folders = {json.loads(file.read_bytes())["folder"] for file in indexes().glob("*/index.json")}
+    except (ValueError, LookupError, TypeError, OSError):
+        folders = {None}
+    if not all(isinstance(name, str) for name in folders):
+        return  # what is damaged is named later
+    if not folders or folder is not None and str(folder.expanduser().resolve()) not in folders:
+        raise _missing_index(folder, query)
+
+
+def _missing_index(folder: Path | None, query: str | None) -> ValueError:
+    if folder is None:
+        return ValueError("no folder is indexed yet; run: atr index <folder>")
+    if not folder.expanduser().exists():
+        quotes = f'; a query of several words needs quotes: "{query} {folder}"' if query else ""
+        return ValueError(f"{folder}: no such folder{quotes}")
+    return ValueError(f"{folder}: not indexed yet; run: atr index {shlex.quote(str(folder))}")
+
+
+def _indexes(folder: Path | None, query: str | None) -> list[dict[str, Any]]:
     """The indexes that may be meant, the last one first; ValueError that names the command if there are none."""
     from atr.inference.search import INDEX_VERSION, described
 
     kept = described(folder)
+    if not kept:
+        raise _missing_index(folder, query)
     if folder is None:
-        if not kept:
-            raise ValueError("no folder is indexed yet; run: atr index <folder>")
         kept = [one for one in kept if one["folder"] == kept[0]["folder"]]
-    elif not kept and not folder.expanduser().exists():
-        raise ValueError(f'{folder}: no such folder; a query of several words needs quotes: "{query} {folder}"')
-    elif not kept:
-        raise ValueError(f"{folder}: not indexed yet; run: atr index {shlex.quote(str(folder))}")
     current = [one for one in kept if one["version"] == INDEX_VERSION]
     if not current:
         name = kept[0]["folder"]
@@ -273,16 +341,16 @@ def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
 
 def _confession(record: dict[str, Any]) -> str:
     kinds = record["trained_on"]
-    found = (
+    score = (
         f"There it has the right one of {record['among']} among its first ten for {record['r10']:.0f} % of captions."
     )
     if record.get("profile") == "esc50":
         return (
             "Model: that of profile esc50, an encoder that has heard AudioSet under heads trained on scenes of "
-            f"recordings of {len(kinds)} kinds of sound. {found} Others: --clap, --run."
+            f"recordings of {len(kinds)} kinds of sound. {score} Others: --clap, --run."
         )
     return (
-        f"Model: the residual CNN of profile demo, small and trained on synthetic soundscapes alone. {found} It has "
+        f"Model: the residual CNN of profile demo, small and trained on synthetic soundscapes alone. {score} It has "
         f"never heard a recording, and knows {len(kinds)} kinds of sound: {', '.join(kinds)}. Expect more on real "
         "sound of one that has: fetch atr data mn04 and atr data esc50, or name a CLAP model (--clap) or a run (--run)."
     )
@@ -302,20 +370,21 @@ def _reminder(record: dict[str, Any], query: str) -> str:
     return said if english else f"{said} It was taught in English."
 
 
-def _show(found: Any, folder: str, as_json: bool) -> None:
+def _show(rows: Any, folder: str, as_json: bool) -> None:
     from atr.system.units import clock
 
     if as_json:
-        rows = found.round({"score": 4, "start": 3, "end": 3}).to_dict("records")
-        typer.echo(json.dumps(rows, indent=1))
+        records = rows.round({"score": 4, "start": 3, "end": 3}).to_dict("records")
+        doing()
+        typer.echo(json.dumps(records, indent=1))
         return
-    shown = found.assign(
-        score=found["score"].map("{:.2f}".format),
-        at=found["start"].map(clock) + " – " + (found["end"] + 0.9).map(clock),
-        file=[_plain(Path(path).relative_to(folder)) for path in found["path"]],
+    table = rows.assign(
+        score=rows["score"].map("{:.2f}".format),
+        at=rows["start"].map(clock) + " – " + (rows["end"] + 0.9).map(clock),
+        file=[_plain(Path(path).relative_to(folder)) for path in rows["path"]],
     )
-    say(_plain(f"{found.loc[0, 'query']}, in {folder}:"))
-    printed(shown[["score", "at", "file"]])
+    say(_plain(f"{rows.loc[0, 'query']}, in {folder}:"))
+    printed(table[["score", "at", "file"]])
 
 
 def _play(path: str, start: float, end: float) -> None:

@@ -1,14 +1,21 @@
 """`atr study`: the numbered notebooks from the command line."""
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from tqdm import tqdm
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, fail, printed, say
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, harmless, printed, say
+from atr.experiments.notebooks import TIMED, notebooks
+from atr.experiments.notebooks import paths as every_path
+from atr.experiments.progress import NOTEBOOK_SECONDS, VARIABLE, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,13 +23,43 @@ if TYPE_CHECKING:
     from atr.experiments.executors import Ray
     from atr.experiments.profiles import Profile
 
+EXECUTORS = ("local", "ray")
+PAUSE = 60.0  # seconds between two lines of progress where no terminal shows one that changes
+
+
+def _whole_numbers(seeds: str | None) -> str | None:
+    try:
+        _ = [int(seed) for seed in seeds.split(",")] if seeds else None
+    except ValueError:
+        raise ValueError(f"--seeds: {seeds!r}; give whole numbers, such as 0,1,2") from None
+    return seeds
+
+
+def _executor(name: str) -> str:
+    if name not in EXECUTORS:
+        raise ValueError(f"--executor: unknown {name!r}; known: {', '.join(EXECUTORS)}")
+    return name
+
+
+def _numbers(incomplete: str) -> list[tuple[str, str]]:
+    """For the shell's completion: notebooks by number, and what each is called."""
+    return [(number, path.stem) for number, path in every_path().items() if number.startswith(incomplete)]
+
 
 def study(
-    numbers: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 01 03; all but 12 if none.")] = None,
+    numbers: Annotated[
+        list[str] | None,
+        typer.Argument(help="Notebooks, such as 01 03; all but 12 if none.", autocompletion=_numbers),
+    ] = None,
     profile: ProfileOption = "demo",
-    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.", callback=_whole_numbers),
+    ] = None,
     device: DeviceOption = "auto",
-    executor: Annotated[str, typer.Option(help="Where runs execute: local, or ray (docs/scale.md).")] = "local",
+    executor: Annotated[
+        str, typer.Option(help="Where runs execute: local, or ray (docs/scale.md).", callback=_executor)
+    ] = "local",
     clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profiles esc10 and esc50.")] = None,
     without: Annotated[
         Path | None, typer.Option(help="File of ids, one a line, of recordings that no scene of esc50 is mixed from.")
@@ -37,62 +74,96 @@ def study(
         ),
     ] = None,
     dry: Annotated[
-        bool, typer.Option("--plan", help="Print the runs, what they need and how long they take, and stop.")
+        bool, typer.Option("--plan", help="Print how many runs there are, what they need and how long, and stop.")
     ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="With --plan: list the runs, too.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run the numbered notebooks: trains what is missing, then writes tables, figures and the executed notebooks.
 
     Interrupt it whenever you like: the same command continues where it stopped.
     """
-    from atr.experiments import executors
     from atr.experiments.profiles import get_profile
-    from atr.experiments.study import StudyError, execute_all, plan
-    from atr.system.devices import resolve_device
 
     with ExitStack() as stack:
+        hand_on("--without", without, "ATR_WITHOUT")
+        setting = get_profile(profile)
+        seed_list = [int(seed) for seed in seeds.split(",")] if seeds else None
+        paths = notebooks_for(numbers, setting)
+        hand_on("--captions", captions, "ATR_CAPTIONS")
+        hand_on("--clips", clips, "ATR_CLIPS", folder=True)
+        if not dry:
+            _ = setting.root, setting.captions  # which say what is missing
+        doing(f"profile {profile}: looking for what is done already")
+        from atr.experiments import executors
+        from atr.experiments.study import execute_all, plan
+        from atr.system.devices import resolve_device
+
+        table = plan(paths, profile, seed_list, strict=not dry)
+        if dry and not len(table):
+            return say(f"Profile {profile}: nothing to train.")
+        cluster = None
+        if executor == "ray" and (dry or not table["finished"].all()):
+            cluster = stack.enter_context(closing(executors.Ray(device, runs=setting.runs)))
+            os.environ["RAY_ADDRESS"] = cluster.address  # for the notebooks: all on the same one
+        where = cluster.device if cluster else resolve_device(device)
+        if dry:
+            return show_plan(table, profile, where, cluster, rows)
+        jobs, guess, words = workload(table, setting, len(paths), where, cluster, jobs)
+        say(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {words}.")
+        os.environ["ATR_COMMAND"] = " ".join(["atr study", *(numbers or []), "--profile", profile])
+        parameters = {"seeds": seed_list, "device": device, "executor": executor}
+        with show_progress(table, len(paths), jobs, guess, quiet) as (watch, done):
+            execute_all(paths, profile, parameters, jobs, done, watch)
+        say(f"Tables: {setting.results / 'tables'}   figures: {setting.results / 'figures'}")
+
+
+@contextmanager
+def show_progress(
+    table: "pd.DataFrame", notebooks: int, jobs: int, guess: float | None, quiet: bool
+) -> Iterator[tuple[Callable[[], None], Callable[[Path], None]]]:
+    """While a plan's notebooks run: what shows how far they are, and what says that one is done.
+
+    On a terminal that is a line that changes; elsewhere one every PAUSE seconds, where something has changed.
+    """
+    from atr.experiments.study import progress
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "progress"
+        os.environ[VARIABLE] = str(file)
+        state = progress(file, table, notebooks, jobs, guess)
         try:
-            executors.check_executor(executor)
-            hand_on("--without", without, "ATR_WITHOUT")
-            setting = get_profile(profile)
-            seed_list = whole_numbers(seeds)
-            paths = asked_for(numbers, setting)
-            hand_on("--captions", captions, "ATR_CAPTIONS")
-            hand_on("--clips", clips, "ATR_CLIPS", folder=True)
-            table = plan(paths, profile, seed_list, strict=not dry)
-            if dry and not len(table):
-                return say(f"Profile {profile}: nothing to train.")
-            cluster = None
-            if executor == "ray" and (dry or not table["finished"].all()):
-                cluster = stack.enter_context(closing(executors.Ray(device, runs=setting.runs)))
-                os.environ["RAY_ADDRESS"] = cluster.address  # for the notebooks: all on the same one
-            where = cluster.device if cluster else resolve_device(device)
-            if dry:
-                return show_plan(table, profile, where, cluster)
-            assert not setting.needs_clips or setting.root is not None  # or they say what is missing
-            assert not setting.needs_captions or setting.captions is not None
-            jobs, words = workload(table, setting, len(paths), where, cluster, jobs)
-            say(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {words}.")
-            os.environ["ATR_COMMAND"] = " ".join(["atr study", *(numbers or []), "--profile", profile])
-            parameters = {"seeds": seed_list, "device": device, "executor": executor}
-            execute_all(paths, profile, parameters, jobs, quiet, lambda path: say(f"  → {path}"))
-            say(f"Tables: {setting.results / 'tables'}   figures: {setting.results / 'figures'}")
-        except StudyError as error:
-            raise fail(error) from error
+            if sys.stderr.isatty() and not quiet:
+                looks: Any = {"bar_format": "|{bar:20}| {desc}", "dynamic_ncols": True, "leave": False}
+                with tqdm(total=state.total, initial=state.done, **looks) as line:
+                    yield lambda: _draw(line, state), lambda path: line.write(f"  → {harmless(str(path))}")
+            else:
+                yield _lines(state, quiet), lambda path: say(f"  → {path}")
+        finally:
+            del os.environ[VARIABLE]
 
 
-def whole_numbers(seeds: str | None) -> list[int] | None:
-    """Of "0,1,2"; None for what is not given."""
-    try:
-        return [int(seed) for seed in seeds.split(",")] if seeds else None
-    except ValueError:
-        raise ValueError(f"--seeds: {seeds!r}; give whole numbers, such as 0,1,2") from None
+def _draw(line: Any, state: Progress) -> None:
+    state.read()
+    line.n = state.done
+    line.set_description_str(harmless(str(state)))  # and draws it
 
 
-def asked_for(numbers: Sequence[str] | None, profile: "Profile") -> list[Path]:
+def _lines(state: Progress, quiet: bool) -> Callable[[], None]:
+    last, changed = time.monotonic(), False
+
+    def watch() -> None:
+        nonlocal last, changed
+        changed |= state.read()
+        if changed and not quiet and time.monotonic() - last >= PAUSE:
+            say(str(state), error=True)
+            last, changed = time.monotonic(), False
+
+    return watch
+
+
+def notebooks_for(numbers: Sequence[str] | None, profile: "Profile") -> list[Path]:
     """The notebooks of these numbers; without any, all but the one that must have the machine to itself."""
-    from atr.experiments.study import TIMED, notebooks
-
     paths = notebooks(numbers or (), profile)
     return paths if numbers else [path for path in paths if path.stem[:2] != TIMED]
 
@@ -106,33 +177,42 @@ def hand_on(option: str, path: Path | None, variable: str, folder: bool = False)
     os.environ[variable] = str(path.resolve())
 
 
-def show_plan(table: "pd.DataFrame", profile: str, where: str, cluster: "Ray | None") -> None:
-    """Print the runs of a plan (`experiments.study.plan`), and what they need."""
+def show_plan(table: "pd.DataFrame", profile: str, where: str, cluster: "Ray | None", rows: bool) -> None:
+    """Print what the runs of a plan (`experiments.study.plan`) need, and the runs themselves if `rows`."""
     from atr.experiments import executors, planning
 
-    printed(table.drop(columns=["config", "seconds", "size"]), f"{len(table)} runs of profile {profile}")
+    doing(f"measuring how long {len(table)} runs take here")
     if cluster:
         groups, words = cluster.call(planning.summary, table, where, cluster.slots(), str(cluster))
     else:
         groups, words = planning.summary(table, where, executors.default_workers(where))
-    say("What they need", *groups.to_string(index=False).split("\n"), *words.split("\n"))
+    finished = int(table["finished"].sum())
+    say(f"{len(table)} runs of profile {profile}, {finished} of them finished.", *words.split("\n"))
+    say(*groups.to_string(index=False).split("\n"))
+    if rows:
+        printed(table.drop(columns=["config", "seconds", "size"]))
+    else:
+        say("Each run in a line: --rows")
 
 
 def workload(
     table: "pd.DataFrame", profile: "Profile", notebooks: int, where: str, cluster: "Ray | None", jobs: int | None
-) -> tuple[int, str]:
-    """How many notebooks run at a time, `jobs` if given, and in words how much there is to do."""
+) -> tuple[int, float | None, str]:
+    """How many notebooks run at a time, `jobs` if given, rough seconds of training, if known, and in words how much
+    there is to do.
+    """
     from atr.experiments import executors
-    from atr.experiments.study import LITTLE, NOTEBOOK_SECONDS, estimate
+    from atr.experiments.study import LITTLE, estimate
     from atr.system import units
 
     cores, finished = executors.default_workers("cpu"), int(table["finished"].sum())
-    known = where == "cpu" and not profile.published
-    training = estimate(table, cores, cluster.slots() if cluster else None) if known else 0.0
-    little = training < LITTLE if known else finished == len(table)
+    guess = None
+    if where == "cpu" and not profile.published:
+        guess = estimate(table, cores, cluster.slots() if cluster else None)
+    little = finished == len(table) if guess is None else guess < LITTLE
     jobs = min(jobs or (cores if little else 1), notebooks)
     words = f"{len(table)} runs, {finished} of them finished"
-    if known:
-        seconds = training + NOTEBOOK_SECONDS * notebooks / jobs
+    if guess is not None:
+        seconds = guess + NOTEBOOK_SECONDS * notebooks / jobs
         words += f"; about {units.duration(seconds)} on {cluster or f'{cores} cores here'}"
-    return jobs, words
+    return jobs, guess, words

@@ -54,7 +54,7 @@ class Executor(Protocol):
         """Have `training.fit` make a run, with these options; a handle of it."""
         ...
 
-    def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
+    def wait(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
         """Wait; handles of what has ended, and why it may have ended without a result."""
         ...
 
@@ -65,7 +65,12 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
-def side_by_side(tasks: list[Task], executor: Executor, options: dict[str, Any]) -> Iterator[tuple[Task, str]]:
+def side_by_side(
+    tasks: list[Task],
+    executor: Executor,
+    options: dict[str, Any],
+    on_start: Callable[[Task], Any] = lambda task: None,
+) -> Iterator[tuple[Task, str]]:
     """Run tasks in their order, none beside a run that it needs; give each as it ends, and why if it failed."""
     waiting, running = list(tasks), dict[Any, Task]()
     try:
@@ -78,11 +83,12 @@ def side_by_side(tasks: list[Task], executor: Executor, options: dict[str, Any])
                 waiting.remove(task)
                 try:
                     running[executor.start(task, options)] = task
+                    on_start(task)
                 except Exception as error:  # memory, disk or processes are exhausted, or a part cannot be pickled
                     yield task, error_text(error)
             if not running:
                 break
-            for handle, reason in executor.ended(running):
+            for handle, reason in executor.wait(running):
                 yield running.pop(handle), reason
     finally:
         executor.stop(running)
@@ -106,29 +112,29 @@ class LocalExecutor:
         self.device = devices.resolve_device(device)
         self.workers = workers or default_workers(self.device)
         self.context = devices.worker_context()
-        self.told: dict[Any, Any] = {}  # process → what it says of its failure: error.txt needs a disk with room
+        self.reasons: dict[Any, Connection] = {}  # by process, its failure's: error.txt needs a disk with room
 
     def slots(self) -> int:
         return self.workers
 
     def start(self, task: Task, options: dict[str, Any]) -> Any:
-        told, tell = self.context.Pipe(duplex=False)
-        with tell:
-            work = (register.Extensions(), task.config, task.corpus, options, hashes.file_hashes, tell)
+        reasons, sender = self.context.Pipe(duplex=False)
+        with sender:
+            work = (register.Extensions(), task.config, task.corpus, options, hashes.file_hashes, sender)
             process = self.context.Process(target=_work, args=work, daemon=True)
             process.start()
-        self.told[process] = told
+        self.reasons[process] = reasons
         return process
 
-    def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
+    def wait(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
         processes = {process.sentinel: process for process in running}
         for sentinel in wait(list(processes)):
             process = processes[sentinel]
             process.join()
             reason = f"its process ended with {process.exitcode}, as when it is killed or memory runs out"
             reason += "; run again to continue it"
-            with self.told.pop(process) as told, suppress(EOFError, OSError):  # that of a process that said nothing
-                reason = told.recv()
+            with self.reasons.pop(process) as sent, suppress(EOFError, OSError):  # that of a process that said nothing
+                reason = sent.recv()
             yield process, reason if process.exitcode else ""
 
     def stop(self, running: dict[Any, Task]) -> None:
@@ -140,13 +146,13 @@ class LocalExecutor:
 
 
 def _work(
-    extensions: None, config: RunConfig, corpus: Corpus, options: dict[str, Any], file_hashes: dict, tell: Connection
+    extensions: None, config: RunConfig, corpus: Corpus, options: dict[str, Any], file_hashes: dict, sender: Connection
 ) -> None:
     distributed.end_with_parent()
     hashes.file_hashes.update(file_hashes)
     reason = _fit(corpus, config, options)
     if reason:
-        tell.send(reason)
+        sender.send(reason)
         raise SystemExit(1)
 
 
@@ -211,11 +217,11 @@ class Ray:
         paths = {name: path and Path(path).resolve() for name, path in options.items() if name in ("root", "runs")}
         return self._submit(self.shared[task.corpus], _fit, task.config, options | paths, name=task.run.address)
 
-    def ended(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
+    def wait(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
         done, _ = self.ray.wait(list(running), timeout=10)  # then look again whether machines have joined
         for handle in done:
             try:
-                reason = self.ray.get(handle) or _awaited(running[handle].run)
+                reason = self.ray.get(handle) or _wait_for(running[handle].run)
             except self.ray.exceptions.RayError as error:
                 died = f"its process died ({type(error).__name__}), after {RETRIES} retries at most"
                 reason = f"{died}; run again to continue it"
@@ -306,7 +312,7 @@ def software() -> dict[str, str]:
     return versions() | {"atr's code": hashes.content_key(code)[:12]}
 
 
-def _awaited(run: Run) -> str:
+def _wait_for(run: Run) -> str:
     """Wait until a run that was finished elsewhere shows here."""
     end = time.monotonic() + LATE_SECONDS
     while not run.finished:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from atr.experiments.listing import leaves
 from atr.system import atomic
 from atr.training.records import Run
 
@@ -27,17 +28,6 @@ def flat(run: Run) -> dict[str, Any]:
         "run.": {"best_epoch": run.best_epoch} | {name: run.environment.get(name) for name in kept},
     }
     return {prefix + name: value for prefix, part in parts.items() for name, value in leaves(part).items()}
-
-
-def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of nested mappings, under their names joined by dots; lists are JSON."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= {f"{name}.{inner}": leaf for inner, leaf in leaves(value).items()}
-        else:
-            found[name] = _json(value) if isinstance(value, list) else value
-    return found
 
 
 def _json(value: Any) -> str:

@@ -1,6 +1,5 @@
 """Many configs: skip what is finished, continue what was cut off, run several side by side, survive what fails."""
 
-import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ from atr.config import RunConfig
 from atr.corpora import corpus_of, loaded_once
 from atr.experiments import executors, planning
 from atr.experiments.executors import Executor, Task
-from atr.experiments.export import leaves
+from atr.experiments.listing import leaves
 from atr.experiments.profiles import get_profile
-from atr.system import devices
+from atr.experiments.progress import note
+from atr.system import devices, hashes
 from atr.training import fit, identity, records, tracking
 from atr.training.preparation import prepare
 from atr.training.records import RecordError, Run, error_text
@@ -84,6 +84,11 @@ def describe(config: RunConfig) -> str:
     )
 
 
+def key(config: RunConfig) -> str:
+    """Names a config, wherever its data lies; the address of its run takes that, and weights, to be known."""
+    return hashes.content_key(config.to_dict())[:16]
+
+
 def overview(configs: Sequence[RunConfig]) -> pd.DataFrame:
     """One row per group of configs that differ by their seed alone: what it trains with, each field in which groups
     differ, empty where it is at its default, and how many runs it has.
@@ -94,7 +99,7 @@ def overview(configs: Sequence[RunConfig]) -> pd.DataFrame:
     1          32       9                 0.001     2
     """
     rows = []
-    for config in {json.dumps(config.to_dict(), sort_keys=True): config for config in configs}.values():
+    for config in {key(config): config for config in configs}.values():
         always = {name: config.to_dict()[name] for name in ("batch_size", "epochs", "learning_rates")}
         needs = {name: describe(needed.replace(seed=0)) for name, needed in config.needs().items()}
         fields = leaves(always | config.identity() | always | needs)
@@ -139,11 +144,12 @@ def run_all(
     with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar, loaded_once():
         tasks = _tasks(outcome, root, runs, quiet)
         bar.update(len(outcome.failures))
-        with closing(_ended(tasks, start, here, options, quiet)) as ended:
+        with closing(_run_tasks(tasks, start, here, options, quiet)) as ended:
             for task, reason in ended:
                 run = Run(task.run.path)
                 done = fit.at_hand(run, task.config)
                 for place in task.places:
+                    _note("ended", outcome.configs[place])
                     if done:
                         outcome.runs[place] = run
                     else:
@@ -160,6 +166,7 @@ def _tasks(outcome: Runs, root: str | Path | None, runs: Path | None, quiet: boo
     for place, config in enumerate(outcome.configs):
         try:
             corpus = corpus_of(config.corpus, root)
+            _note("prepared", config)
             run = identity.locate(config, corpus, runs, quiet, root=root)
             if run.address not in tasks:
                 needed = identity.needed(config, corpus, root).values()
@@ -171,7 +178,7 @@ def _tasks(outcome: Runs, root: str | Path | None, runs: Path | None, quiet: boo
     return list(tasks.values())
 
 
-def _ended(
+def _run_tasks(
     tasks: list[Task], start: Callable[[], Executor], here: str, options: dict[str, Any], quiet: bool
 ) -> Generator[tuple[Task, str]]:
     """Each task as it ends, finished ones first, and why if it failed; `start` starts an executor if one is needed."""
@@ -186,6 +193,7 @@ def _ended(
     with closing(start()) as executor:
         ready = []
         for task in todo:
+            _note("prepared", task.config)
             try:  # once, here, on all cores or the GPU
                 prepare(
                     task.config, task.corpus, quiet=quiet, device=executor.device if executor.device == here else "cpu"
@@ -196,7 +204,12 @@ def _ended(
         if here == "cuda":
             torch.cuda.empty_cache()  # what preparing took is the runs' now
         ordered = sorted(reversed(ready), key=_order)
-        yield from executors.side_by_side(ordered, executor, options | {"device": executor.device})
+        options = options | {"device": executor.device}
+        yield from executors.side_by_side(ordered, executor, options, lambda task: _note("trains", task.config))
+
+
+def _note(event: str, config: RunConfig) -> None:
+    note(event, describe(config), key(config))
 
 
 def _order(task: Task) -> tuple:

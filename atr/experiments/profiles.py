@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atr.config import RunConfig
-from atr.corpora import corpus_of
-from atr.corpora.captioning import language
-from atr.corpora.corpus import Corpus
 from atr.experiments.recipes import (
     MEI2022,
     PAPER_RATES,
@@ -23,6 +20,9 @@ from atr.experiments.recipes import (
     THESIS_RECIPES,
 )
 from atr.system import places
+
+if TYPE_CHECKING:  # what reads data takes seconds to import, which the command line's errors need not wait for
+    from atr.corpora.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,18 @@ class Profile:
         """Folder of labelled clips where the profile needs one: ATR_CLIPS, else ESC-50 if `atr data esc50` has it."""
         if not self.needs_clips:
             return None
-        return self._given(
+        return self._place_of(
             "ATR_CLIPS",
             "esc50",
             "needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); pass it: make study "
             f"PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: atr data esc50",
         )
 
-    def external_corpora(self) -> dict[str, Corpus]:
+    def external_corpora(self) -> "dict[str, Corpus]":
         """The corpora of `external`. FileNotFoundError: one is not here; where it comes from, on one line."""
-        people, loaded = places.place("ATR_PEOPLE"), dict[str, Corpus]()
+        from atr.corpora import corpus_of
+
+        people, loaded = places.place("ATR_PEOPLE"), {}
         for title, options in self.external.items():
             given = people if options["name"] == "people" else None
             try:
@@ -103,6 +105,7 @@ class Profile:
         tables that ATR_WORDS names, else of Clotho's that `atr data clotho` brought; None: there are none here.
         """
         from atr.corpora import catalogue
+        from atr.corpora.captioning import language
 
         tables = places.listed("ATR_WORDS")
         if not tables:
@@ -120,7 +123,7 @@ class Profile:
             return None
         from atr.corpora.catalogue import PHI4
 
-        place = self._given(
+        place = self._place_of(
             "ATR_CAPTIONS",
             "phi4",
             "needs Clotho's captions and phi-4's, as Tymofieiev 2025 published them; fetch them: atr data phi4, or "
@@ -128,7 +131,7 @@ class Profile:
         )
         return place / PHI4.name if place.is_dir() else place
 
-    def _given(self, variable: str, name: str, otherwise: str) -> Path:
+    def _place_of(self, variable: str, name: str, otherwise: str) -> Path:
         """What an environment variable names, else where the data set `name` lies; ValueError with the mend."""
         if given := places.place(variable, file=variable == "ATR_CAPTIONS"):
             if not given.exists():

@@ -5,9 +5,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +22,18 @@ from atr.config import RunConfig
 from atr.corpora import corpus_of, loaded_once
 from atr.corpora.corpus import Corpus, CorpusError
 from atr.experiments import executors, planning
-from atr.experiments.grid import describe
+from atr.experiments.grid import describe, key
+from atr.experiments.notebooks import EXTERNAL, TIMED, StudyError, notebooks  # noqa: F401
 from atr.experiments.profiles import Profile, get_profile
+from atr.experiments.progress import Progress, note
 from atr.experiments.reported import addresses, write
 from atr.system import atomic, hashes, places
 from atr.training import distributed, fit, identity
 from atr.training.records import Run
 
-NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
-TIMED = "12"  # measures the machine: nothing may run beside it
-EXTERNAL = "13"  # asks what a test on another corpus says of each option
+TICK = 0.5  # seconds between two looks at how far a study is
 THREADED = ("OMP", "MKL", "OPENBLAS", "NUMBA")
 LITTLE = 300  # seconds of training below which notebooks run side by side, as they then are mostly imports and figures
-
-
-class StudyError(RuntimeError):
-    """A notebook did not run to its end."""
-
-
-def notebooks(numbers: Sequence[str] = (), profile: Profile | None = None) -> list[Path]:
-    """Paths of the numbered notebooks, all that the profile serves, or those whose number is listed: "01", "1", or the
-    whole name.
-    """
-    folder = places.PROJECT / "notebooks"
-    known = {path.stem[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    names = {path.stem: path for path in known.values()}
-    chosen = []
-    served = profile.notebooks if profile else ()
-    for number in numbers or served or known:
-        path = names.get(number) or known.get(str(number).zfill(2))
-        if path is None:
-            raise StudyError(f"no notebook {number!r} in {folder}; known: {', '.join(names)}")
-        if profile and served and path.stem[:2] not in served:
-            raise StudyError(f"{path.stem}: profile {profile.name} serves notebooks {', '.join(served)} only")
-        if profile and path.stem[:2] == EXTERNAL and "people" not in profile.external:
-            if numbers:
-                raise StudyError(f"{path.stem}: profile {profile.name} has no test in people's words; esc50 has")
-            continue
-        chosen.append(path)
-    return chosen
 
 
 def grid(notebook: Path, parameters: dict[str, Any]) -> list[RunConfig]:
@@ -95,21 +70,20 @@ def plan(
     with loaded_once():
         for path in paths:
             for config in grid(path, {"profile_name": profile, "seeds": list(seeds) if seeds else None}):
-                key = json.dumps(config.to_dict(), sort_keys=True)
-                if key not in rows:
+                if (own := key(config)) not in rows:
                     corpus = _corpus(config, chosen, strict)
                     size = planning.size(config, corpus)
-                    rows[key] = {
+                    rows[own] = {
                         "notebooks": "",
                         "run": describe(config),
                         "epochs": sum(part.epochs for part in config.parts()),
-                        "finished": _finished(config, corpus, chosen),
+                        "finished": _is_finished(config, corpus, chosen),
                         "seconds": planning.seconds(config, size),
                         "config": config,
                         "size": size,
                     }
-                if path.stem[:2] not in rows[key]["notebooks"].split():
-                    rows[key]["notebooks"] = f"{rows[key]['notebooks']} {path.stem[:2]}".strip()
+                if path.stem[:2] not in rows[own]["notebooks"].split():
+                    rows[own]["notebooks"] = f"{rows[own]['notebooks']} {path.stem[:2]}".strip()
     columns = ["notebooks", "run", "epochs", "finished", "seconds", "config", "size"]
     return pd.DataFrame(list(rows.values()), columns=columns).astype({"finished": bool})
 
@@ -124,7 +98,7 @@ def _corpus(config: RunConfig, profile: Profile, strict: bool) -> Corpus | None:
         return None
 
 
-def _finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> bool:
+def _is_finished(config: RunConfig, corpus: Corpus | None, profile: Profile) -> bool:
     """Whether a run is in the store, without making or fetching the weights that it would start from."""
     if corpus is None or not profile.runs.is_dir():
         return False
@@ -149,46 +123,77 @@ def estimate(table: pd.DataFrame, cores: int, slots: int | None = None) -> float
     return seconds * planning.speed()
 
 
+def progress(file: Path, table: pd.DataFrame, notebooks: int, jobs: int, guess: float | None) -> Progress:
+    """Of a plan whose notebooks, `jobs` at a time, note in a file how far they are; guess: as `Progress` has it."""
+    todo = table[~table["finished"]] if len(table) else table
+    costs = {key(config): seconds for config, seconds in zip(todo["config"], todo["seconds"], strict=True)}
+    return Progress(file, costs, len(table) - len(todo), guess, notebooks, jobs)
+
+
 def execute_all(
     paths: Sequence[Path],
     profile: str,
     parameters: dict[str, Any],
     jobs: int = 1,
-    quiet: bool = False,
     on_done: Callable[[Path], Any] | None = None,
+    watch: Callable[[], Any] | None = None,
 ) -> None:
     """Run notebooks, `jobs` at a time, in processes of their own if several; runs that two of them need are made once.
     The one that measures the machine comes last, by itself.
 
-    on_done: called with each executed copy. The first failure is raised when those under way have ended; further
-    notebooks are not begun.
+    on_done: called with each executed copy; watch: called again and again meanwhile. The first failure is raised when
+    those under way have ended; further notebooks are not begun.
     """
     timed = [path for path in paths if path.stem[:2] == TIMED]
     paths = [path for path in paths if path not in timed]
     if jobs > 1 and len(paths) > 1:
-        _side_by_side(paths, profile, parameters, jobs, on_done)
-        paths = []
-    for path in (*paths, *timed):
-        done = execute(path, profile, parameters, quiet)
-        if on_done is not None:
-            on_done(done)
-
-
-def _side_by_side(
-    paths: Sequence[Path], profile: str, parameters: dict[str, Any], jobs: int, on_done: Callable[[Path], Any] | None
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, executors.default_workers("cpu") // jobs)
-    with ProcessPoolExecutor(jobs, context, _share_cores, (threads,)) as pool:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, executors.default_workers("cpu") // jobs)
         # The first and the second need the same preparation and the same runs: rather the first beside the last.
-        waiting = [pool.submit(execute, path, profile, parameters, True) for path in (paths[0], *paths[:0:-1])]
-        try:
-            for finished in as_completed(waiting):
-                done = finished.result()
-                if on_done is not None:
-                    on_done(done)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        paths = [paths[0], *paths[:0:-1]]
+        with ProcessPoolExecutor(jobs, context, _share_cores, (threads,)) as pool:
+            _execute(pool, jobs, paths, profile, parameters, on_done, watch)
+        paths = []
+    with ThreadPoolExecutor(1) as pool:  # nbclient would have the main thread's signals
+        _execute(pool, 1, [*paths, *timed], profile, parameters, on_done, watch)
+
+
+def _execute(
+    pool: Executor,
+    jobs: int,
+    paths: Sequence[Path],
+    profile: str,
+    parameters: dict[str, Any],
+    on_done: Callable[[Path], Any] | None,
+    watch: Callable[[], Any] | None,
+) -> None:
+    waiting, running, failure = list(paths), set[Future[Path]](), None
+    while running or waiting and failure is None:
+        while waiting and failure is None and len(running) < jobs:
+            with _block_interrupts():
+                running.add(pool.submit(execute, waiting.pop(0), profile, parameters))
+        ended, running = wait(running, TICK, FIRST_COMPLETED)
+        if watch is not None:
+            watch()
+        for future in ended:
+            failure = failure or future.exception()
+            if on_done is not None and future.exception() is None:
+                on_done(future.result())
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def _block_interrupts() -> Iterator[None]:
+    """A process that is started within it does not get the terminal's Ctrl-C: it ends with the one that started it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _share_cores(threads: int) -> None:
@@ -209,7 +214,7 @@ class OwnKernel(AsyncKernelManager):
         return KernelSpec(argv=argv, display_name="Python 3", language="python", env=self.environment)
 
 
-def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = False) -> Path:
+def execute(path: Path, profile: str, parameters: dict[str, Any]) -> Path:
     """Run one notebook through papermill into `results/<profile>/notebooks/`; returns the executed copy.
 
     A failure keeps what was executed as `<name>.failed.ipynb`; the last good copy stays.
@@ -221,6 +226,7 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     found = [str(places.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"PYTHONPATH": os.pathsep.join(found), "ATR_NOTEBOOK": code(nbformat.read(path, as_version=4))}
+    note("opened", path.stem)
     try:
         with atomic.writing(target):
             folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +237,7 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
                 kernel_name="python3",
                 language="python",
                 kernel_manager_class=type("Kernel", (OwnKernel,), {"environment": own}),
-                progress_bar=not quiet and sys.stderr.isatty(),
+                progress_bar=False,
                 cwd=str(path.parent),
                 # it logs the interrupt that its own shutdown sends; what a cell raises comes back as its output
                 extra_arguments=["--log-level=CRITICAL"],
@@ -245,6 +251,7 @@ def execute(path: Path, profile: str, parameters: dict[str, Any], quiet: bool = 
     with atomic.writing(target):
         nbformat.write(notebook, partial)
         os.replace(partial, target)
+    note("closed", path.stem)
     return target
 
 

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock
 from safetensors import SafetensorError
 
 from atr.system.hashes import content_key
+
+if TYPE_CHECKING:  # it takes a second to import
+    import pandas as pd
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -216,14 +218,14 @@ def file_name(text: str, ending: str = "") -> str:
     return name + ending
 
 
-def as_csv(table: pd.DataFrame) -> str:
+def as_csv(table: "pd.DataFrame") -> str:
     """A table, without its index, as CSV that reads back cell for cell."""
     text = table.to_csv(index=False, lineterminator="\n")
     # csv before Python 3.11.9 leaves a cell with a lone \r without quotes, and readers end the line there.
     return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC) if "\r" in text else text
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
+def write_csv(table: "pd.DataFrame", path: Path) -> None:
     """`as_csv` into a file, which is there as a whole or not at all."""
     text = as_csv(table)
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))

@@ -14,9 +14,6 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, TypeVar
 
-import torch
-from torch import nn
-
 
 @dataclass(frozen=True)
 class Switches:
@@ -35,6 +32,8 @@ class Switches:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Set what PyTorch keeps for the whole process, and set it back."""
+        import torch
+
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
@@ -48,10 +47,12 @@ class Switches:
         """The network with its weights laid out, and its encoders compiled, as the switches say; its parameters keep
         their names.
         """
+        import torch
+
         if self.channels_last and network.audio_encoder is not None:
             network.audio_encoder.to(memory_format=torch.channels_last)
         for encoder in (network.audio_encoder, network.text_encoder) if self.compiled else ():
-            if isinstance(encoder, nn.Module):
+            if isinstance(encoder, torch.nn.Module):
                 encoder.compile(dynamic=True)
         return network
 
@@ -82,6 +83,8 @@ TRANSFORMERS = ("transformers.models.auto.modeling_auto", "transformers.models.a
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Run PyTorch on `number` threads. The number changes the last bits of sums, so it is always set on purpose."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -117,13 +120,20 @@ def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
-def resolve_device(device: str = "auto") -> str:
-    """ "cpu" or "cuda"; "auto" takes a GPU if there is one."""
+def check_name(device: str) -> None:
+    """ValueError: not "auto", "cpu" or "cuda"."""
     if device == "mps":
         words = "is not supported: no result was checked on Apple's GPUs, which have no float64; use 'cpu'"
         raise ValueError(f"device: 'mps' {words}")
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: unknown {device!r}; known: 'auto', 'cpu', 'cuda'")
+
+
+def resolve_device(device: str = "auto") -> str:
+    """ "cpu" or "cuda"; "auto" takes a GPU if there is one."""
+    check_name(device)
+    import torch  # after what can be said without it, as it takes seconds
+
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: 'cuda' asked for, but PyTorch sees no GPU; use 'cpu' or 'auto'")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

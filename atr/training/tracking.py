@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atr.training.records import Run
-
 if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
+
+    from atr.training.records import Run
 
 
 def trackers_of(names: Sequence[str] | str | None = None) -> list[str]:

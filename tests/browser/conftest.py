@@ -90,7 +90,7 @@ def lab(tmp_path_factory):
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
-                cell.source = cell.source.replace('profile = "demo"', 'profile = "smoke"')
+                cell.source = cell.source.replace('profile_name = "demo"', 'profile_name = "smoke"')
         nbformat.write(notebook, folder / "notebooks" / path.name)
     settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)

@@ -65,7 +65,7 @@ def test_a_reader_types_listens_and_compares(explorer, keep):
     page.keyboard.press("Enter")
     expect(box.get_by_text("its right clip is at rank").first).to_be_visible()
     expect(box.get_by_text("✓ right clip").first).to_be_visible()
-    box.get_by_label("beside it").select_option("compact_resnet")
+    box.get_by_label("beside it").select_option(index=2)
     expect(box.get_by_role("heading", name="compact_resnet")).to_be_visible()
     expect(cards(box).nth(19)).to_be_attached()
     keep(page, "4_compared")
@@ -84,9 +84,9 @@ def test_a_reader_looks_at_clips_failures_and_the_map(explorer, keep):
     expect(page.locator("body[data-jp-theme-light='false']")).to_be_attached()
     tab(box, "clips")
     expect(box.get_by_role("columnheader", name="caption")).to_be_visible()
-    chosen = box.get_by_label("clip", exact=True)
-    chosen.select_option(index=3)
-    name = chosen.evaluate("menu => menu.selectedOptions[0].text").split(":")[0]
+    menu = box.get_by_label("clip", exact=True)
+    menu.select_option(index=3)
+    name = menu.evaluate("menu => menu.selectedOptions[0].text").split(":")[0]
     expect(cards(box)).to_have_attribute("alt", f"spectrogram of {name}")
     keep(page, "1_clips")
     tab(box, "failures")
@@ -97,6 +97,13 @@ def test_a_reader_looks_at_clips_failures_and_the_map(explorer, keep):
     tab(box, "map")
     points = box.locator(".js-plotly-plot .trace").nth(1).locator(".point")
     expect(points).to_have_count(CLIPS, timeout=2 * MINUTE)
+    expect(box.get_by_text("other kinds")).to_be_visible()
+    canvas = box.locator(".js-plotly-plot")
+    page.wait_for_function(
+        "plot => plot.querySelector('.main-svg').clientWidth > 0.9 * plot.closest('.lm-TabPanel-stackedPanel, "
+        ".widget-tab-contents').clientWidth",
+        arg=canvas.element_handle(),
+    )
     near = box.get_by_label("near to")
     near.select_option(index=7)
     expect(cards(box)).to_have_count(6)
