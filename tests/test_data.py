@@ -160,7 +160,7 @@ def test_a_folder_that_is_not_recognised_is_refused_and_not_recorded(home, tmp_p
     (tmp_path / "empty").mkdir()
     text = call("clotho", "--from", tmp_path / "empty", status=1)
     assert "looked for clotho_captions_<split>.csv" in text and "found nothing" in text
-    assert "no folder" in call("clotho", "--from", tmp_path / "absent", status=1)
+    assert "no such folder" in call("clotho", "--from", tmp_path / "absent", status=1)
     assert not (home / "clotho").exists()
 
 
@@ -289,7 +289,7 @@ def test_a_checkpoint_is_fetched_by_the_same_command(home, server, monkeypatch):
 def test_an_unknown_name_lists_the_known_ones():
     text = call("cloto", status=1)
     assert "unknown data set 'cloto'; known: clotho, audiocaps" in text and "cnn14" in text
-    assert "unknown data set 'cnn14'" in call("cnn14", "--from", ".", status=1)
+    assert "cnn14 is a checkpoint, which is fetched" in call("cnn14", "--from", ".", status=1)
 
 
 def test_a_damaged_esc50_table_and_a_folder_without_one_are_errors(tmp_path):

@@ -96,7 +96,7 @@ def beginning(names: Sequence[str]) -> Any:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-CORPORA = ("soundscapes", "clipfolder", "csv", "clotho", "audiocaps", "wavcaps", "people")
+CORPORA = ("soundscapes", "clipfolder", "csv", "clotho", "audiocaps", "audiocaps2", "wavcaps", "people")
 DATA = (
     *"clotho audiocaps audiocaps2 wavcaps esc50 dcase2022 dcase2025 phi4".split(),
 )  # data sets, and below them checkpoints
