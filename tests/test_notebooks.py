@@ -24,7 +24,7 @@ TABLES = {  # by notebook
     "04": "readings_sigma readings_h h_by_points uniformity voxel_network voxel_scale penalty published "
     "budget rates headroom gradients answer claims measures",
     "05": "curriculum published stages budget rates example_batches batches claims",
-    "06": "dcase_system published ensembles ingredients submissions several claims",
+    "06": "dcase_system published budget rates ensembles ingredients submissions several claims",
     "07": "sigmoid_loss published batch_size temperature rates budget claims",
     "08": "audio_learning_rate published rates budget sweep claims",
     "09": "text_aware_pooling published attention attention_by_event rates budget cost claims",
@@ -40,7 +40,7 @@ FIGURES = {
     "03": ["dimension", "rates", "loss"],
     "04": ["readings", "h_by_points", "four_sets", "voxel_network", "answer", "map"],
     "05": ["batches", "learning_curves", "rates", "summary"],
-    "06": ["ensembles", "ingredients"],
+    "06": ["ensembles", "ingredients", "rates"],
     "07": ["learned", "learning_curves", "batch_size", "rates"],
     "08": ["learning_curves", "rates", "sweep"],
     "09": ["learning_curves", "rates", "attention"],
