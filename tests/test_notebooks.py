@@ -28,7 +28,7 @@ TABLES = {  # by notebook
     "07": "sigmoid_loss published batch_size temperature rates budget claims",
     "08": "audio_learning_rate published rates budget sweep claims",
     "09": "text_aware_pooling published attention attention_by_event rates budget cost claims",
-    "10": "synthetic_captions training_claims rules words distinctive richness reasons closeness",
+    "10": "synthetic_captions training_claims budget rates rules words distinctive richness reasons closeness",
     "11": "topics_by_seed topics readings stability clips claims",
     "12": "measured goals agreement growth step search",
 }
