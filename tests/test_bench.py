@@ -231,8 +231,8 @@ def test_a_measurement_leaves_the_homes_as_they_were(monkeypatch):
 
 
 def test_hours_of_the_published_grids_are_summed_on_a_gpu_and_not_guessed_on_a_cpu(monkeypatch):
-    sizes = dict.fromkeys(("activations", "parameters", "trained", "kept", "held"), 0.0)
-    measured = planning.Measured(fixed=0.0, pair=0.01, clip=0.002, caption=0.001, seconds=10.0, **sizes)
+    sizes = dict.fromkeys(("activations", "parameters", "trained", "checkpoint", "copy"), 0.0)
+    measured = planning.Measurement(fixed=0.0, pair=0.01, clip=0.002, caption=0.001, seconds=10.0, **sizes)
     path = study.notebooks(["01"])
     monkeypatch.setattr(planning, "measure", lambda config, device: measured)
     monkeypatch.setattr(planning.torch.cuda, "get_device_name", lambda: "a GPU")

@@ -91,9 +91,10 @@ def test_clap_embeds_as_its_baseline_does(corpus, tmp_path):
     waveforms = [corpus.read(clip) for clip in part.clips["clip"][:3]]
     sounds = embedder.sounds([audio.resample(wave, rate, embedder.sample_rate) for wave, rate in waveforms])
     captions = part.captions["caption"].tolist()
-    expected, words = preparation.external(
+    sides = preparation.external(
         embedder.config, part, folder, preparation.normalised(embedder.config, part), "cpu", True
     )
+    expected, words = (side.data for side in sides)
     assert embedder.seconds == 1.0
     torch.testing.assert_close(sounds, expected[:3], atol=1e-5, rtol=0)
     torch.testing.assert_close(embedder.sentences(captions), words, atol=1e-5, rtol=0)

@@ -52,7 +52,7 @@ def caption(
     if name is None:
         name = re.sub(r"[^\w.-]+", "-", f"{corpus}-{model or Path(str(local)).name}")
     record = path(name)
-    ask: language_models.Model
+    ask: language_models.LanguageModel
     if local is not None:
         ask = language_models.LocalModel(local)
     else:

@@ -20,7 +20,7 @@ from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
 from atr.losses.contrast import WordRows
 from atr.system import devices, hashes, packed, store
-from atr.system.packed import POOLED, InputRows, Packed
+from atr.system.packed import POOLED, InputRows
 from atr.training.identity import Inputs, Prepared, weights
 
 
@@ -50,7 +50,9 @@ def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu"
     return torch.from_numpy(packed.open_packed(store.cached_folder("pooled", key, build)).data)
 
 
-def audio_states(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu", quiet: bool = False) -> Packed:
+def audio_states(
+    config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu", quiet: bool = False
+) -> InputRows:
     """What the blocks that a config trains take, over a one-split corpus: rows (T, bands, channels) float16, computed
     once.
     """
@@ -65,7 +67,7 @@ def audio_states(config: RunConfig, corpus: Corpus, weights: Path, device: str =
 
     versions = [inputs.STATES_VERSION, inputs.WAVEFORM_VERSION, layers, seconds, register.code("encoder", name)]
     key = hashes.content_key(corpus.audio_fingerprint(split), name, hashes.file_hash(weights), versions)
-    return packed.open_packed(store.cached_folder("states", key, build))
+    return InputRows(inputs.STATES, packed.open_packed(store.cached_folder("states", key, build)))
 
 
 def caption_style(config: RunConfig) -> str | None:
@@ -138,20 +140,16 @@ def prepare(
         clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
         if config.training == "external":
             sides = external(config, part, prepared.text_folder, captions, device, quiet)
-            audio, texts = (InputRows(POOLED, embeddings) for embeddings in sides)
         elif config.training == "frozen":
             assert prepared.audio_weights is not None
-            audio = InputRows(POOLED, pooled(config, part, prepared.audio_weights, device, quiet))
-            texts = read(captions)
+            sides = InputRows(POOLED, pooled(config, part, prepared.audio_weights, device, quiet)), read(captions)
+        elif config.audio_state_layers is None:
+            sides = audio_input(part, config.audio_encoder, quiet, config.max_seconds), read(captions)
+        elif prepared.audio_weights is None:
+            raise ValueError("audio_layers: random audio_weights have no states worth keeping; use None")
         else:
-            if config.audio_state_layers is not None:
-                if prepared.audio_weights is None:
-                    raise ValueError("audio_layers: random audio_weights have no states worth keeping; use None")
-                audio = InputRows(inputs.STATES, audio_states(config, part, prepared.audio_weights, device, quiet))
-            else:
-                audio = audio_input(part, config.audio_encoder, quiet, config.max_seconds)
-            texts = read(captions)
-        prepared.splits[name] = Inputs(audio, texts, clip_of_caption, part.relevance())
+            sides = audio_states(config, part, prepared.audio_weights, device, quiet), read(captions)
+        prepared.splits[name] = Inputs(*sides, clip_of_caption, part.relevance())
     if config.text_contrast and "train" in splits:
         table = language.read(config.text_contrast["captions"]).sort_values("clip", kind="stable")
         captions = [text.normalise(caption, caption_style(config)) for caption in table["caption"]]
@@ -173,7 +171,7 @@ def prepare(
 
 def external(
     config: RunConfig, corpus: Corpus, folder: Path, captions: list[str], device: str, quiet: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[InputRows, InputRows]:
     """Embeddings of a CLAP model with both towers over a one-split corpus, computed once: audio, text."""
     fingerprint, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
     loaded: list[Clap] = []
@@ -194,4 +192,4 @@ def external(
     audio_key = hashes.content_key(CLAP_VERSION, fingerprint, content, cut, inputs.WAVEFORM_VERSION)
     keys = {audio_key: sounds, hashes.content_key(CLAP_VERSION, fingerprint, captions): words}
     audio, texts = (packed.open_packed(store.cached_folder("clap", key, build)).data for key, build in keys.items())
-    return torch.from_numpy(audio), torch.from_numpy(texts)
+    return InputRows(POOLED, torch.from_numpy(audio)), InputRows(POOLED, torch.from_numpy(texts))

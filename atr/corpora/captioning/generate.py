@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from atr.corpora import csvtable, files
 from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS
-from atr.corpora.captioning.language_models import CaptioningError, Model, Refused, Reply
+from atr.corpora.captioning.language_models import CaptioningError, LanguageModel, Refused, Reply
 from atr.corpora.captioning.record import REFUSED, Answer, read
 from atr.corpora.corpus import Corpus
 from atr.system.atomic import writing
@@ -104,7 +104,7 @@ class CaptioningReport:
 
 def generate(
     source: Corpus | pd.DataFrame,
-    ask: Model,
+    ask: LanguageModel,
     record: Path,
     *,
     keywords: Mapping[str, Sequence[str]] | None = None,
@@ -148,7 +148,7 @@ class _Run:
 
     def __init__(
         self,
-        ask: Model,
+        ask: LanguageModel,
         originals: Mapping[str, list[str]],
         requests: Mapping[str, list[dict[str, str]]],
         recorded: Iterable[Answer],

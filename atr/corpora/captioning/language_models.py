@@ -36,7 +36,7 @@ class Reply(NamedTuple):
     usage: dict[str, int]
 
 
-class Model(Protocol):
+class LanguageModel(Protocol):
     """Answers messages; `model` names it. Called from several threads. Raises CaptioningError if it cannot answer."""
 
     model: str
