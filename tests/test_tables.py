@@ -286,7 +286,8 @@ def test_a_saved_table_can_be_read_again_from_each_form(tmp_path):
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
 
     title, grid, origin = path.with_suffix(".md").read_text().strip().split("\n\n")
-    assert title == "Losses. Measured on 2 test clips of soundscapes. Mean ± standard deviation over 1 to 2 seeds."
+    told = "R@k in percent. Measured on 2 test clips of soundscapes. Mean ± standard deviation over 1 to 2 seeds."
+    assert title == f"Losses. {told}"
     assert origin == "1 run, 0.50 h in sum; cpu, Linux x86_64; PyTorch 1.0."
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in grid.splitlines()]
     assert rows[0] == ["loss", "seeds", "T→A R@10"] and rows[2:] == [["a", "2", "1.5 ± 0.7"], ["b", "1", "4.0"]]
@@ -322,7 +323,7 @@ def test_latex_escapes_what_would_not_compile(tmp_path):
     assert r"5 \% \& more\_\{x\}" in latex and r"R@1 in \% of all & b\#c" in latex
     caption = re.search(r"\\caption\{(.*)\}", latex)[1]
     expected = r"Half of R\&D, 5 \% in a\_b, T$\rightarrow$A, $\pm$ 3, \#1 \textasciitilde{}x\textasciicircum{}2 \{y\} "
-    assert caption == expected + r"\textbackslash{}z."
+    assert caption == expected + r"\textbackslash{}z. R@k in percent."
 
 
 def test_latex_holds_no_sign_that_plain_latex_lacks(tmp_path):

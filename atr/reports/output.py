@@ -22,6 +22,7 @@ from atr.system.environment import RECORDED, environment
 from atr.training.records import Run
 
 MOST = 10  # columns of a table as people read it
+SCORES = {"R@k": r"R@\d|2a_r\d|2t_r\d", "mAP@10": r"mAP@10|map10"}  # told with a table that has such columns
 LABELS = 5  # at most, of the columns that tell rows apart and are repeated
 
 
@@ -95,7 +96,7 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
     The .csv has every number to twelve figures, the others as `readable` prints them.
     """
     runs, target, table = list(runs), folder / "tables", flat(table)
-    origin = {"caption": caption, **provenance(runs), "measured": measured(runs)}
+    origin = {"caption": caption, **provenance(runs), "measured": test_sets(runs)}
     text = atomic.as_csv(table.apply(_twelve_figures))
     drawn = drawings(table, name, origin)  # refuses a name before anything is written
     atomic.write_atomic(target / f"{name}.csv", partial(Path.write_text, data=text, encoding="utf-8"))
@@ -127,7 +128,7 @@ def read(path: Path) -> pd.DataFrame:
 def drawings(table: pd.DataFrame, name: str, origin: Mapping[str, Any]) -> dict[str, str]:
     """A table as Markdown and LaTeX, by ending."""
     title, seen = legend(table, origin), view(table)
-    blocks = [_marked(title), *map(markdown, seen.parts), _marked(seen.note), _marked(origin["note"])]
+    blocks = [_escape(title), *map(markdown, seen.parts), _escape(seen.note), _escape(origin["note"])]
     paper = view(table, latex.WIDE)
     below = " ".join(filter(None, [paper.note, origin["note"]]))
     return {
@@ -146,11 +147,11 @@ def _draw(path: Path, drawn: Mapping[str, str]) -> None:
 def markdown(text: pd.DataFrame) -> str:
     """A table of text in Markdown, numbers to the right."""
     sides = ["right" if numeric(text[name]) else "left" for name in text]
-    marked = text.rename(columns=_marked).map(_marked)
+    marked = text.rename(columns=_escape).map(_escape)
     return marked.to_markdown(index=False, disable_numparse=True, colalign=sides if len(text) else None)
 
 
-def _marked(cell: str) -> str:
+def _escape(cell: str) -> str:
     """A text as Markdown prints it, on one line."""
     return re.sub(r"([\\`*\[\]>|]|<(?! ))", r"\\\1", " ".join(cell.split()))
 
@@ -171,10 +172,14 @@ def legend(table: pd.DataFrame, origin: Mapping[str, Any]) -> str:
     several = bool(seeds) and seeds[-1] > 1 and any(name.endswith("_std") for name in map(str, table))
     spread = f"Mean ± standard deviation over {many} seeds." if several else ""
     where = f"Measured on {origin['measured']}." if origin.get("measured") else ""
-    return " ".join(filter(None, [caption if not caption or caption[-1] in ".?!" else f"{caption}.", where, spread]))
+    columns = " ".join(map(str, table))
+    scores = [name for name, pattern in SCORES.items() if re.search(pattern, columns) and "percent" not in caption]
+    what = f"{' and '.join(scores)} in percent." if scores else ""
+    title = caption if not caption or caption[-1] in ".?!" else f"{caption}."
+    return " ".join(filter(None, [title, what, where, spread]))
 
 
-def measured(runs: Iterable[Run]) -> str:
+def test_sets(runs: Iterable[Run]) -> str:
     """What runs were tested on: `500 test clips of soundscapes`."""
     each = {str(run.config.corpus): run for run in runs}.values()
     counts = {run.config.corpus["name"]: int((run.clips["split"] == "test").sum()) for run in each}
