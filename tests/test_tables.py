@@ -414,6 +414,11 @@ def test_a_wide_table_comes_in_parts_that_repeat_what_tells_rows_apart():
     assert len(narrow) > 2 and max(sum(latex.widths(part)) for part in narrow) <= 60
 
 
+def test_no_column_is_lost_behind_another_of_its_name():
+    with pytest.raises(ValueError, match="two columns are called 'a b'; rename 'a_b'"):
+        names.readable(pd.DataFrame({"a b": [1], "a_b": [2]}))
+
+
 def test_rows_stand_in_one_order_whatever_order_runs_came_in():
     table = results(
         training=["finetuned", "frozen", "finetuned", "frozen"],

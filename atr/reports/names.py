@@ -74,13 +74,13 @@ def heading(column: str) -> str:
 
 
 def quantity(column: str) -> str:
-    """What is measured in a column: a key of `number`, "" where its name does not say."""
+    """What is measured in a column, a value of `QUANTITIES`; "" where its name does not say."""
     return next((name for pattern, name in QUANTITIES.items() if re.fullmatch(pattern, column)), "")
 
 
 def number(value: float | None, kind: str | int = "recall") -> str:
     """A number as people read it, a dash for none. kind: what `quantity` says, or digits after the point."""
-    if value is None or np.isnan(value):
+    if value is None or pd.isna(value):
         return "—"
     match kind:
         case int():
@@ -106,13 +106,13 @@ def number(value: float | None, kind: str | int = "recall") -> str:
 
 def plus_minus(mean: float | None, deviation: float | None, kind: str | int = "recall") -> str:
     """`17.2 ± 0.5`; the mean alone where there is no deviation."""
-    alone = mean is None or np.isnan(mean) or deviation is None or np.isnan(deviation)
+    alone = mean is None or pd.isna(mean) or deviation is None or pd.isna(deviation)
     return number(mean, kind) if alone else f"{number(mean, kind)} ± {number(deviation, kind)}"
 
 
 def interval(low: float, high: float, kind: str | int = "recall") -> str:
     """`16.1 to 18.3`, a dash for none."""
-    return "—" if np.isnan(low) else f"{number(low, kind)} to {number(high, kind)}"
+    return "—" if pd.isna(low) else f"{number(low, kind)} to {number(high, kind)}"
 
 
 def effect(difference: float, low: float, high: float) -> tuple[str, str]:
@@ -137,6 +137,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         bounds = [table.get(f"{name}_{end}") for end in ("low", "high")]
         if _belongs(str(name), table):
             continue
+        if title in result:
+            raise ValueError(f"two columns are called {title!r}; rename {name!r}")
         if name in ("difference", "low") and _effects(table):
             nothing = pd.Series(np.nan, table.index)
             rows = zip(table.get("difference", nothing), table["low"], table["high"], strict=True)
