@@ -400,6 +400,20 @@ def test_each_kind_of_number_prints_alike_in_all_five_forms(tmp_path):
     assert shown == [list(printed), *map(list, zip(*printed.values(), strict=True))]
 
 
+def test_what_is_saved_prints_as_what_is_read_again(tmp_path):
+    table = pd.DataFrame(
+        {"rate": [0.001, ""], "published": ["34.4", "19.0"], "word": ["null", None], "ok": [True, None]}
+    )
+    path = output.save(table, tmp_path, "mixed", "Mixed.")
+    before = path.with_suffix(".md").read_text()
+    assert output.render(path.parent) == 1 and path.with_suffix(".md").read_text() == before
+    assert names.readable(output.read(path)).to_numpy().tolist() == [
+        ["0.001", "34.4", "null", "yes"],
+        ["—", "19.0", "", ""],
+    ]
+    assert Cells(output.show(table).to_html()).rows[2] == ["—", "19.0", "", ""]
+
+
 def test_a_wide_table_comes_in_parts_that_repeat_what_tells_rows_apart():
     columns = {f"t2a_r{k}": [float(k), 1.0] for k in range(1, 14)} | {
         "t2a_r13_low": [1.0, 2.0],

@@ -1,5 +1,6 @@
 """A table as files, on a page and in a notebook, with the text of `names.readable`; and where its numbers come from."""
 
+import io
 import json
 import os
 import re
@@ -85,7 +86,7 @@ def flat(table: pd.DataFrame) -> pd.DataFrame:
 
 def show(table: pd.DataFrame) -> Styler:
     """A table as notebooks show it: no index, numbers to the right."""
-    text = readable(flat(table)).reset_index(drop=True)
+    text = readable(read(io.StringIO(_csv(table))))
     sides = [f"text-align: {'right' if numeric(text[name]) else 'left'}" for name in text]
     return text.style.hide(axis="index").format(escape="html").apply(lambda _: sides, axis=1)
 
@@ -95,10 +96,9 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
 
     The .csv has every number to twelve figures, the others as `readable` prints them.
     """
-    runs, target, table = list(runs), folder / "tables", flat(table)
+    runs, target, text = list(runs), folder / "tables", _csv(table)
     origin = {"caption": caption, **provenance(runs), "measured": test_sets(runs)}
-    text = atomic.as_csv(table.apply(_twelve_figures))
-    drawn = drawings(table, name, origin)  # refuses a name before anything is written
+    drawn = drawings(read(io.StringIO(text)), name, origin)  # refuses a name before anything is written
     atomic.write_atomic(target / f"{name}.csv", partial(Path.write_text, data=text, encoding="utf-8"))
     _draw(target / name, drawn)
     atomic.write_json(target / f"{name}.json", origin)
@@ -120,9 +120,13 @@ def render(folder: Path) -> int:
     return len(paths)
 
 
-def read(path: Path) -> pd.DataFrame:
+def _csv(table: pd.DataFrame) -> str:
+    return atomic.as_csv(flat(table).apply(_twelve_figures))
+
+
+def read(file: Path | io.StringIO) -> pd.DataFrame:
     """A saved table; words such as "null" are words."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 
 def drawings(table: pd.DataFrame, name: str, origin: Mapping[str, Any]) -> dict[str, str]:
