@@ -30,7 +30,7 @@ def test_a_size_is_told_of_an_effect_alone():
 
 
 def test_claims_are_counted_by_verdict():
-    found = findings.counted(judged(a="holds", b="undecided", c="undecided", d="not converged"))
+    found = findings.verdict_counts(judged(a="holds", b="undecided", c="undecided", d="not converged"))
     assert found == "4 comparisons: holds 1, undecided 2, not converged 1."
 
 
@@ -70,10 +70,10 @@ def test_a_conclusion_tells_the_best_the_counts_and_what_has_an_effect(tmp_path)
 
 def test_what_stands_between_marks_is_replaced():
     page = "# a\n\n<!-- x: written by `atr reference` -->\n\nold\n\n<!-- end -->\n\nrest\n"
-    found = findings.replaced(page, [("x", "new")])
-    assert found == page.replace("old", "new") == findings.replaced(found, [("x", "new")])
+    found = findings.replace_parts(page, [("x", "new")])
+    assert found == page.replace("old", "new") == findings.replace_parts(found, [("x", "new")])
     with pytest.raises(ValueError, match="README.md: 0 lines '<!-- y: written"):
-        findings.replaced(page, [("y", "new")])
+        findings.replace_parts(page, [("y", "new")])
 
 
 def test_a_verdict_of_before_stands_beside_those_of_now_and_its_words_are_theirs():
@@ -81,11 +81,11 @@ def test_a_verdict_of_before_stands_beside_those_of_now_and_its_words_are_theirs
         [{"notebook": "01", "profile": "demo", "claim": "a beats b", "before": "holds", "reason": "budgets"}]
     )
     now = judged(**{"a beats b, T→A": "undecided", "a beats b, A→T": "holds"})
-    last = findings.changed(before, {("demo", "01"): now}).splitlines()[-1]
+    last = findings.changes(before, {("demo", "01"): now}).splitlines()[-1]
     assert " ".join(last.split()) == "| 01 | a beats b | holds | undecided; holds: +2.0 (1.0 to 3.0) | budgets |"
-    assert "beats" not in findings.changed(before, {("demo", "02"): now})
+    assert "beats" not in findings.changes(before, {("demo", "02"): now})
     with pytest.raises(ValueError, match="'a beats b' is no claim of notebook 01 now"):
-        findings.changed(before, {("demo", "01"): judged(other="holds")})
+        findings.changes(before, {("demo", "01"): judged(other="holds")})
 
 
 @pytest.mark.skipif(not COMMITTED, reason="no results are committed yet by the protocol")
@@ -94,4 +94,4 @@ def test_the_committed_pages_are_what_the_committed_tables_say():
     page = (places.PROJECT / "docs" / "findings.md").read_text(encoding="utf-8")
     assert page == findings.page(places.PROJECT), f"docs/findings.md is stale{again}"
     readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
-    assert readme == findings.replaced(readme, findings.lead(places.PROJECT)), f"README.md is stale{again}"
+    assert readme == findings.replace_parts(readme, findings.lead(places.PROJECT)), f"README.md is stale{again}"

@@ -202,7 +202,7 @@ class TestThePage:
         assert "76.8 ± 1.1" in page.words and "10.0 ± 0.5" in page.words
         assert "T→A R@10" in page.words and "t2a_r10_std" not in page.words
         assert "a_1 & <b>" in page.words  # not markup
-        assert "All & <i>some</i>, T→A. Measured on 4 test clips of soundscapes." in page.words
+        assert "All & <i>some</i>, T→A. R@k in percent. Measured on 4 test clips of soundscapes." in page.words
         assert "Let" in page.words and not page.all("i") and not page.all("b")
 
     def test_the_words_of_the_notebook_and_its_paper_are_around_it(self, results):
@@ -552,7 +552,9 @@ class TestLatex:
         render.write(report.gather("smoke"))
         text = (results / "report" / "latex" / "tables" / "01_all.tex").read_text()
         assert r"a\_1 \& <b> & 76.8 $\pm$ 1.1 \\" in text and r"loss & T$\rightarrow$A R@10 \\" in text
-        assert r"\label{tab:01_all}" in text and r"All \& <i>some</i>, T$\rightarrow$A. Measured on 4 test" in text
+        assert (
+            r"\label{tab:01_all}" in text and r"All \& <i>some</i>, T$\rightarrow$A. R@k in percent. Measured" in text
+        )
         assert text.index("Measured") < text.index("toprule") < text.index("2 runs, 1.00 h in sum")
 
     @pytest.mark.parametrize("ending", ["csv", "pdf"])

@@ -286,7 +286,8 @@ def test_a_saved_table_can_be_read_again_from_each_form(tmp_path):
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
 
     title, grid, origin = path.with_suffix(".md").read_text().strip().split("\n\n")
-    assert title == "Losses. Measured on 2 test clips of soundscapes. Mean ± standard deviation over 1 to 2 seeds."
+    told = "R@k in percent. Measured on 2 test clips of soundscapes. Mean ± standard deviation over 1 to 2 seeds."
+    assert title == f"Losses. {told}"
     assert origin == "1 run, 0.50 h in sum; cpu, Linux x86_64; PyTorch 1.0."
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in grid.splitlines()]
     assert rows[0] == ["loss", "seeds", "T→A R@10"] and rows[2:] == [["a", "2", "1.5 ± 0.7"], ["b", "1", "4.0"]]
@@ -322,7 +323,7 @@ def test_latex_escapes_what_would_not_compile(tmp_path):
     assert r"5 \% \& more\_\{x\}" in latex and r"R@1 in \% of all & b\#c" in latex
     caption = re.search(r"\\caption\{(.*)\}", latex)[1]
     expected = r"Half of R\&D, 5 \% in a\_b, T$\rightarrow$A, $\pm$ 3, \#1 \textasciitilde{}x\textasciicircum{}2 \{y\} "
-    assert caption == expected + r"\textbackslash{}z."
+    assert caption == expected + r"\textbackslash{}z. R@k in percent."
 
 
 def test_latex_holds_no_sign_that_plain_latex_lacks(tmp_path):
@@ -399,6 +400,20 @@ def test_each_kind_of_number_prints_alike_in_all_five_forms(tmp_path):
     assert shown == [list(printed), *map(list, zip(*printed.values(), strict=True))]
 
 
+def test_what_is_saved_prints_as_what_is_read_again(tmp_path):
+    table = pd.DataFrame(
+        {"rate": [0.001, ""], "published": ["34.4", "19.0"], "word": ["null", None], "ok": [True, None]}
+    )
+    path = output.save(table, tmp_path, "mixed", "Mixed.")
+    before = path.with_suffix(".md").read_text()
+    assert output.render(path.parent) == 1 and path.with_suffix(".md").read_text() == before
+    assert names.readable(output.read(path)).to_numpy().tolist() == [
+        ["0.001", "34.4", "null", "yes"],
+        ["—", "19.0", "", ""],
+    ]
+    assert Cells(output.show(table).to_html()).rows[2] == ["—", "19.0", "", ""]
+
+
 def test_a_wide_table_comes_in_parts_that_repeat_what_tells_rows_apart():
     columns = {f"t2a_r{k}": [float(k), 1.0] for k in range(1, 14)} | {
         "t2a_r13_low": [1.0, 2.0],
@@ -411,6 +426,11 @@ def test_a_wide_table_comes_in_parts_that_repeat_what_tells_rows_apart():
     assert list(view.parts[1])[-2:] == ["t2a r13", "t2a r13, 95 %"]
     narrow = output.view(table, wide=60).parts
     assert len(narrow) > 2 and max(sum(latex.widths(part)) for part in narrow) <= 60
+
+
+def test_no_column_is_lost_behind_another_of_its_name():
+    with pytest.raises(ValueError, match="two columns are called 'a b'; rename 'a_b'"):
+        names.readable(pd.DataFrame({"a b": [1], "a_b": [2]}))
 
 
 def test_rows_stand_in_one_order_whatever_order_runs_came_in():

@@ -105,13 +105,13 @@ def name_lines(axis: Axes, **options: Any) -> None:
 
 def legend_below(figure: Figure, axes: Axes | np.ndarray, most: int = 99, **options: Any) -> None:
     """The labels of a panel, or of several, below all, at `most` so many side by side; nothing where there are none."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for axis in np.ravel(axes):  # type: ignore[arg-type]
         handles, labels = axis.get_legend_handles_labels()
-        found = dict(zip(labels, handles, strict=True)) | found
-    if found:
-        columns = min(len(found), most)
-        figure.legend(found.values(), found, loc="outside lower center", ncols=columns, **options)
+        entries = dict(zip(labels, handles, strict=True)) | entries
+    if entries:
+        columns = min(len(entries), most)
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, **options)
 
 
 def mark(axis: Axes, words: str, at: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
@@ -300,9 +300,9 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
     look = looks(table.index.unique(line))
     for axis, (panel, rows) in zip(axes[0], panels.items(), strict=True):
         for name, group in rows.groupby(level=line, sort=False):
-            chosen = group[group["chosen"] == "yes"]
+            best = group[group["chosen"] == "yes"]
             axis.plot(group["rate"], group[label], ms=3, label=legible(name), **look[name])
-            axis.plot(chosen["rate"], chosen[label], "o", ms=8, mfc="none", color=look[name]["color"])
+            axis.plot(best["rate"], best[label], "o", ms=8, mfc="none", color=look[name]["color"])
         ticks = sorted(set(rows["rate"]))
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{tick:.1g}" for tick in ticks], rotation=60, size=7)
@@ -396,10 +396,10 @@ def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> F
             metadata["CreationDate"] = None  # the same figure gives the same file
 
         def write(path: Path, ending: str = ending, metadata: dict = metadata) -> None:
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.filterwarnings("always", GLYPH, UserWarning)
                 figure.savefig(path, format=ending, metadata=metadata)
-            for one in told:
+            for one in caught:
                 if found := re.match(GLYPH, str(one.message)):
                     lacking[f"U+{int(found[1]):04X}"] = None
                 else:

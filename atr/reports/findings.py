@@ -43,17 +43,17 @@ def page(project: Path) -> str:
         parts.append(section(folder, notebook))
         judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
     before = pd.read_csv(project / "data" / "reference" / "verdicts_before.csv", dtype=str)
-    return "\n".join([*parts, changed(before, judged)])
+    return "\n".join([*parts, changes(before, judged)])
 
 
 def sections(project: Path) -> list[tuple[Path, Path]]:
     """Folder of results and notebook of each section, by notebook and profile."""
-    found = (project / "results" / "reference").glob("*/ranks/*.npz")
-    ordered = sorted(found, key=lambda path: (path.stem, path.parts[-3]))
+    files = (project / "results" / "reference").glob("*/ranks/*.npz")
+    ordered = sorted(files, key=lambda path: (path.stem, path.parts[-3]))
     return [(path.parents[1], next((project / "notebooks").glob(f"{path.stem}_*.ipynb"))) for path in ordered]
 
 
-def changed(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     """Verdicts of before beside those of now, with what was wrong with the old ones: of notebooks that were run again.
 
     before: notebook, profile, claim in the words of now, verdict, reason. judged: by profile and notebook.
@@ -79,7 +79,7 @@ def section(folder: Path, notebook: Path) -> str:
     return "\n\n".join(
         [
             f"## {question(notebook)} (notebook {notebook.stem[:2]}, `{folder.name}`)",
-            f"{counted(judged)} {best(table)}",
+            f"{verdict_counts(judged)} {best(table)}",
             results(table),
             claims(judged),
             f"{legend(table, about)} {about['note']}\n",
@@ -137,10 +137,12 @@ def conclude(results: Path, stem: str) -> str:
         return " ".join(parts) + "\n"
     judged = read(claimed)
     told = [row for row in judged.to_dict("records") if row["verdict"] in VERDICTS[:2]]
-    return "\n".join([" ".join([*parts, counted(judged)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in told)])
+    return "\n".join(
+        [" ".join([*parts, verdict_counts(judged)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in told)]
+    )
 
 
-def counted(judged: pd.DataFrame) -> str:
+def verdict_counts(judged: pd.DataFrame) -> str:
     """How many claims hold, and so on."""
     numbers = judged["verdict"].value_counts().to_dict()
     return f"{len(judged)} comparisons: {', '.join(f'{name} {numbers[name]}' for name in VERDICTS if name in numbers)}."
@@ -186,9 +188,12 @@ def claims(judged: pd.DataFrame) -> str:
             if claim.endswith(f", {title}"):
                 claim, way = claim.removesuffix(f", {title}"), title
         rows.setdefault(claim, {})[way] = verdict(row)
-    ways = [way for way in ("", *DIRECTIONS.values()) if any(way in found for found in rows.values())]
+    ways = [way for way in ("", *DIRECTIONS.values()) if any(way in verdicts for verdicts in rows.values())]
     table = pd.DataFrame(
-        [{"claim": claim} | {way or "verdict": found.get(way, "") for way in ways} for claim, found in rows.items()]
+        [
+            {"claim": claim} | {way or "verdict": verdicts.get(way, "") for way in ways}
+            for claim, verdicts in rows.items()
+        ]
     )
     return markdown(table)
 
@@ -207,7 +212,7 @@ def _labels(table: pd.DataFrame) -> list[str]:
     return [label for label in labels if table[label].nunique(dropna=False) > 1]
 
 
-def replaced(text: str, parts: Sequence[tuple[str, str]]) -> str:
+def replace_parts(text: str, parts: Sequence[tuple[str, str]]) -> str:
     """A page with what stands between its marks written anew. ValueError: a mark is not there once."""
     for name, content in parts:
         start = START.format(name)
@@ -221,7 +226,7 @@ def replaced(text: str, parts: Sequence[tuple[str, str]]) -> str:
 def write(project: Path) -> list[Path]:
     """Write docs/findings.md and the marked parts of README.md; the paths written."""
     readme, target = project / "README.md", project / "docs" / "findings.md"
-    texts = {target: page(project), readme: replaced(readme.read_text(encoding="utf-8"), lead(project))}
+    texts = {target: page(project), readme: replace_parts(readme.read_text(encoding="utf-8"), lead(project))}
     for path, text in texts.items():
         atomic.write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
     return list(texts)
@@ -236,5 +241,5 @@ def lead(project: Path) -> list[tuple[str, str]]:
         row = max(held.to_dict("records"), key=lambda claim: abs(claim["difference"]), default=None)
         most = f" {row['claim']}: {verdict(row).partition(': ')[2]}." if row else ""
         about = f"- **{question(notebook)}** (`{folder.name}`, {notebook.stem[:2]}) "
-        lines.append(f"{about}{best(_main(folder, notebook), interval=True)}{most} {counted(judged)}")
+        lines.append(f"{about}{best(_main(folder, notebook), interval=True)}{most} {verdict_counts(judged)}")
     return [("findings", "\n".join(lines))]

@@ -22,30 +22,30 @@ from atr.training.records import Run
 def check(
     notebook: Path,
     copy: nbformat.NotebookNode | None,
-    made: Mapping[Path, dict[str, Any]],
+    origins: Mapping[Path, dict[str, Any]],
     configs: Sequence[RunConfig],
     profile: Profile,
     runs: Path,
 ) -> tuple[dict[Path, list[str]], str]:
     """For each file why it is stale, nothing if it is not; and what could not be checked, in words.
 
-    copy: the notebook as it was executed; made: file → its provenance, of all that this notebook made; configs: its
+    copy: the notebook as it was executed; origins: file → its provenance, of all that this notebook made; configs: its
     grid today; runs: folder of the run store.
     """
-    stale: dict[Path, list[str]] = {path: [] for path in made}
+    stale: dict[Path, list[str]] = {path: [] for path in origins}
     unchecked = [] if copy else ["no executed copy of the notebook lies beside its results"]
     today_code = code(nbformat.read(notebook, as_version=4))
-    by = {path: provenance.get("hashes", {}).get("notebook") for path, provenance in made.items()}
+    by = {path: provenance.get("hashes", {}).get("notebook") for path, provenance in origins.items()}
     if not all(by.values()):
         unchecked.append("some of it was saved by hand or by an older version: cannot tell what code and runs made it")
-    for path, provenance in made.items():
+    for path, provenance in origins.items():
         if (code(copy) if copy else by[path] or today_code) != today_code:
             stale[path].append("its notebook has changed since it was run")
         if copy and by[path] and by[path] != code(copy):
             stale[path].append("its notebook did not write it when it was last run")
         if provenance["result_version"] != RESULT_VERSION:
             stale[path].append(f"made by result version {provenance['result_version']}, now {RESULT_VERSION}")
-    used = {address for provenance in made.values() for address in provenance["runs"]}
+    used = {address for provenance in origins.values() for address in provenance["runs"]}
     if not used and not configs:
         return stale, "; ".join(unchecked)
     if not runs.is_dir():
@@ -56,7 +56,7 @@ def check(
     except (ValueError, OSError) as error:
         unchecked.append(f"what the grid needs is not here ({str(error).splitlines()[0]})")
     status = {address: Run(runs / address).status for address in used}
-    for path, provenance in made.items():
+    for path, provenance in origins.items():
         mine = [Run(runs / address) for address in provenance["runs"]]
         if missing := [run for run in mine if status[run.address] != "finished"]:
             stale[path].append(f"{len(missing)} of its {len(mine)} runs are not finished")

@@ -51,7 +51,7 @@ def _cell(value: object) -> object:
     return f"{{}}{text}" if text.startswith(("[", "*")) else text
 
 
-def checked(name: str) -> str:
+def check_name(name: str) -> str:
     """The name of a table or figure, if LaTeX takes it as it is in a label and a path; ValueError if not."""
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise ValueError(f"table or figure {name!r}: LaTeX needs a name of A to Z, digits, '.', '-' and '_'; rename it")
@@ -64,7 +64,7 @@ def table(parts: Sequence[pd.DataFrame], caption: str, note: str, name: str) -> 
     """
     floats, below = [], escape(" ".join(note.split()))
     for place, part in enumerate(parts, start=1):
-        label, more = f"{checked(name)}{f'-{place}' if place > 1 else ''}", " (continued)" if place > 1 else ""
+        label, more = f"{check_name(name)}{f'-{place}' if place > 1 else ''}", " (continued)" if place > 1 else ""
         forms, width = _columns(part)
         heads = {head: _heading(head, "r" if numeric(part[head]) else "l") for head in part}
         styled = part.rename(columns=heads).map(_cell).style.hide(axis="index")

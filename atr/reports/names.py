@@ -74,17 +74,17 @@ def heading(column: str) -> str:
 
 
 def quantity(column: str) -> str:
-    """What is measured in a column: a key of `number`, "" where its name does not say."""
+    """What is measured in a column, a value of `QUANTITIES`; "" where its name does not say."""
     return next((name for pattern, name in QUANTITIES.items() if re.fullmatch(pattern, column)), "")
 
 
-def number(value: float | None, measured: str | int = "recall") -> str:
-    """A number as people read it, a dash for none. measured: what `quantity` says, or digits after the point."""
-    if value is None or np.isnan(value):
+def number(value: float | None, kind: str | int = "recall") -> str:
+    """A number as people read it, a dash for none. kind: what `quantity` says, or digits after the point."""
+    if value is None or pd.isna(value):
         return "—"
-    match measured:
+    match kind:
         case int():
-            return f"{value:z.{measured}f}"
+            return f"{value:z.{kind}f}"
         case "recall":
             return f"{value:z.1f}"
         case "evenness":
@@ -101,18 +101,18 @@ def number(value: float | None, measured: str | int = "recall") -> str:
             return f"{value:.2g} GiB"
         case "flops":
             return f"{value / 1e9:,.0f} billion"
-    raise ValueError(f"{measured!r}: no such quantity; one of {', '.join(sorted(set(QUANTITIES.values())))}")
+    raise ValueError(f"{kind!r}: no such quantity; one of {', '.join(sorted(set(QUANTITIES.values())))}")
 
 
-def plus_minus(mean: float | None, deviation: float | None, measured: str | int = "recall") -> str:
+def plus_minus(mean: float | None, deviation: float | None, kind: str | int = "recall") -> str:
     """`17.2 ± 0.5`; the mean alone where there is no deviation."""
-    alone = mean is None or np.isnan(mean) or deviation is None or np.isnan(deviation)
-    return number(mean, measured) if alone else f"{number(mean, measured)} ± {number(deviation, measured)}"
+    alone = mean is None or pd.isna(mean) or deviation is None or pd.isna(deviation)
+    return number(mean, kind) if alone else f"{number(mean, kind)} ± {number(deviation, kind)}"
 
 
-def interval(low: float, high: float, measured: str | int = "recall") -> str:
+def interval(low: float, high: float, kind: str | int = "recall") -> str:
     """`16.1 to 18.3`, a dash for none."""
-    return "—" if np.isnan(low) else f"{number(low, measured)} to {number(high, measured)}"
+    return "—" if pd.isna(low) else f"{number(low, kind)} to {number(high, kind)}"
 
 
 def effect(difference: float, low: float, high: float) -> tuple[str, str]:
@@ -133,10 +133,12 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """
     result: dict[str, list[str]] = {}
     for name, column in table.items():
-        title, measured = heading(str(name)), quantity(str(name)) or _default(column)
+        title, kind = heading(str(name)), quantity(str(name)) or _default(column)
         bounds = [table.get(f"{name}_{end}") for end in ("low", "high")]
         if _belongs(str(name), table):
             continue
+        if title in result:
+            raise ValueError(f"two columns are called {title!r}; rename {name!r}")
         if name in ("difference", "low") and _effects(table):
             nothing = pd.Series(np.nan, table.index)
             rows = zip(table.get("difference", nothing), table["low"], table["high"], strict=True)
@@ -148,11 +150,11 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             result[title] = list(map(_text, column))
         elif f"{name}_std" in table:
             spread = table[f"{name}_std"]
-            result[title] = [plus_minus(*pair, measured) for pair in zip(column, spread, strict=True)]
+            result[title] = [plus_minus(*pair, kind) for pair in zip(column, spread, strict=True)]
         else:
-            result[title] = [_two_figures(value, measured) for value in column]
+            result[title] = [_two_figures(value, kind) for value in column]
         if bounds[0] is not None and bounds[1] is not None:
-            result[f"{title}, 95 %"] = [interval(low, high, measured) for low, high in zip(*bounds, strict=True)]
+            result[f"{title}, 95 %"] = [interval(low, high, kind) for low, high in zip(*bounds, strict=True)]
     return pd.DataFrame(result, index=table.index)
 
 
@@ -176,10 +178,10 @@ def _default(column: pd.Series) -> str | int:
     return int(np.clip(2 - np.floor(np.log10(column.abs().max())), 0, 4))
 
 
-def _two_figures(value: float, measured: str | int) -> str:
+def _two_figures(value: float, kind: str | int) -> str:
     """A number; two figures of one that would be none with the digits of its column."""
-    small = isinstance(measured, int) and 0 < abs(value) < 10.0 ** (1 - measured)
-    return f"{value:#.2g}" if small else number(value, measured)
+    small = isinstance(kind, int) and 0 < abs(value) < 10.0 ** (1 - kind)
+    return f"{value:#.2g}" if small else number(value, kind)
 
 
 def _text(cell: Any) -> str:

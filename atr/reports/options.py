@@ -17,11 +17,11 @@ def compared(tests: Mapping[str, Sequence[ExternalTest]], against: str) -> pd.Da
 
     tests: by option its tests on one corpus, one a seed.
     """
-    scores = {name: _by_recording(found) for name, found in tests.items()}
+    scores = {name: _by_recording(seeds) for name, seeds in tests.items()}
     rows = []
-    for name, found in tests.items():
-        means = {key: np.mean([test.metrics[key] for test in found]) for key in (BY, "t2a_r10")}
-        rows.append({"option": name, "seeds": len(found), **means} | _paired(scores[name] - scores[against]))
+    for name, seeds in tests.items():
+        means = {key: np.mean([test.metrics[key] for test in seeds]) for key in (BY, "t2a_r10")}
+        rows.append({"option": name, "seeds": len(seeds), **means} | _paired(scores[name] - scores[against]))
     return pd.DataFrame(rows).set_index("option")
 
 
@@ -31,7 +31,7 @@ def on_halves(tests: Mapping[str, Sequence[ExternalTest]], against: str) -> pd.D
     chosen: the option with the highest R@1 on the *other* half. t2a_r1, difference, standard_error: of this half, as in
     `compared`. So no recording is reported that had a say in what it is reported for.
     """
-    scores = {name: _by_recording(found) for name, found in tests.items()}
+    scores = {name: _by_recording(seeds) for name, seeds in tests.items()}
     first = np.arange(len(scores[against])) % 2 == 0
     rows, pooled = [], np.empty(len(first))
     for title, half in (("first, third, …", first), ("second, fourth, …", ~first)):

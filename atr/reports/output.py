@@ -1,5 +1,6 @@
 """A table as files, on a page and in a notebook, with the text of `names.readable`; and where its numbers come from."""
 
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from atr.system.environment import RECORDED, environment
 from atr.training.records import Run
 
 MOST = 10  # columns of a table as people read it
+SCORES = {"R@k": r"R@\d|2a_r\d|2t_r\d", "mAP@10": r"mAP@10|map10"}  # told with a table that has such columns
 LABELS = 5  # at most, of the columns that tell rows apart and are repeated
 
 
@@ -84,7 +86,7 @@ def flat(table: pd.DataFrame) -> pd.DataFrame:
 
 def show(table: pd.DataFrame) -> Styler:
     """A table as notebooks show it: no index, numbers to the right."""
-    text = readable(flat(table)).reset_index(drop=True)
+    text = readable(read(io.StringIO(_csv(table))))
     sides = [f"text-align: {'right' if numeric(text[name]) else 'left'}" for name in text]
     return text.style.hide(axis="index").format(escape="html").apply(lambda _: sides, axis=1)
 
@@ -94,10 +96,9 @@ def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Itera
 
     The .csv has every number to twelve figures, the others as `readable` prints them.
     """
-    runs, target, table = list(runs), folder / "tables", flat(table)
-    origin = {"caption": caption, **provenance(runs), "measured": measured(runs)}
-    text = atomic.as_csv(table.apply(_twelve_figures))
-    drawn = drawings(table, name, origin)  # refuses a name before anything is written
+    runs, target, text = list(runs), folder / "tables", _csv(table)
+    origin = {"caption": caption, **provenance(runs), "measured": test_sets(runs)}
+    drawn = drawings(read(io.StringIO(text)), name, origin)  # refuses a name before anything is written
     atomic.write_atomic(target / f"{name}.csv", partial(Path.write_text, data=text, encoding="utf-8"))
     _draw(target / name, drawn)
     atomic.write_json(target / f"{name}.json", origin)
@@ -119,15 +120,19 @@ def render(folder: Path) -> int:
     return len(paths)
 
 
-def read(path: Path) -> pd.DataFrame:
+def _csv(table: pd.DataFrame) -> str:
+    return atomic.as_csv(flat(table).apply(_twelve_figures))
+
+
+def read(file: Path | io.StringIO) -> pd.DataFrame:
     """A saved table; words such as "null" are words."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 
 def drawings(table: pd.DataFrame, name: str, origin: Mapping[str, Any]) -> dict[str, str]:
     """A table as Markdown and LaTeX, by ending."""
     title, seen = legend(table, origin), view(table)
-    blocks = [_marked(title), *map(markdown, seen.parts), _marked(seen.note), _marked(origin["note"])]
+    blocks = [_escape(title), *map(markdown, seen.parts), _escape(seen.note), _escape(origin["note"])]
     paper = view(table, latex.WIDE)
     below = " ".join(filter(None, [paper.note, origin["note"]]))
     return {
@@ -146,11 +151,11 @@ def _draw(path: Path, drawn: Mapping[str, str]) -> None:
 def markdown(text: pd.DataFrame) -> str:
     """A table of text in Markdown, numbers to the right."""
     sides = ["right" if numeric(text[name]) else "left" for name in text]
-    marked = text.rename(columns=_marked).map(_marked)
+    marked = text.rename(columns=_escape).map(_escape)
     return marked.to_markdown(index=False, disable_numparse=True, colalign=sides if len(text) else None)
 
 
-def _marked(cell: str) -> str:
+def _escape(cell: str) -> str:
     """A text as Markdown prints it, on one line."""
     return re.sub(r"([\\`*\[\]>|]|<(?! ))", r"\\\1", " ".join(cell.split()))
 
@@ -171,10 +176,14 @@ def legend(table: pd.DataFrame, origin: Mapping[str, Any]) -> str:
     several = bool(seeds) and seeds[-1] > 1 and any(name.endswith("_std") for name in map(str, table))
     spread = f"Mean ± standard deviation over {many} seeds." if several else ""
     where = f"Measured on {origin['measured']}." if origin.get("measured") else ""
-    return " ".join(filter(None, [caption if not caption or caption[-1] in ".?!" else f"{caption}.", where, spread]))
+    columns = " ".join(map(str, table))
+    scores = [name for name, pattern in SCORES.items() if re.search(pattern, columns) and "percent" not in caption]
+    what = f"{' and '.join(scores)} in percent." if scores else ""
+    title = caption if not caption or caption[-1] in ".?!" else f"{caption}."
+    return " ".join(filter(None, [title, what, where, spread]))
 
 
-def measured(runs: Iterable[Run]) -> str:
+def test_sets(runs: Iterable[Run]) -> str:
     """What runs were tested on: `500 test clips of soundscapes`."""
     counts: dict[str, int] = {}
     for run in {str(run.config.corpus): run for run in runs}.values():

@@ -16,8 +16,8 @@ def published(name: str) -> pd.DataFrame:
     """
     path = places.PROJECT / "data" / "reference" / f"{name}.csv"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv")))
-        raise FileNotFoundError(f"{path}: no such published table; known: {known}")
+        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv")))
+        raise FileNotFoundError(f"{path}: no such published table; known: {names}")
     table = pd.read_csv(path)
     if "fine_tuned" in table:
         table["training"] = table["fine_tuned"].map({True: "finetuned", False: "frozen"})
@@ -80,12 +80,12 @@ def differences(
     Rows are matched by `by`, columns of both (corpus, training, loss, rate, batch, …); one row per metric: ours,
     published, difference, and its 95 % interval (Welch's, from both deviations over seeds; blank with a single seed).
     """
-    known = reference.assign(corpus=reference["dataset"].map(DATASETS))
-    if "learning_rate" in known:
-        known["rate"] = known["learning_rate"]
+    rows_there = reference.assign(corpus=reference["dataset"].map(DATASETS))
+    if "learning_rate" in rows_there:
+        rows_there["rate"] = rows_there["learning_rate"]
     rows = []
     for keys, group in ours.groupby(list(by), sort=False):
-        theirs = known[(known[list(by)] == list(keys)).all(axis=1)].set_index("metric")
+        theirs = rows_there[(rows_there[list(by)] == list(keys)).all(axis=1)].set_index("metric")
         for column in (column for column in columns if column in theirs.index):
             mean, deviation = statistics.mean_std(group[column].to_numpy())
             level, spread = float(theirs["mean"][column]), float(theirs["std"][column])

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from atr.reports.latex import SIGNS, checked, escape, prose
+from atr.reports.latex import SIGNS, check_name, escape, prose
 from atr.reports.names import numeric
 from atr.reports.output import drawings
 from atr.reports.report import Report
@@ -22,7 +22,7 @@ ROWS = 45  # that fit on a page
 def bundle(report: "Report", folder: Path) -> None:
     """Fill `folder` with report.tex, the tables (.tex, .csv) and figures (.pdf) that it takes in, and their .json."""
     for output in report.outputs:
-        checked(output.name)
+        check_name(output.name)
         target = folder / output.path.parent.name
         target.mkdir(parents=True, exist_ok=True)
         for suffix in (".pdf", ".json") if output.table is None else (".csv", ".json"):

@@ -173,8 +173,8 @@ class Report:
     @property
     def counts(self) -> str:
         kinds = Counter(output.kind for output in self.outputs)
-        told = [*VERDICTS[:3], *(verdict for verdict in self.verdicts if verdict not in VERDICTS[:3])]
-        verdicts = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in told)
+        names = [*VERDICTS[:3], *(verdict for verdict in self.verdicts if verdict not in VERDICTS[:3])]
+        verdicts = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in names)
         return f"{kinds['table']} tables, {kinds['figure']} figures; comparisons: {verdicts}"
 
     def command(self, *studies: Study) -> str:
@@ -209,8 +209,8 @@ def gather(profile: str, results: Path | None = None) -> Report:
     """Everything in the results of a profile, checked against its notebooks and runs. ValueError: files that cannot be
     read, or no results at all. results: folder with tables/ and figures/, and runs/ if there are any.
     """
-    chosen = get_profile(profile)
-    results = results or chosen.results
+    settings = get_profile(profile)
+    results = results or settings.results
     files = {
         (folder, path.stem)
         for folder in FILES
@@ -219,9 +219,9 @@ def gather(profile: str, results: Path | None = None) -> Report:
     }
     if not files:
         raise ValueError(f"{results}: no tables or figures there; first: atr study --profile {profile}")
-    notebooks = [path for path in study.notebooks((), chosen) if path.stem[:2] != EXPLORATION]
+    notebooks = [path for path in study.notebooks((), settings) if path.stem[:2] != EXPLORATION]
     with loaded_once():
-        studies = [_study(path, chosen, results, files) for path in notebooks]
+        studies = [_study(path, settings, results, files) for path in notebooks]
     numbers = {one.number for one in studies}
     strays = sorted(f"{folder}/{name}" for folder, name in files if name[:2] not in numbers)
     papers = []
@@ -243,7 +243,7 @@ def gather(profile: str, results: Path | None = None) -> Report:
             if comparisons:
                 title = f"Further comparisons of notebook {one.number}"
                 paper.claims.append(Claim(title, "", "", one.number, "", comparisons))
-    return Report(chosen, results, [paper for paper in papers if paper.studies], strays)
+    return Report(settings, results, [paper for paper in papers if paper.studies], strays)
 
 
 def citations() -> list[str]:

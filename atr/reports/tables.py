@@ -159,9 +159,9 @@ def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str | None = None
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
 
 
-def cells(means: pd.Series, deviations: pd.Series, measured: str | int) -> list[str]:
+def cells(means: pd.Series, deviations: pd.Series, kind: str | int) -> list[str]:
     """`names.plus_minus` of each mean and its deviation."""
-    return [plus_minus(*pair, measured) for pair in zip(means, deviations, strict=True)]
+    return [plus_minus(*pair, kind) for pair in zip(means, deviations, strict=True)]
 
 
 def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits: int | None = None) -> pd.DataFrame:
@@ -170,12 +170,12 @@ def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits:
     """
     result = pd.DataFrame(index=table.index)
     for column in measures(table) if columns is None else columns:
-        measured = (quantity(column) or "recall") if digits is None else digits
+        kind = (quantity(column) or "recall") if digits is None else digits
         deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
-        result[heading(column)] = cells(table[column], deviations, measured)
+        result[heading(column)] = cells(table[column], deviations, kind)
         if f"{column}_low" in table:
             ends = zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
-            result[f"{heading(column)}, 95 %"] = [names.interval(*pair, measured) for pair in ends]
+            result[f"{heading(column)}, 95 %"] = [names.interval(*pair, kind) for pair in ends]
     if "seeds" in table:
         result.insert(0, "seeds", [names.number(number, "count").replace("—", "") for number in table["seeds"]])
     return result
