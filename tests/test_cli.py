@@ -307,8 +307,8 @@ class TestStudy:
             (["--executor", "slurm", "--profile", "smoke"], "executor: unknown 'slurm'; known: local, ray"),
             (["--profile", "esc10"], "pass it: make study PROFILE=esc10 CLIPS=<folder>"),
             (["--profile", "esc10", "--clips", "/no/such/folder"], "--clips: /no/such/folder: no such folder"),
-            (["--seeds", "one", "--profile", "smoke"], "--seeds: 'one'; give whole numbers, such as 0,1,2"),
-            (["--seeds", "-1", "--profile", "smoke", "--plan"], "seed"),
+            (["--seeds", "one", "--profile", "smoke"], "--seeds: 'one'; give whole numbers from 0, such as 0,1,2"),
+            (["--seeds", "0,-1", "--profile", "smoke", "--plan"], "--seeds: '0,-1'; give whole numbers from 0"),
         ],
         ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
     )

@@ -69,7 +69,10 @@ def index(
 
     if clap:
         _check_clap(clap)  # all of it before a model is trained
-    check_segment(segment)
+    try:
+        check_segment(segment)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
     check(folder.expanduser())
     resolve_device(device)
     doing("looking for the model")

@@ -28,10 +28,8 @@ PAUSE = 60.0  # seconds between two lines of progress where no terminal shows on
 
 
 def _whole_numbers(seeds: str | None) -> str | None:
-    try:
-        _ = [int(seed) for seed in seeds.split(",")] if seeds else None
-    except ValueError:
-        raise ValueError(f"--seeds: {seeds!r}; give whole numbers, such as 0,1,2") from None
+    if seeds and not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise ValueError(f"--seeds: {seeds!r}; give whole numbers from 0, such as 0,1,2")
     return seeds
 
 
