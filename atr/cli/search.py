@@ -253,9 +253,9 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
 
 def _indexes(folder: Path | None, query: str) -> list[dict[str, Any]]:
     """The indexes that may be meant, the last one first; ValueError that names the command if there are none."""
-    from atr.inference.search import INDEX_VERSION, described
+    from atr.inference.indexes import INDEX_VERSION, descriptions
 
-    kept = described(folder)
+    kept = descriptions(folder)
     if folder is None:
         if not kept:
             raise ValueError("no folder is indexed yet; run: atr index <folder>")
