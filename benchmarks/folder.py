@@ -24,7 +24,6 @@ import torch
 
 import atr
 from atr.corpora import audio
-from atr.inference import search
 
 FORMATS = {
     ".wav": {"subtype": "PCM_16"},
@@ -90,7 +89,7 @@ def call(*words: object, kill_after: float | None = None) -> tuple[dict[str, flo
 def indexes(folder: Path) -> list[Path]:
     return [
         path.parent
-        for path in search.home().glob("*/index.json")
+        for path in indexes.home().glob("*/index.json")
         if Path(json.loads(path.read_text())["folder"]).is_relative_to(folder.resolve())
     ]
 

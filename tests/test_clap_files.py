@@ -95,7 +95,7 @@ def test_laions_released_code_agrees(tmp_path, monkeypatch, name):
     np.testing.assert_allclose(heard(model, 13), golden["audio_13"], atol=1e-4)
     ids = torch.from_numpy(golden["ids"])
     with torch.no_grad():
-        read = functional.normalize(model._read({"input_ids": ids, "attention_mask": (ids != 1).long()}))
+        read = functional.normalize(model._captions({"input_ids": ids, "attention_mask": (ids != 1).long()}))
     np.testing.assert_allclose(read.numpy(), golden["text"], atol=1e-4)
 
 
@@ -121,7 +121,7 @@ def test_microsofts_released_code_agrees(tmp_path, year):
     )
     tokens = {"input_ids": torch.from_numpy(golden["ids"]), "attention_mask": torch.from_numpy(golden["mask"])}
     with torch.no_grad():
-        read = functional.normalize(model._read(tokens))
+        read = functional.normalize(model._captions(tokens))
     np.testing.assert_allclose(read.numpy(), golden["text"], atol=1e-4)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from atr import Embedder, RunConfig, fit
 from atr.corpora import audio
-from atr.inference import lookup, neighbours, search, shards
+from atr.inference import indexes, lookup, neighbours, search, shards
 from atr.inference.folder import READ, UNREAD, check, scan, walk
 from atr.inference.lookup import Lookup
 from atr.inference.search import Index
@@ -177,7 +177,7 @@ class TestSearch:
 
     def test_a_run_ranks_files_as_its_embeddings_do(self, corpus, homes, tmp_path, monkeypatch):
         monkeypatch.setenv("ATR_HOME", str(homes / "data"))  # what other tests prepared
-        monkeypatch.setattr(search, "home", lambda: tmp_path / "indexes")
+        monkeypatch.setattr(indexes, "home", lambda: tmp_path / "indexes")
         run = fit(RunConfig(corpus=TINY, epochs=1, batch_size=16, embedding_dim=16), corpus, runs=tmp_path / "runs")
         part, embedder = corpus.split("test"), Embedder(run, corpus, device="cpu")
         waves = [corpus.read(clip)[0] for clip in part.clips["clip"]]
@@ -411,13 +411,13 @@ class TestUpdate:
         index = Index(folder, Tones(patience))
         with pytest.raises(KeyboardInterrupt):
             index.update(quiet=True)
-        assert not search.described(folder)[0]["complete"]
+        assert not indexes.descriptions(folder)[0]["complete"]
         if patience:
             assert len(Index(folder, Tones()).search("1")) == patience
         embedder = Tones()
         index, report = updated(folder, embedder)
         assert len(embedder.heard) == len(TONES) - patience and report.unchanged == patience
-        assert search.described(folder)[0]["complete"]
+        assert indexes.descriptions(folder)[0]["complete"]
         monkeypatch.setenv("ATR_HOME", str(home / "other"))
         assert_equal(index, updated(folder)[0])
 
@@ -662,7 +662,7 @@ class TestGenerations:
             ended = status(forked(lambda place=place: killed(place)))
             assert ended in (0, 9)
             states.append(answers(folder))
-            assert search.verify(home / "indexes") == []
+            assert indexes.verify(home / "indexes") == []
             updated(folder)
             assert answers(folder) == other
             assert {path.suffix for path in home.glob("indexes/*/*")} == {".json", ".jsonl", ".safetensors"}
@@ -744,10 +744,10 @@ class TestDamage:
         except (ValueError, FileNotFoundError) as error:
             assert f"{file}: damaged (" in str(error) and f"options: atr index {folder}" in str(error)
             assert "delete" not in str(error)
-            (problem,) = search.verify(file.parent)
+            (problem,) = indexes.verify(file.parent)
             assert problem.startswith(f"{file}: damaged (") and "atr index" in problem
         updated(folder)
-        assert answers(folder) == before and search.verify(file.parent) == []
+        assert answers(folder) == before and indexes.verify(file.parent) == []
 
     @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".safetensors"])
     @pytest.mark.parametrize("change", MUTATIONS.values(), ids=MUTATIONS)
@@ -825,14 +825,14 @@ class TestDamage:
         healthy, _ = updated(folder)
         damaged, _ = updated(folder / "a")
         (damaged.path / "index.json").write_text('{"version": 2}')
-        (search.home() / "empty").mkdir()
+        (indexes.home() / "empty").mkdir()
         with pytest.warns(UserWarning, match=f"{damaged.path}/index.json: damaged .*run again, .* atr index <its fold"):
-            (one,) = search.described()
+            (one,) = indexes.descriptions()
         assert one["folder"] == str(folder)
-        assert [problem.split(":")[0] for problem in search.verify(search.home())] == [f"{damaged.path}/index.json"]
+        assert [problem.split(":")[0] for problem in indexes.verify(indexes.home())] == [f"{damaged.path}/index.json"]
         (damaged.path / "index.json").unlink()
-        assert "index.json: No such file or directory; run" in search.verify(search.home())[0]
-        assert search.verify(healthy.path) == [] == search.verify(folder / "none")
+        assert "index.json: No such file or directory; run" in indexes.verify(indexes.home())[0]
+        assert indexes.verify(healthy.path) == [] == indexes.verify(folder / "none")
 
     def test_large_files_are_sampled_by_a_search_and_read_whole_by_verify_and_update(self, folder, monkeypatch):
         monkeypatch.setattr(hashes, "BLOCK", 8)
@@ -846,20 +846,20 @@ class TestDamage:
         file.write_bytes(content)
         monkeypatch.setattr(hashes.random, "sample", lambda places, number: list(places)[:number])
         answers(folder)
-        (problem,) = search.verify(index.path)
+        (problem,) = indexes.verify(index.path)
         assert f"{file}: damaged (other bytes than were written, from byte {len(content) - 8:,} on)" in problem
         updated(folder)
-        assert answers(folder) == before and search.verify(index.path) == []
+        assert answers(folder) == before and indexes.verify(index.path) == []
 
     def test_an_index_of_the_first_version_is_described_as_such_and_made_anew_beside_it(self, folder, home):
         old = {"version": 1, "folder": str(folder), "segment": 10.0, "name": "x", "fingerprint": "y", "complete": True}
         (home / "indexes" / "0").mkdir(parents=True)
         (home / "indexes" / "0" / "index.json").write_text(json.dumps(old | {"model": {}}))
-        (one,) = search.described(folder)
+        (one,) = indexes.descriptions(folder)
         assert one["version"] == 1
-        assert search.verify(home / "indexes") == []
+        assert indexes.verify(home / "indexes") == []
         updated(folder)
-        assert [one["version"] for one in search.described(folder)] == [search.INDEX_VERSION, 1]
+        assert [one["version"] for one in indexes.descriptions(folder)] == [indexes.INDEX_VERSION, 1]
 
 
 class TestMoved:
@@ -917,13 +917,13 @@ class TestWhichIndex:
             indexes[1].search("1")
 
     def test_what_is_indexed_is_described_the_last_first(self, folder):
-        assert search.described() == []
+        assert indexes.descriptions() == []
         for place, made in enumerate([updated(folder, model={"clap": "x"})[0], updated(folder / "a")[0]]):
             os.utime(made.path / "index.json", ns=(place, place))
-        first, second = search.described()
+        first, second = indexes.descriptions()
         assert first["folder"] == str(folder / "a") and second["model"] == {"clap": "x"}
-        assert [one["segment"] for one in search.described(folder)] == [10.0]
-        assert second["version"] == search.INDEX_VERSION and second["name"] == "tones" and second["complete"]
+        assert [one["segment"] for one in indexes.descriptions(folder)] == [10.0]
+        assert second["version"] == indexes.INDEX_VERSION and second["name"] == "tones" and second["complete"]
 
     def test_models_and_segments_that_do_not_go_with_an_index_are_refused(self, folder):
         embedder = Tones()

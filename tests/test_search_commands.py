@@ -14,7 +14,7 @@ from atr.cli import app
 from atr.cli import search as commands
 from atr.experiments import study
 from atr.experiments.profiles import get_profile
-from atr.inference import neighbours, search
+from atr.inference import indexes, neighbours, search
 from atr.system import atomic, hashes, units
 from atr.training import records
 
@@ -33,7 +33,7 @@ def surroundings(tmp_path, results, monkeypatch, terminal):
     """A small model for the default one, trained once for all tests; indexes of its own for each."""
     terminal(200)
     monkeypatch.setenv("ATR_RESULTS", str(results))
-    for module, name in ((search, "home"), (commands, "indexes")):
+    for module, name in ((indexes, "home"), (commands, "indexes")):
         monkeypatch.setattr(module, name, lambda: tmp_path / "indexes")
     monkeypatch.setattr(commands, "default_model", lambda: (get_profile("demo"), RunConfig(**SETTINGS)))
 
@@ -343,7 +343,7 @@ class TestIndex:
         call("index", tmp_path / "my sounds", "--quiet")
         only = call("search", "rain", "--clap", tmp_path / "clap", "--json")
         assert json.loads(only.stdout) == json.loads(outcome.stdout)
-        shutil.rmtree(next(path.parent for path in search.home().glob("*/index.json") if by(path, tmp_path / "clap")))
+        shutil.rmtree(next(path.parent for path in indexes.home().glob("*/index.json") if by(path, tmp_path / "clap")))
         assert "not by" in call("search", "rain", "--clap", tmp_path / "clap", status=1).stderr
 
 

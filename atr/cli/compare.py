@@ -30,17 +30,17 @@ def compare(
     from atr.experiments.profiles import get_profile
 
     found = [comparison.results(Path(side).expanduser()) for side in (a, b)]
-    chosen = [protocols.get(name) for name in on or ()]
-    parts = {one.name: one.load(root) for one in chosen if any(one.name not in kept for kept in found)}
+    asked = [protocols.get(name) for name in on or ()]
+    parts = {one.name: one.load(root) for one in asked if any(one.name not in kept for kept in found)}
     for side, kept in zip((a, b), found, strict=True):
-        if not chosen and not kept:
+        if not asked and not kept:
             raise ValueError(f"{side}: no folder that atr evaluate --out wrote; for a model, name a protocol: --on")
-        if lacking := [one for one in chosen if one.name not in kept]:
+        if lacking := [one for one in asked if one.name not in kept]:
             model = models.load(side, get_profile(profile), windows, device)
             for protocol in lacking:
                 one = evaluation.evaluate(model, protocol, parts[protocol.name], windows, quiet)
                 kept[protocol.name] = comparison.Result.of(one)
-    for pair in comparison.match(found[0], found[1], [one.name for one in chosen]):
+    for pair in comparison.match(found[0], found[1], [one.name for one in asked]):
         both = comparison.compare(*pair)
         name = both.a.protocol["name"]
         printed(both.readable, f"A {both.a.model}, B {both.b.model}")

@@ -60,7 +60,7 @@ def verify(quiet: bool = False) -> list[str]:
     Damaged entries of the cache are removed: they are made anew when they are needed.
     """
     from atr.encoders import checkpoints
-    from atr.inference import search
+    from atr.inference import indexes
 
     home, found = places.home(), []
     kept = [(home / "checkpoints" / entry.file.name, entry.file) for entry in checkpoints.REGISTRY.values()]
@@ -75,8 +75,8 @@ def verify(quiet: bool = False) -> list[str]:
                 download.verify(path, file, quiet)
             except download.DownloadError as error:
                 found.append(str(error))
-    for path in sorted(search.home().glob("*/")):
-        found += search.verify(path)
+    for path in sorted(indexes.home().glob("*/")):
+        found += indexes.verify(path)
     for path in tqdm(sorted((home / "cache").glob("*/[!.]*/")), "cache", unit="entry", disable=quiet):
         if problem := store.damage(path, whole=True):
             store.discard(path)

@@ -31,15 +31,15 @@ def pack(
     path = Path(run).expanduser()
     if (path / packing.PACK).is_file():
         raise ValueError(f"{path}: a pack already; copy it, or give the run that it was made from")
-    chosen = Run(path.resolve()) if path.is_dir() else run_of(profile, run)
+    finished = Run(path.resolve()) if path.is_dir() else run_of(profile, run)
     corpus = None
     try:
-        corpus = corpus_of(chosen.config.corpus, get_profile(profile).root)
+        corpus = corpus_of(finished.config.corpus, get_profile(profile).root)
     except (ValueError, OSError):
-        if identity.pretrained_on_corpus(chosen.config):
+        if identity.pretrained_on_corpus(finished.config):
             raise  # else only its source, which the card would state, stays unknown
-    _, start = beginning(chosen, corpus, quiet)
-    target = out.expanduser() if out else Path(f"atr-{chosen.address}")
-    packing.pack(chosen, start, target, corpus.source if corpus else "")
+    _, start = beginning(finished, corpus, quiet)
+    target = out.expanduser() if out else Path(f"atr-{finished.address}")
+    packing.pack(finished, start, target, corpus.source if corpus else "")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     say(f"{human(size)} → {target}", f"{target / packing.CARD}: the model card; look through it, and state a licence")

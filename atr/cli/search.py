@@ -301,7 +301,7 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
 
 
 def indexes() -> Path:
-    """Where they lie, as `atr.inference.search.home` has it."""
+    """Where they lie, as `atr.inference.indexes.home` has it."""
     return places.home() / "indexes"
 
 
@@ -328,9 +328,9 @@ def _missing_index(folder: Path | None, query: str | None) -> ValueError:
 
 def _indexes(folder: Path | None, query: str | None) -> list[dict[str, Any]]:
     """The indexes that may be meant, the last one first; ValueError that names the command if there are none."""
-    from atr.inference.search import INDEX_VERSION, described
+    from atr.inference.indexes import INDEX_VERSION, descriptions
 
-    kept = described(folder)
+    kept = descriptions(folder)
     if not kept:
         raise _missing_index(folder, query)
     if folder is None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,19 @@ class Clap:
         with tqdm(total=len(waveforms), desc="CLAP audio", unit="clip", disable=quiet) as bar:
             for start in range(0, len(waveforms), AUDIO_BATCH):
                 batch = range(start, min(start + AUDIO_BATCH, len(waveforms)))
-                rows.append(functional.normalize(self._heard([waveforms[row] for row in batch], seed)).cpu())
+                rows.append(self.embed([self.prepare(waveforms[row], seed) for row in batch]))
                 bar.update(len(batch))
         return torch.cat(rows)
+
+    def prepare(self, waveform: np.ndarray, seed: int) -> Any:
+        """Of one clip as `audio` takes it, what the network is given; threads may do it."""
+        return self._features(waveform, seed), self._longer(waveform)
+
+    @torch.no_grad()
+    def embed(self, clips: list[Any]) -> Tensor:
+        """Of what `prepare` gave, (clips, dim) as `audio` gives it."""
+        rows = [self._sounds(clips[start : start + AUDIO_BATCH]) for start in range(0, len(clips), AUDIO_BATCH)]
+        return functional.normalize(torch.cat(rows)).cpu()
 
     @torch.no_grad()
     def text(self, captions: list[str], quiet: bool = False) -> Tensor:
@@ -105,23 +116,22 @@ class Clap:
         result = torch.empty(len(captions), self.dim)
         with tqdm(total=len(captions), desc="CLAP captions", unit="caption", disable=quiet) as bar:
             for start in range(0, len(order), TEXT_BATCH):
-                chosen = order[start : start + TEXT_BATCH]
-                batch = self.tokenizer.pad({"input_ids": [tokens[row] for row in chosen]}, return_tensors="pt")
-                result[torch.from_numpy(chosen)] = functional.normalize(self._read(batch.to(self.device))).cpu()
-                bar.update(len(chosen))
+                rows = order[start : start + TEXT_BATCH]
+                batch = self.tokenizer.pad({"input_ids": [tokens[row] for row in rows]}, return_tensors="pt")
+                result[torch.from_numpy(rows)] = functional.normalize(self._captions(batch.to(self.device))).cpu()
+                bar.update(len(rows))
         return result
 
-    def _heard(self, waveforms: list[np.ndarray], seed: int) -> Tensor:
+    def _sounds(self, clips: list[Any]) -> Tensor:
         """(clips, dim) of any length."""
-        features = torch.stack([self._features(waveform, seed) for waveform in waveforms])
-        longer = torch.tensor([[self._longer(waveform)] for waveform in waveforms])
+        features, longer = torch.stack([one for one, _ in clips]), torch.tensor([[longer] for _, longer in clips])
         output = self.model.audio_model(input_features=features.to(self.device), is_longer=longer)
         return self.model.audio_projection(output.pooler_output)
 
     def _tokens(self, captions: list[str]) -> list[list[int]]:
         return self.tokenizer(captions, truncation=True, max_length=LONGEST)["input_ids"]
 
-    def _read(self, batch: Any) -> Tensor:
+    def _captions(self, batch: Any) -> Tensor:
         """The tokenizer's `input_ids` and `attention_mask` (captions, T) → (captions, dim) of any length."""
         return self.model.text_projection(self.model.text_model(**batch).pooler_output)
 
@@ -141,12 +151,17 @@ class Clap:
         return len(waveform) // hop > self.extractor.nb_max_samples // hop
 
 
+_DRAWING = Lock()  # there is one such generator
+
+
 @contextmanager
 def drawing_from(seed: int, waveform: np.ndarray) -> Iterator[None]:
     """Numpy's global generator, which the extractor draws from, seeded by seed and samples; put back afterwards."""
-    state, content = np.random.get_state(), hashlib.sha256(waveform.tobytes()).digest()
-    np.random.seed(np.random.SeedSequence([seed, int.from_bytes(content, "little")]).generate_state(4))
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+    content = hashlib.sha256(waveform.tobytes()).digest()
+    with _DRAWING:
+        state = np.random.get_state()
+        np.random.seed(np.random.SeedSequence([seed, int.from_bytes(content, "little")]).generate_state(4))
+        try:
+            yield
+        finally:
+            np.random.set_state(state)

@@ -114,9 +114,9 @@ class LaionPann(Laion):
         self.hears, self.projection = self.hears.to(device).eval(), self.projection.to(device).eval()
         self._take(path, model, roberta, self.hears.fused, device)
 
-    def _heard(self, waveforms: list[np.ndarray], seed: int) -> Tensor:
-        features = torch.stack([self._features(waveform, seed) for waveform in waveforms]).to(self.device)
-        longer = torch.tensor([self._longer(waveform) for waveform in waveforms], device=self.device)
+    def _sounds(self, clips: list[Any]) -> Tensor:
+        features = torch.stack([one for one, _ in clips]).to(self.device)
+        longer = torch.tensor([longer for _, longer in clips], device=self.device)
         return self.projection(self.hears(features, longer))
 
 
@@ -197,12 +197,12 @@ class Microsoft(Clap):
         """(B, bands, frames) in dB → (B, width)."""
         raise NotImplementedError
 
-    def _heard(self, waveforms: list[np.ndarray], seed: int) -> Tensor:
-        samples = torch.from_numpy(np.stack([self._part(waveform, seed) for waveform in waveforms]))
+    def _sounds(self, clips: list[Any]) -> Tensor:
+        samples = torch.from_numpy(np.stack(clips))
         features = self.parts["logmel"](from_int16(samples.to(self.device)))
         return self.parts["audio"](self._pooled(features))
 
-    def _part(self, waveform: np.ndarray, seed: int) -> np.ndarray:
+    def prepare(self, waveform: np.ndarray, seed: int) -> np.ndarray:
         size = round(self.seconds * self.sample_rate)
         if len(waveform) <= size:
             return np.resize(waveform, size)
@@ -232,7 +232,7 @@ class Microsoft2022(Microsoft):
     def _pooled(self, features: Tensor) -> Tensor:
         return self.parts["hears"].summary(self.parts["hears"].encode(features)[0])
 
-    def _read(self, batch: Any) -> Tensor:
+    def _captions(self, batch: Any) -> Tensor:
         return self.parts["caption"](self.parts["reads"](**batch).last_hidden_state[:, 0])
 
 
@@ -276,7 +276,7 @@ class Microsoft2023(Microsoft):
     def _tokens(self, captions: list[str]) -> list[list[int]]:
         return super()._tokens([f"{caption} <|endoftext|>" for caption in captions])
 
-    def _read(self, batch: Any) -> Tensor:
+    def _captions(self, batch: Any) -> Tensor:
         """The state of the last token before padding, as the authors find it: each "!" moves it one to the left."""
         states = self.parts["reads"](**batch).last_hidden_state
         last = batch["input_ids"].ne(0).sum(1) - 1

@@ -94,12 +94,12 @@ class Pair:
         """One row per direction and metric: A, B, their difference, low and high of its 95 % interval over clips, p."""
         rows: list[tuple] = []
         classes = "template" in self.a.protocol
-        drawn = zeroshot.recording if classes else str  # as in `Evaluation.table`
+        group = zeroshot.recording if classes else str  # as in `Evaluation.table`
         for direction, part in self.queries.groupby("direction", sort=False):
             a, b = (_padded(part[column]) for column in ("ranks_a", "ranks_b"))
             of_b = by_metric(b, classes)
             for metric, of_a in by_metric(a, classes).items():
-                found = statistics.grouped_test(of_a, of_b[metric], part["clip"].map(drawn).to_numpy())
+                found = statistics.grouped_test(of_a, of_b[metric], part["clip"].map(group).to_numpy())
                 values = of_a.mean(), of_b[metric].mean(), found.difference, found.low, found.high, found.p
                 rows.append((direction, metric, *map(float, values)))
             medians = median_rank(a), median_rank(b)
@@ -109,12 +109,12 @@ class Pair:
     @property
     def readable(self) -> pd.DataFrame:
         """`table` with `difference (low to high)` in one column."""
-        told = [
+        cells = [
             f"{difference:+.1f} ({low:+.1f} to {high:+.1f})" if np.isfinite(low) else f"{difference:+.0f}"
             for difference, low, high in self.table[["difference", "low", "high"]].to_numpy()
         ]
         p = [f"{value:.3f}" if np.isfinite(value) else "" for value in self.table["p"]]
-        return self.table[["direction", "metric", "A", "B"]].assign(**{"A less B": told, "p": p})
+        return self.table[["direction", "metric", "A", "B"]].assign(**{"A less B": cells, "p": p})
 
     @cached_property
     def wins(self) -> pd.DataFrame:

@@ -68,10 +68,10 @@ def collapse(side: str, rows: Tensor) -> Iterator[str]:
 def dependence(what: str, rows: Tensor, lengths: np.ndarray, alone) -> Iterator[str]:
     """Embeddings that chance or their batch decides. alone: embeds one row by itself."""
     order = np.argsort(lengths, kind="stable")
-    chosen = list(dict.fromkeys([*order[:SAMPLE].tolist(), *order[-SAMPLE:].tolist()]))
-    once, again = ([alone(row)[0] for row in chosen] for _ in range(2))
+    sample = list(dict.fromkeys([*order[:SAMPLE].tolist(), *order[-SAMPLE:].tolist()]))
+    once, again = ([alone(row)[0] for row in sample] for _ in range(2))
     by_chance = max(_apart(*pair) for pair in zip(once, again, strict=True))
-    by_batch = max(_apart(one, rows[row]) for one, row in zip(once, chosen, strict=True))
+    by_batch = max(_apart(one, rows[row]) for one, row in zip(once, sample, strict=True))
     if by_chance > APART:
         yield f"embeddings of {what} depend on chance: one twice differs by up to {by_chance:.2g}; fix the seed"
     elif by_batch > APART:

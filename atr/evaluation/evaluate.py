@@ -1,6 +1,6 @@
 """One evaluation of any model: ranks in both directions, metrics with their intervals, and files to share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -102,11 +102,11 @@ class Evaluation:
     @property
     def readable(self) -> pd.DataFrame:
         """One row per metric, a column per direction: `value (low to high)`."""
-        told = [
+        cells = [
             f"{value:.1f} ({low:.1f} to {high:.1f})" if np.isfinite(low) else f"{value:.0f}"
             for value, low, high in self.table[["value", "low", "high"]].itertuples(index=False)
         ]
-        wide = self.table.assign(told=told).pivot(index="metric", columns="direction", values="told")
+        wide = self.table.assign(cell=cells).pivot(index="metric", columns="direction", values="cell")
         return (
             wide.loc[self.table["metric"].unique(), [TITLES[way] for way in self.directions]]
             .reset_index()
@@ -117,7 +117,7 @@ class Evaluation:
         """All but the ranks, in plain JSON types."""
         stated = {field.name: getattr(self.protocol, field.name) for field in fields(self.protocol)}
         protocol = {name: value for name, value in stated.items() if name != "folder" and value not in (None, ())}
-        told = self.table.astype(object).where(self.table.notna(), None)
+        rows = self.table.astype(object).where(self.table.notna(), None)
         return {
             "model": {"name": self.model, "fingerprint": self.fingerprint, "windows": self.windows}
             | ({} if self.seed is None else {"seed": self.seed}),
@@ -127,7 +127,7 @@ class Evaluation:
             "missing clips": list(self.missing),
             "comparable with published numbers": self.whole,
             "noticed": list(self.notes),
-            "metrics": told.to_dict("records"),
+            "metrics": rows.to_dict("records"),
             "made with": environment.environment("cpu", torch.get_num_threads()),
         }
 
@@ -155,9 +155,9 @@ class Evaluation:
             order = np.argsort(asked, kind="stable")
             count = np.bincount(asked, minlength=len(names[other]))
             answers = np.split(right[order], np.cumsum(count)[:-1])
-            qrels = [
+            qrels = (
                 f"{name} 0 {names[way][a]} 1\n" for name, own in zip(names[other], answers, strict=True) for a in own
-            ]
+            )
             atomic.write_atomic(folder / f"{base}.{way}.qrels", _writing(qrels))
             lines = _run(blocks, answers, names[other], names[way], quote(self.model, safe=""))
             atomic.write_atomic(folder / f"{base}.{way}.run", _writing(lines))
@@ -173,9 +173,9 @@ class Evaluation:
             ranks = getattr(self.ranks, way)
             own = [self.clips[clip] for clip in self.own] if way == "t2a" else self.clips
             asked = self.queries if way == "t2a" else self.clips
-            told = [" ".join(str(rank) for rank in row if rank) for row in ranks.tolist()]
+            texts = [" ".join(str(rank) for rank in row if rank) for row in ranks.tolist()]
             part = pd.DataFrame(
-                {"direction": TITLES[way], "query": asked, "clip": own, "rank": ranks[:, 0], "ranks": told}
+                {"direction": TITLES[way], "query": asked, "clip": own, "rank": ranks[:, 0], "ranks": texts}
             )
             parts.append(part[part["rank"] > 0])
         return pd.concat(parts, ignore_index=True)
@@ -237,14 +237,13 @@ def across(found: Sequence[Evaluation]) -> pd.DataFrame:
 
 def _run(
     blocks: Iterator[Tensor], answers: list[np.ndarray], asked: list[str], candidates: list[str], tag: str
-) -> list[str]:
+) -> Iterator[str]:
     """Lines of a TREC run: the DEEP best candidates of each query. blocks: (queries, candidates); answers: by query.
 
     trec_eval sorts by score and, where scores are equal, by name, whatever rank a line states. So scores fall strictly,
     in float32, which is what it reads them as: of candidates that tie, those that answer the query come last, as
     `metrics.retrieval` ranks them, and each is put lower by the least that makes a difference.
     """
-    lines: list[str] = []
     whole = (block.float() if block.dtype == torch.bfloat16 else block for block in blocks)
     rows = (row for block in whole for row in block.cpu().numpy())
     for query, (scores, right) in enumerate(zip(rows, answers, strict=True)):
@@ -254,9 +253,14 @@ def _run(
         last = np.float32(np.inf)
         for rank, (place, score) in enumerate(zip(best.tolist(), scores[best], strict=True), 1):
             last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
-            lines.append(f"{asked[query]} Q0 {candidates[place]} {rank} {last:.9g} {tag}\n")
-    return lines
+            yield f"{asked[query]} Q0 {candidates[place]} {rank} {last:.9g} {tag}\n"
 
 
-def _writing(lines: list[str]) -> Any:
-    return lambda path: path.write_text("".join(lines), encoding="utf-8")
+def _writing(lines: Iterable[str]) -> Callable[[Path], None]:
+    """Line by line: a run of a large test set has more of them than memory holds."""
+
+    def write(path: Path) -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+
+    return write

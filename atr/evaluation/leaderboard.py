@@ -31,11 +31,11 @@ def read(path: Path = TABLE) -> pd.DataFrame:
         raise ValueError(
             f"{path}: columns {', '.join(map(str, table))}; give {', '.join([*WORDS[:2], *NUMBERS, *WORDS[2:]])}"
         )
-    known = (*protocols.names(), NOT_STATED)
+    names = (*protocols.names(), NOT_STATED)
     for row in table.to_dict("records"):
         numbers = [row[name] for name in NUMBERS if row[name]]
-        if row["protocol"] not in known:
-            raise ValueError(f"{path}, {row['model']!r}: protocol {row['protocol']!r}; known: {', '.join(known)}")
+        if row["protocol"] not in names:
+            raise ValueError(f"{path}, {row['model']!r}: protocol {row['protocol']!r}; known: {', '.join(names)}")
         if not numbers or not all(0 <= float(number) <= 100 for number in numbers) or not (row["source"] and row["by"]):
             raise ValueError(f"{path}, {row['model']!r}: needs numbers from 0 to 100, a source, and by whom they are")
     return table
@@ -46,7 +46,7 @@ def page(table: pd.DataFrame) -> str:
     parts = [HEAD]
     for name in dict.fromkeys(table["protocol"]):
         part = table[table["protocol"] == name]
-        told = f"{protocols.get(name).title}." if name != NOT_STATED else "Which clips were searched is not said."
+        title = f"{protocols.get(name).title}." if name != NOT_STATED else "Which clips were searched is not said."
         best = part["t2a R@10"].where(part["t2a R@10"] != "", part["t2a mAP@16"]).astype(float)
         part = part.loc[best.sort_values(ascending=False, kind="stable").index]
         shown = [column for column in NUMBERS if (part[column] != "").any()]
@@ -56,7 +56,7 @@ def page(table: pd.DataFrame) -> str:
         ]
         lines = [columns, ["---"] * len(columns), *rows]
         parts += [
-            f"\n## {name}\n\n{told}\n\n",
+            f"\n## {name}\n\n{title}\n\n",
             *("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines),
         ]
     return "".join(parts)

@@ -1,6 +1,7 @@
 """What can be evaluated: a finished run, a CLAP model, one's own, embeddings that something else has made."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +19,11 @@ from atr.evaluation.mteb import Mteb
 from atr.experiments.profiles import Profile
 from atr.inference import pack
 from atr.inference.embedder import Embedder
-from atr.system import hashes
+from atr.system import devices, hashes
 from atr.training import identity, records
 from atr.training.records import Run
 
-SOUNDS = 16  # heard at a time
+SOUNDS = 32  # embedded at a time
 KINDS = (
     "a run's folder or address, hf:<name or folder of a ClapModel or a pack>, laion:<file>, msclap:<file>, "
     "mteb:<name>, embeddings:<folder>, a pack's folder, or a name that is registered (docs/evaluate.md)"
@@ -78,11 +79,18 @@ class EmbedderModel:
         return EmbedderModel(self.embedder.with_seed(seed))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
-        found = [self.embedder.sounds(batch) for batch in _batches(part, self.name, quiet)]
+        clips, order = (
+            part.clips["clip"].tolist(),
+            np.argsort(part.clips["duration"].to_numpy(), kind="stable"),
+        )  # of like length
+        ahead = devices.prefetch(lambda row: self.embedder.prepare(part.read(clips[row])), order, 2 * SOUNDS)
+        batches = iter(lambda: list(islice(ahead, SOUNDS)), [])
+        count = -(-len(clips) // SOUNDS)
+        found = [self.embedder.embed(b) for b in tqdm(batches, f"{self.name}: sounds", count, disable=quiet)]
         if found[0].ndim == 3:  # text-aware: frames, as many as the longest clip has
             longest = max(frames.shape[1] for frames in found)
             found = [torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in found]
-        return torch.cat(found)
+        return torch.cat(found)[torch.from_numpy(np.argsort(order))]
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         return self.embedder.sentences(texts)
@@ -105,8 +113,8 @@ class Own(Seedless):
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
         rate = self.model.sample_rate
-        heard = ([resample(*sound, rate) for sound in batch] for batch in _batches(part, self.name, quiet))
-        return torch.cat([self._rows("sounds", waveforms) for waveforms in heard])
+        batches = ([resample(*sound, rate) for sound in batch] for batch in _batches(part, self.name, quiet))
+        return torch.cat([self._rows("sounds", waveforms) for waveforms in batches])
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         return self._rows("sentences", list(texts))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -203,14 +204,23 @@ class Embedder:
         sounds: audio files, or waveforms (samples,) in the range -1 to 1, at `sample_rate` or each with its rate.
         AudioError: a file that cannot be used; ValueError: a waveform without samples.
         """
-        pieces = [self._pieces(sound) for sound in sounds]
-        rows = [piece for parts in pieces for piece in parts]
+        prepared = devices.prefetch(self.prepare, sounds)
+        return self.embed(list(tqdm(prepared, "sounds", len(sounds), disable=quiet)))
+
+    def prepare(self, sound: Sound) -> list[Any]:
+        """What `embed` takes of one sound, an entry for each window; threads may do it. Errors: as in `sounds`."""
+        pieces = self._pieces(sound)
+        return pieces if self._clap is None else [self._clap.prepare(piece, self.seed) for piece in pieces]
+
+    def embed(self, prepared: Sequence[list[Any]]) -> Tensor:
+        """What `sounds` gives, of what `prepare` gave of each."""
+        rows = [row for parts in prepared for row in parts]
         if not rows:
             return torch.empty(0, self.dim)
-        packed = Packed.of(rows)
         if self._clap is not None:
-            embeddings = self._clap.audio(packed, self.seed, quiet)
+            embeddings = self._clap.embed(rows)
         else:
+            packed = Packed.of(rows)
             heard = InputRows(inputs.WAVEFORMS, packed)
             if self._audio_below is not None:
                 states = inputs.states(self._hearer, packed, self._audio_below, self._fabric.device.type)
@@ -218,7 +228,7 @@ class Embedder:
             embeddings = self._embedded("audio", heard)
         if self._windows != "mean":
             return embeddings
-        return mean(embeddings, [len(parts) for parts in pieces])
+        return mean(embeddings, [len(parts) for parts in prepared])
 
     def sentences(self, sentences: Sequence[str], quiet: bool = True) -> Tensor:
         """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence."""

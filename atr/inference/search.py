@@ -1,10 +1,7 @@
 """A folder of sounds, found by words: an index of an embedding for every ten seconds of each file, kept up to date."""
 
-import json
 import os
-import shlex
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,17 +18,15 @@ from tqdm.auto import tqdm
 
 from atr.corpora import audio
 from atr.corpora.containers import AudioError
-from atr.inference import neighbours, shards
+from atr.inference import indexes, shards
 from atr.inference.embedder import Embedder
 from atr.inference.folder import scan
-from atr.inference.lookup import PREFIX, Lookup
+from atr.inference.lookup import Lookup
 from atr.inference.shards import Damaged, Shard
-from atr.system import atomic, devices, hashes, places
+from atr.system import atomic, devices, hashes
 from atr.system.atomic import write_json
 from atr.system.units import clock, counted
 
-INDEX_VERSION = 2  # raised when the same files would be kept or embedded otherwise
-DESCRIPTION = "index.json"
 SEGMENT = 10.0  # seconds
 BATCH = 32  # segments embedded at a time
 SHARD_SECONDS = 20.0  # of work that an interruption may cost
@@ -110,10 +105,10 @@ class Index:
             raise ValueError(
                 f"segment: {segment:g} s, but {embedder.name} hears only {embedder.seconds:g} s; give at most those"
             )
-        self.folder, self.embedder, self.segment = resolved(folder), embedder, float(segment)
+        self.folder, self.embedder, self.segment = indexes.resolved(folder), embedder, float(segment)
         self.model = dict(model or {})
-        key = hashes.content_key(INDEX_VERSION, str(self.folder), embedder.fingerprint, self.segment)
-        self.path = home() / key
+        key = hashes.content_key(indexes.INDEX_VERSION, str(self.folder), embedder.fingerprint, self.segment)
+        self.path = indexes.home() / key
 
     @cached_property
     def _lookup(self) -> Lookup:
@@ -125,7 +120,7 @@ class Index:
             if content is None:
                 raise FileNotFoundError(f"{self.folder}: not indexed by {self.embedder.name} yet; update() does it")
             try:
-                parts = _named(self.path, content) or shards.stored(self.path)
+                parts = indexes.shards_of(self.path, content) or shards.stored(self.path)
                 lookup = Lookup(self.path, parts, shards.files(parts), self.embedder)
                 complete = not lookup.open()
             except Damaged as error:
@@ -133,7 +128,7 @@ class Index:
             if complete or content == self._described():
                 break
         if damage:
-            raise ValueError(f"{damage}; {_mend(self.folder)}") from damage
+            raise ValueError(f"{damage}; {indexes.mend(self.folder)}") from damage
         return lookup
 
     @property
@@ -206,16 +201,16 @@ class Index:
 
     def _described(self) -> dict[str, Any] | None:
         """What `index.json` says, None if it is not there."""
-        file = self.path / DESCRIPTION
+        file = self.path / indexes.DESCRIPTION
         try:
-            content = _read(file)
-            own = (INDEX_VERSION, str(self.folder), self.embedder.fingerprint, self.segment)
+            content = indexes.read(file)
+            own = (indexes.INDEX_VERSION, str(self.folder), self.embedder.fingerprint, self.segment)
             if tuple(map(content.get, ("version", "folder", "fingerprint", "segment"))) != own:
                 raise Damaged(file, "it is of another index")
         except FileNotFoundError:
             return None
         except Damaged as error:
-            raise ValueError(f"{error}; {_mend(self.folder)}") from error
+            raise ValueError(f"{error}; {indexes.mend(self.folder)}") from error
         return content
 
     def _usable(self) -> tuple[list[Shard], list[Shard]]:
@@ -224,7 +219,7 @@ class Index:
             content = self._described() or {}
         except ValueError:
             content = {}
-        searched = _named(self.path, content)
+        searched = indexes.shards_of(self.path, content)
         shards.clean(self.path, searched if content.get("complete") else [*searched, *shards.stored(self.path)])
         sound = []
         for shard in shards.stored(self.path):
@@ -235,7 +230,7 @@ class Index:
 
     def _describe(self, parts: Iterable[Shard], complete: bool) -> None:
         content = {
-            "version": INDEX_VERSION,
+            "version": indexes.INDEX_VERSION,
             "folder": str(self.folder),
             "segment": self.segment,
             "name": self.embedder.name,
@@ -245,7 +240,7 @@ class Index:
             "time": time.time_ns(),  # equal shards may come back
             "shards": [shard.name for shard in parts],
         }
-        write_json(self.path / DESCRIPTION, content | {"checksum": hashes.content_key(content)})
+        write_json(self.path / indexes.DESCRIPTION, content | {"checksum": hashes.content_key(content)})
 
     def _embed(self, todo: pd.DataFrame, quiet: bool) -> list[Shard]:
         """Embed files, path, size and mtime_ns, shard by shard."""
@@ -260,7 +255,7 @@ class Index:
                     if isinstance(pieces, Exception):
                         raise pieces
                     for start, end, waveform in pieces:
-                        shard.hear(start, end, waveform)
+                        shard.add(start, end, waveform)
                         bar.update(before + round(size * min(1, end / seconds)) - bar.n)
                 except AudioError as error:
                     problem = f"{error.problem}; {error.mend}"
@@ -312,7 +307,7 @@ class _Filling:
         self.before = 0  # rows of whole files
         self.started = time.monotonic()
 
-    def hear(self, start: float, end: float, waveform: np.ndarray) -> None:
+    def add(self, start: float, end: float, waveform: np.ndarray) -> None:
         self.waiting.append(waveform)
         self.times.append((start, end))
         self.owners.append(len(self.entries))
@@ -346,97 +341,10 @@ class _Filling:
         self._empty()
 
 
-def resolved(folder: str | os.PathLike[str]) -> Path:
-    return Path(folder).expanduser().resolve()
-
-
-def home() -> Path:
-    return places.home() / "indexes"
-
-
 def check_segment(seconds: float | None) -> None:
     """ValueError: no index has segments so long; None is any."""
     if seconds is not None and not audio.SHORTEST <= seconds <= audio.MAX_SECONDS:
         raise ValueError(f"segment: {seconds:g} s; give {audio.SHORTEST:g} to {audio.MAX_SECONDS:g}")
-
-
-def described(folder: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
-    """What `index.json` of each index says, the one that was updated last first; of one folder if it is given. Warns of
-    those that are damaged.
-
-    version, folder, segment, name and fingerprint of the embedder, model, shards that are searched, complete: whether
-    no update was interrupted, time: when it was written.
-    """
-    found = []
-    for file in home().glob(f"*/{DESCRIPTION}"):
-        try:
-            content = _read(file)
-            found.append((file.stat().st_mtime_ns, content))
-        except Damaged as error:
-            warnings.warn(f"{error}; {_mend()}", stacklevel=2)
-        except FileNotFoundError:  # removed meanwhile
-            pass
-    found.sort(key=lambda one: one[0], reverse=True)
-    return [one for _, one in found if folder is None or one["folder"] == str(resolved(folder))]
-
-
-def verify(path: str | os.PathLike[str]) -> list[str]:
-    """Read all files of an index, `<home>/indexes/<key>/`, or of all indexes in a folder: what is damaged, a sentence
-    each, with the file and the mend. Indexes of other versions of atr are left out.
-    """
-    path, content, problems = Path(path), dict[str, Any](), list[str]()
-    if not path.is_dir():
-        return problems
-    kept = {shard.name: shard for shard in shards.stored(path)}
-    try:
-        content = _read(path / DESCRIPTION)
-    except FileNotFoundError as error:
-        if not kept:
-            return [problem for below in sorted(path.iterdir()) if below.is_dir() for problem in verify(below)]
-        problems.append(f"{path / DESCRIPTION}: {error.strerror}; {_mend()}")
-    except Damaged as error:
-        problems.append(f"{error}; {_mend()}")
-    if content and content["version"] != INDEX_VERSION:
-        return problems
-    for shard in (kept | {shard.name: shard for shard in _named(path, content)}).values():
-        try:
-            shard.check()
-        except Damaged as error:
-            problems.append(f"{error}; {_mend(content.get('folder'))}")
-    for file in path.glob(f"{PREFIX}*"):
-        try:
-            neighbours.check(file)
-        except (ValueError, OSError) as error:
-            problems.append(f"{Damaged(file, error)}; {_mend(content.get('folder'))}")
-    replaced = bool(problems and content) and _read(path / DESCRIPTION) != content
-    return verify(path) if replaced else problems
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """What an `index.json` says, of an older version's one at least version and folder. FileNotFoundError, Damaged."""
-    try:
-        content = json.loads(file.read_bytes())
-        checksum = content.pop("checksum", None)
-        older = checksum is None and content["version"] == 1 and isinstance(content["folder"], str)
-        if not older and checksum != hashes.content_key(content):
-            raise ValueError("other content than was written")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise Damaged(file, error.strerror) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(file, error) from error
-    return content
-
-
-def _named(path: Path, content: Mapping[str, Any]) -> list[Shard]:
-    """The shards that what an `index.json` says names."""
-    return [Shard(path, name) for name in content.get("shards", [])]
-
-
-def _mend(folder: str | os.PathLike[str] | None = None) -> str:
-    words = "<its folder>" if folder is None else shlex.quote(str(folder))
-    return f"run again, with the same options: atr index {words}"
 
 
 @contextmanager

@@ -104,15 +104,15 @@ def worker_context() -> Any:
     return context
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map(function, items)` on a thread for each core, never more than four items a thread ahead of what is taken.
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item], least: int = 0) -> Iterator[Result]:
+    """`map(function, items)` on a thread for each core, never more than four items a thread, or `least` in all, ahead.
 
     Threads, because decoding and resampling let go of the interpreter's lock and nothing has to be sent.
     """
     workers, items = os.cpu_count() or 1, iter(items)
     pool = ThreadPoolExecutor(workers)
     try:
-        underway = deque(pool.submit(function, item) for item in islice(items, 4 * workers))
+        underway = deque(pool.submit(function, item) for item in islice(items, max(4 * workers, least)))
         while underway:
             yield underway.popleft().result()
             underway.extend(pool.submit(function, item) for item in islice(items, 1))
