@@ -192,6 +192,7 @@ def default_model() -> "tuple[Profile, RunConfig]":
     fine-tuned in profile demo.
     """
     from atr.encoders.checkpoints import REGISTRY
+    from atr.experiments.rates import at_step
     from atr.experiments.recipes import CLASS_NAMES
 
     clips, demo = get_profile("esc50"), get_profile("demo")
@@ -202,9 +203,8 @@ def default_model() -> "tuple[Profile, RunConfig]":
             words = clips.words()
             changes = CLASS_NAMES | ({"text_contrast": {"captions": words}} if words else {})
             return clips, clips.config(list(clips.corpora)[-1], "frozen", "nt_xent", clips.seeds[0], **changes)
-    changes = {"audio_encoder": demo.cnns[1]}
-    rate = demo.shares["random"]
-    return demo, demo.config(list(demo.corpora)[-1], "finetuned", "nt_xent", demo.seeds[0], rate, **changes)
+    config = demo.config(list(demo.corpora)[-1], "finetuned", "nt_xent", demo.seeds[0], audio_encoder=demo.cnns[1])
+    return demo, at_step(config, -1)  # where this loss's search of the rate ends
 
 
 def _check(run: str | None, profile: str, clap: str | None) -> None:

@@ -91,12 +91,13 @@ def key(config: RunConfig) -> str:
 
 def overview(configs: Sequence[RunConfig]) -> pd.DataFrame:
     """One row per group of configs that differ by their seed alone: what it trains with, each field in which groups
-    differ, empty where it is at its default, and how many runs it has.
+    differ, empty where it is at its default; its name is how many runs it has.
 
     >>> overview([atr.RunConfig(epochs=epochs, seed=seed) for epochs in (5, 9) for seed in (0, 1)])
-       batch_size  epochs  learning_rates.heads  runs
-    0          32       5                 0.001     2
-    1          32       9                 0.001     2
+          batch_size  epochs  learning_rates.heads
+    runs
+    2             32       5                 0.001
+    2             32       9                 0.001
     """
     rows = []
     for config in {key(config): config for config in configs}.values():
@@ -106,7 +107,14 @@ def overview(configs: Sequence[RunConfig]) -> pd.DataFrame:
         rows.append({name: value for name, value in fields.items() if name != "seed"})
     table = pd.DataFrame(rows, dtype=object)
     differing = [name for name in table if str(name).split(".")[0] in always or table[name].nunique(dropna=False) > 1]
-    return table.groupby(differing, sort=False, dropna=False).size().rename("runs").reset_index().fillna("")
+    return (
+        table.groupby(differing, sort=False, dropna=False)
+        .size()
+        .rename("runs")
+        .reset_index()
+        .fillna("")
+        .set_index("runs")
+    )
 
 
 def run_all(

@@ -47,8 +47,7 @@ class Profile:
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"code": {"frozen": "frozen"}})
     base: Mapping[str, Any] = field(default_factory=dict)
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
-    # Shares of the full rates, by how batches are drawn: chosen on validation data of demo (seed 0).
-    shares: Mapping[str, float] = field(default_factory=lambda: {"random": 0.5, "mined": 0.25})
+    thesis_share: float = 0.5  # of the full rates, in runs by the thesis's recipes
     cnns: tuple[str, str] = ("compact", "compact_resnet")  # for CNN14 and ResNet38
     source: Mapping[str, Any] = field(default_factory=dict)  # corpus that transfer starts on
     submission: Mapping[str, Any] = field(default_factory=dict)  # corpus that a challenge's systems are trained on
@@ -199,7 +198,7 @@ class Profile:
         fields = dict(self.thesis_recipes[recipe or next(iter(self.thesis_recipes))])
         encoders = {name: fields.pop(name) for name in ("PaSST", "ATST")}
         pooling = fields.pop("text_aware")
-        usual = {group: rate * self.shares["random"] for group, rate in self.rates["finetuned"].items()}
+        usual = {group: rate * self.thesis_share for group, rate in self.rates["finetuned"].items()}
         rates: dict[str, Any] = dict(fields.pop("learning_rates", usual))
         if training == "frozen":
             rates = dict(self.rates["frozen"])
@@ -296,7 +295,7 @@ PROFILES = {
         thesis_recipes=THESIS_RECIPES,
         pooling_share=1.0,
         batch_sizes={"AudioCaps": 32, "Clotho": 24},
-        shares={"random": 1.0, "mined": 1.0},
+        thesis_share=1.0,
         cnns=("cnn14_mei2022", "resnet38"),
         source={"name": "audiocaps"},
         submission={"name": "clotho", "hold_out": 100},

@@ -102,7 +102,7 @@ class RateSearch:
 
     def seeded(self, name: Hashable, step: int | None = None) -> list[RunConfig]:
         """A method's runs, one for each seed, at its best rate, or at the usual one as long as that is not known."""
-        at = _at(self.methods[name], (self.best(name) or 0) if step is None else step)
+        at = at_step(self.methods[name], (self.best(name) or 0) if step is None else step)
         return [at.replace(seed=seed) for seed in self.seeds]
 
     def doubled(self, name: Hashable) -> RunConfig:
@@ -188,8 +188,8 @@ def _words(name: Any) -> tuple:
     return name if isinstance(name, tuple) else (name,)
 
 
-def _at(config: RunConfig, step: int) -> RunConfig:
-    """A config with its learning rates so many steps higher, but for that of the loss's own parameters."""
+def at_step(config: RunConfig, step: int) -> RunConfig:
+    """A config with its learning rates so many steps of a search higher, but for that of the loss's own parameters."""
     factor = STEP**step
     rates = {
         group: rate if group == "loss" else float(f"{rate * factor:.3g}")
@@ -214,4 +214,4 @@ def stretched(config: RunConfig, factor: float) -> RunConfig:
 
 
 def _short(config: RunConfig, step: int, seed: int) -> RunConfig:
-    return stretched(_at(config, step), SHARE).replace(seed=seed)
+    return stretched(at_step(config, step), SHARE).replace(seed=seed)
