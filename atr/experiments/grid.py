@@ -93,11 +93,10 @@ def overview(configs: Sequence[RunConfig]) -> pd.DataFrame:
     """One row per group of configs that differ by their seed alone: what it trains with, each field in which groups
     differ, empty where it is at its default; its name is how many runs it has.
 
-    >>> overview([atr.RunConfig(epochs=epochs, seed=seed) for epochs in (5, 9) for seed in (0, 1)])
-          batch_size  epochs  learning_rates.heads
-    runs
-    2             32       5                 0.001
-    2             32       9                 0.001
+    >>> overview([atr.RunConfig(epochs=epochs, seed=seed) for epochs in (5, 9) for seed in (0, 1)]).reset_index()
+       runs  batch_size  epochs  learning_rates.heads
+    0     2          32       5                 0.001
+    1     2          32       9                 0.001
     """
     rows = []
     for config in {key(config): config for config in configs}.values():
