@@ -16,6 +16,7 @@ from scipy import stats
 
 from atr.config import RunConfig
 from atr.corpora import corpus_of, loaded_once
+from atr.corpora.corpus import Corpus
 from atr.experiments.profiles import Profile
 from atr.training import fit, identity
 from atr.training.records import Run
@@ -51,16 +52,24 @@ class RateSearch:
         return found[:1] if self.profile.quick else found
 
     @cached_property
-    def _kept(self) -> dict[str, Any]:
+    def _kept(self) -> dict[Any, Any]:
+        """Runs by their config, their scores, corpora by their options: what does not change any more."""
         return {}
+
+    def _corpus(self, config: RunConfig) -> Corpus:
+        key = str(config.corpus)
+        if key not in self._kept:
+            self._kept[key] = corpus_of(config.corpus, self.profile.root)
+        return self._kept[key]
 
     def _run(self, config: RunConfig) -> Run | None:
         """Its run if it has ended, well or by diverging."""
         key = str(config.to_dict())
         if key not in self._kept:
             try:
-                corpus = corpus_of(config.corpus, self.profile.root)
-                run = identity.locate(config, corpus, self.profile.runs, fetch=False, root=self.profile.root)
+                run = identity.locate(
+                    config, self._corpus(config), self.profile.runs, fetch=False, root=self.profile.root
+                )
             except (ValueError, OSError):
                 return None
             if not (fit.at_hand(run, config) or run.diverged):
@@ -88,8 +97,12 @@ class RateSearch:
 
     def _score(self, config: RunConfig) -> float | None:
         """Validation mAP@10 of a try; None before it has ended."""
-        run = self._run(config)
-        return None if run is None else -np.inf if run.diverged else run.validation[METRIC]
+        if (run := self._run(config)) is None:
+            return None
+        key = "score", str(config.to_dict())
+        if key not in self._kept:
+            self._kept[key] = -np.inf if run.diverged else run.validation[METRIC]
+        return self._kept[key]
 
     def best(self, name: Hashable) -> int | None:
         """The rate of a method's seeds, in steps from the usual one; None before its search has ended. Where a profile
@@ -120,7 +133,7 @@ class RateSearch:
     def _grid(self, known: list) -> list[RunConfig]:
         with loaded_once():
             tries = [config for name in self.methods for config in self.tries(name).values()]
-            tries = [config for config in tries if not ((run := self._run(config)) and run.diverged)]
+            tries = [config for config in tries if self._score(config) != -np.inf]
             doubled = [self.doubled(name) for name in self._twice if name in known]
             runs = [*(config for name in known for config in self.seeded(name)), *tries, *doubled, *self.others]
         return list({str(config.to_dict()): config for config in runs}.values())

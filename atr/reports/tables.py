@@ -1,6 +1,7 @@
 """Tables of runs: means over seeds with their uncertainty, in one order, as people read them."""
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -201,7 +202,7 @@ def run_grid(
     executor: str = "local",
 ) -> Runs:
     """Run the configs of a notebook, or a search and what comes of it; the table so far (`progress`) stands below its
-    cell, renewed with each run.
+    cell, renewed once a second at most.
 
     RuntimeError: a run failed, other than a try that diverged; the others have ended then.
     """
@@ -216,23 +217,29 @@ def run_grid(
 
     def run(configs: Sequence[RunConfig], total: int) -> Runs:
         runs: list[tuple[RunConfig, Run]] = []
+        due = 0.0
 
         def show(config: RunConfig, run: Run) -> None:
+            nonlocal due
             runs.append((config, run))
-            live.update(progress(runs, total, profile, by))
+            if time.monotonic() >= due:
+                live.update(progress(runs, total, profile, by))
+                due = time.monotonic() + 1
 
-        return run_all(configs, root=profile.root, device=device, runs=profile.runs, executor=executor, on_run=show)
+        outcome = run_all(configs, root=profile.root, device=device, runs=profile.runs, executor=executor, on_run=show)
+        if runs:
+            live.update(progress(runs, total, profile, by))
+        return outcome
 
     if isinstance(wanted, RateSearch):
-        done: list[RunConfig] = []
-        while (todo := wanted.todo()) != done:
-            tried = run(todo, len(wanted.grid()))
-            if not all(wanted.ended(tried.configs[place]) for place in tried.failures):
-                tried.raise_failures()
-            done = todo
-        wanted = wanted.grid()
-    outcome = run(wanted, len(wanted))
-    outcome.raise_failures()
+        search, outcome = wanted, None
+        while outcome is None or search.todo() != outcome.configs:
+            outcome = run(search.todo(), len(search.grid()))
+            if not all(search.ended(outcome.configs[place]) for place in outcome.failures):
+                outcome.raise_failures()
+    else:
+        outcome = run(wanted, len(wanted))
+        outcome.raise_failures()
     return outcome
 
 
