@@ -6,7 +6,7 @@ from pathlib import Path
 import dataset_layouts
 import pytest
 
-from atr.corpora import audiocaps, files, load_corpus
+from atr.corpora import audiocaps, csvtable, load_corpus
 from atr.corpora.corpus import CorpusError
 from atr.corpora.files import coverage
 from atr.system import download, places
@@ -82,7 +82,7 @@ def test_the_lists_of_2_0_stand_over_the_sounds_of_v1(home, root):
     with pytest.raises(FileNotFoundError, match="audiocaps2: no folder .*; run: atr data audiocaps2"):
         load_corpus("audiocaps2", root)
     for table in ("train.csv", "val.csv", "test.csv"):
-        header, *rows = files.frame(root / table).pipe(lambda t: [list(t), *t.values.tolist()])
+        header, *rows = csvtable.frame(root / table).pipe(lambda t: [list(t), *t.values.tolist()])
         lowered = [[*row[:3], row[3].lower().replace("twice", "two times")] for row in rows]
         dataset_layouts.table(places.home() / "audiocaps2" / table, header, lowered)
     first, second = load_corpus("audiocaps", root), load_corpus("audiocaps2", root)

@@ -219,14 +219,14 @@ def test_the_audio_fingerprint_depends_on_one_splits_clips_and_digests_alone():
 
 
 def test_corpora_are_loaded_by_name():
-    assert set(LOADERS) == {"soundscapes", "clipfolder", "csv", "clotho", "audiocaps", "wavcaps", "people"}
+    assert set(LOADERS) == {*"soundscapes clipfolder csv clotho audiocaps audiocaps2 wavcaps people".split()}
     assert len(load_corpus("soundscapes", train=4, validation=2, test=2)) == 8
 
 
 @pytest.mark.parametrize(
     "name, root, options, message",
     [
-        ("clotho2", None, {}, "unknown corpus 'clotho2'; known: audiocaps, clotho, csv"),
+        ("clotho2", None, {}, "unknown corpus 'clotho2'; known: audiocaps, audiocaps2, clotho, csv"),
         ("csv", None, {}, "corpus 'csv' lies in a folder: give root=<folder>"),
         ("clipfolder", None, {}, "corpus 'clipfolder' lies in a folder"),
         ("soundscapes", "here", {}, "takes no root"),

@@ -19,7 +19,7 @@ from atr.corpora.corpus import CorpusError
 from atr.corpora.scenes import clipfolder
 from atr.encoders import checkpoints
 from atr.experiments.profiles import get_profile
-from atr.inference import search
+from atr.inference import indexes
 from atr.system import download, store
 
 runner = CliRunner()
@@ -332,7 +332,7 @@ def test_verify_reads_all_that_has_hashes_and_removes_what_can_be_made_anew(home
     folder = store.cached_folder("kind", "key", lambda folder: (folder / "file").write_bytes(b"content"))
     (home / "indexes" / "one").mkdir(parents=True)
     assert call("verify", "--quiet").strip() == "nothing is damaged"
-    monkeypatch.setattr(search, "verify", lambda path: [f"{path}: damaged"], raising=False)
+    monkeypatch.setattr(indexes, "verify", lambda path: [f"{path}: damaged"], raising=False)
     table, sound = home / "clotho" / "clotho_captions_validation.csv", next((home / "clotho").rglob("*.wav"))
     for path in (table, sound, folder / "file"):
         flip(path)

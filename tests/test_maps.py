@@ -304,7 +304,7 @@ def test_show_gives_the_picture_of_the_first_run_and_to_a_looker_on_the_explorer
     runs = {"one": run_of("a"), "two": run_of("b")}
     figure = maps.show(runs, lambda config: corpus, tmp_path, "03_map")
     assert figure.axes[0].get_title() == "one" and unprojected == [0] and figures.plt.get_fignums() == []
-    assert (tmp_path / "figures" / "03_map.pdf").is_file() and "1 runs" in (
+    assert (tmp_path / "figures" / "03_map.pdf").is_file() and "1 run" in (
         tmp_path / "figures" / "03_map.json"
     ).read_text()
     monkeypatch.setenv("JPY_SESSION_NAME", "03.ipynb")

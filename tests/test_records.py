@@ -164,7 +164,7 @@ class TestProvenance:
         versions = run.environment["versions"]
         assert found["runs"] == [run.address] and found["command"] == "atr study 01"
         assert found["versions"] == {name: [version] for name, version in versions.items()}
-        assert found["note"].startswith("1 runs, ") and found["note"].endswith(f"PyTorch {versions['torch']}.")
+        assert found["note"].startswith("1 run, ") and found["note"].endswith(f"PyTorch {versions['torch']}.")
         assert found["result_version"] == RESULT_VERSION and found["devices"][0].startswith("cpu, ")
 
     def test_without_runs_it_names_what_computes_here(self):

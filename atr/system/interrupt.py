@@ -8,6 +8,7 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130  # the status of what SIGINT ended, as shells have it
+QUIET_TRACKER = "ignore:resource_tracker"
 STOPPED = "Stopped. What is done is kept: the same command continues where it stopped."
 
 
@@ -26,6 +27,8 @@ def stop_at_once() -> None:
     """From now on, unless whoever started this process has it ignore Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop)
+        # What Python's tracker of shared resources cleans up then, it would count in a warning below the last line.
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET_TRACKER)))
 
 
 @contextmanager
