@@ -247,6 +247,7 @@ def progress(runs: Sequence[tuple[RunConfig, Run]], total: int, profile: Profile
     """The table so far, marked as partial until all `total` runs are in, which are tested on other corpora then."""
     state, made = ("complete", run_table) if len(runs) == total else ("partial", _rows)
     view = formatted(summary(made(runs, profile), by)).style
+    view = view.format_index(lambda label: f"{label:g}" if isinstance(label, float) else str(label), escape="html")
     return view.set_caption(f"{state}: {len(runs)} of {total} runs")
 
 
