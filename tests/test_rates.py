@@ -58,6 +58,7 @@ def test_nothing_but_tries_can_run_before_a_search_has_ended_and_a_plan_takes_th
 def test_the_seeds_train_at_the_best_rate_and_one_of_them_for_twice_the_epochs():
     found = search(peak(6.67e-4))
     assert found.best("a") == -1
+    assert found.finals() == found.seeded("a", -1)  # neither tries nor the doubled one
     assert [config.seed for config in found.seeded("a")] == [0, 1, 2]
     assert {config.rate("heads") for config in found.seeded("a")} == {6.67e-4}
     double = found.doubled("a")

@@ -118,6 +118,10 @@ class RateSearch:
         at = at_step(self.methods[name], (self.best(name) or 0) if step is None else step)
         return [at.replace(seed=seed) for seed in self.seeds]
 
+    def finals(self) -> list[RunConfig]:
+        """The runs of all methods' seeds, at the best rate of each: what tables and claims rest on."""
+        return [config for name in self.methods for config in self.seeded(name)]
+
     def doubled(self, name: Hashable) -> RunConfig:
         """A method's first seed for twice the epochs, its schedule stretched."""
         return stretched(self.seeded(name)[0], 2)
