@@ -12,6 +12,7 @@ CHROMIUM =
 MINUTES = 10
 KILLS =
 SEED = 0
+SITE = results/site
 SMOKE =
 PYTHON =
 HAVE =
@@ -29,7 +30,7 @@ MINUTES_esc50 = hours (not timed yet)
 MINUTES_captions = 6 minutes
 MINUTES_paper = weeks; it wants a GPU
 
-.PHONY: help hello study report lab test coverage test-browser lint reference gpu gpu-wheels lock lock-check torture door clean
+.PHONY: help hello study report site lab test coverage test-browser lint reference gpu gpu-wheels lock lock-check torture door clean
 
 help: ## list the targets
 	@echo "make <target> [PROFILE=demo|esc10|esc50|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [WITHOUT=<file>] [CAPTIONS=<file>]"
@@ -46,6 +47,15 @@ hello:
 
 report: .venv/.study ## gather the results of PROFILE into results/<profile>/report/: a page, and LaTeX
 	@$(HOMES) $(if $(CLIPS),ATR_CLIPS="$(CLIPS)") $(PY) -m atr report --profile $(PROFILE)
+
+site: .venv/.site ## make the project page of what is committed: README, docs, notebooks, reports, the modules, in SITE
+	@$(HOMES) $(PY) -m sphinx -q -W --keep-going -b html -c docs/site -d .venv/home/doctrees . $(SITE)
+	@for profile in `ls results/reference`; do \
+		$(HOMES) $(PY) -m atr report --profile $$profile --results results/reference/$$profile \
+			--out $(SITE)/reports/$$profile --allow-stale >/dev/null || exit 1; \
+	done
+	@$(HOMES) PYTHONPATH=. $(PY) docs/site/api.py $(SITE)/api
+	@echo "→ $(SITE)/index.html"
 
 lab: .venv/.study ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
@@ -102,7 +112,11 @@ clean: ## remove the environment and the tools' caches; data/ and results/ stay
 	@sh tools/setup.sh --add test
 	@touch $@
 
-.venv/.browser: .venv/.test tests/browser/requirements.txt
+.venv/.site: .venv/.study docs/site/requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --no-input --quiet -r docs/site/requirements.txt
+	@touch $@
+
+.venv/.browser: .venv/.test docs/site/requirements.txt tests/browser/requirements.txt
 	@if [ -z "$(CHROMIUM)" ] && [ ! -x "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" ] && \
 		! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null && \
 		! command -v google-chrome >/dev/null && ! command -v google-chrome-stable >/dev/null; then \
@@ -113,5 +127,5 @@ clean: ## remove the environment and the tools' caches; data/ and results/ stay
 			echo "google-chrome), or name one you have: make test-browser CHROMIUM=<file>"; exit 1; \
 		fi; \
 	fi
-	$(PY) -m pip install --disable-pip-version-check --no-input --quiet -r tests/browser/requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --no-input --quiet -r docs/site/requirements.txt -r tests/browser/requirements.txt
 	@touch $@

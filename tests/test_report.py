@@ -432,6 +432,15 @@ class TestStaleness:
         assert gathered.studies[0].facts["clips"] == "soundscapes: train 8, validation 2, test 4, duration 4.0"
         assert "<li>01_first: not checked: the runs are not here</li>" in render.page(gathered)
 
+    def test_clips_that_a_grid_asks_for_and_nobody_has_leave_it_unchecked(self, results, monkeypatch):
+        def grid(*_):
+            raise ValueError("profile smoke: needs a folder\nof clips")
+
+        monkeypatch.setattr(report.study, "grid", grid)
+        gathered = report.gather("smoke")
+        assert not gathered.stale and gathered.studies[0].facts["runs"]
+        assert gathered.studies[0].unchecked == "what the grid needs is not here (profile smoke: needs a folder)"
+
     def test_a_corpus_that_is_not_here_leaves_the_grid_unchecked(self, results, monkeypatch):
         def gone(config, root):
             raise FileNotFoundError("clotho: no such folder\nand more")
@@ -678,6 +687,17 @@ class TestCommand:
         done = self.run("--results", str(tmp_path / "copy"))
         assert done.exit_code == 0 and "not checked: the runs are not here" in done.output
         assert (tmp_path / "copy" / "report" / "index.html").is_file()
+
+    def test_another_folder_is_written_unless_it_holds_something_else(self, results, tmp_path):
+        for _ in range(2):
+            done = self.run("--out", str(tmp_path / "page"))
+            assert done.exit_code == 0 and (tmp_path / "page" / "index.html").is_file(), done.output
+        assert not (results / "report").exists()
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "letter.txt").write_text("dear")
+        done = self.run("--out", str(tmp_path / "mine"))
+        assert done.exit_code == 1 and "holds something other than a report" in " ".join(done.output.split())
+        assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
     def test_tables_are_drawn_again(self, results):
         for path in (results / "tables").glob("*.tex"):

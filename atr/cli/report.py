@@ -13,6 +13,9 @@ def report(
     results: Annotated[
         Path | None, typer.Option(help="Folder with tables/ and figures/, if not the profile's own.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write, if not report/ within the results; replaced if it is there.")
+    ] = None,
     allow_stale: Annotated[
         bool, typer.Option("--allow-stale", help="Write it although some results are stale, and mark them.")
     ] = False,
@@ -26,6 +29,8 @@ def report(
     """
     if results is not None and not results.is_dir():
         raise FileNotFoundError(f"--results: {results}: no such folder; give one that has tables/ and figures/")
+    if out is not None and out.exists() and not (out.is_dir() and ((out / "latex").is_dir() or not any(out.iterdir()))):
+        raise FileExistsError(f"--out: {out}: holds something other than a report; name a new folder, or remove it")
     doing("gathering the results")
     from atr.experiments.profiles import get_profile
     from atr.reports import output, render
@@ -40,5 +45,5 @@ def report(
         say(line)
     if gathered.stale and not allow_stale:
         raise ValueError(f"{gathered.stale} stale, nothing written; run the above, or mark them: --allow-stale")
-    page, archive = render.write(gathered)
+    page, archive = render.write(gathered, out)
     say(str(gathered.counts), f"→ {page} ({page.stat().st_size / 1e6:.1f} MB)", f"→ {archive}")

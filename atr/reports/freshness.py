@@ -23,14 +23,14 @@ def check(
     notebook: Path,
     copy: nbformat.NotebookNode | None,
     origins: Mapping[Path, dict[str, Any]],
-    configs: Sequence[RunConfig],
+    configs: Sequence[RunConfig] | None,
     profile: Profile,
     runs: Path,
 ) -> tuple[dict[Path, list[str]], str]:
     """For each file why it is stale, nothing if it is not; and what could not be checked, in words.
 
     copy: the notebook as it was executed; origins: file → its provenance, of all that this notebook made; configs: its
-    grid today; runs: folder of the run store.
+    grid today, None where that cannot be told; runs: folder of the run store.
     """
     stale: dict[Path, list[str]] = {path: [] for path in origins}
     unchecked = [] if copy else ["no executed copy of the notebook lies beside its results"]
@@ -46,14 +46,14 @@ def check(
         if provenance["result_version"] != RESULT_VERSION:
             stale[path].append(f"made by result version {provenance['result_version']}, now {RESULT_VERSION}")
     used = {address for provenance in origins.values() for address in provenance["runs"]}
-    if not used and not configs:
+    if not used and configs == []:
         return stale, "; ".join(unchecked)
     if not runs.is_dir():
         return stale, "; ".join([*unchecked, "the runs are not here"])
-    today = None
     try:
-        today = _addresses(configs, profile)
+        today = None if configs is None else _addresses(configs, profile)
     except (ValueError, OSError) as error:
+        today = None
         unchecked.append(f"what the grid needs is not here ({str(error).splitlines()[0]})")
     status = {address: Run(runs / address).status for address in used}
     for path, provenance in origins.items():

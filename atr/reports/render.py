@@ -62,12 +62,13 @@ def page(report: "Report") -> str:
     return environment.get_template("report.html").render(report=report, mark=mark, **parts)
 
 
-def write(report: Report) -> tuple[Path, Path]:
-    """Write `<results>/report/`: index.html, latex/ and the same as report-<profile>.zip; returns page and archive.
+def write(report: Report, target: Path | None = None) -> tuple[Path, Path]:
+    """Write `target`, else `<results>/report/`: index.html, latex/ and the same as report-<profile>.zip; returns page
+    and archive.
 
     What was there is replaced once everything is written. Raises WriteError.
     """
-    target = report.results / "report"
+    target = target or report.results / "report"
 
     def fill(fresh: Path) -> None:
         (fresh / "index.html").write_text(page(report), encoding="utf-8")

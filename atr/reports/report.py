@@ -271,15 +271,20 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
     first = {part.heading for part in found.parts if any(one.name.endswith("_published") for one in part.outputs)}
     found.parts.sort(key=lambda part: part.heading not in first)
     copy = study.executed(results / "notebooks" / path.name)
-    grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile_name": profile.name})
+    grid, lacking = None, ""
+    try:
+        grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile_name": profile.name})
+    except (ValueError, OSError) as error:
+        lacking = f"what the grid needs is not here ({str(error).splitlines()[0]})"
     made = {output.path: output.provenance for output in found.outputs}
     runs = results / "runs"
-    stale, found.unchecked = freshness.check(path, copy, made, grid, profile, runs)
+    stale, unchecked = freshness.check(path, copy, made, grid, profile, runs)
+    found.unchecked = "; ".join(filter(None, [unchecked, lacking]))
     for output in found.outputs:
         output.stale = stale[output.path]
     for output in rest.outputs:
         output.stale.append(f"its notebook no longer makes it (remove {output.path.parent.name}/{output.name}.*)")
-    found.facts = _facts([output.provenance for output in found.outputs], grid, runs)
+    found.facts = _facts([output.provenance for output in found.outputs], grid or [], runs)
     return found
 
 
