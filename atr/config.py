@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RESULT_VERSION = 2  # raised when a fix or another default changes results
+WINDOWS = ("mean", "first", "random")  # of a longer sound, what `Embedder` hears
 TRAININGS = ("frozen", "frozen_released", "finetuned", "scratch", "external")
 CHOICES: dict[str, tuple] = {
     "recipe": ("code", "text"),

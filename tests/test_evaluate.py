@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import replace
+import tomllib
+from dataclasses import fields, replace
 
 import dataset_layouts
 import made_models
@@ -17,8 +18,8 @@ from typer.testing import CliRunner
 
 from atr import Embedder, RunConfig, extend, fit, get_profile
 from atr.cli import app
-from atr.evaluation import evaluate, models, protocols
-from atr.evaluation.protocols import Protocol
+from atr.evaluation import compare, evaluate, models, protocols
+from atr.evaluation.protocols import KNOWN, Protocol
 from atr.metrics import retrieval, statistics
 from atr.system import places
 
@@ -79,7 +80,12 @@ class TestProtocols:
         hashes = [one.hash for one in found if one.name not in ("audiocaps-883", "dcase2022-6b")]
         assert len(set(hashes)) == len(NAMES) - 2 and clotho.hash == protocols.get("dcase2022-6b").hash
         assert (clotho.clips, clotho.queries) == (1045, 5 * 1045) and replace(clotho, title="x").hash == clotho.hash
-        assert replace(clotho, captions="joined").hash != clotho.hash
+        others = {"captions": "joined", "windows": "mean", "recalls": [1, 5], "precisions": [10], "split": "validation"}
+        assert len({clotho.hash, *(replace(clotho, **{name: value}).hash for name, value in others.items())}) == 6
+        assert replace(clotho, recalls=(10, 5, 1)).hash == clotho.hash
+        assert {*KNOWN, "recalls", "precisions"} <= {one.name for one in fields(protocols.Protocol)}
+        for path in protocols.FOLDER.glob("*.toml"):  # what could be left to a default is stated
+            assert {"windows", "text", "ties", "recalls", "precisions"} <= set(tomllib.loads(path.read_text()))
 
     def test_captions_are_given_joined_or_split(self, part):
         own = Protocol("own", "", {"name": "csv"}, "")
@@ -109,6 +115,10 @@ class TestProtocols:
             ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nsplit = "a"', "split: 'a'; known: train"),
             ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nanswers = "a"', "answers: 'a'; known: dcase2025"),
             ('title = "x"\nsource = ""\ncorpus = "csv"', "corpus: write { name"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nwindows = "a"', "windows: 'a'; known: model, mean"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nties = "for"', "ties: 'for'; known: against"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nrecalls = [0]', "recalls: .0.; give whole numbers"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nprecisions = 10', "precisions: 10; give whole"),
             ("title", "Expected '='"),
         ],
     )
@@ -236,7 +246,7 @@ class TestOwn:
         (tmp_path / "own.py").write_text(f"{self.EXAMPLE}#")
         extend(tmp_path / "own.py")
         assert models.Own("loudness").fingerprint != report["model"]["fingerprint"]
-        assert "how loudness hears a longer sound is its own" in call(*given, "--windows", "mean", status=1)
+        assert "own models hear longer sounds in their own way" in call(*given, "--windows", "mean", status=1)
 
     def test_rows_that_are_too_few_are_an_error(self, tmp_path, part):
         (tmp_path / "own.py").write_text(self.EXAMPLE.replace("angle)], axis=1)", "angle)])"))
@@ -284,7 +294,7 @@ class TestErrors:
             models.load(str(tmp_path), smoke)
         with pytest.raises(ValueError, match="0 runs begin with 'abc'"):
             models.load("abc", smoke)
-        with pytest.raises(ValueError, match="--windows: embeddings have been made already"):
+        with pytest.raises(ValueError, match="embeddings models have been made already"):
             models.load(f"embeddings:{made}", smoke, "mean")
 
 
@@ -307,9 +317,43 @@ class TestCommand:
     def test_errors_come_before_a_model_is_loaded(self, monkeypatch, tmp_path):
         monkeypatch.setattr(models, "load", None)
         assert "protocol 'clotho-1': unknown" in call("evaluate", "abc", "--on", "clotho-1", status=1)
-        assert "needs a folder of sounds" in call("evaluate", "abc", "--on", "folder", status=1)
+        assert "0 runs begin with 'abc'" in call("evaluate", "abc", "--on", "clotho-5225", status=1)
+        assert "none.pt: not there; name the checkpoint" in call(
+            "evaluate", "laion:none.pt", "--on", "people", status=1
+        )
+        assert "--windows: 'max'; known: mean" in call(
+            "evaluate", "hf:a/b", "--on", "people", "--windows", "max", status=1
+        )
+        assert "needs a folder of sounds" in call("evaluate", "hf:a/b", "--on", "folder", status=1)
         monkeypatch.setenv("ATR_HOME", str(tmp_path))
-        assert "atr data clotho" in call("evaluate", "abc", "--on", "clotho-5225", status=1)
+        assert "atr data clotho" in call("evaluate", "hf:a/b", "--on", "clotho-5225", status=1)
+
+    def test_a_protocol_says_how_longer_sounds_are_heard(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(models, "load", lambda name, profile, windows, device: asked.append(windows))
+        own = protocols.get("folder")
+        under = evaluate.under("hf:a/b", None, None, "cpu")
+        for protocol in (own, replace(own, windows="mean"), own, replace(own, windows="first")):
+            under(protocol)
+        assert asked == [None, "mean", "first"]
+        evaluate.under("hf:a/b", None, "random", "cpu")(replace(own, windows="mean"))
+        evaluate.under("embeddings:x", None, None, "cpu")(replace(own, windows="mean"))
+        assert asked[3:] == ["random", None]
+
+    def test_another_way_of_hearing_does_not_compare(self, made, part):
+        whole = replace(protocols.get("folder"), clips=6, queries=15)
+        one = evaluate.evaluate(models.Embeddings(made), whole, part, windows="mean")
+        assert not one.whole and "heard by --windows mean, so published numbers do not compare" in one.coverage
+        assert replace(one, protocol=replace(whole, windows="mean")).whole
+
+    def test_cuts_are_the_protocols(self, made, part):
+        own = replace(protocols.get("folder"), recalls=[2, 3], precisions=[4])
+        one = evaluate.evaluate(models.Embeddings(made), own, part)
+        assert one.table["metric"].unique().tolist() == ["R@2", "R@3", "mAP@4", "median rank"]
+        best = one.by_query()["rank"][one.by_query()["direction"] == "text to audio"]
+        assert one.table["value"][0] == pytest.approx(100 * (best <= 2).mean())
+        a = compare.Result.of(one)
+        assert set(compare.compare(a, a).table["metric"]) == set(one.table["metric"])
 
     def test_what_is_whole_compares_with_published_numbers(self, made, part):
         whole = replace(protocols.get("folder"), clips=6, queries=15)

@@ -87,7 +87,7 @@ def test_a_model_of_mteb_is_evaluated(mteb, tmp_path):
     outcome = CliRunner().invoke(app.app, words)
     assert outcome.exit_code == 0 and "20 clips, 20 queries" in " ".join(outcome.output.split()), outcome.output
     assert (PromptType.query, 20) in mteb.asked
-    assert [number for role, number in mteb.asked if role is PromptType.document][:2] == [16, 4]
+    assert [number for role, number in mteb.asked if role is PromptType.document][0] == 20
 
 
 def test_its_fingerprint_is_of_revision_and_version(mteb, monkeypatch):
@@ -101,7 +101,7 @@ def test_its_fingerprint_is_of_revision_and_version(mteb, monkeypatch):
     ("words", "said"),
     [
         (["mteb:who/words"], "mteb:who/words: embeds text; name a model of audio and text"),
-        (["mteb:who/levels", "--windows", "mean"], "--windows: how who/levels hears a longer sound is MTEB's"),
+        (["mteb:who/levels", "--windows", "mean"], "windows 'mean': mteb models hear longer sounds in their own way"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(mteb, tmp_path, words, said):

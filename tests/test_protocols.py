@@ -60,7 +60,8 @@ class TestAudioCaps:
         mteb = protocols.get("audiocaps-883")
         with pytest.raises(ValueError, match="its 883 clips are named in audiocaps-883.txt, which does not come with"):
             mteb.load()
-        assert "OpenSound/AudioCaps" in CliRunner().invoke(app.app, ["evaluate", "abc", "--on", "audiocaps-883"]).output
+        outcome = CliRunner().invoke(app.app, ["evaluate", "hf:a/b", "--on", "audiocaps-883"])
+        assert "OpenSound/AudioCaps" in outcome.output
         (home / "protocols" / "audiocaps-883.txt").write_text("a\n")
         with pytest.raises(ValueError, match="audiocaps-883.txt: names 1 clips where protocol audiocaps-883 has 883"):
             mteb.hash  # noqa: B018
@@ -173,8 +174,8 @@ class TestTrecFiles:
             assert (tmp_path / f"folder.{way}.{kind}").read_text().splitlines() == golden[way][kind]
         table = getattr(one.ranks, way)
         table = table[table[:, 0] > 0]
-        ours = {f"AP@{k}": retrieval.precision_sums(table, k) / (table > 0).sum(1) for k in evaluate.PRECISIONS}
-        ours |= {f"Success@{k}": table[:, 0] <= k for k in evaluate.CUTS} | {"RR": 1 / table[:, 0]}
+        ours = {f"AP@{k}": retrieval.precision_sums(table, k) / (table > 0).sum(1) for k in (10, 16)}
+        ours |= {f"Success@{k}": table[:, 0] <= k for k in (1, 5, 10)} | {"RR": 1 / table[:, 0]}
         asked = list(dict.fromkeys(line.split()[0] for line in golden[way]["qrels"]))
         for measure, values in golden[way]["measures"].items():
             assert ours[measure].tolist() == pytest.approx([values[query] for query in asked]), measure

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from atr.cli.console import DeviceOption, ProfileOption, QuietOption, printed, say
+from atr.experiments.profiles import get_profile
 
 Side = "A folder that atr evaluate wrote (--out), one <protocol>.json of it, or a model, which needs --on."
 
@@ -24,21 +25,27 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare two models query by query: differences, with 95 % intervals over clips, wins, and what differs most."""
-    from atr.evaluation import compare as comparison
+    from atr.evaluation import protocols
+    from atr.evaluation.naming import kind_of
+
+    asked = [protocols.get(name) for name in on or ()]
+    for side in (a, b):
+        if not Path(side).expanduser().exists():
+            if not asked:
+                raise ValueError(f"{side}: no folder that atr evaluate --out wrote; for a model, name a protocol: --on")
+            kind_of(side, get_profile(profile).runs)
+    from atr.evaluation import compare as comparison  # takes seconds
     from atr.evaluation import evaluate as evaluation
-    from atr.evaluation import models, protocols
-    from atr.experiments.profiles import get_profile
 
     found = [comparison.results(Path(side).expanduser()) for side in (a, b)]
-    asked = [protocols.get(name) for name in on or ()]
     parts = {one.name: one.load(root) for one in asked if any(one.name not in kept for kept in found)}
     for side, kept in zip((a, b), found, strict=True):
         if not asked and not kept:
             raise ValueError(f"{side}: no folder that atr evaluate --out wrote; for a model, name a protocol: --on")
         if lacking := [one for one in asked if one.name not in kept]:
-            model = models.load(side, get_profile(profile), windows, device)
+            model_under = evaluation.under(side, get_profile(profile), windows, device)
             for protocol in lacking:
-                one = evaluation.evaluate(model, protocol, parts[protocol.name], windows, quiet)
+                one = evaluation.evaluate(model_under(protocol), protocol, parts[protocol.name], windows, quiet)
                 kept[protocol.name] = comparison.Result.of(one)
     for pair in comparison.match(found[0], found[1], [one.name for one in asked]):
         both = comparison.compare(*pair)

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from atr.cli.console import DeviceOption, ProfileOption, QuietOption, printed, say
+from atr.config import WINDOWS
+from atr.experiments.profiles import get_profile
 
 
 def evaluate(
@@ -37,9 +39,8 @@ def evaluate(
 
     Recalls, mean average precisions and median ranks in both directions, with 95 % intervals over clips.
     """
-    from atr.evaluation import evaluate as evaluation
-    from atr.evaluation import models, protocols
-    from atr.experiments.profiles import get_profile
+    from atr.evaluation import protocols
+    from atr.evaluation.naming import kind_of
 
     if train is not None and not train.exists():
         raise ValueError(f"--train: no {train}; name a folder of sounds, or a table of captions")
@@ -49,9 +50,15 @@ def evaluate(
             raise ValueError(f"--seeds: {seeds!r}; give whole numbers with commas between, such as 0,1,2")
         drawn = [int(seed) for seed in dict.fromkeys(seeds.split(","))]
     asked = [protocols.get(name) for name in on]
+    if windows not in (None, *WINDOWS):
+        raise ValueError(f"--windows: {windows!r}; known: {', '.join(WINDOWS)}")
+    kind_of(model, get_profile(profile).runs)
     parts = [protocol.load(root) for protocol in asked]  # all of them before a model is loaded
-    loaded = models.load(model, get_profile(profile), windows, device)
+    from atr.evaluation import evaluate as evaluation  # takes seconds
+
+    model_under = evaluation.under(model, get_profile(profile), windows, device)
     for protocol, part in zip(asked, parts, strict=True):
+        loaded = model_under(protocol)
         by_seed = [evaluation.evaluate(loaded, protocol, part, windows, quiet, train, seed) for seed in drawn]
         for one in by_seed:
             printed(one.readable, loaded.name if one.seed is None else f"{loaded.name}, seed {one.seed}")

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from atr.cli.console import ProfileOption, QuietOption, say
-from atr.cli.runs import run_of
+from atr.experiments.listing import find
+from atr.experiments.profiles import get_profile
 
 
 def pack(
@@ -20,18 +21,19 @@ def pack(
     atr evaluate, atr index --run and atr.Embedder.packed take it, wherever it lies. A pack of the same run is written
     anew, but for its card.
     """
-    from atr.corpora import corpus_of
-    from atr.experiments.profiles import get_profile
+    path = Path(run).expanduser()
+    if not path.is_dir():
+        path = find(run, get_profile(profile).runs)
+    from atr.corpora import corpus_of  # takes seconds
     from atr.inference import pack as packing
     from atr.inference.embedder import beginning
     from atr.system.units import human
     from atr.training import identity
     from atr.training.records import Run
 
-    path = Path(run).expanduser()
     if (path / packing.PACK).is_file():
         raise ValueError(f"{path}: a pack already; copy it, or give the run that it was made from")
-    finished = Run(path.resolve()) if path.is_dir() else run_of(profile, run)
+    finished = Run(path.resolve())
     corpus = None
     try:
         corpus = corpus_of(finished.config.corpus, get_profile(profile).root)

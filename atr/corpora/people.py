@@ -141,7 +141,7 @@ def located(root: Folder | None = None, captions: Folder | None = None, metadata
         tables.append(by_split)
     if missing or sounds is None:
         missing.append("Clotho is at zenodo.org/records/4783391, ESC-50 at github.com/karolpiczak/ESC-50")
-        raise FileNotFoundError("people: " + "\n".join(dict.fromkeys(missing)))
+        raise FileNotFoundError("people: " + ". ".join(dict.fromkeys(missing)))
     return Places(sounds, *tables)
 
 

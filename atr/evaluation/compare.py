@@ -64,11 +64,13 @@ def _read(path: Path, ranks: Path) -> Result:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         texts = report["model"]["name"], report["protocol"]["name"], report["protocol"]["hash"]
+        cuts = [*report["protocol"]["recalls"], *report["protocol"]["precisions"]]
         table = pd.read_parquet(ranks)[["direction", "query", "clip", "ranks"]]
         sound = table["ranks"].str.fullmatch("[1-9][0-9]{0,8}( [1-9][0-9]{0,8})*")
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{path}: no result of this version ({type(error).__name__}: {error}); {MEND}") from None
     whole = all(isinstance(text, str) for text in texts) and isinstance(report["clips"], int) and len(table) > 0
+    whole = whole and all(type(cut) is int and cut > 0 for cut in cuts)
     if not whole or not sound.all() or not set(table["direction"]) <= set(TITLES.values()):
         raise ValueError(f"{path}: no result of this version; {MEND}")
     if Path(texts[1]).name != texts[1]:
@@ -93,12 +95,12 @@ class Pair:
     def table(self) -> pd.DataFrame:
         """One row per direction and metric: A, B, their difference, low and high of its 95 % interval over clips, p."""
         rows: list[tuple] = []
-        classes = "template" in self.a.protocol
+        classes, cuts = "template" in self.a.protocol, (self.a.protocol["recalls"], self.a.protocol["precisions"])
         group = zeroshot.recording if classes else str  # as in `Evaluation.table`
         for direction, part in self.queries.groupby("direction", sort=False):
             a, b = (_padded(part[column]) for column in ("ranks_a", "ranks_b"))
-            of_b = by_metric(b, classes)
-            for metric, of_a in by_metric(a, classes).items():
+            of_b = by_metric(b, classes, *cuts)
+            for metric, of_a in by_metric(a, classes, *cuts).items():
                 found = statistics.grouped_test(of_a, of_b[metric], part["clip"].map(group).to_numpy())
                 values = of_a.mean(), of_b[metric].mean(), found.difference, found.low, found.high, found.p
                 rows.append((direction, metric, *map(float, values)))
@@ -113,7 +115,7 @@ class Pair:
             f"{difference:+.1f} ({low:+.1f} to {high:+.1f})" if np.isfinite(low) else f"{difference:+.0f}"
             for difference, low, high in self.table[["difference", "low", "high"]].to_numpy()
         ]
-        p = [f"{value:.3f}" if np.isfinite(value) else "" for value in self.table["p"]]
+        p = ["" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in self.table["p"]]
         return self.table[["direction", "metric", "A", "B"]].assign(**{"A less B": cells, "p": p})
 
     @cached_property

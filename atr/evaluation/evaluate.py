@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from atr.corpora.corpus import Corpus
-from atr.evaluation import doctor, zeroshot
+from atr.evaluation import doctor, models, zeroshot
 from atr.evaluation.models import Model
-from atr.evaluation.protocols import Protocol
+from atr.evaluation.protocols import OWN, Protocol
+from atr.experiments.profiles import Profile
 from atr.metrics import retrieval, statistics
 from atr.metrics.retrieval import Direction, Ranks, Relevance
 from atr.system import atomic, environment
 
-CUTS, PRECISIONS, DEEP = (1, 5, 10), (10, 16), 100  # DEEP: candidates a query in a TREC run
+DEEP = 100  # candidates a query in a TREC run
 DIRECTIONS: tuple[Direction, Direction] = ("t2a", "a2t")
 TITLES = {"t2a": "text to audio", "a2t": "audio to text"}
 
@@ -58,9 +59,14 @@ class Evaluation:
 
     @property
     def whole(self) -> bool:
-        """Whether all clips and queries of the protocol are there, so that published numbers compare."""
+        """Whether all clips and queries of the protocol are there, and heard as it says: published numbers compare."""
         expected = (self.protocol.clips, self.protocol.queries)
-        return not self.missing and expected == (len(self.clips), len(self.queries))
+        return not self.missing and not self.otherwise and expected == (len(self.clips), len(self.queries))
+
+    @property
+    def otherwise(self) -> bool:
+        """Whether longer sounds were heard in another way than the protocol says."""
+        return self.windows not in (None, self.protocol.windows)
 
     @property
     def coverage(self) -> str:
@@ -69,7 +75,8 @@ class Evaluation:
         said = f"{len(self.clips):,}{of_clips} clips, {len(self.queries):,}{of_queries} queries"
         if self.missing:
             said += f"; missing {', '.join(self.missing[:3])}{', …' if len(self.missing) > 3 else ''}"
-        return said + ("" if self.whole or not of_clips else "; not all of it, so published numbers do not compare")
+        why = f"heard by --windows {self.windows}" if self.otherwise else "not all of it"
+        return said + ("" if self.whole or not of_clips else f"; {why}, so published numbers do not compare")
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -87,12 +94,12 @@ class Evaluation:
             found = getattr(self.ranks, way)
             asked = found[:, 0] > 0
             groups = names[self.own] if way == "t2a" else names
-            for metric, scores in by_metric(found[asked], classes).items():
+            for metric, scores in by_metric(found[asked], classes, *self.protocol.cuts).items():
                 add(way, metric, scores, groups[asked])
             rows.append((TITLES[way], "median rank", median_rank(found[asked]), np.nan, np.nan))
         if classes:
             right, folds = (
-                by_metric(self.ranks.a2t, classes)["accuracy"],
+                by_metric(self.ranks.a2t, classes, *self.protocol.cuts)["accuracy"],
                 np.array(list(map(zeroshot.fold, self.clips))),
             )
             for fold in sorted(set(folds) - {""}):
@@ -181,14 +188,16 @@ class Evaluation:
         return pd.concat(parts, ignore_index=True)
 
 
-def by_metric(ranks: np.ndarray, classes: bool = False) -> dict[str, np.ndarray]:
+def by_metric(
+    ranks: np.ndarray, classes: bool, recalls: Sequence[int], precisions: Sequence[int]
+) -> dict[str, np.ndarray]:
     """Scores of each query in percent by metric, of ranks (queries, most answers) as `metrics.Ranks` has them.
 
     classes: R@1 is the accuracy of a classification, and is called so.
     """
-    scores = {"accuracy" if classes and k == 1 else f"R@{k}": 100.0 * (ranks[:, 0] <= k) for k in CUTS}
+    scores = {"accuracy" if classes and k == 1 else f"R@{k}": 100.0 * (ranks[:, 0] <= k) for k in recalls}
     count = (ranks > 0).sum(1)
-    return scores | {f"mAP@{k}": 100 * retrieval.precision_sums(ranks, k) / count for k in PRECISIONS}
+    return scores | {f"mAP@{k}": 100 * retrieval.precision_sums(ranks, k) / count for k in precisions}
 
 
 def median_rank(ranks: np.ndarray) -> float:
@@ -223,6 +232,19 @@ def evaluate(
     notes = tuple(doctor.examine(model, part, queries, own, relevance, text, audio, train))
     named = model.name, model.fingerprint, protocol
     return Evaluation(*named, clips, queries, own, relevance, similarity, windows, missing, notes, seed)
+
+
+def under(name: str, profile: Profile, windows: str | None, device: str) -> Callable[[Protocol], Model]:
+    """`models.load` for a protocol, which may say how longer sounds are heard: windows, where they are given, overrule
+    it. Embeddings count as made by it. A model is loaded once for each way.
+    """
+    loaded = cache(lambda way: models.load(name, profile, way, device))
+
+    def model(protocol: Protocol) -> Model:
+        said = None if protocol.windows == OWN or name.startswith("embeddings:") else protocol.windows
+        return loaded(windows or said)
+
+    return model
 
 
 def across(found: Sequence[Evaluation]) -> pd.DataFrame:

@@ -16,18 +16,15 @@ from atr.corpora import corpus_of
 from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
 from atr.evaluation.mteb import Mteb
+from atr.evaluation.naming import KINDS, kind_of
 from atr.experiments.profiles import Profile
 from atr.inference import pack
 from atr.inference.embedder import Embedder
 from atr.system import devices, hashes
-from atr.training import identity, records
+from atr.training import identity
 from atr.training.records import Run
 
 SOUNDS = 32  # embedded at a time
-KINDS = (
-    "a run's folder or address, hf:<name or folder of a ClapModel or a pack>, laion:<file>, msclap:<file>, "
-    "mteb:<name>, embeddings:<folder>, a pack's folder, or a name that is registered (docs/evaluate.md)"
-)
 
 
 class Model(Protocol):
@@ -112,9 +109,10 @@ class Own(Seedless):
         self.fingerprint = hashes.content_key("own", name, register.code("model", name))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
-        rate = self.model.sample_rate
-        batches = ([resample(*sound, rate) for sound in batch] for batch in _batches(part, self.name, quiet))
-        return torch.cat([self._rows("sounds", waveforms) for waveforms in batches])
+        return torch.cat([self._rows("sounds", self._heard(batch)) for batch in _batches(part, self.name, quiet)])
+
+    def _heard(self, batch: list[tuple[np.ndarray, int]]) -> list:
+        return [resample(*sound, self.model.sample_rate) for sound in batch]
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         return self._rows("sentences", list(texts))
@@ -128,6 +126,17 @@ class Own(Seedless):
 
     def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
         return sentences, sounds
+
+
+class OfMteb(Own):
+    """A model of MTEB's, which takes sounds at their own rates."""
+
+    def __init__(self, name: str, device: str | None) -> None:
+        self.model, self.name = Mteb(name, device), f"mteb:{name}"
+        self.fingerprint = self.model.fingerprint
+
+    def _heard(self, batch: list[tuple[np.ndarray, int]]) -> list:
+        return batch
 
 
 class Embeddings(Seedless):
@@ -208,33 +217,27 @@ class Embeddings(Seedless):
 
 
 def load(name: str, profile: Profile, windows: str | None = None, device: str = "auto") -> Model:
-    """A model by what KINDS lists. ValueError: no such model.
+    """A model by what `naming.KINDS` lists. ValueError: no such model.
 
     profile: in whose store an address is looked for, and whose clips a run's own encoder was pre-trained on; windows:
     as `Embedder` has it.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "embeddings" and rest:
-        if windows is not None:
-            raise ValueError("--windows: embeddings have been made already; leave it out")
-        return Embeddings(Path(rest).expanduser())
-    if kind == "mteb" and rest:
-        if windows is not None:
-            raise ValueError(f"--windows: how {rest} hears a longer sound is MTEB's; leave it out")
-        return Mteb(rest, None if device == "auto" else device)
-    if name in register.MODELS:
-        if windows is not None:
-            raise ValueError(f"--windows: how {name} hears a longer sound is its own; leave it out")
-        return Own(name)
-    packed = pack.located(rest) if kind == "hf" and rest else Path(name).expanduser()
+    kind, what = kind_of(name, profile.runs)
+    if windows is not None and kind in ("embeddings", "mteb", "own"):
+        why = "have been made already" if kind == "embeddings" else "hear longer sounds in their own way"
+        raise ValueError(f"windows {windows!r}: {kind} models {why}; leave --windows out")
+    if kind == "embeddings":
+        return Embeddings(Path(what).expanduser())
+    if kind == "mteb":
+        return OfMteb(what, None if device == "auto" else device)
+    if kind == "own":
+        return Own(what)
+    packed = pack.located(what) if kind == "hf" else Path(what).expanduser()
     if packed is not None and (packed / pack.PACK).is_file():
         return EmbedderModel(Embedder.packed(packed, windows=windows, device=device))
-    if kind in ("hf", "laion", "msclap") and rest:
-        return EmbedderModel(Embedder.clap(rest if kind == "hf" else name, windows=windows, device=device))
-    path = Path(name).expanduser()
-    if not path.is_dir() and not (name.isalnum() and name.isascii()):
-        raise ValueError(f"model {name!r}: unknown; give {KINDS}")
-    run = Run(path) if path.is_dir() else records.find(name, profile.runs)
+    if kind != "folder":
+        return EmbedderModel(Embedder.clap(what if kind == "hf" else name, windows=windows, device=device))
+    run = Run(Path(what).expanduser())
     if not run.finished:
         raise ValueError(f"{run.path}: {run.status}, no finished run; give {KINDS}")
     own = corpus_of(run.config.corpus, profile.root) if identity.pretrained_on_corpus(run.config) else None

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from atr.corpora.corpus import Corpus
 from atr.inference.embedder import Embedder
 from atr.system import hashes
 
@@ -57,37 +55,27 @@ class Rows(list):
 
 
 class Mteb:
-    """A model by its name in MTEB's list, as `models.Model`. ValueError: no MTEB, or a model of other modalities."""
+    """A model of MTEB's list as `register.model` takes one, but for rates. ValueError: no MTEB, other modalities."""
 
     def __init__(self, name: str, device: str | None = None) -> None:
         mteb = _mteb()
         meta = mteb.get_model_meta(name)
         if not {"audio", "text"} <= set(meta.modalities):
             raise ValueError(f"mteb:{name}: embeds {', '.join(meta.modalities)}; name a model of audio and text")
-        self.name, self.model = name, mteb.get_model(name, device=device)
+        self.model = mteb.get_model(name, device=device)
         self.about = {"task_metadata": mteb.get_task(TASK).metadata, "hf_split": "test", "hf_subset": "default"}
         self.fingerprint = hashes.content_key("mteb", meta.name, meta.revision, mteb.__version__)
 
-    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
-        clips, found = part.clips["clip"].tolist(), []
-        for start in tqdm(range(0, len(clips), BATCH), f"{self.name}: sounds", disable=quiet):
-            read = map(part.read, clips[start : start + BATCH])
-            found.append(self._encode("document", [{"audio": {"array": w, "sampling_rate": r}} for w, r in read]))
-        return torch.cat(found)
+    def sounds(self, sounds: Sequence[tuple[np.ndarray, int]]) -> Any:
+        return self._encode("document", [{"audio": {"array": w, "sampling_rate": rate}} for w, rate in sounds])
 
-    def sentences(self, texts: Sequence[str]) -> Tensor:
+    def sentences(self, texts: Sequence[str]) -> Any:
         return self._encode("query", [{"text": text} for text in texts])
 
-    def _encode(self, role: str, rows: list[dict[str, Any]]) -> Tensor:
+    def _encode(self, role: str, rows: list[dict[str, Any]]) -> Any:
         loader: Any = DataLoader(cast(Any, Rows(rows)), BATCH, collate_fn=columns)
         part = _mteb().types.PromptType(role)
-        return torch.as_tensor(self.model.encode(loader, **self.about, prompt_type=part, show_progress_bar=False))
-
-    def with_seed(self, seed: int) -> Any:
-        raise ValueError(f"--seeds: how mteb:{self.name} draws is MTEB's; leave it out")
-
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
-        return sentences, sounds
+        return self.model.encode(loader, **self.about, prompt_type=part, show_progress_bar=False)
 
 
 def columns(batch: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -3,22 +3,36 @@
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atr.config import WINDOWS
 from atr.corpora import SPLITS, clotho, in_folder, load_corpus
 from atr.corpora.corpus import Corpus
 from atr.evaluation import zeroshot
-from atr.metrics.retrieval import Relevance
 from atr.system import hashes, places
+
+if TYPE_CHECKING:  # it takes PyTorch, for which an unknown name need not wait
+    from atr.metrics.retrieval import Relevance
 
 FOLDER = Path(__file__).parent / "protocols"
 CAPTIONS = ("given", "joined", "sentences")
 ANSWERS = ("dcase2025",)
+NAMED = ("name", "title", "source", "folder", "clip_list", "without")  # what a hash is not of; `names` for the last
+OWN = "model"  # what a protocol leaves to the model, as its authors do it
+
+KNOWN = {
+    "captions": CAPTIONS,
+    "split": SPLITS,
+    "answers": (None, *ANSWERS),
+    "windows": (OWN, *WINDOWS),
+    "text": (OWN,),
+    "ties": ("against",),
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +52,12 @@ class Protocol:
     clips     how many clips, and
     queries   how many queries it has by its source; None where that is the user's affair
     source    where it comes from
+    windows   what is heard of longer sounds: "model", what its authors let it hear, or one of `config.WINDOWS`
+    text      "model": captions go in as they are written, and are normalised as the model's authors do it
+    ties      "against": of equal similarities the wrong clip comes first (`metrics.retrieval`)
+    recalls, precisions  where recall and mean average precision are cut
 
-    Everywhere the same: every query meets every clip, ties go against the model (`metrics.retrieval`), recalls are cut
-    at 1, 5 and 10, mean average precision at 10 and 16.
+    Everywhere every query meets every clip.
     """
 
     name: str
@@ -55,6 +72,11 @@ class Protocol:
     clip_list: str | None = None
     without: Sequence[str] = ()
     template: str | None = None
+    windows: str = OWN
+    text: str = OWN
+    ties: str = "against"
+    recalls: Sequence[int] = (1, 5, 10)
+    precisions: Sequence[int] = (10, 16)
     folder: Path = FOLDER
 
     @cached_property
@@ -78,18 +100,17 @@ class Protocol:
             raise ValueError(f"{found}: names {len(names):,} clips where protocol {self.name} has {self.clips:,}")
         return names
 
+    @property
+    def cuts(self) -> tuple[Sequence[int], Sequence[int]]:
+        return self.recalls, self.precisions
+
     @cached_property
     def hash(self) -> str:
         """Of all that it says but its name, title and source. ValueError: as in `names`."""
-        parts = (dict(self.corpus), self.captions, self.clips, self.queries)
-        more = {
-            "split": self.split if self.split != "test" else None,
-            "answers": self.answers,
-            "template": self.template,
-            "names": sorted(self.names) if self.names is not None else None,
-        }
-        stated = {key: value for key, value in more.items() if value is not None}
-        return hashes.content_key("protocol", 1, *parts, *([stated] if stated else []))[:12]
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in NAMED}
+        said |= {"corpus": dict(self.corpus), "names": sorted(self.names) if self.names is not None else None}
+        said |= {cuts: sorted(set(said[cuts])) for cuts in ("recalls", "precisions")}
+        return hashes.content_key("protocol", 2, said)[:12]
 
     def load(self, root: str | Path | None = None) -> Corpus:
         """The clips and captions that are here, as the split test. root: a folder of one's own, where the corpus lies
@@ -172,11 +193,17 @@ def get(name: str) -> Protocol:
         raise ValueError(f"protocol {name!r}: unknown; known: {', '.join(names())}, or a .toml file of your own")
     try:
         found = Protocol(path.stem, folder=path.parent, **tomllib.loads(path.read_text(encoding="utf-8")))
-        for field, known_ones in (("captions", CAPTIONS), ("split", SPLITS), ("answers", (None, *ANSWERS))):
+        for field, known_ones in KNOWN.items():
             if (value := getattr(found, field)) not in known_ones:
                 raise ValueError(f"{field}: {value!r}; known: {', '.join(filter(None, known_ones))}")
-        if found.template is not None and "{}" not in str(found.template):
-            raise ValueError(f"template: {found.template!r}; write {{}} where the class's name stands")
+        for field in ("recalls", "precisions"):
+            cuts = getattr(found, field)
+            if not isinstance(cuts, list | tuple) or not all(type(cut) is int and cut > 0 for cut in cuts) or not cuts:
+                raise ValueError(f"{field}: {cuts!r}; give whole numbers above 0, such as [1, 5, 10]")
+        if found.template is not None and ("{}" not in str(found.template) or 1 not in found.recalls):
+            raise ValueError(
+                f"template: {found.template!r}; write {{}} where the class's name stands, and 1 among the recalls"
+            )
         if not isinstance(found.corpus, Mapping) or "name" not in found.corpus:
             raise ValueError('corpus: write { name = "…" }')
     except (TypeError, ValueError) as error:

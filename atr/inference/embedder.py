@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from atr.config import RunConfig
+from atr.config import WINDOWS, RunConfig
 from atr.corpora import audio, corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders import clap, clap_files, inputs, registry, text
 from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.inference import pack
-from atr.inference.windows import WINDOWS, cut, mean, one, window_of
+from atr.inference.windows import cut, mean, one, window_of
 from atr.system import devices, hashes
 from atr.system.packed import POOLED, InputRows, Packed
 from atr.training import evaluation, identity, model, preparation, trainer

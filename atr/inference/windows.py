@@ -15,8 +15,6 @@ from atr.corpora.corpus import CLIP_COLUMNS, Corpus, Reader, clip_table, no_even
 from atr.encoders import registry
 from atr.system import hashes
 
-WINDOWS = ("mean", "first", "random")
-
 
 def window_of(config: RunConfig) -> float | None:
     """Seconds that a run's audio encoder hears at a time: its own window, or the run's `max_seconds` where that is less
