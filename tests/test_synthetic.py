@@ -3,12 +3,13 @@ import re
 import time
 import unicodedata
 
+import dataset_layouts
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atr.corpora import load_corpus
+from atr.corpora import clotho, load_corpus
 from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS, findings, names, parse, plain, problems
 from atr.corpora.captioning.paraphrase import PREFIXES, SUFFIXES, paraphrase
 from atr.corpora.captioning.record import Answer, path, read, with_synthetic
@@ -304,7 +305,7 @@ class TestRecord:
         record.write_bytes(whole[:size])
         assert len(read(record).answers) >= whole[:size].count(b"\n") and len(read(record).damaged) <= 1
 
-    @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "paraphrase", "a b"])
+    @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "paraphrase", "phi-4", "a b"])
     def test_a_name_that_is_none_is_refused(self, name):
         with pytest.raises(ValueError, match="give a name of letters"):
             path(name)
@@ -344,6 +345,27 @@ class TestCorpus:
         assert both.captions["caption"].str.startswith("new wording").sum() == 30
         assert corpus(synthetic="phi4", use="synthetic").captions["clip"].value_counts().eq(5).all()
         assert both.source.endswith("of the record phi4")
+
+    def test_those_that_phi4_wrote_for_clotho(self, home):
+        folder = dataset_layouts.clotho(home / "clotho", {"train": 3, "validation": 2, "test": 2}, 0.1)
+        with pytest.raises(FileNotFoundError, match="run: atr data phi4"):
+            load_corpus("clotho", check=False, synthetic="phi-4")
+        own = pd.read_csv(folder / "clotho_captions_development.csv")
+        new = [[f"phi {clip} {number}" for number in range(5)] for clip in range(3)]
+        rows = [[*row, *texts] for row, texts in zip(own.to_numpy().tolist(), new, strict=True)]
+        header = ["file_name", *(f"caption_{number}" for number in range(1, 11))]
+        dataset_layouts.table(home / "phi4" / clotho.PHI4, header, rows)
+        both, alone = (load_corpus("clotho", check=False, synthetic="phi-4", use=use) for use in ("both", "synthetic"))
+        texts = alone.split("train").captions.groupby("clip", sort=False)["caption"].agg(list)
+        assert dict(zip(own["file_name"].str.removesuffix(".wav"), new, strict=True)) == {
+            clip.removeprefix("train/"): captions for clip, captions in texts.items()
+        }
+        counts = both.captions.groupby("clip").size()
+        assert (counts[texts.index] == 10).all() and (counts.drop(texts.index) == 5).all()
+        assert both.source.endswith("training captions and those by phi-4")
+        dataset_layouts.table(home / "phi4" / clotho.PHI4, header, rows[:1])
+        with pytest.raises(ValueError, match="no captions of 2 of 3 training clips, as .*: atr data phi4"):
+            load_corpus("clotho", check=False, synthetic="phi-4")
 
     def test_missing_captions_are_an_error_that_says_how_many_and_what_to_do(self):
         record = recorded("phi4", written(corpus())[:4])

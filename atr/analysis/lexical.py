@@ -23,7 +23,7 @@ from lexicalrichness import LexicalRichness, tokenize
 from scipy import stats
 from torch import Tensor
 
-from atr.corpora import corpus_of, csvtable
+from atr.corpora import clotho, corpus_of
 from atr.experiments.profiles import Profile
 from atr.metrics import statistics
 
@@ -64,14 +64,9 @@ def sources(setting: Profile) -> pd.DataFrame:
         corpus = list(setting.corpora)[-1]
         train = corpus_of(setting.corpora[corpus], setting.root).split("train")
         return train.captions.assign(source="human" if setting.published else "grammar")[["clip", "source", "caption"]]
-    columns = [f"caption_{number}" for number in range(1, 11)]
-    table = csvtable.read_table("phi4", setting.captions, ("file_name", *columns))
-    rows = [
-        (row["file_name"], source, row[column])
-        for source, own in (("human", columns[:5]), ("phi-4", columns[5:]))
-        for row in table
-        for column in own
-    ]
+    table = clotho.phi4(setting.captions)
+    rows = [(file, "human", text) for file, texts, _ in table for text in texts]
+    rows += [(file, "phi-4", text) for file, _, texts in table for text in texts]
     return pd.DataFrame(rows, columns=["clip", "source", "caption"])
 
 

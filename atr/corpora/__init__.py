@@ -38,8 +38,9 @@ def load_corpus(
     check: raise CorpusError if the corpus has problems; without it the caller looks at `Corpus.problems` himself.
     hold_out: so many clips, drawn once, are for validation and all others for training, as submissions to a challenge
         train; runs on it are tested on their validation clips.
-    synthetic: new captions for the training clips, those of other splits stay: "paraphrase" makes them by rules, any
-        other name is a record that `atr caption` wrote. A ValueError says for how many clips it lacks them.
+    synthetic: new captions for the training clips, those of other splits stay: "paraphrase" makes them by rules,
+        "phi-4" has those that `atr data phi4` brought for Clotho, any other name is a record that `atr caption` wrote.
+        A ValueError says for how many clips it lacks them.
     use: "both" trains on them and on the clip's own captions, "synthetic" on them alone.
     options: the loader's keyword arguments. Unknown names and options are ValueErrors that list the known ones.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from atr.corpora import audiocaps, clotho, csvtable, files, wavcaps
+from atr.corpora import audiocaps, clotho, files, wavcaps
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.corpora.scenes import clipfolder
 from atr.system import atomic, download, places
@@ -89,8 +89,7 @@ def _count_audiocaps2(folder: Path) -> Counts:
 
 
 def _count_phi4(folder: Path) -> Counts:
-    captions = (f"caption_{number}" for number in range(1, 11))
-    rows = csvtable.read_table("phi4", folder / PHI4.name, ("file_name", *captions))
+    rows = clotho.phi4(folder / PHI4.name)
     columns = {"clips here": len(rows), "captions here": 10 * len(rows), "clips in the thesis": 3840}
     return Counts(pd.DataFrame([columns]), [])
 
@@ -169,9 +168,9 @@ ESC50 = File(  # the newest state of the repository
     "sha256:661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f",
 )
 PHI4 = File(
-    "clotho_captions_development_plus_phi_generated.csv",
+    clotho.PHI4,
     "https://raw.githubusercontent.com/timoniko/PR-Text-To-Audio-Retrieval/e7903b4cceec011a6b93b07f73e052f52bd519a0"
-    "/clotho_v2/clotho_captions_development_plus_phi_generated.csv",
+    f"/clotho_v2/{clotho.PHI4}",
     2711929,
     "sha256:06cb9e044289723c708ffa7f7b509c3c8e924ea8d9f6a8c6da144dc0623dd273",
 )

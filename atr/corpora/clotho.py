@@ -6,7 +6,7 @@ The splits train, validation and test are Clotho's development, validation and e
 import ast
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ LOOKED_FOR = (
 )
 COLUMNS = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
 SECONDS = (15.0, 30.0)  # shortest and longest clip
+PHI4 = "clotho_captions_development_plus_phi_generated.csv"
 RATE = 44_100  # of the samples in which the metadata tables give a clip's start and end in its recording
 
 
@@ -193,3 +194,26 @@ def answers(root: str | PathLike[str] | None = None) -> dict[str, list[str]]:
             problem = Problem(f"{table}, {row['query']!r}", f"no list of file names ({error})", "fetch it again")
             raise CorpusError(name, [problem]) from None
     return files_of
+
+
+def phi4(table: Path | None = None) -> list[tuple[str, list[str], list[str]]]:
+    """The clips of Clotho's development split, as files, with five captions each by people and five by phi-4, which
+    Tymofieiev 2025 published. table: by default where `atr data phi4` put or found it.
+
+    Raises FileNotFoundError if there is nothing, CorpusError for what cannot be used.
+    """
+    columns = [f"caption_{number}" for number in range(1, 11)]
+    rows = csvtable.read_table("phi4", table or files.located("phi4", None) / PHI4, ("file_name", *columns))
+    return [(row["file_name"], [row[c] for c in columns[:5]], [row[c] for c in columns[5:]]) for row in rows]
+
+
+def generated(clips: Iterable[str]) -> dict[str, list[str]]:
+    """phi-4's captions of training clips of Clotho. ValueError: clips that the table lacks; else as in `phi4`."""
+    by_name = {files.normal_spelling(_stem(file)): texts for file, _, texts in phi4()}
+    found = {clip: by_name.get(files.normal_spelling(clip.removeprefix("train/")), []) for clip in clips}
+    if lacking := [clip for clip, texts in found.items() if not texts]:
+        raise ValueError(
+            f"{PHI4}: no captions of {len(lacking)} of {len(found)} training clips, as {lacking[0]!r}; they are "
+            "for Clotho alone; if it is that, fetch them again: atr data phi4"
+        )
+    return found

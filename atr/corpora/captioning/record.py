@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from atr.corpora import clotho
 from atr.corpora.captioning.answers import parse, problems
 from atr.corpora.captioning.language_models import ONLY_REASONING, REFUSAL, spoken
 from atr.corpora.captioning.paraphrase import paraphrase
@@ -20,6 +21,8 @@ from atr.corpora.corpus import Corpus, caption_table
 from atr.system import places
 
 PARAPHRASE = "paraphrase"  # the name of the captions made by rules
+PHI4 = "phi-4"  # that of those which Tymofieiev 2025 published, for Clotho
+WORDS = {PARAPHRASE: "of rules", PHI4: "by phi-4"}
 USES = ("synthetic", "both")
 CUT_OFF = ("length", "content_filter")  # finish reasons of an answer that is not whole
 REFUSED = "refused"  # finish reason recorded where the server refused the request itself
@@ -105,9 +108,10 @@ class Record:
 
 
 def path(name: str) -> Path:
-    """The file of a record. ValueError for a name that leads elsewhere, or that of the rules."""
-    if not re.fullmatch(r"\w[\w.-]*", name) or name == PARAPHRASE:
-        raise ValueError(f"record {name!r}: give a name of letters, digits, '.', '-' and '_' other than {PARAPHRASE!r}")
+    """The file of a record. ValueError for a name that leads elsewhere, or one of captions that come otherwise."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in WORDS:
+        others = " and ".join(map(repr, WORDS))
+        raise ValueError(f"record {name!r}: give a name of letters, digits, '.', '-' and '_' other than {others}")
     return places.home() / "captions" / f"{name}.jsonl"
 
 
@@ -141,7 +145,8 @@ def answer_of(entry: Any) -> Answer:
 def with_synthetic(corpus: Corpus, name: str, use: str = "both") -> Corpus:
     """The corpus with new captions for its training clips; those of other splits stay.
 
-    name: "paraphrase" makes them by rules, any other is a record's. use: "synthetic" replaces the clip's captions,
+    name: "paraphrase" makes them by rules, "phi-4" has those that `atr data phi4` brought for Clotho, any other is a
+    record's. use: "synthetic" replaces the clip's captions,
     "both" puts the new ones after them. Raises ValueError if the record lacks valid captions of a training clip. An
     answer that was given for other captions than the clip has now does not count.
     """
@@ -152,12 +157,14 @@ def with_synthetic(corpus: Corpus, name: str, use: str = "both") -> Corpus:
     originals = {clip: captions for clip, captions in texts.items() if clip in training}
     if name == PARAPHRASE:
         new = {clip: paraphrase(captions, clip) for clip, captions in originals.items()}
+    elif name == PHI4:
+        new = clotho.generated(originals)
     else:
         new = _captions_of(path(name), originals)
     for clip, captions in new.items():
         texts[clip] = captions if use == "synthetic" else texts[clip] + captions
     table = caption_table([(clip, caption) for clip, captions in texts.items() for caption in captions])
-    words = "of rules" if name == PARAPHRASE else f"of the record {name}"
+    words = WORDS.get(name, f"of the record {name}")
     source = f"{corpus.source}; training captions {'' if use == 'synthetic' else 'and those '}{words}"
     return replace(corpus, captions=table, source=source)
 
