@@ -40,7 +40,8 @@ def read(app, docname, source):
             source[0] = source[0].replace(f"notebooks/{name})", f"{path.relative_to(ROOT)})")
         source[0] = source[0].replace(f"{RESULTS})", "README.md#all-results)")
     if docname == root_doc:
-        source[0] += contents()
+        lines = [line for line in source[0].splitlines() if not line.startswith("[![")]  # badges are the repository's
+        source[0] = "\n".join(lines) + contents()
 
 
 def contents() -> str:
