@@ -596,7 +596,7 @@ class TestProgress:
 
     def test_it_says_what_is_done_what_trains_and_how_long_it_takes(self, file):
         # Given two runs still to be made, of 60 and 120 s by a guess that is twice too high, and one notebook of 20 s
-        state = progress.Progress(file, {"a": 30.0, "b": 60.0}, finished=3, guess=180.0, began=100.0)
+        state = progress.Progress(file, {"a": 30.0, "b": 60.0}, finished="xyz", guess=180.0, began=100.0)
         assert not state.read() and (state.done, state.total) == (3, 5)
         assert state.left(100.0) == 200 and state.left(160.0) == 140
         # When the first is prepared, and trains beside another
@@ -618,6 +618,26 @@ class TestProgress:
         progress.note("closed", "01_loss_comparison")
         state.read()
         assert state.left(500.0) == 0 and str(state).startswith("5 of 5 runs, about 10 seconds left")
+
+    def test_runs_that_a_search_trains_instead_of_planned_ones_count(self, file):
+        state = progress.Progress(
+            file, {"a": 10.0, "b": 30.0, "c": 20.0}, finished="f", guess=None, notebooks=0, began=0
+        )
+        for own in ("new", "f", "new"):  # one of no plan, and one that was finished before
+            progress.note("trains", "", own)
+            progress.note("ended", "", own)
+        state.read()
+        state._last = 20.0
+        assert (state.done, state.total) == (2, 4) and state.left(20.0) == pytest.approx(40)
+        progress.note("ended", "", "at hand")  # takes no time, and leaves less to do
+        state.read()
+        state._last = 20.0
+        assert state.done == 3 and state.left(20.0) == pytest.approx(20)
+        for own in ("further", "another"):  # the search goes on beyond the plan
+            progress.note("trains", "", own)
+            progress.note("ended", "", own)
+        state.read()
+        assert (state.done, state.total) == (5, 5) and state.left() == 0
 
     def test_without_a_guess_the_first_run_tells(self, file):
         state = progress.Progress(file, {"a": 1.0, "b": 3.0}, guess=None, notebooks=0, began=0.0)

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,17 +26,18 @@ def note(event: str, what: str, key: str = "") -> None:
 
 @dataclass
 class Progress:
-    """Of a study, read from the file that its processes `note` in.
+    """Of a study, read from the file that its processes `note` in. Runs of no plan, such as seeds at the rate that a
+    search has found, stand for as many of it that are not trained then, each for an average one.
 
     costs     run's key → rough seconds, of those still to be made
-    finished  how many others there are
+    finished  the keys of the plan's others
     guess     seconds that all of `costs` take here; None: not known
     notebooks how many there are, `jobs` at a time
     """
 
     file: Path
     costs: Mapping[str, float]
-    finished: int = 0
+    finished: Collection[str] = ()
     guess: float | None = None
     notebooks: int = 1
     jobs: int = 1
@@ -45,7 +46,7 @@ class Progress:
     def __post_init__(self) -> None:
         self._place = 0  # in the file
         self._training, self._open = dict[str, str](), dict[str, None]()
-        self._ended, self._others = set[str](), set[str]()  # of the plan; further runs, that turn out to be needed
+        self._ended, self._others = set[str](), dict[str, bool]()  # of the plan; of none: whether it was at hand
         self._preparing, self._closed, self._last = "", 0, self.began
 
     def read(self) -> bool:
@@ -65,9 +66,12 @@ class Progress:
             if event == "trains":
                 self._training[key] = what
             elif event == "ended":
-                self._training.pop(key, None)
+                trained = self._training.pop(key, None) is not None
                 if key in self.costs and key not in self._ended:
                     self._ended.add(key)
+                    self._last = time.monotonic()
+                elif key not in (*self.costs, *self.finished, *self._others):
+                    self._others[key] = not trained
                     self._last = time.monotonic()
             elif event == "opened":
                 self._open[what] = None
@@ -77,24 +81,27 @@ class Progress:
 
     @property
     def done(self) -> int:
-        return self.finished + len(self._ended)
+        return len(self.finished) + len(self._ended) + len(self._others)
 
     @property
     def total(self) -> int:
-        return self.finished + len(self.costs)
+        return max(len(self.finished) + len(self.costs), self.done)
 
     def left(self, now: float | None = None) -> float | None:
         """Seconds to go, by what the runs that have ended took and by the guess; None: nothing to go by."""
         now = time.monotonic() if now is None else now
-        work, done = sum(self.costs.values()), sum(self.costs[key] for key in self._ended)
+        work = sum(self.costs.values())
+        average = work / max(len(self.costs), 1)
+        done = sum(self.costs[key] for key in self._ended) + average * list(self._others.values()).count(False)
+        to_do = work - done - average * list(self._others.values()).count(True)
         tables = NOTEBOOK_SECONDS * max(self.notebooks - self._closed, 0) / self.jobs
-        if len(self._ended) == len(self.costs):
+        if to_do < 1e-9 * work or not work:
             return tables
         trust = 0.0 if self.guess is None else TRUST
         if not trust and not done:
             return None
         pace = (trust * (self.guess or 0.0) + self._last - self.began) / (trust * work + done)
-        return max(pace * (work - done) - (now - self._last), 0.0) + tables
+        return max(pace * to_do - (now - self._last), 0.0) + tables
 
     def __str__(self) -> str:
         runs = f"{self.done} of {self.total} runs" if self.total else ""

@@ -127,7 +127,8 @@ def progress(file: Path, table: pd.DataFrame, notebooks: int, jobs: int, guess: 
     """Of a plan whose notebooks, `jobs` at a time, note in a file how far they are; guess: as `Progress` has it."""
     todo = table[~table["finished"]] if len(table) else table
     costs = {key(config): seconds for config, seconds in zip(todo["config"], todo["seconds"], strict=True)}
-    return Progress(file, costs, len(table) - len(todo), guess, notebooks, jobs)
+    finished = {key(config) for config in table["config"]} - set(costs) if len(table) else set()
+    return Progress(file, costs, finished, guess, notebooks, jobs)
 
 
 def execute_all(
