@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from atr.reports import findings
+from atr.reports.verdicts import comparisons
 from atr.system import places
 
 REFERENCE = places.PROJECT / "results" / "reference"
@@ -95,3 +96,24 @@ def test_the_committed_pages_are_what_the_committed_tables_say():
     assert page == findings.page(places.PROJECT), f"docs/findings.md is stale{again}"
     readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
     assert readme == findings.replace_parts(readme, findings.lead(places.PROJECT)), f"README.md is stale{again}"
+
+
+def test_each_claim_of_a_paper_has_its_verdict_by_profile_or_says_why_not(tmp_path):
+    columns = "paper,place,claim,direction,notebook,measure,rule,effect,note,comparisons,figure"
+    rows = [
+        "A 2001,table 1,One beats two,T→A,01,mAP@10,beats,1,,^one beats,",
+        "A 2001,table 2,Two is not worse,T→A,01,mAP@10,no less,1,,not ^three,",
+        "A 2001,section 3,Else,—,05,mAP@10,beats,1,pending: not run,,",
+        "B 2002,table 9,More,—,,,,,not here: a reason,,",
+    ]
+    (tmp_path / "claims.csv").write_text("\n".join([columns, *rows]))
+    table = judged(**{"one beats two, T→A": "holds", "one beats two, A→T": "undecided", "three is worse": "holds"})
+    made = {("demo", "01"): comparisons("01", table, ""), ("esc50", "02"): []}
+    lines = findings.papers(tmp_path / "claims.csv", made).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    assert cells[0] == ["claim", "judged", "notebook", "demo", "esc50"]
+    judgement = "by mAP@10; holds if ahead by 1 or more"
+    assert cells[1] == ["One beats two (table 1)", judgement, "01", "holds in part (1 of 2 holds)", "—"]
+    assert cells[2][3:] == ["contradicted", "—"]
+    assert cells[3] == ["Else (section 3)", judgement, "05", "pending: not run", "pending: not run"]
+    assert cells[5] == ["More (table 9)", "—", "—", "not here: a reason", "not here: a reason"]

@@ -301,11 +301,12 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
     for axis, (panel, rows) in zip(axes[0], panels.items(), strict=True):
         for name, group in rows.groupby(level=line, sort=False):
             best = group[group["chosen"] == "yes"]
-            axis.plot(group["rate"], group[label], ms=3, label=legible(name), **look[name])
+            words = legible(name) if isinstance(name, str) else f"{heading(str(line))} {name:g}"
+            axis.plot(group["rate"], group[label], ms=3, label=words, **look[name])
             axis.plot(best["rate"], best[label], "o", ms=8, mfc="none", color=look[name]["color"])
         ticks = sorted(set(rows["rate"]))
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [f"{tick:.1g}" for tick in ticks], rotation=60, size=7)
+        axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], rotation=60, size=7)
         axis.minorticks_off()
         axis.set_title(", ".join(map(str, panel)))
         axis.set_xlabel("heads' rate")

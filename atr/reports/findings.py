@@ -16,7 +16,7 @@ import pandas as pd
 
 from atr.reports import names
 from atr.reports.output import legend, markdown, read
-from atr.reports.verdicts import DIRECTIONS, VERDICTS
+from atr.reports.verdicts import DIRECTIONS, VERDICTS, Comparison, comparisons, paper_claims
 from atr.system import atomic
 
 HEAD = """# What was found
@@ -31,6 +31,12 @@ CHANGED = """## What changed
 Verdicts of `demo` before methods had equal chances, beside those of now (two where both directions are judged: T→A,
 then A→T).
 """
+PAPERS = """## What the papers claim
+
+In our words, with how each is judged: the smallest effect that counts was settled before its results. By profile the
+verdict, and of how many comparisons it is where these differ (*in part*); a dash where the notebook was not run by the
+protocol yet.
+"""
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10")
 BEST = names.HEADINGS["t2a_map10"]
 START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
@@ -38,12 +44,42 @@ START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
 
 def page(project: Path) -> str:
     """The whole page, from the committed results, the notebooks and the verdicts of before."""
-    parts, judged = [HEAD], {}
+    parts, judged, made = [HEAD], {}, {}
     for folder, notebook in sections(project):
         parts.append(section(folder, notebook))
         judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
-    before = pd.read_csv(project / "data" / "reference" / "verdicts_before.csv", dtype=str)
-    return "\n".join([*parts, changes(before, judged)])
+        made[folder.name, notebook.stem[:2]] = _comparisons(folder, notebook)
+    reference = project / "data" / "reference"
+    before = pd.read_csv(reference / "verdicts_before.csv", dtype=str)
+    return "\n".join([*parts, papers(reference / "claims.csv", made), changes(before, judged)])
+
+
+def papers(table: Path, made: Mapping[tuple[str, str], Sequence[Comparison]]) -> str:
+    """What became of each paper's claims, a column per profile. made: comparisons by profile and notebook."""
+    parts, profiles = [PAPERS], list(dict.fromkeys(profile for profile, _ in made))
+    results = {profile: paper_claims(table) for profile in profiles}
+    for paper, claims_of in paper_claims(table).items():
+        rows = []
+        for place, claim in enumerate(claims_of):
+            judged = claim.context.removesuffix(claim.note).removesuffix("; ") or "—"
+            row = {"claim": f"{claim.title} ({claim.place})", "judged": judged, "notebook": claim.notebook or "—"}
+            for profile in profiles:
+                mine = results[profile][paper][place]
+                mine.take(made.get((profile, claim.notebook), []))
+                counts = f" ({mine.count})" if "part" in mine.verdict else ""
+                row[profile] = f"{mine.verdict}{counts}" if mine.comparisons else claim.note or "—"
+            rows.append(row)
+        parts.append(f"### {paper}\n\n{markdown(pd.DataFrame(rows))}\n")
+    return "\n".join(parts)
+
+
+def _comparisons(folder: Path, notebook: Path) -> list[Comparison]:
+    """All of a notebook that have a verdict."""
+    found = []
+    for path in sorted((folder / "tables").glob(f"{notebook.stem[:2]}_*.csv")):
+        caption = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["caption"]
+        found += comparisons(notebook.stem[:2], read(path), caption)
+    return found
 
 
 def sections(project: Path) -> list[tuple[Path, Path]]:

@@ -19,9 +19,8 @@ from atr.corpora import loaded_once
 from atr.experiments import study
 from atr.experiments.profiles import Profile, get_profile
 from atr.reports import freshness
-from atr.reports.names import readable
-from atr.reports.output import View, labels, legend, read, view
-from atr.reports.verdicts import VERDICTS, Claim, Comparison, paper_claims
+from atr.reports.output import View, legend, read, view
+from atr.reports.verdicts import VERDICTS, Claim, Comparison, comparisons, paper_claims
 from atr.system import places
 from atr.training.records import Run
 
@@ -72,13 +71,7 @@ class Output:
     @property
     def comparisons(self) -> list[Comparison]:
         """The rows that have a verdict."""
-        if self.table is None or "verdict" not in self.table:
-            return []
-        text = readable(self.table)
-        if "claim" not in self.table:
-            first = text[labels(self.table, text)].to_numpy()
-            text.insert(0, "claim", [f"{self.provenance['caption']} {', '.join(row)}" for row in first])
-        return [Comparison.read(self.name[:2], dict(zip(map(str, text), row, strict=True))) for row in text.to_numpy()]
+        return [] if self.table is None else comparisons(self.name[:2], self.table, self.provenance["caption"])
 
 
 @dataclass

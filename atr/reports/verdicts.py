@@ -11,6 +11,7 @@ import pandas as pd
 
 from atr.metrics import retrieval, statistics
 from atr.reports import names
+from atr.reports.output import labels
 from atr.training.records import ExternalTest, Run
 
 VERDICTS = ("holds", "contradicted", "undecided", "not converged")
@@ -49,12 +50,23 @@ class Comparison:
         return cls(notebook, words, direction, row["verdict"], row.get("difference", "—"), ends, p)
 
 
+def comparisons(notebook: str, table: pd.DataFrame, caption: str) -> list[Comparison]:
+    """The rows of a table that have a verdict; its caption says what they are where they are no claims in words."""
+    if "verdict" not in table:
+        return []
+    text = names.readable(table)
+    if "claim" not in table:
+        first = text[labels(table, text)].to_numpy()
+        text.insert(0, "claim", [f"{caption} {', '.join(row)}" for row in first])
+    return [Comparison.read(notebook, dict(zip(map(str, text), row, strict=True))) for row in text.to_numpy()]
+
+
 @dataclass
 class Claim:
     """What a paper claims, in our words, or what a notebook asks beyond it; and our comparisons that test it.
 
-    place: in the paper; context: how it is judged, or why it is not; figure: the name of one that shows it; pattern: of
-    the words of its comparisons; negated: these ask for its contrary.
+    place: in the paper; context: how it is judged, or why it is not, and that alone is its note; figure: the name of
+    one that shows it; pattern: of the words of its comparisons; negated: these ask for its contrary.
     """
 
     title: str
@@ -65,6 +77,7 @@ class Claim:
     comparisons: list[Comparison] = field(default_factory=list)
     pattern: str = ""
     negated: bool = False
+    note: str = ""
 
     @property
     def verdict(self) -> str:
@@ -100,7 +113,7 @@ def paper_claims(path: Path) -> dict[str, list[Claim]]:
         context = "; ".join(filter(None, [row["measure"] and f"by {row['measure']}", rule, row["note"]]))
         pattern = row["comparisons"].removeprefix("not ")
         claim = Claim(row["claim"], row["place"], context, row["notebook"], row["figure"], [], pattern)
-        claim.negated = pattern != row["comparisons"]
+        claim.negated, claim.note = pattern != row["comparisons"], row["note"]
         result.setdefault(row["paper"], []).append(claim)
     return result
 
