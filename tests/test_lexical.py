@@ -176,6 +176,17 @@ class TestComparison:
         assert (found["low"], found["high"]) == (-2, 3) and found["p"] == 0.75
         assert lexical.compare(measured, sources=("phi-4", "human"))["difference"] == -2
 
+    def test_which_spreads_wider_goes_by_distances_from_the_median(self):
+        values = {"human": [1.0, 9.0, 5.0, 2.0, 8.0], "phi-4": [30.0, 31.0, 30.0, 29.0, 30.0]}
+        rows = [(g, source, x) for source, many in values.items() for g, x in enumerate(many)]
+        measured = pd.DataFrame(rows, columns=["group", "source", "mtld"])
+        apart = lexical.deviations(measured)
+        assert apart["mtld"].tolist() == [4, 4, 0, 3, 3, 0, 1, 0, 1, 0]
+        many = pd.concat([apart.assign(group=apart["group"] + 5 * copy) for copy in range(4)])
+        (found,) = lexical.claims({"clip": many}, columns=["mtld"]).to_dict("records")
+        assert found["verdict"] == "holds" and found["difference"] == 3
+        assert lexical.claims({"clip": many}, ("phi-4", "human"), ["mtld"])["verdict"].tolist() == ["contradicted"]
+
     def test_sources_that_are_alike_differ_in_nothing(self):
         measured = pd.DataFrame({"group": [0, 1] * 2, "source": ["human"] * 2 + ["phi-4"] * 2, "mtld": [4.0, 5.0] * 2})
         found = lexical.compare(measured)
@@ -227,6 +238,15 @@ class TestVocabulary:
         assert found.index.tolist() == ["dog", "rain", "hum"] and found.loc["hum", "human"] == 0
         with pytest.raises(ValueError, match="no source 'gpt'"):
             lexical.distinctive(made, ("human", "gpt"))
+
+    def test_clips_that_have_a_word_in_a_caption_of_a_source(self):
+        made = table(
+            *[("x", "human", "Rain falls"), ("x", "human", "a gentle rain"), ("x", "phi-4", "rainy, gently")],
+            *[("y", "human", "rain"), ("y", "phi-4", "Gentle! rain"), ("z", "human", "wind")],
+        )
+        found = lexical.having(made, "gentle")
+        assert found["human"].to_dict() == {"x": 100, "y": 0, "z": 0}
+        assert found["phi-4"].to_dict() == {"x": 0, "y": 100, "z": 0}
 
     def test_a_rare_word_tells_less_than_a_frequent_one(self):
         often = [("x", "human", "dog rain")] * 50 + [("x", "phi-4", "hum rain")] * 50

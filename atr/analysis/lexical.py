@@ -287,6 +287,20 @@ def claims(
     return result.assign(verdict=[statistics.judge(pair, alpha) for pair in pairs]).drop(columns="p")
 
 
+def deviations(measured: pd.DataFrame, column: str = "mtld") -> pd.DataFrame:
+    """`measured` with each text's distance from its source's median in the place of `column`, so that `claims` judges
+    which source spreads wider (Brown and Forsythe 1974, paired by group).
+    """
+    middle = measured.groupby("source")[column].transform("median")
+    return measured.assign(**{column: (measured[column] - middle).abs()})
+
+
+def having(captions: pd.DataFrame, word: str) -> pd.DataFrame:
+    """Clips × sources: 100 where one of the clip's captions by the source has the word, else 0."""
+    has = pd.Series([100.0 * (word in words(caption)) for caption in captions["caption"]], captions.index)
+    return has.groupby([captions["clip"], captions["source"]]).max().unstack(fill_value=0)
+
+
 def reasons(measured: pd.DataFrame) -> pd.DataFrame:
     """What MTLD rests on, by source: texts; medians of tokens, types and MTLD; percent of texts that repeat no word,
     and of those in which a whole stretch of MTLD fits; median MTLD where no word is repeated and where one is; rank
