@@ -94,9 +94,9 @@ def overview(configs: Sequence[RunConfig]) -> pd.DataFrame:
     differ, empty where it is at its default; its name is how many runs it has.
 
     >>> overview([atr.RunConfig(epochs=epochs, seed=seed) for epochs in (5, 9) for seed in (0, 1)]).reset_index()
-       runs  batch_size  epochs  learning_rates.heads
-    0     2          32       5                 0.001
-    1     2          32       9                 0.001
+       runs  batch_size  epochs learning_rates.heads
+    0     2          32       5                0.001
+    1     2          32       9                0.001
     """
     rows = []
     for config in {key(config): config for config in configs}.values():
@@ -112,6 +112,7 @@ def overview(configs: Sequence[RunConfig]) -> pd.DataFrame:
         .rename("runs")
         .reset_index()
         .fillna("")
+        .map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
         .set_index("runs")
     )
 
