@@ -97,6 +97,46 @@ def test_numbers_in_peoples_words_are_those_of_the_committed_tables():
     assert f"({people.loc['control', 't2a_r10']:.0f} % if nothing is trained)" in search
 
 
+def test_numbers_of_captions_and_topics_are_those_of_the_committed_tables():
+    folder = places.PROJECT / "results" / "reference" / "captions" / "tables"
+    tables = {
+        name: pd.read_csv(folder / f"{name}.csv")
+        for name in ("10_richness", "10_spread", "10_favourites", "10_rules", "11_topics_by_seed", "11_readings")
+    }
+    page = (places.PROJECT / "docs" / "results.md").read_text(encoding="utf-8")
+    section = page.partition("**Are human captions richer")[2].partition("**What do people")[0]
+    text = " ".join(section.replace("*", "").split())
+    richer = tables["10_richness"].set_index(["unit", "measure"])[["human", "phi-4"]]
+    for unit, words in (("caption", "a caption"), ("clip", "a clip's"), ("corpus", "a twentieth")):
+        (row,) = [line for line in section.replace("*", "").splitlines() if line.startswith(f"| {words}")]
+        told = [float(cell) for cell in row.strip("| ").split(" | ")[1:]]
+        expected = [*richer.loc[unit, "MTLD"], *richer.loc[unit, "HD-D"]]
+        assert told == [round(value, digits) for value, digits in zip(expected, (0, 0, 2, 2), strict=True)], unit
+    spread = tables["10_spread"].set_index("unit")
+    assert spread["verdict"].tolist() == ["holds", "contradicted", "undecided"]
+    for unit in ("caption", "clip"):
+        assert (
+            "({human:.0f}{} against {phi:.0f})".format(
+                " words" * (unit == "caption"), human=spread.loc[unit, "human"], phi=spread.loc[unit, "phi-4"]
+            )
+            in text
+        )
+    rhythmic, gentle, amidst = tables["10_favourites"]["difference"]
+    assert f'"rhythmic" stands in {rhythmic:.0f} % more' in text
+    assert f'"gentle" in {gentle:.0f} %, "amidst" in {amidst:.0f} %' in text
+    broken = tables["10_rules"].set_index("rule").loc["any rule", "share"]
+    assert f"{broken:.1f} % of its captions break one" in text
+    topics, stable = tables["11_topics_by_seed"]["topics"], pd.read_csv(folder / "11_stability.csv")
+    assert f"find {topics.min()} to {topics.max()} over three seeds" in text
+    assert f"(adjusted mutual information {stable['ami'].mean():.2f})" in text
+    assert f"it is {stable['ami_all'].mean():.2f}." in text and stable["placed"].mean() == pytest.approx(200 / 3, abs=2)
+    read = tables["11_readings"].set_index(["read", "smallest"])
+    low, high = read.loc["one caption a clip", ["number min", "number max"]].iloc[0].astype(int)
+    few, many = (read.loc["all captions"].loc[size] for size in (50, 60))
+    assert f"({low} to {high}), or with" in text
+    assert f"({few['number max']:.0f} to {many['number min']:.0f})" in text
+
+
 def test_each_test_that_the_promises_name_is_there():
     page = (places.PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
     tests = "".join(path.read_text(encoding="utf-8") for path in (places.PROJECT / "tests").glob("test_*.py"))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from atr.experiments.profiles import PROFILES
 from atr.reports import names
 from atr.reports.output import legend, markdown, read
 from atr.reports.verdicts import DIRECTIONS, VERDICTS, Comparison, comparisons, paper_claims
@@ -48,6 +49,7 @@ def page(project: Path) -> str:
     for folder, notebook in sections(project):
         parts.append(section(folder, notebook))
         judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
+    for folder, notebook in [*sections(project), *untrained(project)]:
         made[folder.name, notebook.stem[:2]] = _comparisons(folder, notebook)
     reference = project / "data" / "reference"
     before = pd.read_csv(reference / "verdicts_before.csv", dtype=str)
@@ -87,6 +89,13 @@ def sections(project: Path) -> list[tuple[Path, Path]]:
     files = (project / "results" / "reference").glob("*/ranks/*.npz")
     ordered = sorted(files, key=lambda path: (path.stem, path.parts[-3]))
     return [(path.parents[1], next((project / "notebooks").glob(f"{path.stem}_*.ipynb"))) for path in ordered]
+
+
+def untrained(project: Path) -> list[tuple[Path, Path]]:
+    """Folder and notebook of the results in which nothing is trained, so that no ranks are kept: of captions alone."""
+    executed = sorted((project / "results" / "reference").glob("*/notebooks/*.ipynb"))
+    ours = [path for path in executed if path.parts[-3] in PROFILES and not PROFILES[path.parts[-3]].corpora]
+    return [(path.parents[1], project / "notebooks" / path.name) for path in ours]
 
 
 def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
