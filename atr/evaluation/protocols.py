@@ -211,6 +211,17 @@ def get(name: str) -> Protocol:
     return found
 
 
+def several(given: Sequence[str]) -> list[Protocol]:
+    """Those of the names and paths that are given, each once. Errors: as in `get`, and ValueError for two of one name,
+    whose results would be one file.
+    """
+    found: dict[str, Protocol] = {}
+    for one in map(get, dict.fromkeys(given)):
+        if found.setdefault(one.name, one) != one:
+            raise ValueError(f"--on: two protocols are named {one.name}, and so their results; rename one's file")
+    return list(found.values())
+
+
 def _has_splits(folder: Path) -> bool:
     try:
         with open(folder / "captions.csv", encoding="utf-8-sig", errors="replace") as file:
