@@ -109,7 +109,20 @@ class TestProtocols:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            ('title = "x"', "missing 2 required positional arguments: 'corpus' and 'source'"),
+            ('title = "x"', "without corpus, source; write what it is"),
+            (
+                'title = "x"\nname = "y"\nfoo = 1',
+                "unknown: foo, name; known: answers, captions, clip_list, clips, corp",
+            ),
+            ('title = 3\nsource = ""\ncorpus = { name = "csv" }', "title: 3; give a text"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nclips = "many"', "clips: 'many'; give a whole"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nqueries = true', "queries: True; give a whole"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nclip_list = 3', "clip_list: 3; give a text"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nwithout = "abc"', "without: 'abc'; give a list of"),
+            (
+                'title = "x"\nsource = ""\ncorpus = { name = "csv" }\ntemplate = "{} {x}"',
+                "template: .*; write {} where",
+            ),
             (
                 'title = "x"\nsource = ""\ncorpus = { name = "csv" }\ncaptions = "some"',
                 "captions: 'some'; known: given",
@@ -129,13 +142,27 @@ class TestProtocols:
         with pytest.raises(ValueError, match=f"own.toml: .*{words}"):
             protocols.get(str(tmp_path / "own.toml"))
 
+    def test_the_list_of_ones_own_may_come_from_any_machine_and_must_be_there(self, tmp_path, folder):
+        own = 'title = "x"\nsource = ""\ncorpus = { name = "csv" }\nclip_list = "own.txt"\n'
+        (tmp_path / "own.toml").write_text(own, encoding="utf-8-sig")
+        with pytest.raises(FileNotFoundError, match=r"protocol own: its clips are named in .*own\.txt, which is not"):
+            protocols.get(str(tmp_path / "own.toml")).load(folder)
+        (tmp_path / "own.txt").write_bytes("sound 0.wav\r\nsound 1.wav\r\ngone.wav\r\n".encode("utf-8-sig"))
+        protocol = protocols.get(str(tmp_path / "own.toml"))
+        part = protocol.load(folder)
+        assert part.clips["clip"].tolist() == ["sound 0.wav", "sound 1.wav"]
+        assert protocol.missing(part) == ["gone.wav"]
+        (tmp_path / "own.txt").write_bytes(b"\xff")
+        with pytest.raises(ValueError, match=r"own\.txt: not UTF-8 \(.*; save it as that"):
+            protocols.get(str(tmp_path / "own.toml")).load(folder)
+
     def test_what_cannot_be_evaluated_on_is_an_error(self, tmp_path, part):
         with pytest.raises(ValueError, match="protocol 'clotho': unknown; known: audiocaps-883, audiocaps-957"):
             protocols.get("clotho")
         with pytest.raises(ValueError, match="protocol folder: needs a folder of sounds with captions.csv"):
             protocols.get("folder").load()
         silent = replace(part, captions=part.captions.assign(caption=["…", *part.captions["caption"][1:]]))
-        with pytest.raises(ValueError, match="1 queries without a word, as '…'"):
+        with pytest.raises(ValueError, match="1 queries without a word, as '…' of 'sound 0.wav'; mend"):
             protocols.get("folder").ask(silent)
 
 
