@@ -35,7 +35,10 @@ class Result:
 
     @property
     def model(self) -> str:
-        return self.report["model"]["name"]
+        """Its name, and how it heard longer sounds where that was asked for: it may be held against itself."""
+        about = self.report["model"]
+        asked = (f"{what} {about[what]}" for what in ("windows", "seed") if about.get(what) is not None)
+        return ", ".join([about["name"], *asked])
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class Protocol:
                 parts = [(row, piece) for row, text in zip(rows, texts, strict=True) for piece in text.split(".")]
                 parts = [(row, piece.strip()) for row, piece in parts if piece.strip()]
                 rows, texts = [row for row, _ in parts], [piece for _, piece in parts]
-        if empty := [place for place, text in enumerate(texts) if not re.search(r"\w", text)]:
+        if empty := [place for place, text in enumerate(texts) if not re.search(r"[^\W_]", text)]:
             example = f"{texts[empty[0]]!r} of {part.clips['clip'].iloc[own[rows[empty[0]]]]!r}"
             raise ValueError(f"protocol {self.name}: {len(empty)} queries without a word, as {example}; mend the table")
         return texts, own[rows], relevance[rows]
