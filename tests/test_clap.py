@@ -1,3 +1,5 @@
+import json
+
 import made_models
 import numpy as np
 import pytest
@@ -201,6 +203,43 @@ def test_weights_that_are_missing_quantised_or_not_finite_are_an_error(folder, t
     change(tensors)
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=f"clap: .*{message}"):
+        Clap(other)
+
+
+def test_weights_that_are_a_pickle_are_taken_where_there_are_no_others(folder, model, tmp_path):
+    """As laion/clap-htsat-unfused has them on the Hub, with the positions' numbers that transformers kept once."""
+    other, kept = copied(folder, tmp_path / "clap", "model.safetensors"), tmp_path / "clap" / text.PICKLED
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors | {"text_model.embeddings.position_ids": torch.arange(514)[None]}, kept)
+    torch.testing.assert_close(Clap(other).text(CAPTIONS), model.text(CAPTIONS))
+    assert kept in text.files(other) and text.fingerprint(other) != text.fingerprint(folder)
+    torch.save(tensors | {"text_projection.linear1.weight": torch.ones(12, 16, dtype=torch.int8)}, kept)
+    with pytest.raises(ValueError, match="clap: quantised: text_projection.linear1.weight is torch.int8; take or save"):
+        Clap(other)
+    torch.save({"model": torch.nn.Linear(2, 2)}, kept)
+    with pytest.raises(ValueError, match=r"clap: cannot be loaded \(.*holds no state dict"):
+        Clap(other)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_an_error(folder, tmp_path):
+    """Of a folder without its files transformers makes one of five words."""
+    other = copied(folder, tmp_path / "clap", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+    with pytest.raises(ValueError, match="clap: a tokenizer of 5 words, where the model has 356; save or fetch"):
+        Clap(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"feature_size": 32}, "gives 32 mel bands and 101 frames, where the model of config.json hears 64 and up to"),
+        ({"hop_length": 4}, "gives 64 mel bands and 2,001 frames, where the model of config.json hears 64 and up to 1"),
+    ],
+)
+def test_a_frontend_that_is_not_the_models_is_an_error(folder, tmp_path, change, words):
+    other = copied(folder, tmp_path / "clap", "preprocessor_config.json")
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=f"clap: preprocessor_config.json {words}"):
         Clap(other)
 
 

@@ -111,6 +111,11 @@ class TestNumbers:
         pd.testing.assert_frame_equal(compare.compare(a, shuffled).queries, both.queries)
 
 
+def test_a_model_held_against_itself_is_told_by_how_it_heard(evaluated):
+    names = [Result.of(replace(evaluated[0], **how)).model for how in ({"seed": 0}, {"windows": "mean", "seed": 1}, {})]
+    assert names == [f"{names[2]}, seed 0", f"{names[2]}, windows mean, seed 1", evaluated[0].model]
+
+
 class TestRefusals:
     def test_two_protocols(self, evaluated, part, made):
         joined = replace(protocols.get("folder"), name="joined", captions="joined")
@@ -203,3 +208,10 @@ class TestCommand:
             for ending in (".json", ".ranks.parquet"):
                 (tmp_path / "two" / f"{name}{ending}").write_bytes((folders[0] / f"folder{ending}").read_bytes())
         assert "no protocol in both: folder; x, y" in call("compare", folders[0], tmp_path / "two", status=1)
+        said = call("compare", folders[0], folders[1], "--on", "people", status=1)
+        assert f"{folders[0]}: no result of people, but of folder; evaluate its model under that" in said
+        on = ("--on", "folder")
+        assert "--windows: 'max'; known" in call("compare", folders[0], "hf:x", *on, "--windows", "max", status=1)
+        kept = tmp_path / "two" / "x.json"
+        assert f"--out: {kept}: a file" in call("compare", *folders, "--out", kept, status=1)
+        assert f"give it as embeddings:{made[0]}" in call("compare", folders[0], made[0], *on, status=1)

@@ -23,11 +23,20 @@ class Made:
 
     name, fingerprint = "made", "0"
 
-    def __init__(self, chance=0.0, batch=0.0, side="sounds"):
+    def __init__(self, chance=0.0, batch=0.0, side="sounds", drawn=None):
         self.chance, self.batch, self.side, self.rng = chance, batch, side, np.random.default_rng(0)
+        self.drawn, self.seed = drawn, 0
+
+    def with_seed(self, seed):
+        if self.drawn is None:
+            raise ValueError("draws nothing")
+        other = Made(drawn=self.drawn)
+        other.seed = seed
+        return other
 
     def sounds(self, part, quiet=False):
-        return self._faulty("sounds", [part.read(clip)[0][:16] for clip in part.clips["clip"]])
+        waves = [part.read(clip)[0][:16] + (self.drawn or 0) * self.seed for clip in part.clips["clip"]]
+        return self._faulty("sounds", waves)
 
     def sentences(self, texts):
         return self._faulty("captions", [np.random.default_rng(list(map(ord, text))).normal(size=16) for text in texts])
@@ -95,6 +104,11 @@ class TestModels:
         assert f"embeddings of {side} depend on their batch" in batch
         assert notes(part, Made(batch=1e-6, chance=1e-6, side=side)) == ()
 
+    def test_parts_that_the_seed_draws(self, part):
+        (found,) = notes(part, Made(drawn=0.1))
+        assert "depend on the seed: of longer ones a part is drawn" in found and found.endswith("--seeds 0,1,2")
+        assert notes(part, Made(drawn=0.1), seed=1) == () and notes(part, Made(drawn=1e-6)) == ()
+
     def test_frames_are_compared_as_far_as_a_sound_goes(self):
         frames = F.pad(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), (0, 0, 0, 5))
         lengths = np.arange(3)
@@ -158,6 +172,15 @@ class TestTraining:
         waveform, rate = soundfile.read(folder / "2.wav")
         soundfile.write(train / "c.flac", 0.4 * waveform, rate)
         assert notes(part, train=train)[1] == f"1 of 9 clips are in {train}, as '2.wav': {train / 'c.flac'}"
+
+    def test_where_there_is_nothing_that_is_said(self, part, train):
+        (train / "captions.csv").write_text("file_name,caption,split\nb.wav,sound number 4,validation\n")
+        for name in ("a.wav", "b.wav"):
+            (train / name).unlink()
+        assert notes(part, train=train) == (
+            f"no captions to train on are in {train}, so queries were not looked for",
+            f"no sounds are in {train}, so clips were not looked for",
+        )
 
     def test_files_that_cannot_be_read_are_said(self, part, folder, train):
         shutil.copy(folder / "7.wav", train / "c.wav")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields, replace
 
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 
 from atr import Embedder, RunConfig, extend, fit, get_profile
 from atr.cli import app
-from atr.evaluation import compare, evaluate, models, protocols
+from atr.evaluation import compare, evaluate, models, naming, protocols
 from atr.evaluation.protocols import KNOWN, Protocol
 from atr.metrics import retrieval, statistics
 from atr.system import places
@@ -107,7 +109,20 @@ class TestProtocols:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            ('title = "x"', "missing 2 required positional arguments: 'corpus' and 'source'"),
+            ('title = "x"', "without corpus, source; write what it is"),
+            (
+                'title = "x"\nname = "y"\nfoo = 1',
+                "unknown: foo, name; known: answers, captions, clip_list, clips, corp",
+            ),
+            ('title = 3\nsource = ""\ncorpus = { name = "csv" }', "title: 3; give a text"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nclips = "many"', "clips: 'many'; give a whole"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nqueries = true', "queries: True; give a whole"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nclip_list = 3', "clip_list: 3; give a text"),
+            ('title = "x"\nsource = ""\ncorpus = { name = "csv" }\nwithout = "abc"', "without: 'abc'; give a list of"),
+            (
+                'title = "x"\nsource = ""\ncorpus = { name = "csv" }\ntemplate = "{} {x}"',
+                "template: .*; write {} where",
+            ),
             (
                 'title = "x"\nsource = ""\ncorpus = { name = "csv" }\ncaptions = "some"',
                 "captions: 'some'; known: given",
@@ -127,14 +142,29 @@ class TestProtocols:
         with pytest.raises(ValueError, match=f"own.toml: .*{words}"):
             protocols.get(str(tmp_path / "own.toml"))
 
+    def test_the_list_of_ones_own_may_come_from_any_machine_and_must_be_there(self, tmp_path, folder):
+        own = 'title = "x"\nsource = ""\ncorpus = { name = "csv" }\nclip_list = "own.txt"\n'
+        (tmp_path / "own.toml").write_text(own, encoding="utf-8-sig")
+        with pytest.raises(FileNotFoundError, match=r"protocol own: its clips are named in .*own\.txt, which is not"):
+            protocols.get(str(tmp_path / "own.toml")).load(folder)
+        (tmp_path / "own.txt").write_bytes("sound 0.wav\r\nsound 1.wav\r\ngone.wav\r\n".encode("utf-8-sig"))
+        protocol = protocols.get(str(tmp_path / "own.toml"))
+        part = protocol.load(folder)
+        assert part.clips["clip"].tolist() == ["sound 0.wav", "sound 1.wav"]
+        assert protocol.missing(part) == ["gone.wav"]
+        (tmp_path / "own.txt").write_bytes(b"\xff")
+        with pytest.raises(ValueError, match=r"own\.txt: not UTF-8 \(.*; save it as that"):
+            protocols.get(str(tmp_path / "own.toml")).load(folder)
+
     def test_what_cannot_be_evaluated_on_is_an_error(self, tmp_path, part):
         with pytest.raises(ValueError, match="protocol 'clotho': unknown; known: audiocaps-883, audiocaps-957"):
             protocols.get("clotho")
         with pytest.raises(ValueError, match="protocol folder: needs a folder of sounds with captions.csv"):
             protocols.get("folder").load()
-        silent = replace(part, captions=part.captions.assign(caption=["…", *part.captions["caption"][1:]]))
-        with pytest.raises(ValueError, match="1 queries without a word, as '…'"):
-            protocols.get("folder").ask(silent)
+        for text in ("…", "___", "🐶"):  # of some no model's normalising leaves anything
+            silent = replace(part, captions=part.captions.assign(caption=[text, *part.captions["caption"][1:]]))
+            with pytest.raises(ValueError, match=f"1 queries without a word, as '{text}' of 'sound 0.wav'; mend"):
+                protocols.get("folder").ask(silent)
 
 
 class TestNumbers:
@@ -262,7 +292,27 @@ class TestErrors:
             (lambda made: (made / "text.npy").unlink(), r"text\.npy: missing; give audio\.npy and text\.npy"),
             (lambda made: (made / "audio.npy").write_bytes(b"x"), r"audio\.npy: not an array of numbers"),
             (lambda made: np.save(made / "audio.npy", np.array([{}])), r"audio\.npy: not an array of numbers"),
-            (lambda made: np.save(made / "audio.npy", np.full((6, 4), np.nan)), "audio that is not finite"),
+            (
+                lambda made: np.save(made / "audio.npy", np.full((6, 4), np.nan)),
+                "audio that is not finite in float32 in 6 of 6 rows; give",
+            ),
+            (lambda made: np.save(made / "audio.npy", np.full((6, 4), 1e39)), "audio that is not finite in float32"),
+            (lambda made: np.save(made / "audio.npy", np.ones((6, 4), complex)), "audio of type complex128"),
+            (lambda made: np.save(made / "audio.npy", np.full((6, 4), "1")), "audio of type <U1"),
+            (lambda made: np.save(made / "audio.npy", np.ones((6, 0))), r"audio of shape \(6, 0\)"),
+            (lambda made: np.savez(open(made / "audio.npy", "wb"), np.ones((6, 4))), r"audio\.npy: not an array .*sev"),
+            (
+                lambda made: (made / "clips.txt").unlink(),
+                r"clips\.txt: missing; it says on a line for each row of audio",
+            ),
+            (
+                lambda made: (made / "clips.txt").write_text("sound 0.wav\n" * 6),
+                r"clips\.txt: 'sound 0\.wav' is on lines 1 and 2, with two embeddings; keep one of them",
+            ),
+            (
+                lambda made: save_file({"x": torch.ones(2)}, made / "embeddings.safetensors"),
+                r"embeddings\.safetensors: .*without audio and text, it holds x",
+            ),
             (lambda made: np.save(made / "audio.npy", np.ones(6)), r"audio of shape \(6,\)"),
             (lambda made: np.save(made / "audio.npy", np.ones((5, 4))), r"clips\.txt: 6 lines for 5 rows of audio"),
             (lambda made: np.save(made / "audio.npy", np.ones((6, 3))), "audio has 3 dimensions, text 4"),
@@ -279,19 +329,74 @@ class TestErrors:
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             evaluate.evaluate(models.Embeddings(made), protocols.get("folder"), part)
 
+    def test_lists_may_come_from_any_machine_and_name_a_row_twice(self, made, part):
+        """With a mark at the start, lines ended as on Windows, and what others take for the end of a line; the second
+        of two rows of a clip may differ by rounding.
+        """
+        captions = part.captions["caption"].tolist()
+        captions[0] = "a dog\u2028barks \x85 twice"
+        odd = replace(part, captions=part.captions.assign(caption=captions))
+        for name, lines in (("captions.txt", captions), ("clips.txt", [*part.clips["clip"], part.clips["clip"][0]])):
+            (made / name).write_bytes("".join(f"{line}\r\n" for line in lines).encode("utf-8-sig"))
+        audio = np.load(made / "audio.npy")
+        np.save(made / "audio.npy", np.vstack([audio, audio[:1] * (1 + 1e-6)]))
+        assert len(evaluate.evaluate(models.Embeddings(made), protocols.get("folder"), odd).queries) == 15
+
+    @pytest.mark.parametrize("kind", [np.int64, np.float16, np.float64])
+    def test_numbers_of_any_type_are_the_same(self, made, kind):
+        rows = np.arange(24).reshape(6, 4)
+        np.save(made / "audio.npy", rows.astype(kind))
+        assert torch.equal(models.Embeddings(made).rows["audio"], torch.from_numpy(rows).float())
+
     def test_safetensors_are_read_too(self, made, part):
         audio, text = (torch.from_numpy(np.load(made / f"{side}.npy")).float() for side in ("audio", "text"))
         first = models.Embeddings(made)
         save_file({"audio": audio, "text": text}, made / "embeddings.safetensors")
         assert models.Embeddings(made).fingerprint == first.fingerprint
+        save_file({"audio": audio.bfloat16(), "text": text.bfloat16()}, made / "embeddings.safetensors")
+        assert torch.equal(models.Embeddings(made).rows["audio"], audio.bfloat16().float())
+
+    def test_a_folder_of_another_kind_is_named_as_what_it_is(self, made, folder, tmp_path):
+        smoke, (clap, run) = get_profile("smoke"), (tmp_path / "clap", tmp_path / "run")
+        for path, content in ((clap, '{"model_type": "clap"}'), (run, '{"training": "frozen"}')):
+            path.mkdir()
+            (path / "config.json").write_text(content)
+        for name, words in {
+            f"{made}": f"a folder of embeddings; give it as embeddings:{made}",
+            f"hf:{made}": f"a folder of embeddings; give it as embeddings:{made}",
+            f"{clap}": f"a model of transformers; give it as hf:{clap}",
+            f"laion:{clap}": f"a model of transformers; give it as hf:{clap}",
+            f"embeddings:{clap}": f"a model of transformers; give it as hf:{clap}",
+            f"hf:{run}": f"a folder of a run or a pack; give it as {run}",
+            f"msclap:{folder}": "no model and no finished run; give a run's folder",
+            f"embeddings:{made / 'audio.npy'}": "a file; give the folder that holds it, with clips.txt and",
+        }.items():
+            with pytest.raises(ValueError, match=re.escape(words)):
+                models.load(name, smoke)
+        assert f"a folder of embeddings; give it as embeddings:{made}" in call("pack", made, status=1)
+
+    def test_a_checkpoint_of_the_home_needs_no_path(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ATR_HOME", str(tmp_path))
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "own.pt").touch()
+        assert naming.kind_of("laion:own.pt", tmp_path) == ("laion", "own.pt")
+
+    def test_embeddings_are_looked_at_without_pytorch(self, made):
+        np.save(made / "text.npy", np.full((15, 4), np.inf))
+        code = "import sys; from pathlib import Path; from atr.evaluation import naming\n"
+        code += "try: naming.check(sys.argv[1], Path())\n"
+        code += "except ValueError as error: print(error, 'torch' in sys.modules)"
+        said = subprocess.run([sys.executable, "-c", code, f"embeddings:{made}"], capture_output=True, text=True)
+        assert "text that is not finite" in said.stdout and said.stdout.endswith("numbers False\n"), said
 
     def test_models_that_are_none(self, tmp_path, made):
         smoke = get_profile("smoke")
         for name in ("no such model", "laion:", "embeddings:", "a/b"):
             with pytest.raises(ValueError, match=f"model '{name}': unknown; give a run's folder or address, hf:"):
                 models.load(name, smoke)
-        with pytest.raises(ValueError, match="no finished run; give a run's folder"):
-            models.load(str(tmp_path), smoke)
+        (tmp_path / "none").mkdir()
+        with pytest.raises(ValueError, match="no model and no finished run; give a run's folder"):
+            models.load(str(tmp_path / "none"), smoke)
         with pytest.raises(ValueError, match="0 runs begin with 'abc'"):
             models.load("abc", smoke)
         with pytest.raises(ValueError, match="embeddings models have been made already"):
@@ -314,7 +419,11 @@ class TestCommand:
         said = call("evaluate", f"hf:{model}", "--on", "folder", "--root", folder, "--quiet", "--device", "cpu")
         assert "6 clips, 15 queries" in said
 
-    def test_errors_come_before_a_model_is_loaded(self, monkeypatch, tmp_path):
+    def test_a_protocol_that_is_asked_for_twice_is_evaluated_once(self, made, folder):
+        given = ["evaluate", f"embeddings:{made}", "--on", "folder", "--on", "folder", "--root", folder, "--quiet"]
+        assert call(*given).count("median rank") == 1
+
+    def test_errors_come_before_a_model_is_loaded(self, monkeypatch, tmp_path, made, folder):
         monkeypatch.setattr(models, "load", None)
         assert "protocol 'clotho-1': unknown" in call("evaluate", "abc", "--on", "clotho-1", status=1)
         assert "0 runs begin with 'abc'" in call("evaluate", "abc", "--on", "clotho-5225", status=1)
@@ -325,6 +434,17 @@ class TestCommand:
             "evaluate", "hf:a/b", "--on", "people", "--windows", "max", status=1
         )
         assert "needs a folder of sounds" in call("evaluate", "hf:a/b", "--on", "folder", status=1)
+        for words in (("embeddings:{}",), ("hf:a/b", "--windows", "first")):
+            said = call("evaluate", words[0].format(made), *words[1:], "--on", "people", "--seeds", "0,1", status=1)
+            assert "draws nothing here; leave it out" in said
+        given = ["evaluate", f"embeddings:{made}", "--on", "folder", "--root", folder]
+        for out in (made / "audio.npy", made / "audio.npy" / "below"):
+            assert f"--out: {made / 'audio.npy'}: a file; name a folder" in call(*given, "--out", out, status=1)
+        (tmp_path / "folder.toml").write_text(
+            (protocols.FOLDER / "folder.toml").read_text() + "# mine\nsplit = 'train'"
+        )
+        said = call(*given, "--on", tmp_path / "folder.toml", status=1)
+        assert "--on: two protocols are named folder, and so their results; rename one's file" in said
         monkeypatch.setenv("ATR_HOME", str(tmp_path))
         assert "atr data clotho" in call("evaluate", "hf:a/b", "--on", "clotho-5225", status=1)
 

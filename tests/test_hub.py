@@ -151,6 +151,13 @@ def test_clothos_clips_are_told_by_their_captions_whatever_the_copy_calls_their_
         (["esc50", "--hub"], "--hub: no copy of esc50 is known; known: of audiocaps, clotho"),
         (["clotho", "--hub", "--copy", "x/y"], "--copy: 'x/y' is no copy of clotho; known: CLAPv2/Clotho, mteb/Clotho"),
         (["audiocaps", "--hub", "--split", "tset"], "--split: tset; known: train, validation, test"),
+        (["--hub"], "--hub: no copy of no data set is known; known: of audiocaps, clotho"),
+        (["clotho", "--hub", "--from", "."], "--from: a folder is recorded as it is, with nothing to fetch"),
+        (
+            ["clotho", "--copy", "mteb/Clotho", "--yes"],
+            "--copy and --split: of a copy on the Hub they say what to fetch",
+        ),
+        (["clotho", "--split", "test", "--yes"], "--copy and --split: of a copy on the Hub they say what to fetch"),
         (["clotho", "--hub"], "HTTP 404 for"),  # not put there
     ],
 )

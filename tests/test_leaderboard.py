@@ -17,7 +17,7 @@ def test_the_page_is_what_the_table_makes():
 
 def test_every_row_that_names_a_published_table_is_a_row_of_it():
     rows = leaderboard.read()
-    assert (rows["table"] != "").sum() > 30 and not rows.duplicated(["model", "protocol", "source"]).any()
+    assert (rows["table"] != "").sum() > 30 and not rows.duplicated(["model", "protocol", "source", "note"]).any()
     for name, part in rows[rows["table"] != ""].groupby("table"):
         published = pd.read_csv(places.PROJECT / "data" / "reference" / f"{name}.csv", dtype=str, keep_default_na=False)
         keys = [column for column in published if column not in ("metric", "mean", "std")]
@@ -38,6 +38,19 @@ def test_the_best_stands_first_and_blanks_are_told():
     table = pd.DataFrame([cells | {"model": str(r10), "t2a R@10": str(r10)} for r10 in (9.5, 10.5, 10.0)])
     lines = [line for line in leaderboard.page(table).splitlines() if line.startswith("| ")]
     assert lines[2:] == [f"| {r10} | {r10} | — | us | a\\|b |" for r10 in (10.5, 10.0, 9.5)]
+
+
+def test_rows_with_few_numbers_have_a_place():
+    """By what most rows have; the others last; where no protocol is stated, by data set."""
+    cells = dict.fromkeys([*leaderboard.WORDS, *leaderboard.NUMBERS], "") | {"by": "us", "source": "s"}
+    rows = [("a", "40", "80", "B"), ("b", "50", "", "A"), ("c", "", "", "A"), ("d", "45", "", "A; x")]
+    columns = ("model", "t2a R@1", "t2a R@10", "note")
+    for protocol, order in {"folder": "bdac", leaderboard.NOT_STATED: "bdca"}.items():
+        table = pd.DataFrame(
+            [cells | {"protocol": protocol, "a2t R@1": "1"} | dict(zip(columns, row, strict=True)) for row in rows]
+        )
+        lines = [line for line in leaderboard.page(table).splitlines() if line.startswith("| ")]
+        assert "".join(line[2] for line in lines[2:]) == order
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import made_models
@@ -229,6 +230,13 @@ class TestTarget:
                 packed(run, corpus, own)
             (own / "pack.json").unlink(missing_ok=True)
         assert "no pack of run" in call("pack", run.path, "--out", own, status=1)
+
+    def test_a_pickle_is_not_packed(self, run, corpus, tmp_path):
+        _, start = beginning(run, corpus)
+        (tmp_path / text.PICKLED).touch()
+        with pytest.raises(ValueError, match=f"{text.PICKLED}: a pickle, which no pack holds; save the model there as"):
+            pack.pack(run, replace(start, text_folder=tmp_path), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
     def test_what_is_no_finished_run_is_not_packed(self, run, tmp_path):
         (tmp_path / "0123").mkdir()

@@ -287,20 +287,22 @@ def test_minilm_without_its_package_is_looked_for_on_the_hub(monkeypatch, tmp_pa
 
     asked = []
 
-    def snapshot(name, local_files_only, **options):
-        asked.append((name, local_files_only))
+    def snapshot(name, local_files_only, allow_patterns):
+        asked.append((name, local_files_only, text.PICKLED in allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.setattr(text, "MINILM_PACKAGE", "no_such_package")
     name = "sentence-transformers/all-MiniLM-L6-v2"
     assert text.folder("minilm") == tmp_path
-    assert asked == [(name, True), (name, False)]  # what is here is incomplete: no config, no weights
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / file).touch()
-    asked.clear()
-    assert text.folder("minilm") == tmp_path
-    assert asked == [(name, True)]  # and then no newer one is asked for
+    # What is here is incomplete: no config, no weights. Where there are no safetensors, a pickle is asked for.
+    assert asked == [(name, True, False), (name, False, False), (name, False, True)]
+    for weights in (text.PICKLED, "model.safetensors"):
+        for file in ("config.json", weights):
+            (tmp_path / file).touch()
+        asked.clear()
+        assert text.folder("minilm") == tmp_path
+        assert asked == [(name, True, False)]  # and then no newer one is asked for
 
 
 def test_a_folder_without_safetensors_is_an_error(tmp_path):

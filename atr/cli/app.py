@@ -147,8 +147,21 @@ def data(
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATA)}, and verify")
     if source is not None and not source.expanduser().is_dir():
         raise FileNotFoundError(f"--from: {source}: no such folder; give the one that holds the data set")
+    if hub:
+        from atr.corpora import SPLITS
+        from atr.evaluation.hub import copy_of
+
+        if source is not None:
+            raise ValueError("--from: a folder is recorded as it is, with nothing to fetch; leave --hub out, or --from")
+        copy_of(name or "no data set", copy)
+        if unknown := set(split or ()) - set(SPLITS):
+            raise ValueError(f"--split: {', '.join(sorted(unknown))}; known: {', '.join(SPLITS)}")
+    elif copy is not None or split:
+        raise ValueError(
+            "--copy and --split: of a copy on the Hub they say what to fetch; add --hub, or leave them out"
+        )
     from atr.cli.data import checkpoint_state, from_hub, status, verify
-    from atr.corpora import SPLITS, catalogue
+    from atr.corpora import catalogue
     from atr.encoders import checkpoints
     from atr.system import units
 

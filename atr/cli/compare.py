@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, printed, say
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, check_out, printed, say
+from atr.config import WINDOWS
 from atr.experiments.profiles import get_profile
 
 Side = "A folder that atr evaluate wrote (--out), one <protocol>.json of it, or a model, which needs --on."
@@ -25,23 +26,28 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Compare two models query by query: differences, with 95 % intervals over clips, wins, and what differs most."""
-    from atr.evaluation import protocols
-    from atr.evaluation.naming import kind_of
+    from atr.evaluation import naming, protocols
 
-    asked = [protocols.get(name) for name in on or ()]
+    check_out(out)
+    if windows not in (None, *WINDOWS):
+        raise ValueError(f"--windows: {windows!r}; known: {', '.join(WINDOWS)}")
+    asked, to_load = protocols.several(on or ()), set()
     for side in (a, b):
-        if not Path(side).expanduser().exists():
-            if not asked:
-                raise ValueError(f"{side}: no folder that atr evaluate --out wrote; for a model, name a protocol: --on")
-            kind_of(side, get_profile(profile).runs)
+        held = list(naming.results(Path(side).expanduser()))
+        if not asked and not held:
+            raise ValueError(f"{side}: no folder that atr evaluate --out wrote; for a model, name a protocol: --on")
+        if absent := [one.name for one in asked if one.name not in held]:
+            if held and naming.what_is(Path(side).expanduser()) in ("results", None):
+                had = f"no result of {', '.join(absent)}, but of {', '.join(held)}"
+                raise ValueError(f"{side}: {had}; evaluate its model under that, or leave --on out")
+            naming.check(side, get_profile(profile).runs, windows)
+            to_load |= set(absent)
+    parts = {one.name: one.load(root) for one in asked if one.name in to_load}
     from atr.evaluation import compare as comparison  # takes seconds
     from atr.evaluation import evaluate as evaluation
 
     found = [comparison.results(Path(side).expanduser()) for side in (a, b)]
-    parts = {one.name: one.load(root) for one in asked if any(one.name not in kept for kept in found)}
     for side, kept in zip((a, b), found, strict=True):
-        if not asked and not kept:
-            raise ValueError(f"{side}: no folder that atr evaluate --out wrote; for a model, name a protocol: --on")
         if lacking := [one for one in asked if one.name not in kept]:
             model_under = evaluation.under(side, get_profile(profile), windows, device)
             for protocol in lacking:
@@ -57,4 +63,4 @@ def compare(
         say(f"{name} ({both.a.protocol['hash']}): {both.a.report['clips']:,} clips, {len(both.queries):,} queries")
         if out is not None:
             part = parts[name] if name in parts else comparison.sounds_of(both.a, root)
-            say(*(f"  → {path}" for path in both.save(out, part)))
+            say(*(f"  → {path}" for path in both.save(out.expanduser(), part)))

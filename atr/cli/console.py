@@ -1,6 +1,7 @@
 """Commands of `atr`, each in a module of its own, and how all of them speak."""
 
 import codecs
+import os
 import sys
 import unicodedata
 import warnings
@@ -133,6 +134,19 @@ def check_corpus(corpus: str, root: Path | None) -> None:
         raise ValueError(f"corpus {corpus!r} lies in a folder: name it with --root")
     if corpus == "soundscapes" and root is not None:
         raise ValueError(f"--root: {root}: soundscapes are computed, not read; leave it out")
+
+
+def check_out(folder: Path | None) -> None:
+    """ValueError: what cannot be a folder that is written to, told before anything is computed."""
+    if folder is None:
+        return
+    there = folder.expanduser().absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"--out: {there}: a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out: {there}: cannot be written to; make it writable, or name another folder")
 
 
 class Commands(TyperGroup):

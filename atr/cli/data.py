@@ -6,7 +6,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from atr.cli.console import printed, say
-from atr.corpora import SPLITS, files
+from atr.corpora import files
 from atr.corpora.catalogue import DATASETS, _located, state
 from atr.system import download, places, store
 from atr.system.download import File
@@ -38,8 +38,6 @@ def from_hub(name: str, repo: str | None, splits: Sequence[str], agree: Callable
     from atr.evaluation import hub
 
     copy, here = hub.copy_of(name, repo), state(name)
-    if unknown := set(splits) - set(SPLITS):
-        raise ValueError(f"--split: {', '.join(sorted(unknown))}; known: {', '.join(SPLITS)}")
     if here.startswith("ready") and _located(name) != copy.folder:
         raise ValueError(f"{name} is {here}: nothing to fetch; without that, --hub fetches it")
     files_, set_ = copy.todo(splits), DATASETS[name]

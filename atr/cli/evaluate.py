@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, printed, say
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, check_out, printed, say
 from atr.config import WINDOWS
 from atr.experiments.profiles import get_profile
 
@@ -39,9 +39,9 @@ def evaluate(
 
     Recalls, mean average precisions and median ranks in both directions, with 95 % intervals over clips.
     """
-    from atr.evaluation import protocols
-    from atr.evaluation.naming import kind_of
+    from atr.evaluation import naming, protocols
 
+    check_out(out)
     if train is not None and not train.exists():
         raise ValueError(f"--train: no {train}; name a folder of sounds, or a table of captions")
     drawn: list[int | None] = [None]
@@ -49,10 +49,10 @@ def evaluate(
         if not re.fullmatch("[0-9]{1,9}(,[0-9]{1,9})*", seeds):
             raise ValueError(f"--seeds: {seeds!r}; give whole numbers with commas between, such as 0,1,2")
         drawn = [int(seed) for seed in dict.fromkeys(seeds.split(","))]
-    asked = [protocols.get(name) for name in on]
+    asked = protocols.several(on)
     if windows not in (None, *WINDOWS):
         raise ValueError(f"--windows: {windows!r}; known: {', '.join(WINDOWS)}")
-    kind_of(model, get_profile(profile).runs)
+    naming.check(model, get_profile(profile).runs, windows, seeds is not None)
     parts = [protocol.load(root) for protocol in asked]  # all of them before a model is loaded
     from atr.evaluation import evaluate as evaluation  # takes seconds
 
@@ -64,6 +64,7 @@ def evaluate(
             printed(one.readable, loaded.name if one.seed is None else f"{loaded.name}, seed {one.seed}")
             say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.notes))
             if out is not None:
-                say(f"  → {one.save(out if one.seed is None else out / f'seed-{one.seed}')}")
+                folder = out.expanduser() if one.seed is None else out.expanduser() / f"seed-{one.seed}"
+                say(f"  → {one.save(folder)}")
         if len(by_seed) > 1:
             printed(evaluation.across(by_seed), f"{loaded.name}: mean ± standard deviation of {len(by_seed)} seeds")

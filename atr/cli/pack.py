@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import ProfileOption, QuietOption, say
+from atr.cli.console import ProfileOption, QuietOption, check_out, say
 from atr.experiments.listing import find
 from atr.experiments.profiles import get_profile
 
@@ -21,9 +21,16 @@ def pack(
     atr evaluate, atr index --run and atr.Embedder.packed take it, wherever it lies. A pack of the same run is written
     anew, but for its card.
     """
+    from atr.evaluation import naming
+
+    check_out(out)
     path = Path(run).expanduser()
     if not path.is_dir():
         path = find(run, get_profile(profile).runs)
+    elif (path / naming.PACK).is_file():
+        raise ValueError(f"{path}: a pack already; copy it, or give the run that it was made from")
+    elif (what := naming.what_is(path)) != "folder":
+        raise ValueError(naming.otherwise(path, what))
     from atr.corpora import corpus_of  # takes seconds
     from atr.inference import pack as packing
     from atr.inference.embedder import beginning
@@ -31,8 +38,6 @@ def pack(
     from atr.training import identity
     from atr.training.records import Run
 
-    if (path / packing.PACK).is_file():
-        raise ValueError(f"{path}: a pack already; copy it, or give the run that it was made from")
     finished = Run(path.resolve())
     corpus = None
     try:

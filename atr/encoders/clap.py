@@ -61,19 +61,27 @@ class Clap:
     """
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
-        from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+        from transformers import ClapFeatureExtractor, ClapModel
 
         if not (folder / "preprocessor_config.json").is_file():
             raise FileNotFoundError(f"{folder}: no preprocessor_config.json; fetch or save the whole CLAP processor")
         model: Any = text.pretrained(ClapModel, folder)
+        tokenizer = text.tokenizer(folder, model.config.text_config.vocab_size)
         with text.naming(folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        fused = model.config.audio_config.enable_fusion
+        hears = model.config.audio_config
+        fused = hears.enable_fusion
         if fused != (extractor.truncation == "fusion"):
             raise ValueError(
                 f"{folder}: enable_fusion {fused} of config.json does not go with truncation "
                 f"{extractor.truncation!r} of preprocessor_config.json; both must be of one model"
+            )
+        frames, most = extractor.nb_max_samples // extractor.hop_length + 1, hears.spec_size**2 // hears.num_mel_bins
+        if extractor.feature_size != hears.num_mel_bins or frames > most:
+            raise ValueError(
+                f"{folder}: preprocessor_config.json gives {extractor.feature_size} mel bands and {frames:,} frames, "
+                f"where the model of config.json hears {hears.num_mel_bins} and up to {most:,}; both must be of one "
+                "model"
             )
         self._of(model, tokenizer, extractor, device)
 

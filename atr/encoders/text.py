@@ -29,6 +29,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 MINILM_SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 TOKENS, STATES = "tokens", "states"  # kinds of rows that a text encoder reads
 TEXT_VERSION = 1
+PICKLED = "pytorch_model.bin"  # as some models on the Hub have their weights alone, LAION's CLAP among them
 LONGEST = 64  # tokens; captions are cut there, far above any of the data sets
 
 
@@ -50,7 +51,7 @@ def normalise(caption: str, style: str | None) -> str:
 def folder(name: str, fetch: bool = True, role: str = "text encoder", weights: bool = True) -> Path:
     """Local folder of a transformers model: a path, here or below `ATR_HOME/checkpoints`, "minilm", or a Hub name
     (fetched if it is not in the Hub cache, unless `fetch` is False). role: what errors call it; weights: whether they
-    are needed, or all but them.
+    are needed, as safetensors or, where there are none, as a `PICKLED` file, or all but them.
 
     Raises FileNotFoundError that says how to obtain it.
     """
@@ -71,10 +72,13 @@ def folder(name: str, fetch: bool = True, role: str = "text encoder", weights: b
     patterns = ["*.json", "*.txt", "*.model", *(["model.safetensors", "model-*.safetensors"] if weights else [])]
     with suppress(Exception):  # what is here is used as it is: a study does not change its weights half-way
         path = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-        if (path / "config.json").is_file() and (not weights or list(path.glob("model*.safetensors"))):
+        if (path / "config.json").is_file() and (not weights or _weights(path)):
             return path
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not fetch))
+        path = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not fetch))
+        if weights and not _weights(path):
+            path = Path(snapshot_download(name, allow_patterns=[*patterns, PICKLED], local_files_only=not fetch))
+        return path
     except Exception as error:
         raise FileNotFoundError(
             f"{role} {name!r}: neither a folder here nor to be had from the Hugging Face Hub "
@@ -88,11 +92,16 @@ def fingerprint(path: Path) -> str:
 
 
 def files(path: Path) -> list[Path]:
-    """What a model folder is loaded from. FileNotFoundError: no .safetensors among it."""
-    found = sorted(file for pattern in ("*.safetensors", "*.json", "*.txt", "*.model") for file in path.glob(pattern))
-    if not any(file.suffix == ".safetensors" for file in found):
+    """What a model folder is loaded from. FileNotFoundError: no weights among it."""
+    found = [file for pattern in ("*.json", "*.txt", "*.model") for file in path.glob(pattern)]
+    if not (weights := _weights(path)):
         raise FileNotFoundError(f"{path}: no .safetensors weights; save the model with save_pretrained")
-    return found
+    return sorted(found + weights)
+
+
+def _weights(path: Path) -> list[Path]:
+    """The files of a folder that hold weights: its safetensors, else its `PICKLED` file."""
+    return list(path.glob("*.safetensors")) or [path / PICKLED] * (path / PICKLED).is_file()
 
 
 @contextmanager
@@ -118,10 +127,12 @@ def pretrained(kind: Any, path: Path, unused: str | tuple[str, ...] = (), **opti
     ValueError that names the folder: damaged, quantised or non-finite weights, missing tensors.
     """
     with naming(path):
+        weights = _weights(path)
+        kinds = [name for file in sorted(weights) for name in _integers(file)]
+        safe = [path / PICKLED] != weights  # else torch.load, of which transformers lets in tensors alone
         model, report = kind.from_pretrained(
-            path, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            path, local_files_only=True, dtype=torch.float32, use_safetensors=safe, output_loading_info=True, **options
         )
-        kinds = [name for file in sorted(path.glob("*.safetensors")) for name in _integers(file)]
     missing = [name for name in report["missing_keys"] if not name.startswith(unused)]
     if missing:
         raise ValueError(
@@ -134,15 +145,36 @@ def pretrained(kind: Any, path: Path, unused: str | tuple[str, ...] = (), **opti
     return model
 
 
+def tokenizer(path: Path, words: int) -> Any:
+    """The tokenizer of a model's folder. ValueError: it has less than half of the words that the model has, as the one
+    of a few tokens that transformers makes where files are missing.
+    """
+    from transformers import AutoTokenizer
+
+    with naming(path):
+        found = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if len(found) < words / 2:
+        raise ValueError(
+            f"{path}: a tokenizer of {len(found):,} words, where the model has {words:,}; save or fetch it again, with "
+            "tokenizer.json or its vocabulary"
+        )
+    return found
+
+
 def _integers(file: Path) -> list[str]:
     """Weights and biases of a file that are not kept in floating point, which transformers would take as they are."""
-    with safe_open(file, "pt") as tensors:
-        return [
-            f"{name} is {kind}"
-            for name in tensors.keys()
-            if ("weight" in name or "bias" in name) and "index" not in name
-            if (kind := tensors.get_slice(name).get_dtype()) not in ("F16", "BF16", "F32", "F64")
-        ]
+    if file.name == PICKLED:
+        kinds = {name: tensor.dtype for name, tensor in checkpoints.read(file).items()}
+        known: tuple = checkpoints.FLOATS
+    else:
+        with safe_open(file, "pt") as tensors:
+            kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+        known = ("F16", "BF16", "F32", "F64")
+    return [
+        f"{name} is {kind}"
+        for name, kind in kinds.items()
+        if ("weight" in name or "bias" in name) and "index" not in name and kind not in known
+    ]
 
 
 class TextEncoder(nn.Module):
@@ -157,7 +189,7 @@ class TextEncoder(nn.Module):
         self, path: Path, pooling: str = "mean", layers: int | None = None, dropout: float | None = None
     ) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel
 
         if pooling not in ("mean", "first"):
             raise ValueError(f"text_pooling: unknown {pooling!r}; known: 'mean', 'first'")
@@ -170,8 +202,7 @@ class TextEncoder(nn.Module):
                 raise ValueError(f"text_dropout: {architecture.model_type} names its dropout otherwise; set it to None")
             setattr(architecture, field, dropout)
         self.model = pretrained(AutoModel, path, unused="pooler.", config=architecture)
-        with naming(path):
-            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        self.tokenizer = tokenizer(path, getattr(architecture, "vocab_size", 0))
         self.padding = self.tokenizer.pad_token_id or 0
         self.model.pooler = None
         self.pooling, self.layers, self.dim = pooling, layers, self.model.config.hidden_size

@@ -16,14 +16,13 @@ import pandas as pd
 from atr.corpora import audio
 from atr.corpora.containers import AudioError
 from atr.corpora.corpus import Corpus
-from atr.evaluation import protocols, zeroshot
+from atr.evaluation import naming, protocols, zeroshot
 from atr.evaluation.evaluate import TITLES, Evaluation, by_metric, median_rank
 from atr.metrics import statistics
 from atr.system import atomic
 
 MOST = 20  # queries shown of each direction
 SECONDS, RATE, ROOM = 10.0, 32_000, 4_000_000  # of a sound that is shown; bytes of all of them on a page
-RANKS = ".ranks.parquet"
 MEND = "evaluate it again: atr evaluate <model> --on <protocol> --out <folder>"
 
 
@@ -36,7 +35,10 @@ class Result:
 
     @property
     def model(self) -> str:
-        return self.report["model"]["name"]
+        """Its name, and how it heard longer sounds where that was asked for: it may be held against itself."""
+        about = self.report["model"]
+        asked = (f"{what} {about[what]}" for what in ("windows", "seed") if about.get(what) is not None)
+        return ", ".join([about["name"], *asked])
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -51,12 +53,7 @@ def results(path: Path) -> dict[str, Result]:
     """By the protocol's name, those of a folder, or that of one `<protocol>.json`. ValueError: a file that is damaged,
     or that an earlier version wrote. Empty: the path holds none.
     """
-    found = [path] if path.suffix == ".json" else sorted(path.glob("*.json")) if path.is_dir() else []
-    return {
-        report.stem: _read(report, ranks)
-        for report in found
-        if (ranks := report.with_name(report.stem + RANKS)).is_file()
-    }
+    return {name: _read(*files) for name, files in naming.results(path).items()}
 
 
 def _read(path: Path, ranks: Path) -> Result:

@@ -18,6 +18,7 @@ from atr.metrics.retrieval import Relevance
 ALIKE = 0.95  # mean cosine, without its sign, of a collapsed tower's embeddings
 LEAST, MOST = 8, 2000  # rows that it is judged by
 SAMPLE = 4  # shortest and as many longest, heard alone
+OTHER = 1  # seed than the 0 that is the default
 APART = 1e-3  # of an entry of an embedding of length 1, from which two are not the same
 
 
@@ -30,11 +31,13 @@ def examine(
     text: Tensor,
     audio: Tensor,
     train: Path | None = None,
+    seed: int | None = None,
 ) -> list[str]:
     """What is to be noticed, one line each.
 
     queries, own, relevance: as `Protocol.ask` gives them; text and audio: the model's embeddings of queries and clips.
     train: a folder of sounds, with tables of captions beside them, or such a table: what a model was trained on.
+    seed: of the parts of sounds, where one was asked for: what hangs on it is then known.
     ValueError: a table that is damaged, or not there.
     """
     return [
@@ -46,6 +49,7 @@ def examine(
         *dependence(
             "captions", text, np.array([len(one) for one in queries]), lambda row: model.sentences([queries[row]])
         ),
+        *(draws(model, part, audio) if seed is None else ()),
         *ambiguity(part, queries, own, relevance),
         *duplicates(part),
         *(leaks(part, queries, train) if train else ()),
@@ -76,6 +80,21 @@ def dependence(what: str, rows: Tensor, lengths: np.ndarray, alone) -> Iterator[
         yield f"embeddings of {what} depend on chance: one twice differs by up to {by_chance:.2g}; fix the seed"
     elif by_batch > APART:
         yield f"embeddings of {what} depend on their batch: alone and among others they differ by up to {by_batch:.2g}"
+
+
+def draws(model: Model, part: Corpus, audio: Tensor) -> Iterator[str]:
+    """Sounds of which another seed would draw another part."""
+    try:
+        other = model.with_seed(OTHER)
+    except ValueError:  # it draws none
+        return
+    longest = np.argsort(part.clips["duration"].to_numpy(), kind="stable")[-SAMPLE:].tolist()
+    apart = max(_apart(other.sounds(_one(part, row), True)[0], audio[row]) for row in longest)
+    if apart > APART:
+        yield (
+            "embeddings of sounds depend on the seed: of longer ones a part is drawn, and by another seed they differ "
+            f"by up to {apart:.2g}; evaluate with several: --seeds 0,1,2"
+        )
 
 
 def ambiguity(part: Corpus, queries: Sequence[str], own: np.ndarray, relevance: Relevance) -> Iterator[str]:
@@ -111,7 +130,10 @@ def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
     tables = [train] if train.is_file() else sorted(train.glob("*.csv"))
     texts = {words for table in tables for words in _captions(table, must=train.is_file())}
     lost = [query for query in queries if _words(query) in texts]
-    yield f"{len(lost):,} of {len(queries):,} queries are in {train}" + (f", as {lost[0]!r}" if lost else "")
+    if texts:
+        yield f"{len(lost):,} of {len(queries):,} queries are in {train}" + (f", as {lost[0]!r}" if lost else "")
+    else:
+        yield f"no captions to train on are in {train}, so queries were not looked for"
     if train.is_dir():
         if not isinstance(part.read, files.FileReader):
             yield f"the test clips are no files, so they were not looked for in {train}"
@@ -119,6 +141,9 @@ def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
         reader = part.read
         here = {str((reader.folder / reader.paths.get(clip, clip)).absolute()): clip for clip in part.clips["clip"]}
         facts = files.index(train, files.listing(train))
+        if not facts:
+            yield f"no sounds are in {train}, so clips were not looked for"
+            return
         theirs = {str((train / name).absolute()): fact for name, fact in facts.items()}
         digests = {path: fact.digest for path, fact in theirs.items() if not isinstance(fact, AudioError)}
         digests = {path: digest for path, digest in digests.items() if path not in here}

@@ -229,7 +229,7 @@ def evaluate(
     similarity = model.similarity(text, audio)
     clips = part.clips["clip"].tolist()
     missing = tuple(protocol.missing(part))
-    notes = tuple(doctor.examine(model, part, queries, own, relevance, text, audio, train))
+    notes = tuple(doctor.examine(model, part, queries, own, relevance, text, audio, train, seed))
     named = model.name, model.fingerprint, protocol
     return Evaluation(*named, clips, queries, own, relevance, similarity, windows, missing, notes, seed)
 

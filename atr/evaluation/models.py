@@ -1,13 +1,12 @@
 """What can be evaluated: a finished run, a CLAP model, one's own, embeddings that something else has made."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,8 +14,9 @@ from atr import register
 from atr.corpora import corpus_of
 from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
+from atr.evaluation import embeddings
 from atr.evaluation.mteb import Mteb
-from atr.evaluation.naming import KINDS, kind_of
+from atr.evaluation.naming import KINDS, check_ways, kind_of
 from atr.experiments.profiles import Profile
 from atr.inference import pack
 from atr.inference.embedder import Embedder
@@ -145,65 +145,22 @@ class Embeddings(Seedless):
     Beside them clips.txt and captions.txt say, a line for each row, what it is of: a clip by the corpus's name for it,
     a caption by its words.
 
-    ValueError: a file that is damaged, rows that are not finite or not as many as their list says, unlike widths; while
-    it is evaluated, a clip or a caption that has no row.
+    Errors: as in `embeddings.read`; while it is evaluated, ValueError for a clip or a caption that has no row.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
-        kept = folder / "embeddings.safetensors"
-        read: Callable[[str], Tensor]
-        if kept.is_file():
-            try:
-                found = load_file(kept)
-                read = lambda side: found[side]  # noqa: E731
-                read("audio"), read("text")
-            except Exception as error:  # a header that is none ends in any error
-                raise ValueError(f"{kept}: damaged, or without 'audio' and 'text' ({error}); write it again") from error
-        else:
-            read = self._array
-        self.rows, self.places = {}, {}
-        for side, listing in (("audio", "clips.txt"), ("text", "captions.txt")):
-            self.rows[side] = read(side).float()
-            self.places[side] = self._listed(side, folder / listing)
-        widths = {side: rows.shape[1] for side, rows in self.rows.items()}
-        if widths["audio"] != widths["text"]:
-            raise ValueError(
-                f"{folder}: audio has {widths['audio']} dimensions, text {widths['text']}; give one space's"
-            )
-        content = [rows.numpy().tobytes() for rows in self.rows.values()]
+        found = embeddings.read(folder)
+        self.rows = {side: torch.from_numpy(one.rows) for side, one in found.items()}
+        self.places = {side: one.places for side, one in found.items()}
+        content = [one.rows.tobytes() for one in found.values()]
         self.fingerprint = hashes.content_key(*map(hashes.sha256, content), *map(list, self.places.values()))
-
-    def _array(self, side: str) -> Tensor:
-        path = self.folder / f"{side}.npy"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; give audio.npy and text.npy, or embeddings.safetensors")
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-        except (ValueError, OSError, EOFError, TypeError) as error:
-            raise ValueError(f"{path}: not an array of numbers ({error}); write it by numpy.save") from error
-
-    def _listed(self, side: str, path: Path) -> dict[str, int]:
-        """Row by name."""
-        rows = self.rows[side]
-        if rows.ndim != 2 or not rows.isfinite().all():
-            what = f"{side} of shape {tuple(rows.shape)}" if rows.ndim != 2 else f"{side} that is not finite"
-            raise ValueError(f"{self.folder}: {what}; give (rows, D) finite numbers")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 ({error}); save it as that") from None
-        if len(lines) != len(rows):
-            raise ValueError(f"{path}: {len(lines)} lines for {len(rows)} rows of {side}; give a line for each row")
-        return {line: row for row, line in enumerate(lines)}
 
     def _of(self, side: str, names: Sequence[str]) -> Tensor:
         places = self.places[side]
         if lost := [name for name in names if name not in places]:
-            listing = {"audio": "clips.txt", "text": "captions.txt"}[side]
-            raise ValueError(
-                f"{self.folder / listing}: {len(lost)} of {len(names)} are not in it, as {lost[0]!r}; embed them too"
-            )
+            listing = self.folder / embeddings.LISTS[side]
+            raise ValueError(f"{listing}: {len(lost)} of {len(names)} are not in it, as {lost[0]!r}; embed them too")
         return self.rows[side][[places[name] for name in names]]
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
@@ -223,9 +180,7 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
     as `Embedder` has it.
     """
     kind, what = kind_of(name, profile.runs)
-    if windows is not None and kind in ("embeddings", "mteb", "own"):
-        why = "have been made already" if kind == "embeddings" else "hear longer sounds in their own way"
-        raise ValueError(f"windows {windows!r}: {kind} models {why}; leave --windows out")
+    check_ways(kind, windows)
     if kind == "embeddings":
         return Embeddings(Path(what).expanduser())
     if kind == "mteb":

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,18 @@ KNOWN = {
     "text": (OWN,),
     "ties": ("against",),
 }
+KINDS: list[tuple[str, str, Callable[[Any], bool]]] = [
+    *((field, "a text", lambda value: isinstance(value, str)) for field in ("title", "source", "clip_list")),
+    *(
+        (field, "a whole number above 0", lambda value: type(value) is int and value > 0)
+        for field in ("clips", "queries")
+    ),
+    (
+        "without",
+        "a list of clips' names",
+        lambda value: isinstance(value, list | tuple) and all(isinstance(one, str) for one in value),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -88,13 +100,18 @@ class Protocol:
             return None
         paths = [self.folder / self.clip_list, places.home() / "protocols" / self.clip_list]
         found = next((path for path in paths if path.is_file()), None)
+        if found is None and self.folder != FOLDER:
+            raise FileNotFoundError(f"protocol {self.name}: its clips are named in {paths[0]}, which is not there")
         if found is None:
             raise ValueError(
                 f"protocol {self.name}: its {self.clips:,} clips are named in {self.clip_list}, which does not come "
                 f"with atr; write their names, one a line, to {paths[1]}, or run: atr data {self.corpus['name']} --hub."
                 f" They are of: {self.source}"
             )
-        lines = map(str.strip, found.read_text(encoding="utf-8").splitlines())
+        try:
+            lines = map(str.strip, found.read_text(encoding="utf-8-sig").splitlines())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{found}: not UTF-8 ({error}); save it as that") from None
         names = list(dict.fromkeys(name for name in lines if name and name not in self.without))
         if self.clips is not None and len(names) != self.clips:
             raise ValueError(f"{found}: names {len(names):,} clips where protocol {self.name} has {self.clips:,}")
@@ -161,10 +178,9 @@ class Protocol:
                 parts = [(row, piece) for row, text in zip(rows, texts, strict=True) for piece in text.split(".")]
                 parts = [(row, piece.strip()) for row, piece in parts if piece.strip()]
                 rows, texts = [row for row, _ in parts], [piece for _, piece in parts]
-        if empty := [text for text in texts if not re.search(r"\w", text)]:
-            raise ValueError(
-                f"protocol {self.name}: {len(empty)} queries without a word, as {empty[0]!r}; mend the table"
-            )
+        if empty := [place for place, text in enumerate(texts) if not re.search(r"[^\W_]", text)]:
+            example = f"{texts[empty[0]]!r} of {part.clips['clip'].iloc[own[rows[empty[0]]]]!r}"
+            raise ValueError(f"protocol {self.name}: {len(empty)} queries without a word, as {example}; mend the table")
         return texts, own[rows], relevance[rows]
 
     def _ask_table(self, part: Corpus) -> "tuple[list[str], np.ndarray, Relevance]":
@@ -192,7 +208,16 @@ def get(name: str) -> Protocol:
     if not path.is_file() or (path.parent == FOLDER and path.stem not in names()):
         raise ValueError(f"protocol {name!r}: unknown; known: {', '.join(names())}, or a .toml file of your own")
     try:
-        found = Protocol(path.stem, folder=path.parent, **tomllib.loads(path.read_text(encoding="utf-8")))
+        said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        keys = {field.name for field in fields(Protocol)} - {"name", "folder"}
+        if unknown := ", ".join(sorted(said.keys() - keys)):
+            raise ValueError(f"unknown: {unknown}; known: {', '.join(sorted(keys))}")
+        if lacking := ", ".join(sorted({"title", "corpus", "source"} - said.keys())):
+            raise ValueError(f"without {lacking}; write what it is")
+        found = Protocol(path.stem, folder=path.parent, **said)
+        for field, what, right in KINDS:
+            if (value := getattr(found, field)) is not None and not right(value):
+                raise ValueError(f"{field}: {value!r}; give {what}")
         for field, known_ones in KNOWN.items():
             if (value := getattr(found, field)) not in known_ones:
                 raise ValueError(f"{field}: {value!r}; known: {', '.join(filter(None, known_ones))}")
@@ -200,7 +225,7 @@ def get(name: str) -> Protocol:
             cuts = getattr(found, field)
             if not isinstance(cuts, list | tuple) or not all(type(cut) is int and cut > 0 for cut in cuts) or not cuts:
                 raise ValueError(f"{field}: {cuts!r}; give whole numbers above 0, such as [1, 5, 10]")
-        if found.template is not None and ("{}" not in str(found.template) or 1 not in found.recalls):
+        if found.template is not None and (not _one_gap(found.template) or 1 not in found.recalls):
             raise ValueError(
                 f"template: {found.template!r}; write {{}} where the class's name stands, and 1 among the recalls"
             )
@@ -209,6 +234,25 @@ def get(name: str) -> Protocol:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     return found
+
+
+def several(given: Sequence[str]) -> list[Protocol]:
+    """Those of the names and paths that are given, each once. Errors: as in `get`, and ValueError for two of one name,
+    whose results would be one file.
+    """
+    found: dict[str, Protocol] = {}
+    for one in map(get, dict.fromkeys(given)):
+        if found.setdefault(one.name, one) != one:
+            raise ValueError(f"--on: two protocols are named {one.name}, and so their results; rename one's file")
+    return list(found.values())
+
+
+def _one_gap(template: str) -> bool:
+    """Whether a class's name has its place in it, and nothing else has one."""
+    try:
+        return template.format("A") != template.format("B")
+    except (LookupError, ValueError, AttributeError):
+        return False
 
 
 def _has_splits(folder: Path) -> bool:

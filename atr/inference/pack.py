@@ -126,6 +126,9 @@ def pack(run: Run, start: Prepared, target: Path, source: str = "") -> None:
         raise ValueError(f"{run.path}: damaged ({problem}); restore it, or train it anew")
     if run.config.training == "external":
         raise ValueError(f"{run.path}: CLAP as it is published; share that by its name, {run.config.text_encoder}")
+    texts = text.files(start.text_folder)
+    if pickled := [file for file in texts if file.name == text.PICKLED]:
+        raise ValueError(f"{pickled[0]}: a pickle, which no pack holds; save the model there as safetensors")
     _check(target, run)
     written = target / CARD
     described = written.read_bytes() if written.is_file() else card(run, source).encode()
@@ -140,7 +143,7 @@ def pack(run: Run, start: Prepared, target: Path, source: str = "") -> None:
             own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
             save_file(own, folder / AUDIO)  # which takes no tensors that share memory
         (folder / TEXT).mkdir()
-        for file in text.files(start.text_folder):
+        for file in texts:
             shutil.copyfile(file, folder / TEXT / file.name)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         known = {file.relative_to(folder).as_posix(): hashes.file_sha256(file) for file in files}
