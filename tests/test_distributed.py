@@ -86,7 +86,7 @@ def evaluation(group, text_aware):
     """Embeddings of a split in evaluation mode, in batches of eight: of clips three, of captions six."""
     dual = network(True, text_aware)
     audio, text = embed(dual, inputs(True), batch_size=5, group=group)
-    return {"audio": audio, "text": text}
+    return {"audio": audio.values, "mask": audio.mask, "text": text} if text_aware else {"audio": audio, "text": text}
 
 
 CASES = {

@@ -64,8 +64,8 @@ def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
         frames = evaluation.embed(network, inputs)[0]
     return ClipFrames(
         network,
-        frames,
-        network.mask(frames),
+        frames.values,
+        frames.mask,
         frame_times(network.audio_encoder, frames.shape[1]),
         corpus.split("test"),
         inputs,

@@ -282,7 +282,7 @@ def _model(run: Run, corpus: Corpus, device: str) -> Embedder:
 
 
 @functools.lru_cache(maxsize=2)
-def _sounds(run: Run, corpus: Corpus, device: str) -> Tensor:
+def _sounds(run: Run, corpus: Corpus, device: str) -> Any:
     model = _model(run, corpus, device)
     waveforms = (corpus.read(clip) for clip in records.tested(run, corpus).clips["clip"])
     return model.sounds([audio.resample(wave, rate, model.sample_rate) for wave, rate in waveforms], quiet=False)

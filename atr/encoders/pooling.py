@@ -1,6 +1,8 @@
-"""Means over the frames of clips of unequal length."""
+"""The frames of clips of unequal length: which of them count, their means, and their pooling by caption."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,67 @@ def mean(frames: Tensor, mask: Tensor) -> Tensor:
     """Mean of the frames that count: (B, T, dim), (B, T) → (B, dim)."""
     keep = mask[:, :, None]
     return (frames * keep).sum(1) / keep.sum(1)
+
+
+@dataclass(eq=False)  # not frozen: Lightning replaces the tensors of what a network gives
+class FrameRows:
+    """What a text-aware model makes of clips, side by side: values (B, T, dim), zeros behind a clip's end, and mask
+    (B, T) bool, which of the frames count. To be moved, indexed and joined by clip, as a tensor (B, …) is.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    def __getitem__(self, rows: Any) -> "FrameRows":
+        return FrameRows(self.values[rows], self.mask[rows])
+
+    def __setitem__(self, rows: Any, other: "FrameRows") -> None:
+        """T grows where that of `other` is more."""
+        size, room = other.shape[1], self.pad(other.shape[1])
+        self.values, self.mask = room.values, room.mask
+        self.values[rows, :size], self.mask[rows, :size] = other.values, other.mask
+        self.mask[rows, size:] = False
+
+    @staticmethod
+    def cat(parts: Sequence["FrameRows"]) -> "FrameRows":
+        """The clips of all parts, T that of the longest."""
+        parts = [part.pad(max(one.shape[1] for one in parts)) for part in parts]
+        return FrameRows(torch.cat([part.values for part in parts]), torch.cat([part.mask for part in parts]))
+
+    def pad(self, size: int) -> "FrameRows":
+        """With T of at least `size`."""
+        more = size - self.shape[1]
+        if more <= 0:
+            return self
+        return FrameRows(F.pad(self.values, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
+
+    def new_zeros(self, *shape: int) -> "FrameRows":
+        return FrameRows(self.values.new_zeros(shape), self.mask.new_zeros(shape[:2]))
+
+    def to(self, *place: Any, **how: Any) -> "FrameRows":
+        return FrameRows(self.values.to(*place, **how), self.mask.to(*place, **how))
+
+    def float(self) -> "FrameRows":
+        return FrameRows(self.values.float(), self.mask)
+
+    def exchange(self, work: Callable[[Tensor], Tensor]) -> "FrameRows":
+        """What `work` makes of both, between processes, which exchange no booleans."""
+        return FrameRows(work(self.values), work(self.mask.byte()).bool())
+
+    def isfinite(self) -> Tensor:
+        return self.values.isfinite()
+
+    def mean(self, dim: int = 1) -> Tensor:
+        """(B, dim) of the frames that count; over frames alone, as `dim` says of a tensor."""
+        assert dim == 1
+        return mean(self.values, self.mask)
 
 
 # Bytes of attention and pooled frames that scoring without gradients holds at a time: what a CPU's caches nearly hold.

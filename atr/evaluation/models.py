@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from atr import register
 from atr.corpora import corpus_of
 from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
+from atr.encoders.pooling import FrameRows
 from atr.evaluation.mteb import Mteb
 from atr.evaluation.naming import KINDS, kind_of
 from atr.experiments.profiles import Profile
@@ -33,15 +34,15 @@ class Model(Protocol):
     name: str
     fingerprint: str
 
-    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
-        """The clips of a one-split corpus, in order: (clips, D)."""
+    def sounds(self, part: Corpus, quiet: bool = False) -> Any:
+        """The clips of a one-split corpus, in order: (clips, D), or `FrameRows` (clips, T, D)."""
         ...
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         """(texts, D)."""
         ...
 
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def similarity(self, sentences: Tensor, sounds: Any) -> Tensor | tuple[Tensor, Tensor]:
         """(texts, clips), or the two themselves where it is their cosine."""
         ...
 
@@ -75,7 +76,7 @@ class EmbedderModel:
     def with_seed(self, seed: int) -> Model:
         return EmbedderModel(self.embedder.with_seed(seed))
 
-    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
+    def sounds(self, part: Corpus, quiet: bool = False) -> Any:
         clips, order = (
             part.clips["clip"].tolist(),
             np.argsort(part.clips["duration"].to_numpy(), kind="stable"),
@@ -84,15 +85,13 @@ class EmbedderModel:
         batches = iter(lambda: list(islice(ahead, SOUNDS)), [])
         count = -(-len(clips) // SOUNDS)
         found = [self.embedder.embed(b) for b in tqdm(batches, f"{self.name}: sounds", count, disable=quiet)]
-        if found[0].ndim == 3:  # text-aware: frames, as many as the longest clip has
-            longest = max(frames.shape[1] for frames in found)
-            found = [torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in found]
-        return torch.cat(found)[torch.from_numpy(np.argsort(order))]
+        join = FrameRows.cat if self.embedder.text_aware else torch.cat
+        return join(found)[torch.from_numpy(np.argsort(order))]
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         return self.embedder.sentences(texts)
 
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def similarity(self, sentences: Tensor, sounds: Any) -> Tensor | tuple[Tensor, Tensor]:
         return self.embedder.similarity(sentences, sounds) if self.embedder.text_aware else (sentences, sounds)
 
 

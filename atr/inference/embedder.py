@@ -198,8 +198,8 @@ class Embedder:
         other.seed, other.fingerprint = seed, hashes.content_key(self.fingerprint, "seed", seed)
         return other
 
-    def sounds(self, sounds: Sequence[Sound], quiet: bool = True) -> Tensor:
-        """(N, dim) float32 on the CPU, of length 1; of a text-aware model (N, frames, dim), zeros behind a sound's end.
+    def sounds(self, sounds: Sequence[Sound], quiet: bool = True) -> Any:
+        """(N, dim) float32 on the CPU, of length 1; of a text-aware model `FrameRows` (N, frames, dim).
 
         sounds: audio files, or waveforms (samples,) in the range -1 to 1, at `sample_rate` or each with its rate.
         AudioError: a file that cannot be used; ValueError: a waveform without samples.
@@ -212,7 +212,7 @@ class Embedder:
         pieces = self._pieces(sound)
         return pieces if self._clap is None else [self._clap.prepare(piece, self.seed) for piece in pieces]
 
-    def embed(self, prepared: Sequence[list[Any]]) -> Tensor:
+    def embed(self, prepared: Sequence[list[Any]]) -> Any:
         """What `sounds` gives, of what `prepare` gave of each."""
         rows = [row for parts in prepared for row in parts]
         if not rows:
@@ -245,7 +245,7 @@ class Embedder:
         states = Packed.of(self._reader.rows(words, self._below, tqdm(disable=True)))
         return self._embedded("text", InputRows(text.STATES, states))
 
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor:
+    def similarity(self, sentences: Tensor, sounds: Any) -> Tensor:
         """(sentences, sounds): cosines of what `sentences` and `sounds` gave."""
         if not self.text_aware:
             return sentences @ sounds.T
@@ -275,6 +275,6 @@ class Embedder:
             pieces = [waveform if seconds is None else waveform[: max(1, round(seconds * rate))]]
         return [inputs.quantised(piece, rate, self.sample_rate) for piece in pieces]
 
-    def _embedded(self, side: str, rows: InputRows) -> Tensor:
+    def _embedded(self, side: str, rows: InputRows) -> Any:
         unread = Inputs(rows, rows, np.empty(0), np.empty(0))
         return evaluation.one_side(self._dual, unread, side, lambda tensor: tensor.to(self._fabric.device))

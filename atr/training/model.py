@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from atr.config import RunConfig
 from atr.encoders import checkpoints, registry
 from atr.encoders.inputs import encode
-from atr.encoders.pooling import TextAwarePooling
+from atr.encoders.pooling import FrameRows, TextAwarePooling
 from atr.encoders.text import TextEncoder
 from atr.system.packed import POOLED, Batch
 from atr.training.distributed import norms
@@ -49,7 +49,7 @@ class DualEncoder(nn.Module):
     stays fixed need not run again; one that is None has run before.
     With `padding` "released", all clips of a batch count as long as its longest, zeros and all.
     text_aware: pools what the audio head makes of each frame by caption. A clip then has no embedding of its own:
-    wherever it says audio (…, dim) below, there are frames (…, T, dim) instead, zeros behind a clip's end.
+    wherever it says audio (…, dim) below, there are `FrameRows` (…, T, dim) instead.
     fixed_norm: the audio encoder's batch-norms keep the statistics that they came with, in training too.
     """
 
@@ -81,11 +81,11 @@ class DualEncoder(nn.Module):
                 norm.eval()
         return self
 
-    def embed_audio(self, audio: Batch) -> Tensor:
+    def embed_audio(self, audio: Batch) -> Any:
         """Of any kind that `encode` reads, or POOLED (B, audio_dim) → (B, dim), of length 1."""
         if self.text_aware is not None:
             frames, mask = self._frames(audio)
-            return self.audio_head(frames) * mask[:, :, None]
+            return FrameRows(self.audio_head(frames) * mask[:, :, None], mask)
         return nn.functional.normalize(self.audio_head(self.pool_audio(audio)), dim=-1)
 
     def embed_text(self, text: Batch) -> Tensor:
@@ -95,16 +95,11 @@ class DualEncoder(nn.Module):
         embedding = self.text_head(self.pool_text(text))
         return embedding if self.text_aware is not None else nn.functional.normalize(embedding, dim=-1)
 
-    def similarity(self, audio: Tensor, text: Tensor) -> Tensor:
+    def similarity(self, audio: Any, text: Tensor) -> Tensor:
         """Cosines (texts, clips) of the embeddings of `forward`."""
         if self.text_aware is None:
             return text @ audio.T
-        return self.text_aware.similarity(audio, self.mask(audio), text)
-
-    @staticmethod
-    def mask(frames: Tensor) -> Tensor:
-        """(B, T) bool: which of the frames of a text-aware `embed_audio` count, as zeros stand behind a clip's end."""
-        return frames.any(2)
+        return self.text_aware.similarity(audio.values, audio.mask, text)
 
     def pool_audio(self, audio: Batch) -> Tensor:
         """Output (B, audio_dim) of the encoder."""
@@ -122,7 +117,7 @@ class DualEncoder(nn.Module):
 
     def forward(
         self, audio: Batch | None, text: Batch | None, pooled: bool = False
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | FrameRows | None, Tensor | None]:
         """Embeddings of a batch of each side, or with `pooled` the encoders' outputs; None gives None."""
         if pooled:
             return audio and self.pool_audio(audio), text and self.pool_text(text)
