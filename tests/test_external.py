@@ -15,7 +15,8 @@ from atr.experiments import profiles
 from atr.inference import external
 from atr.metrics import Ranks, retrieval, statistics
 from atr.reports import names, output, tables
-from atr.training.records import ExternalTest, Run
+from atr.training.records import Run
+from atr.training.results import ExternalTest
 
 SHARED = Path(__file__).parents[2] / "shared"
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}

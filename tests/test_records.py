@@ -25,7 +25,7 @@ from atr.experiments import export
 from atr.inference import ensembles
 from atr.reports import output, tables, verdicts
 from atr.system import atomic, environment, places, store
-from atr.training import identity, records
+from atr.training import identity, records, results
 from atr.training.records import RecordError, Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -249,7 +249,7 @@ def uses(corpus, other):
         "provenance": lambda run: output.provenance([run]),
         "frame": lambda run: tables.chance(tables.run_table([(config(), run)], atr.get_profile("smoke"))),
         "scores": lambda run: verdicts.scores([run]),
-        "tested": lambda run: records.tested(run, corpus),
+        "tested": lambda run: results.test_split(run, corpus),
         "embedder": lambda run: atr.Embedder(run, corpus, device="cpu"),
         "ensemble": lambda run: ensembles.ensemble([other, run]),
         "explore": lambda run: explore.split_of(run, corpus),

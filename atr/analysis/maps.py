@@ -28,7 +28,8 @@ from atr.corpora.corpus import Corpus
 from atr.metrics.uniformity import matrix
 from atr.reports import figures
 from atr.system import devices
-from atr.training.records import Run, space, tested
+from atr.training.records import Run
+from atr.training.results import space, test_split
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -221,7 +222,7 @@ def map_of(run: Run, corpus: Corpus, seed: int = 0, neighbours: int = 15) -> Map
     """The map of a finished run; corpus: what it was trained on. ValueError: as `labels`, `space` and `project`."""
     audio_labels, text_labels = labels(run, corpus)
     audio, text = project(*space(run), seed, neighbours)
-    return Map(audio, text, audio_labels, text_labels, *kinds_of(tested(run, corpus)))
+    return Map(audio, text, audio_labels, text_labels, *kinds_of(test_split(run, corpus)))
 
 
 def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
@@ -230,7 +231,7 @@ def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
     A clip says its name and its captions, a caption itself and where its best-ranked right clip stands. Texts are
     escaped, lines broken at `WIDTH` characters. ValueError: as `tested`.
     """
-    test = tested(run, corpus)
+    test = test_split(run, corpus)
     clips = test.clips["clip"].tolist()
     own = test.captions.groupby("clip")["caption"].agg(list)
     audio = ["<br>".join([f"<b>{wrapped(clip)}</b>", *(f"– {wrapped(one)}" for one in own[clip])]) for clip in clips]

@@ -62,7 +62,7 @@ def prepare(
     if "--help" in sys.argv:  # which need not wait for extensions
         return
     from atr.register import extend
-    from atr.training import tracking
+    from atr.system import tracking
 
     places.home()
     places.results_home()

@@ -18,8 +18,8 @@ from atr.experiments.executors import Executor, Task
 from atr.experiments.listing import leaves
 from atr.experiments.profiles import get_profile
 from atr.experiments.progress import note
-from atr.system import devices, hashes
-from atr.training import fit, identity, records, tracking
+from atr.system import devices, hashes, tracking
+from atr.training import fit, identity, records
 from atr.training.preparation import prepare
 from atr.training.records import RecordError, Run, error_text
 

@@ -20,7 +20,8 @@ from atr.system import devices, hashes
 from atr.training import evaluation, identity, model, preparation, trainer
 from atr.training.identity import Inputs
 from atr.training.model import DualEncoder
-from atr.training.records import ExternalTest, RecordError, Run
+from atr.training.records import RecordError, Run
+from atr.training.results import ExternalTest
 
 
 def test(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from atr.metrics import statistics
-from atr.training.records import ExternalTest
+from atr.training.results import ExternalTest
 
 BY = "t2a_r1"  # what an option is chosen by, and compared in
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from atr.config import RunConfig
 from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
-from atr.system import atomic, devices, store
+from atr.system import atomic, devices, store, tracking
 from atr.system.devices import resolve_device
-from atr.training import batches, distributed, evaluation, model, preparation, tracking
+from atr.training import batches, distributed, evaluation, model, preparation
 from atr.training.distributed import ALONE, Group
 from atr.training.identity import Prepared, locate, needed
 from atr.training.records import RecordError, Run
@@ -109,7 +109,7 @@ def _train(
     if device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
     with devices.threads(threads), devices.switches_for(device).on():
-        loggers = [] if group.rank else tracking.loggers(trackers, run)
+        loggers = [] if group.rank else tracking.loggers(trackers, run.path)
         mined_by = ancillary(others["ancillary"], corpus, device, threads) if config.ancillary else None
         train(Trainer(config, corpus, prepared, others, device, mined_by, loggers, group), run, threads)
 
