@@ -69,7 +69,7 @@ def test_a_run_is_tested_once_and_what_it_came_to_lies_in_its_folder(run, people
     kept = json.loads(record.read_text())
     assert kept["test"] == first.metrics and kept["clips"] == 6 and kept["fingerprint"] == people.fingerprint
     assert run.finished and not run.damage()
-    monkeypatch.setattr(external, "_tested", None)
+    monkeypatch.setattr(external, "_run_test", None)
     again = external.test(Run(run.path), people)
     assert again.metrics == first.metrics and np.array_equal(again.ranks.a2t, first.ranks.a2t)
 

@@ -159,7 +159,7 @@ def test_it_comes_from_the_hub_by_its_name(made, tmp_path, monkeypatch):
         shutil.copytree(folder, place / "snapshots" / commit)
         (place / "refs").mkdir()
         (place / "refs" / "main").write_text(commit)
-    assert pack.located("somebody/a-clap") is None and pack.located("somebody/nothing") is None
+    assert pack.locate("somebody/a-clap") is None and pack.locate("somebody/nothing") is None
     assert Embedder.packed("somebody/a-pack", device="cpu").name == Embedder.packed(made, device="cpu").name
     with pytest.raises(FileNotFoundError, match="somebody/a-clap: no pack; give a folder with pack.json"):
         Embedder.packed("somebody/a-clap")
@@ -203,7 +203,7 @@ class TestDamage:
             Embedder.packed(own)
         versioned(RESULT_VERSION - 1)
         with pytest.warns(UserWarning, match="by an older version of atr"):
-            pack.opened(own)
+            pack.open_pack(own)
         versioned(RESULT_VERSION, hue=1)
         with pytest.raises(ValueError, match=r"config\.json: unknown field hue; .*; update atr"):
             Embedder.packed(own)
@@ -211,7 +211,7 @@ class TestDamage:
     def test_another_code_of_its_encoder_is_refused(self, own, monkeypatch):
         monkeypatch.setattr(identity, "fingerprints", lambda config: {"encoder compact": "0"})
         with pytest.raises(ValueError, match="packed with another code of encoder compact than is here"):
-            pack.opened(own)
+            pack.open_pack(own)
 
 
 class TestTarget:

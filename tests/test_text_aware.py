@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from atr import metrics
 from atr.encoders.inputs import LOG_MELS
 from atr.encoders.pooling import FrameRows, TextAwarePooling, frame_mask
-from atr.system.packed import POOLED, InputRows, Packed
+from atr.system.packed import POOLED, InputRows, RaggedArray
 from atr.training.evaluation import embed, evaluate
 from atr.training.gradient_cache import BatchEncoder
 from atr.training.identity import Inputs
@@ -151,7 +151,7 @@ def test_a_frame_of_zeros_counts_as_any_other(silent):
     sounds[clip][frame] = 0
     network = DualEncoder(AsTheyAre(), None, 8, 8, 8, text_aware=TextAwarePooling(8, 6)).eval()
     network.audio_head = network.text_head = torch.nn.Sequential()
-    audio = InputRows(LOG_MELS, Packed.of([sound.numpy() for sound in sounds]))
+    audio = InputRows(LOG_MELS, RaggedArray.of([sound.numpy() for sound in sounds]))
     inputs = Inputs(audio, InputRows(POOLED, text), np.arange(3), np.arange(3))
     with torch.no_grad():
         alone = [network.text_aware.similarity(x[None], torch.ones(1, len(x), dtype=bool), text) for x in sounds]

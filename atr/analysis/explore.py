@@ -60,7 +60,7 @@ def run_menu(folder: Path, first: Iterable[Run] = ()) -> dict[str, Run]:
     fields in which a run is unlike most of them.
     """
     runs = {run.address: run for run in first}
-    others = [run for run in records.stored(folder) if run.status == "finished" and run.address not in runs]
+    others = [run for run in records.runs_in(folder) if run.status == "finished" and run.address not in runs]
     fields = {run: _fields(run) for run in [*runs.values(), *others]}
     labels: dict[str, Run] = {}
     for (run, own), words in zip(fields.items(), listing.differences(list(fields.values())), strict=True):

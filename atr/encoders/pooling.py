@@ -108,7 +108,7 @@ class TextAwarePooling(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
         """frames (clips, T, D), mask (clips, T) bool, text (texts, D) → pooled (clips, texts, D)."""
         heard = self.layer_norm(frames)
-        return self._pooled(heard, F.linear(heard, *self._folded()), mask, self._queries(text))
+        return self._pool(heard, F.linear(heard, *self._fold()), mask, self._queries(text))
 
     def attention(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
         """Weights (clips, texts, T) that each caption gives to the frames of each clip; they sum to 1."""
@@ -129,7 +129,7 @@ class TextAwarePooling(nn.Module):
         target = F.normalize(text, dim=1)
         queries = self._queries(target if self.variant == "code" else text)
         first = self._queries(text) if self.variant == "code" else queries
-        folded, texts = self._folded(), min(len(text), pairs)
+        folded, texts = self._fold(), min(len(text), pairs)
         result = frames.new_empty(frames.shape[0], text.shape[0])
         for clips in _blocks(frames.shape[0], max(1, pairs // texts), alone=self.variant == "code"):
             here = mask[clips]
@@ -137,7 +137,7 @@ class TextAwarePooling(nn.Module):
             here, heard = here[:, :last], self.layer_norm(frames[clips, :last])
             values, asked = F.linear(heard, *folded), first if clips.start == 0 else queries
             for rows in _blocks(len(text), texts):
-                pooled = self._pooled(heard, values, here, asked[rows])
+                pooled = self._pool(heard, values, here, asked[rows])
                 length = torch.linalg.vector_norm(pooled, dim=-1).clamp_min(1e-12)
                 result[clips, rows] = torch.einsum("ctd,td->ct", pooled, target[rows]) / length
         return result.T
@@ -145,7 +145,7 @@ class TextAwarePooling(nn.Module):
     def _queries(self, text: Tensor) -> Tensor:
         return self.w_q(self.layer_norm(text)) @ self.w_k.weight / self.w_q.out_features**0.5
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
+    def _fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of W_v and W_0 as one layer."""
         return self.w_0.weight @ self.w_v.weight, self.w_0.weight @ self.w_v.bias
 
@@ -153,7 +153,7 @@ class TextAwarePooling(nn.Module):
         scores = queries @ heard.transpose(1, 2)
         return scores.masked_fill_(~mask[:, None], float("-inf")).softmax(-1)
 
-    def _pooled(self, heard: Tensor, values: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
+    def _pool(self, heard: Tensor, values: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
         weights = self.dropout(self._weights(heard, mask, queries))
         return self.layer_norm((weights @ values).add_(self.w_0.bias))
 

@@ -108,9 +108,9 @@ class Own(Seedless):
         self.fingerprint = hashes.content_key("own", name, register.code("model", name))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
-        return torch.cat([self._rows("sounds", self._heard(batch)) for batch in _batches(part, self.name, quiet)])
+        return torch.cat([self._rows("sounds", self._sounds_of(batch)) for batch in _batches(part, self.name, quiet)])
 
-    def _heard(self, batch: list[tuple[np.ndarray, int]]) -> list:
+    def _sounds_of(self, batch: list[tuple[np.ndarray, int]]) -> list:
         return [resample(*sound, self.model.sample_rate) for sound in batch]
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
@@ -134,7 +134,7 @@ class OfMteb(Own):
         self.model, self.name = Mteb(name, device), f"mteb:{name}"
         self.fingerprint = self.model.fingerprint
 
-    def _heard(self, batch: list[tuple[np.ndarray, int]]) -> list:
+    def _sounds_of(self, batch: list[tuple[np.ndarray, int]]) -> list:
         return batch
 
 
@@ -164,7 +164,7 @@ class Embeddings(Seedless):
         self.rows, self.places = {}, {}
         for side, listing in (("audio", "clips.txt"), ("text", "captions.txt")):
             self.rows[side] = read(side).float()
-            self.places[side] = self._listed(side, folder / listing)
+            self.places[side] = self._rows_by_name(side, folder / listing)
         widths = {side: rows.shape[1] for side, rows in self.rows.items()}
         if widths["audio"] != widths["text"]:
             raise ValueError(
@@ -182,7 +182,7 @@ class Embeddings(Seedless):
         except (ValueError, OSError, EOFError, TypeError) as error:
             raise ValueError(f"{path}: not an array of numbers ({error}); write it by numpy.save") from error
 
-    def _listed(self, side: str, path: Path) -> dict[str, int]:
+    def _rows_by_name(self, side: str, path: Path) -> dict[str, int]:
         """Row by name."""
         rows = self.rows[side]
         if rows.ndim != 2 or not rows.isfinite().all():
@@ -231,7 +231,7 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         return OfMteb(what, None if device == "auto" else device)
     if kind == "own":
         return Own(what)
-    packed = pack.located(what) if kind == "hf" else Path(what).expanduser()
+    packed = pack.locate(what) if kind == "hf" else Path(what).expanduser()
     if packed is not None and (packed / pack.PACK).is_file():
         return EmbedderModel(Embedder.packed(packed, windows=windows, device=device))
     if kind != "folder":

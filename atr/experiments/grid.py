@@ -176,7 +176,7 @@ def _tasks(outcome: Runs, root: str | Path | None, runs: Path | None, quiet: boo
             _note("prepared", config)
             run = identity.locate(config, corpus, runs, quiet, root=root)
             if run.address not in tasks:
-                needed = identity.needed(config, corpus, root).values()
+                needed = identity.requirements(config, corpus, root).values()
                 needs = {identity.locate(*one, runs, quiet, root=root).address for one in needed}
                 tasks[run.address] = Task(config, corpus, run, [], needs)
             tasks[run.address].places.append(place)

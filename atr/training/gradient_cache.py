@@ -84,7 +84,7 @@ class BatchEncoder:
             return lambda function, *arguments: function(*arguments)
 
         def twice(function: Callable[..., Any], *arguments: Any) -> Any:
-            contexts = (nullcontext(), unmoved(self.network))
+            contexts = (nullcontext(), hold_statistics(self.network))
             return checkpoint(function, *arguments, use_reentrant=False, context_fn=lambda: contexts)
 
         return twice
@@ -95,7 +95,7 @@ def _cat(parts: list[Tensor]) -> Tensor:
 
 
 @contextmanager
-def unmoved(network: nn.Module) -> Iterator[None]:
+def hold_statistics(network: nn.Module) -> Iterator[None]:
     """Running statistics stay as they are, whatever a network in training mode is given."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms(network)]
     for norm, _, _ in before:

@@ -12,7 +12,7 @@ from atr.encoders.pooling import FrameRows, TextAwarePooling
 from atr.encoders.text import TextEncoder
 from atr.system.packed import POOLED, Batch
 from atr.training.distributed import norms
-from atr.training.identity import Prepared
+from atr.training.identity import Preparation
 from atr.training.records import RecordError, Run
 
 
@@ -130,7 +130,7 @@ class DualEncoder(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if name not in fixed}
 
 
-def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
+def build(config: RunConfig, prepared: Preparation) -> DualEncoder:
     """The model of a config, heads drawn from PyTorch's generator; seed that first."""
     sample = next(iter(prepared.splits.values()))
     if config.training in ("frozen", "external"):
@@ -186,7 +186,7 @@ def parameter_groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> 
     ]
 
 
-def restore(run: Run, prepared: Prepared, config: RunConfig | None = None) -> DualEncoder:
+def restore(run: Run, prepared: Preparation, config: RunConfig | None = None) -> DualEncoder:
     """The network of a finished run's selected epoch, in evaluation mode, over what is prepared for its config, or for
     `config`, which says the same of the network. RecordError: the checkpoint does not fit.
     """
@@ -208,7 +208,7 @@ def load(network: DualEncoder, run: Run) -> DualEncoder:
             if shapes[0].get(name) != shapes[1].get(name)
         ]
         raise RecordError(
-            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.listed(differences)}; "
+            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.name_list(differences)}; "
             f"{mend}"
         )
     try:

@@ -33,7 +33,7 @@ from atr.config import RESULT_VERSION, ConfigError, RunConfig, from_dict
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.metrics.retrieval import Ranks
 from atr.system import atomic, hashes, places, store
-from atr.system.environment import RECORDED
+from atr.system.environment import PACKAGES
 from atr.training import results, state
 from atr.training.results import ExternalTest, check_embeddings, check_kinds, check_metrics, read_object
 from atr.training.state import State
@@ -89,7 +89,7 @@ class Run:
         return self.path.name
 
     @property
-    def ended(self) -> bool:
+    def at_end(self) -> bool:
         """Whether it came to its end, whatever has become of its files."""
         return os.path.lexists(self.path / METRICS)
 
@@ -106,7 +106,7 @@ class Run:
             version = RESULT_VERSION
         if version != RESULT_VERSION:
             return "stale" if version < RESULT_VERSION else "newer"
-        if self.ended:
+        if self.at_end:
             return "damaged" if self.problem else "finished"
         return "failed" if os.path.lexists(self.path / ERROR) else "unfinished"
 
@@ -127,7 +127,7 @@ class Run:
     @property
     def problem(self) -> str:
         """What is wrong with the files of a run that came to its end, the first of them; nothing if they are whole."""
-        if not self.ended:
+        if not self.at_end:
             return ""
         run = Run(self.path)  # reads anew, and keeps nothing
         try:
@@ -146,13 +146,13 @@ class Run:
         """What `parse` makes of a file."""
         path = self.path / name
         try:
-            if self.ended and (problem := store.damage(self.path, name)):
+            if self.at_end and (problem := store.damage(self.path, name)):
                 raise RecordError(f"{path}: damaged ({problem}); {AGAIN}")
             return parse(path)
         except RecordError:
             raise
         except FileNotFoundError as error:
-            if not self.ended:
+            if not self.at_end:
                 missing = f"{path}: missing, as the run is not finished; atr.fit(run.config) continues it"
                 raise FileNotFoundError(missing) from error
             raise RecordError(f"{path}: missing; {AGAIN}") from error
@@ -202,7 +202,7 @@ class Run:
 
         def parse(path: Path) -> dict[str, Any]:
             record = check_kinds(read_object(path), kinds | {"commit": (str, type(None))})
-            check_kinds(record["versions"], dict.fromkeys(RECORDED, str))
+            check_kinds(record["versions"], dict.fromkeys(PACKAGES, str))
             check_kinds(record, {"weights": dict} if "weights" in record else {})
             return record
 
@@ -241,7 +241,7 @@ class Run:
                 raise ValueError("holds other things than numbers")
             if table["epoch"].tolist() != list(range(1, len(table) + 1)) or table["loss"].isna().any():
                 raise ValueError("an epoch or its loss is missing")
-            if self.ended and len(table) < self.best_epoch:
+            if self.at_end and len(table) < self.best_epoch:
                 raise ValueError(f"ends before the selected epoch {self.best_epoch}")
             return table
 
@@ -314,7 +314,7 @@ class Run:
 
     def damage(self) -> str:
         """What is wrong with its files, "" if nothing is known to be: of a finished run all of them, else its state."""
-        if self.ended:
+        if self.at_end:
             return store.damage(self.path, whole=True) or self.problem
         try:
             if (self.path / STATE).is_file():
@@ -405,7 +405,7 @@ def _table(path: Path, **options: Any) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(text), **options)
 
 
-def stored(folder: Path | None = None) -> list[Run]:
+def runs_in(folder: Path | None = None) -> list[Run]:
     """All runs in a folder, whatever their state, oldest first."""
     folder = folder or default_folder()
     entries = []
@@ -419,7 +419,7 @@ def stored(folder: Path | None = None) -> list[Run]:
 
 def find(address: str, folder: Path | None = None) -> Run:
     """The run in a folder whose address begins so; ValueError if there is none, or several."""
-    matches = [run for run in stored(folder) if run.address.startswith(address)]
+    matches = [run for run in runs_in(folder) if run.address.startswith(address)]
     if len(matches) != 1:
         raise ValueError(
             f"{folder or default_folder()}: {len(matches)} runs begin with {address!r}; list them: atr runs list"
