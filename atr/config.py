@@ -32,9 +32,19 @@ CHOICES: dict[str, tuple] = {
 }
 RECIPES_BEFORE = {"released": "code", "paper": "text"}  # what records and addresses call them
 GROUPS = ("heads", "audio", "text", "pooling", "loss")
-MINED = ("easy", "hard")  # by embeddings
+MINING_KINDS = ("easy", "hard")  # by embeddings
 # What a stage of training may have of its own.
-STAGED = ("epochs", "sampler", "mining", "fixed", "fixed_head", "learning_rates", "schedule", "step_epochs", "loss")
+STAGE_FIELDS = (
+    "epochs",
+    "sampler",
+    "mining",
+    "fixed",
+    "fixed_head",
+    "learning_rates",
+    "schedule",
+    "step_epochs",
+    "loss",
+)
 WHOLE = dict.fromkeys(
     ("embedding_dim", "batch_size", "step_epochs", "audio_layers", "text_layers", "chunk"), 1
 )  # and more
@@ -103,7 +113,7 @@ class RunConfig:
     fixed           "audio" or "text": this encoder stays as it is, in evaluation mode, its output computed once
     fixed_head      its head stays as well; else it trains with the other side
     stages          one after another, each from the best epoch of the one before and with a schedule of its own: the
-                    fields in which each differs from this config, of `STAGED`; None: one stage
+                    fields in which each differs from this config, of `STAGE_FIELDS`; None: one stage
     learning_rates  by group: heads, audio, text, pooling (text-aware), loss (its learned parameters); missing groups
                     use heads'
     betas           of Adam and AdamW
@@ -233,7 +243,7 @@ class RunConfig:
                 raise ConfigError(f"penalty: {error}") from error
             if self.embedding_dim < settings.dims:
                 raise ConfigError(f"penalty: draws {settings.dims} dimensions; embedding_dim is {self.embedding_dim}")
-            object.__setattr__(self, "penalty", settings.changed())
+            object.__setattr__(self, "penalty", settings.differences())
         betas = tuple(self.betas) if isinstance(self.betas, Sequence) else ()
         if len(betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas: {self.betas!r}; give two numbers from 0 and below 1")
@@ -286,7 +296,7 @@ class RunConfig:
 
     def _check_stages(self) -> None:
         if self.stages is None:
-            if self.mining in MINED and self.ancillary is None:
+            if self.mining in MINING_KINDS and self.ancillary is None:
                 raise ConfigError("mining: needs ancillary, the fields of the config of the run to mine by")
             if self.fixed_head and self.fixed is None:
                 raise ConfigError("fixed_head: no encoder is fixed; set fixed as well")
@@ -294,20 +304,20 @@ class RunConfig:
             raise ConfigError(f"stages: {self.stages!r} is not a list of one stage or more")
         parts = []
         for number, stage in enumerate(self.stages or (), start=1):
-            unknown = sorted(set(stage) - set(STAGED))
+            unknown = sorted(set(stage) - set(STAGE_FIELDS))
             if unknown:
-                raise ConfigError(f"stages: {number}: unknown {', '.join(unknown)}; known: {', '.join(STAGED)}")
+                raise ConfigError(f"stages: {number}: unknown {', '.join(unknown)}; known: {', '.join(STAGE_FIELDS)}")
             try:
                 parts.append(self._part(stage))
             except ConfigError as error:
                 raise ConfigError(f"stages: {number}: {error}") from error
             if not parts[-1].epochs:
                 raise ConfigError(f"stages: {number}: epochs: 0; a stage trains for one epoch or more")
-        if self.ancillary is not None and not any(part.mining in MINED for part in parts or [self]):
+        if self.ancillary is not None and not any(part.mining in MINING_KINDS for part in parts or [self]):
             raise ConfigError("ancillary: nothing is mined by it; set mining, or leave it out")
 
     def _part(self, stage: Mapping[str, Any]) -> "RunConfig":
-        mined = stage.get("mining", self.mining) in MINED
+        mined = stage.get("mining", self.mining) in MINING_KINDS
         own: dict[str, Any] = {"stages": None, "start": None, "ancillary": self.ancillary if mined else None}
         return self.replace(**own, **stage)
 

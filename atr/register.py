@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-Made = TypeVar("Made")
+Factory = TypeVar("Factory")
 
 LOSSES: dict[str, Any] = {}
 AUDIO_ENCODERS: dict[str, Any] = {}
@@ -80,28 +80,28 @@ def _forget(path: Path) -> None:
     _files.pop(path, None)
 
 
-def loss(name: str) -> Callable[[Made], Made]:
+def loss(name: str) -> Callable[[Factory], Factory]:
     """Register a loss: an `atr.losses.PairLoss`, whose `__init__` takes the config's parameters."""
     return _registering("loss", name)
 
 
-def encoder(name: str) -> Callable[[Made], Made]:
+def encoder(name: str) -> Callable[[Factory], Factory]:
     """Register an audio encoder: what makes an `atr.encoders.AudioEncoder` from `augment` and `dropout`."""
     return _registering("encoder", name)
 
 
-def corpus(name: str) -> Callable[[Made], Made]:
+def corpus(name: str) -> Callable[[Factory], Factory]:
     """Register a loader: what makes an `atr.Corpus` from the config's options, and from `root` if it has no default."""
     return _registering("corpus", name)
 
 
-def model(name: str) -> Callable[[Made], Made]:
+def model(name: str) -> Callable[[Factory], Factory]:
     """Register a model to evaluate: what makes one without arguments, as `atr.evaluation.models.Own` takes it."""
     return _registering("model", name)
 
 
-def _registering(kind: str, name: str) -> Callable[[Made], Made]:
-    def add(item: Made) -> Made:
+def _registering(kind: str, name: str) -> Callable[[Factory], Factory]:
+    def add(item: Factory) -> Factory:
         own = getattr(item, "__module__", "").startswith("atr.")
         if _running is None and not own:
             raise ValueError(

@@ -11,7 +11,7 @@ from atr import RunConfig, metrics
 from atr.config import RESULT_VERSION
 from atr.corpora.corpus import Corpus, no_events
 from atr.metrics import Ranks
-from atr.system.environment import RECORDED
+from atr.system.environment import PACKAGES
 from atr.training.records import Run
 
 ENVIRONMENT = {"device": "cpu", "platform": "Linux x86_64", "seconds": 1800.0, "commit": "0123456789ab", "weights": {}}
@@ -26,7 +26,7 @@ def made_run(folder, name, config, t2a, a2t, validation_r10=50.0, epochs=3, rele
         relevance = np.repeat(np.arange(len(a2t)), len(t2a) // len(a2t))
     ranks = Ranks(t2a[:, None], a2t[:, None])
     (path / "config.json").write_text(json.dumps({"result_version": RESULT_VERSION, "config": config.to_dict()}))
-    (path / "environment.json").write_text(json.dumps({**ENVIRONMENT, "versions": dict.fromkeys(RECORDED, "1.0")}))
+    (path / "environment.json").write_text(json.dumps({**ENVIRONMENT, "versions": dict.fromkeys(PACKAGES, "1.0")}))
     scores = metrics.retrieval_metrics(ranks)
     validation = {**scores, "t2a_r10": validation_r10}
     (path / "metrics.json").write_text(json.dumps({"test": scores, "best_epoch": epochs, "validation": validation}))

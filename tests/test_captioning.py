@@ -23,7 +23,7 @@ from atr.corpora import load_corpus
 from atr.corpora.captioning import language_models
 from atr.corpora.captioning.answers import audit, parse
 from atr.corpora.captioning.generate import generate, keywords_of, messages
-from atr.corpora.captioning.language_models import CaptioningError, Endpoint, LocalModel, Refused, Reply
+from atr.corpora.captioning.language_models import CaptioningError, Endpoint, LocalModel, RefusalError, Reply
 from atr.corpora.captioning.record import read
 from atr.reports import output
 from atr.system.credentials import without_credentials
@@ -256,11 +256,11 @@ class TestEndpoint:
         ask = Endpoint(server.url, "phi4", key="secret-key", timeout=0.2 if step == "slow" else 30, retries=0)
         with pytest.raises(CaptioningError, match=rf"{server.url}: .*{message}") as caught:
             ask(messages(["a"]))
-        assert "secret" not in str(caught.value) and not isinstance(caught.value, Refused)
+        assert "secret" not in str(caught.value) and not isinstance(caught.value, RefusalError)
 
     def test_a_request_that_is_not_taken_is_its_own_error(self, server, ask):
         server.plan = [(400, {}, "too long")]
-        with pytest.raises(Refused, match="HTTP 400: too long"):
+        with pytest.raises(RefusalError, match="HTTP 400: too long"):
             ask(messages(["a"]))
 
     def test_nobody_there(self):
@@ -288,10 +288,10 @@ class TestEndpoint:
 class TestGenerate:
     def test_every_clip_gets_captions_and_none_is_asked_for_twice(self, server, ask, record):
         report = run(8, ask, record, concurrency=3)
-        assert sorted(server.clips) == CLIPS and report.valid == report.asked == report.answered == 8
+        assert sorted(server.clips) == CLIPS and report.valid == report.requests == report.replies == 8
         assert read(record).captions == dict.fromkeys(CLIPS, GOOD) and report.tokens == 56 and not report.missing
         again = run(8, ask, record)
-        assert len(server.asked) == 8 and (again.asked, again.valid) == (0, 8)
+        assert len(server.asked) == 8 and (again.requests, again.valid) == (0, 8)
         assert "8 of 8 clips have valid captions" in str(again) and "asked 0 times" in str(again)
 
     def test_what_is_recorded(self, server, ask, record, monkeypatch):
@@ -341,7 +341,7 @@ class TestGenerate:
     def test_attempts_of_earlier_runs_count(self, record):
         ask = Says(*["no"] * 9)
         run(1, ask, record, attempts=2)
-        assert run(1, ask, record, attempts=2).asked == 0 and ask.asked == 2
+        assert run(1, ask, record, attempts=2).requests == 0 and ask.asked == 2
         run(1, ask, record, attempts=3)
         assert ask.asked == 3 and lines(record)[-1]["attempt"] == 3
 
@@ -354,7 +354,7 @@ class TestGenerate:
     def test_another_request_is_asked_anew(self, record):
         ask = Says()
         run(2, ask, record)
-        assert run(2, ask, record, keywords={"clip a": ["rain"]}).asked == 1
+        assert run(2, ask, record, keywords={"clip a": ["rain"]}).requests == 1
 
     def test_answers_of_another_model_are_not_mixed_in(self, record):
         run(1, Says(), record)
@@ -397,7 +397,7 @@ class TestGenerate:
         with pytest.raises(type(error)):
             run(4, ask, record)
         assert set(read(record).captions) == {"clip a"} and ask.asked == 2
-        assert run(4, ask, record).asked == 3
+        assert run(4, ask, record).requests == 3
 
     def test_ctrl_c_waits_for_what_is_under_way_and_records_it(self, record, interruptible):
         class Interrupting(Says):
@@ -419,13 +419,13 @@ class TestGenerate:
     def test_a_refused_request_costs_only_its_clip(self, server, ask, record):
         server.plan = [(400, {}, "content policy")]
         report = run(3, ask, record)
-        assert (report.valid, report.asked, report.answered) == (2, 3, 2)
+        assert (report.valid, report.requests, report.replies) == (2, 3, 2)
         assert report.missing == {"refused": ["clip a"]}
         assert run(3, ask, record, attempts=1).valid == 3
 
     def test_a_server_that_refuses_everything_ends_the_run(self, record, monkeypatch):
         monkeypatch.setattr("atr.corpora.captioning.generate.REFUSALS", 3)
-        ask = Says(*[Refused("HTTP 400: unknown field")] * 9)
+        ask = Says(*[RefusalError("HTTP 400: unknown field")] * 9)
         with pytest.raises(CaptioningError, match="HTTP 400: unknown field. 0 of 8 clips"):
             run(8, ask, record)
         assert ask.asked == 3
@@ -538,7 +538,7 @@ generate(table, Endpoint({server.url!r}, "phi4"), Path({str(record)!r}), concurr
         done, answered = {answer.clip for answer in read(record).answers}, list(server.clips)
         assert 3 <= len(done) < 8 and len(answered) - len(done) <= 2
         report = run(8, ask, record)
-        assert report.asked == 8 - len(done) and report.valid == 8
+        assert report.requests == 8 - len(done) and report.valid == 8
         assert not done & set(server.clips[len(answered) :])
         assert record.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
 
@@ -590,7 +590,7 @@ class TestLocal:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             report = run(1, LocalModel(folder, longest=4), record, attempts=2)
-        assert report.asked == 2 == len(lines(record)) and report.missing == {"cut off": ["clip a"]}
+        assert report.requests == 2 == len(lines(record)) and report.missing == {"cut off": ["clip a"]}
 
     def test_a_model_that_knows_no_chat_is_refused(self, folder, tmp_path):
         made_models.roberta_tokenizer(tmp_path / "plain")
@@ -735,7 +735,7 @@ class TestWhatIsTheAnswer:
         ],
     )
     def test_what_a_model_thought_aloud_is_not_its_answer(self, text, said):
-        assert language_models.spoken(text) == said
+        assert language_models.without_thoughts(text) == said
 
     def test_captions_have_no_half_of_a_surrogate_pair(self, server, ask, record):
         captions = ["\ud800 " + GOOD[0], *GOOD[1:4], "fresh \U0001f600 wording"]
@@ -752,7 +752,7 @@ class TestWhatIsTheAnswer:
         report = run(3, ask, record, attempts=1)
         mend = "switch the model's thinking off, or raise the limit of tokens at its server"
         said = f"missing, only reasoning ({mend}, or longest of atr.corpora.captioning.language_models.LocalModel): 3 "
-        assert report.asked == 3 and said in str(report)
+        assert report.requests == 3 and said in str(report)
         assert "longest" in inspect.signature(language_models.LocalModel).parameters
         server.answer = lambda clip: completion(json.dumps(GOOD))
         assert run(3, ask, record, attempts=1).valid == 3

@@ -9,7 +9,7 @@ from transformers import ClapModel, ClapProcessor
 
 from atr.encoders import clap, text
 from atr.encoders.clap import Clap
-from atr.system.packed import Packed
+from atr.system.packed import RaggedArray
 
 RATE = 8000  # of the model made here, which takes 1 s
 SECONDS = {"short": 0.3, "whole": 1.0, "hardly longer": 1.005, "longer": 1.7, "much longer": 3.2}
@@ -29,7 +29,7 @@ def model(folder):
 def packed(*seconds):
     rng = np.random.default_rng(0)
     rows = [rng.integers(-20_000, 20_000, round(length * RATE), dtype=np.int16) for length in seconds]
-    return Packed(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+    return RaggedArray(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def test_only_clips_longer_than_the_model_takes_depend_on_the_seed(model, clips)
 
 def test_a_clip_has_one_embedding_in_whatever_row_batch_and_company(model, clips, monkeypatch):
     longest = clips[len(clips) - 1]
-    alone = model.audio(Packed(longest, np.array([0, len(longest)])), seed=0, quiet=True)[0]
+    alone = model.audio(RaggedArray(longest, np.array([0, len(longest)])), seed=0, quiet=True)[0]
     both = np.concatenate([longest, clips.data[: 3 * RATE], longest])
-    rows = Packed(both, np.cumsum([0, len(longest), 3 * RATE, len(longest)]))
+    rows = RaggedArray(both, np.cumsum([0, len(longest), 3 * RATE, len(longest)]))
     for size in (clap.AUDIO_BATCH, 2):
         monkeypatch.setattr(clap, "AUDIO_BATCH", size)
         first, other, last = model.audio(rows, seed=0, quiet=True)

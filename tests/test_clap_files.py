@@ -21,7 +21,7 @@ from atr.cli import app
 from atr.corpora.audio import to_int16
 from atr.encoders import clap, clap_files
 from atr.inference import search
-from atr.system.packed import Packed
+from atr.system.packed import RaggedArray
 from atr.system.places import home
 
 LAION = ("laion_htsat_tiny", "laion_htsat_base", "laion_htsat_fused", "laion_pann14", "laion_pann14_fused")
@@ -70,7 +70,7 @@ def small(tmp_path_factory):
 
 def heard(model, seconds, part=slice(None)):
     clip = golden_weights.waveform([1, seconds, model.sample_rate, 0])[0].numpy()[part]
-    return model.audio(Packed.of([to_int16(clip)]), seed=0, quiet=True)[0].numpy()
+    return model.audio(RaggedArray.of([to_int16(clip)]), seed=0, quiet=True)[0].numpy()
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_what_needs_no_computing_waits_for_no_import(results, tmp_path):
 
 
 def test_names_that_the_command_line_knows_by_itself_are_those_of_the_registries():
-    assert set(console.CORPORA) == set(LOADERS) and console.ROOTED == tuple(filter(in_folder, console.CORPORA))
+    assert set(console.CORPORA) == set(LOADERS) and console.ROOT_CORPORA == tuple(filter(in_folder, console.CORPORA))
     assert console.DATA == (*catalogue.DATASETS, *checkpoints.REGISTRY)
     assert commands.EXECUTORS == tuple(executors.EXECUTORS)
 
@@ -617,7 +617,7 @@ def test_texts_of_others_are_only_printed(capsys, monkeypatch):
     console.fail(ValueError(FOREIGN))
     assert PRINTED in capsys.readouterr().err
     monkeypatch.setattr(console.console, "_width", 200)
-    console.printed(pd.DataFrame({"[b]n\x1b": [FOREIGN]}), title="[i]t\x1b")
+    console.print_table(pd.DataFrame({"[b]n\x1b": [FOREIGN]}), title="[i]t\x1b")
     shown = capsys.readouterr().out
     assert PRINTED in shown and r"[b]n\x1b" in shown and r"[i]t\x1b" in shown and "\x1b" not in shown
     console.console.print("Héllo 👩\u200d🔬\u00a0→\tx\ny", soft_wrap=True)

@@ -153,7 +153,7 @@ def test_a_run_by_names_alone_is_what_its_classifier_and_its_text_encoder_say(la
     assert set(run.checkpoint) == {"audio_head.names"} and run.embeddings["audio"].shape == (16, 384)
     part = corpus.split("test")
     encoder = atr.encoders.build("mn04", tmp_path / "mn04.pt").eval()
-    logits = encoder.logits(preparation.pooled(labelled, part, tmp_path / "mn04.pt"))
+    logits = encoder.logits(preparation.pool_features(labelled, part, tmp_path / "mn04.pt"))
     reader = text.TextEncoder(text.folder("minilm")).eval()
     ids = text.ids([text.normalise(f"the sound of {name}", "mei2022") for name in encoder.labels()], reader)
     with torch.no_grad():

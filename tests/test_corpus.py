@@ -248,26 +248,26 @@ def test_clips_held_out_validate_and_all_others_train():
     held = load_corpus("soundscapes", train=10, validation=4, test=6, duration=4.0, hold_out=3)
     assert held.clips["split"].value_counts().to_dict() == {"train": 17, "validation": 3}
     assert held.clips["clip"].tolist() == whole.clips["clip"].tolist() and held.captions.equals(whole.captions)
-    assert held.clips["split"].equals(whole.held_out(3).clips["split"])  # drawn once
-    assert not held.clips["split"].equals(whole.held_out(3, seed=1).clips["split"])
+    assert held.clips["split"].equals(whole.hold_out(3).clips["split"])  # drawn once
+    assert not held.clips["split"].equals(whole.hold_out(3, seed=1).clips["split"])
     assert held.fingerprint != whole.fingerprint
     listened = whole.split("train").clips["clip"]
     for count in (3, 10):  # all from outside of what was for training
-        few = whole.held_out(count).split("validation").clips["clip"]
+        few = whole.hold_out(count).split("validation").clips["clip"]
         assert len(few) == count and not set(few) & set(listened)
-    many = whole.held_out(12)  # more than there are outside
+    many = whole.hold_out(12)  # more than there are outside
     assert many.pretraining_clips == set(listened) - set(many.split("validation").clips["clip"])
     for count in (0, 20, -1):
         with pytest.raises(ValueError, match=f"hold_out is {count}; hold out 1 to 19 of the 20 clips"):
-            whole.held_out(count)
+            whole.hold_out(count)
 
 
 def test_an_encoder_of_its_own_hears_the_same_clips_with_and_without_some_held_out():
     whole = load_corpus("soundscapes", train=10, validation=4, test=6, duration=4.0)
-    held = whole.held_out(3)
+    held = whole.hold_out(3)
     assert held.to_pretrain_on().clips["clip"].tolist() == whole.split("train").clips["clip"].tolist()
     assert pretraining.location(held, "compact", epochs=2) == pretraining.location(whole, "compact", epochs=2)
-    other = whole.held_out(12)
+    other = whole.hold_out(12)
     assert pretraining.location(other, "compact", epochs=2) != pretraining.location(whole, "compact", epochs=2)
     assert not set(other.to_pretrain_on().clips["clip"]) & set(other.split("validation").clips["clip"])
 
@@ -290,7 +290,7 @@ def test_alike_is_sparse_where_it_is_large(monkeypatch):
 def test_clips_held_out_have_no_copy_among_those_to_train_on():
     digests = ["00"] * 3 + ["0d", "0e"]
     for seed in range(5):
-        held = corpus(clips=corpus().clips.assign(digest=digests)).held_out(2, seed).clips
+        held = corpus(clips=corpus().clips.assign(digest=digests)).hold_out(2, seed).clips
         assert set(held.loc[held["split"] == "validation", "clip"]) == {"d", "e"}
 
 
@@ -311,14 +311,14 @@ def test_a_reader_that_gives_integers_as_floats_is_found_by_the_check():
 @pytest.mark.parametrize("waveform", [np.full(100, 9_000, np.int16), np.full(100, 9_000, np.float32)])
 def test_a_waveform_out_of_range_is_not_clipped_in_silence(waveform):
     with pytest.raises(ValueError, match="where 1 is full scale; give floats in the range -1 to 1"):
-        inputs.quantised(waveform, RATE, RATE)
+        inputs.quantise(waveform, RATE, RATE)
 
 
 @pytest.mark.parametrize("name", encoders.AUDIO_ENCODERS)
 def test_every_encoder_hears_a_clip_of_a_few_samples(name):
     torch.manual_seed(0)
     encoder = encoders.build(name).eval()
-    waveform = inputs.quantised(np.full(20, 0.1, np.float32), 16_000, encoder.sample_rate)
+    waveform = inputs.quantise(np.full(20, 0.1, np.float32), 16_000, encoder.sample_rate)
     batch = torch.from_numpy(waveform)[None].float() / 32767
     with torch.inference_mode():
         frames, mask = encoder(batch, torch.tensor([len(waveform)]))

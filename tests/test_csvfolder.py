@@ -200,7 +200,7 @@ def test_a_row_with_a_problem_is_listed_with_its_line_and_cleaned_away(root, row
     assert [line for line in listed(root) if line.startswith("captions.csv, " + ROWS[row].format(root=root))], listed(
         root
     )
-    kept = csvfolder.cleaned(root)
+    kept = csvfolder.clean_table(root)
     expected = SOUND if row != "a.wav,test,a cat" else SOUND.replace("a.wav,train,a dog\n", "")
     assert kept.to_csv(index=False) == expected
     write(root, kept.to_csv(index=False))
@@ -238,7 +238,7 @@ def test_all_problems_of_all_files_are_listed_at_once(root):
     assert len(found) == len(starts) and all(map(str.startswith, found, starts)), found
     with pytest.raises(CorpusError, match="has 6 problem"):
         load_corpus("csv", root)
-    assert csvfolder.cleaned(root)["file_name"].tolist() == ["b.wav", "c.wav", "d.wav", "e.wav"]
+    assert csvfolder.clean_table(root)["file_name"].tolist() == ["b.wav", "c.wav", "d.wav", "e.wav"]
 
 
 def test_the_digest_follows_the_bytes_and_the_fingerprint_follows_the_digest(root):
@@ -278,8 +278,8 @@ def test_a_clean_table_has_the_cells_of_the_rows_that_stay(root):
     cells = [["file_name", "split", "caption"], *rows, ["z.wav", "train", "no file"]]
     quoted = ([f'"{cell}"' for cell in (one.replace('"', '""') for one in row)] for row in cells)
     write(root, "".join(",".join(row) + "\n" for row in quoted))
-    atomic.write_csv(csvfolder.cleaned(root), root / "clean.csv")
-    assert csvfolder.cleaned(root, table="clean.csv").to_numpy().tolist() == rows
+    atomic.write_csv(csvfolder.clean_table(root), root / "clean.csv")
+    assert csvfolder.clean_table(root, table="clean.csv").to_numpy().tolist() == rows
     corpus = load_corpus("csv", root, table="clean.csv")
     assert corpus.captions["caption"].tolist()[: len(ODD)] == [text.strip() for text in ODD]
 

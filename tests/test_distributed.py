@@ -19,7 +19,7 @@ from atr.encoders.pooling import TextAwarePooling
 from atr.losses import voxels
 from atr.losses.penalty import UniformityPenalty
 from atr.system import devices
-from atr.system.packed import POOLED, InputRows, Packed
+from atr.system.packed import POOLED, InputRows, RaggedArray
 from atr.training import distributed, identity
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import embed
@@ -38,7 +38,7 @@ def random(*shape, seed=0):
 
 def packed(lengths, width, seed):
     rows = [random(length, width, seed=seed + length).numpy() for length in lengths]
-    return Packed(np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)]))
+    return RaggedArray(np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def inputs(frames=False):
@@ -86,7 +86,7 @@ def evaluation(group, text_aware):
     """Embeddings of a split in evaluation mode, in batches of eight: of clips three, of captions six."""
     dual = network(True, text_aware)
     audio, text = embed(dual, inputs(True), batch_size=5, group=group)
-    return {"audio": audio, "text": text}
+    return {"audio": audio.values, "mask": audio.mask, "text": text} if text_aware else {"audio": audio, "text": text}
 
 
 CASES = {

@@ -13,6 +13,7 @@ from made_embeddings import written
 from typer.testing import CliRunner
 
 from atr.cli import app
+from atr.encoders.pooling import FrameRows
 from atr.evaluation import doctor, evaluate, protocols
 
 CLIPS = 9
@@ -110,10 +111,12 @@ class TestModels:
         assert notes(part, Made(drawn=0.1), seed=1) == () and notes(part, Made(drawn=1e-6)) == ()
 
     def test_frames_are_compared_as_far_as_a_sound_goes(self):
-        frames = F.pad(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), (0, 0, 0, 5))
-        lengths = np.arange(3)
-        assert not list(doctor.dependence("sounds", frames, lengths, lambda row: frames[row : row + 1, :4]))
-        assert list(doctor.dependence("sounds", frames, lengths, lambda row: frames[row : row + 1, 1:4]))
+        values = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+        frames, lengths = FrameRows(values, torch.ones(3, 4, dtype=bool)), np.arange(3)
+        whole = frames.pad(9)
+        assert not list(doctor.dependence("sounds", whole, lengths, lambda row: frames[row : row + 1]))
+        alone = FrameRows(values[:, 1:], frames.mask[:, 1:])
+        assert list(doctor.dependence("sounds", whole, lengths, lambda row: alone[row : row + 1]))
 
 
 class TestTestSets:

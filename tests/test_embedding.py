@@ -92,7 +92,7 @@ def test_clap_embeds_as_its_baseline_does(corpus, tmp_path):
     sounds = embedder.sounds([audio.resample(wave, rate, embedder.sample_rate) for wave, rate in waveforms])
     captions = part.captions["caption"].tolist()
     sides = preparation.external(
-        embedder.config, part, folder, preparation.normalised(embedder.config, part), "cpu", True
+        embedder.config, part, folder, preparation.normal_captions(embedder.config, part), "cpu", True
     )
     expected, words = (side.data for side in sides)
     assert embedder.seconds == 1.0

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from atr import Embedder, RunConfig, extend, fit, get_profile
 from atr.cli import app
 from atr.evaluation import compare, evaluate, models, naming, protocols
-from atr.evaluation.protocols import KNOWN, Protocol
+from atr.evaluation.protocols import CHOICES, Protocol
 from atr.metrics import retrieval, statistics
 from atr.system import places
 
@@ -85,7 +85,7 @@ class TestProtocols:
         others = {"captions": "joined", "windows": "mean", "recalls": [1, 5], "precisions": [10], "split": "validation"}
         assert len({clotho.hash, *(replace(clotho, **{name: value}).hash for name, value in others.items())}) == 6
         assert replace(clotho, recalls=(10, 5, 1)).hash == clotho.hash
-        assert {*KNOWN, "recalls", "precisions"} <= {one.name for one in fields(protocols.Protocol)}
+        assert {*CHOICES, "recalls", "precisions"} <= {one.name for one in fields(protocols.Protocol)}
         for path in protocols.FOLDER.glob("*.toml"):  # what could be left to a default is stated
             assert {"windows", "text", "ties", "recalls", "precisions"} <= set(tomllib.loads(path.read_text()))
 

@@ -15,7 +15,8 @@ from atr.experiments import profiles
 from atr.inference import external
 from atr.metrics import Ranks, retrieval, statistics
 from atr.reports import names, output, tables
-from atr.training.records import ExternalTest, Run
+from atr.training.records import Run
+from atr.training.results import ExternalTest
 
 SHARED = Path(__file__).parents[2] / "shared"
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -68,7 +69,7 @@ def test_a_run_is_tested_once_and_what_it_came_to_lies_in_its_folder(run, people
     kept = json.loads(record.read_text())
     assert kept["test"] == first.metrics and kept["clips"] == 6 and kept["fingerprint"] == people.fingerprint
     assert run.finished and not run.damage()
-    monkeypatch.setattr(external, "_tested", None)
+    monkeypatch.setattr(external, "_run_test", None)
     again = external.test(Run(run.path), people)
     assert again.metrics == first.metrics and np.array_equal(again.ranks.a2t, first.ranks.a2t)
 

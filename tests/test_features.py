@@ -17,7 +17,7 @@ from atr.encoders.text import TextEncoder
 from atr.system import devices, hashes
 from atr.system.packed import POOLED
 from atr.training import identity
-from atr.training.preparation import pooled, prepare
+from atr.training.preparation import pool_features, prepare
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_log_mels_are_the_frontend_of_each_clip_alone(request, which):
 def test_pooled_features_are_the_encoder_in_evaluation_mode_on_each_clip_alone(request, which, weights):
     corpus = request.getfixturevalue(which)
     encoder = encoders.build("compact", weights).eval()
-    ours = pooled(RunConfig(), corpus, weights, quiet=True)
+    ours = pool_features(RunConfig(), corpus, weights, quiet=True)
     mels = log_mels(corpus, encoder, quiet=True)
     with torch.no_grad():
         for row in range(len(corpus)):
@@ -85,9 +85,9 @@ def test_pooled_features_are_the_encoder_in_evaluation_mode_on_each_clip_alone(r
 
 def test_features_are_computed_once(part, weights, monkeypatch):
     encoder = encoders.build("compact")
-    first = log_mels(part, encoder, quiet=True).data, pooled(RunConfig(), part, weights, quiet=True)
+    first = log_mels(part, encoder, quiet=True).data, pool_features(RunConfig(), part, weights, quiet=True)
     monkeypatch.setattr("atr.system.packed.pack", refuse)
-    again = log_mels(part, encoder, quiet=True).data, pooled(RunConfig(), part, weights, quiet=True)
+    again = log_mels(part, encoder, quiet=True).data, pool_features(RunConfig(), part, weights, quiet=True)
     np.testing.assert_array_equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
 
@@ -97,14 +97,14 @@ def test_other_audio_and_other_weights_never_meet_the_old_features(part, weights
 
     other = tmp_path / "other.safetensors"
     save_file({key: tensor + 0.01 for key, tensor in load_file(weights).items()}, other)
-    first = pooled(RunConfig(), part, weights, quiet=True)
-    assert not torch.allclose(first, pooled(RunConfig(), part, other, quiet=True))
+    first = pool_features(RunConfig(), part, weights, quiet=True)
+    assert not torch.allclose(first, pool_features(RunConfig(), part, other, quiet=True))
     fewer = replace(part, clips=part.clips.iloc[1:].reset_index(drop=True))
-    torch.testing.assert_close(pooled(RunConfig(), fewer, weights, quiet=True), first[1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pool_features(RunConfig(), fewer, weights, quiet=True), first[1:], atol=1e-4, rtol=1e-4)
     monkeypatch.setattr("atr.system.packed.pack", refuse)
     with pytest.raises(AssertionError, match="computed again"):
         changed = part.clips.assign(digest=["f" + digest for digest in part.clips["digest"]])
-        pooled(RunConfig(), replace(part, clips=changed), weights, quiet=True)
+        pool_features(RunConfig(), replace(part, clips=changed), weights, quiet=True)
 
 
 def test_features_do_not_depend_on_the_threads_of_whoever_asks(part, weights, monkeypatch, tmp_path):
@@ -114,8 +114,8 @@ def test_features_do_not_depend_on_the_threads_of_whoever_asks(part, weights, mo
         with devices.threads(number):
             captions = ["a dog barks", "rain falls on a tin roof while the wind blows"] * 70
             encoder = TextEncoder(text.folder("minilm"))
-            spoken = text.computed(captions, "any", lambda encoder=encoder: encoder, quiet=True)
-            seen.append((pooled(RunConfig(), part, weights, quiet=True).numpy(), spoken.data))
+            spoken = text.rows_from_store(captions, "any", lambda encoder=encoder: encoder, quiet=True)
+            seen.append((pool_features(RunConfig(), part, weights, quiet=True).numpy(), spoken.data))
     np.testing.assert_array_equal(seen[0][0], seen[1][0])
     np.testing.assert_array_equal(seen[0][1], seen[1][1])
 
@@ -133,7 +133,7 @@ def test_a_frozen_run_reads_pooled_features_and_captions(config, corpus, weights
         assert inputs.audio.data.shape == (len(part), 192) and inputs.text.data.shape == (len(captions), 16)
         assert part.clips["clip"].iloc[inputs.clip_of_caption].tolist() == part.captions["clip"].tolist()
         np.testing.assert_array_equal(inputs.relevance, part.relevance())
-        assert torch.equal(inputs.audio.data, pooled(RunConfig(), part, weights, quiet=True))
+        assert torch.equal(inputs.audio.data, pool_features(RunConfig(), part, weights, quiet=True))
     encoder = TextEncoder(tiny_bert).eval()
     chosen = [text.normalise(caption, "mei2022") for caption in captions[:3]]
     with torch.no_grad():
@@ -265,10 +265,12 @@ def test_pooled_features_of_a_published_encoder_depend_on_pooling_and_length(con
     weights = tmp_path / "cnn6.safetensors"
     save_file(encoders.build("cnn6").state_dict(), weights)
     setting = config.replace(audio_encoder="cnn6", audio_weights=str(weights))
-    whole = pooled(setting, part, weights, quiet=True)
+    whole = pool_features(setting, part, weights, quiet=True)
     assert whole.shape == (len(part), 512)
     for changes in ({"pooling": "frequency_max"}, {"max_seconds": 2.0}):
-        assert not torch.allclose(pooled(setting.replace(**changes), part, weights, quiet=True), whole, atol=1e-3)
+        assert not torch.allclose(
+            pool_features(setting.replace(**changes), part, weights, quiet=True), whole, atol=1e-3
+        )
     encoder = encoders.build("cnn6", weights).eval()
     waveform = waveforms(part, 32_000, quiet=True)[1]
     with torch.no_grad():

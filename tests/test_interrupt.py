@@ -136,8 +136,8 @@ def test_a_study_ends_in_one_line_at_any_moment(start, tmp_path, moment, marks, 
     process = start(["study", "97", "98", "--profile", "smoke", *options], moment, terminal)
     wait_until(lambda: all(list(tmp_path.glob(f"{mark}.*")) for mark in marks) or process.process.poll() is not None)
     status, said = process.interrupt()
-    assert status == interrupt.INTERRUPTED, said
-    assert said.rstrip().endswith(interrupt.STOPPED) and said.count(interrupt.STOPPED) == 1
+    assert status == interrupt.INTERRUPT_STATUS, said
+    assert said.rstrip().endswith(interrupt.STOP_NOTE) and said.count(interrupt.STOP_NOTE) == 1
     assert "Traceback" not in said and "KeyboardInterrupt" not in said
     waiting = [int(path.suffix[1:]) for mark in marks for path in tmp_path.glob(f"{mark}.*")]
     wait_until(lambda: not any(map(alive, waiting)), 30)

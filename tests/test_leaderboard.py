@@ -45,7 +45,7 @@ def test_rows_with_few_numbers_have_a_place():
     cells = dict.fromkeys([*leaderboard.WORDS, *leaderboard.NUMBERS], "") | {"by": "us", "source": "s"}
     rows = [("a", "40", "80", "B"), ("b", "50", "", "A"), ("c", "", "", "A"), ("d", "45", "", "A; x")]
     columns = ("model", "t2a R@1", "t2a R@10", "note")
-    for protocol, order in {"folder": "bdac", leaderboard.NOT_STATED: "bdca"}.items():
+    for protocol, order in {"folder": "bdac", leaderboard.UNKNOWN: "bdca"}.items():
         table = pd.DataFrame(
             [cells | {"protocol": protocol, "a2t R@1": "1"} | dict(zip(columns, row, strict=True)) for row in rows]
         )

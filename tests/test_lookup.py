@@ -42,7 +42,7 @@ def write(folder, segments, seed=0):
 
 def opened(folder, embedder=None, gone=()):
     """All files that shards have but some, as an interrupted update leaves them."""
-    stored = shards.stored(folder)
+    stored = shards.shards_in(folder)
     files = shards.files(stored)
     return Lookup(folder, stored, files[~files["path"].isin(gone)], embedder or Cosines())
 
@@ -50,7 +50,7 @@ def opened(folder, embedder=None, gone=()):
 def expected(folder, sentences, top, gone=()):
     """Path and score of the best files of each sentence, by going through all."""
     scores = [dict() for _ in sentences]
-    for shard in shards.stored(folder):
+    for shard in shards.shards_in(folder):
         for line, path in enumerate(shard.table["path"]):
             for number, sentence in enumerate(sentences):
                 rows = shard.tensors["embeddings"][shard.offsets[line] : shard.offsets[line + 1]].double()
@@ -69,7 +69,7 @@ def assert_finds(found, wanted):
 def small(monkeypatch):
     """FAISS beyond 50 segments, which looks at all lists."""
     monkeypatch.setattr(neighbours, "LIMIT", 50)
-    monkeypatch.setattr(neighbours, "PROBED", 10**4)
+    monkeypatch.setattr(neighbours, "PROBES", 10**4)
 
 
 files = st.lists(st.integers(0, 4), min_size=1, max_size=30)

@@ -321,7 +321,7 @@ def test_a_title_and_texts_with_signs_of_tex_are_shown_as_they_are(run_of, corpu
     assert figure.axes[0].get_title() == title
     box = maps.explorer({title: run_of("a")}, lambda config: corpus)
     assert parts(box)[2].layout.title.text == r"&#36;\frac{&#36; 狗"
-    assert maps.wrapped("$5 & $6 <or> more") == "&#36;5 &amp; &#36;6 &lt;or&gt; more"
+    assert maps.wrap("$5 & $6 <or> more") == "&#36;5 &amp; &#36;6 &lt;or&gt; more"
 
 
 def test_so_many_similarities_are_held_at_a_time_and_no_more(points, monkeypatch):

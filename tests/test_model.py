@@ -274,7 +274,7 @@ def waveforms(corpus, config):
     assert inputs.audio.kind == "waveforms"
     lengths = 32_000 + 4_000 * np.arange(len(inputs.audio))
     rows = [inputs.audio.data[row][:length] for row, length in enumerate(lengths)]
-    ragged = replace(inputs.audio, data=packed.Packed.of(rows))
+    ragged = replace(inputs.audio, data=packed.RaggedArray.of(rows))
     prepared.splits["test"] = replace(inputs, audio=ragged)
     return setting, prepared, prepared.splits["test"]
 

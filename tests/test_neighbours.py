@@ -33,7 +33,7 @@ def clustered(rows, dim, seed=0):
 def small(monkeypatch):
     """FAISS beyond 100 rows; an eighth of its lists are looked at."""
     monkeypatch.setattr(neighbours, "LIMIT", 100)
-    monkeypatch.setattr(neighbours, "PROBED", 16)
+    monkeypatch.setattr(neighbours, "PROBES", 16)
     monkeypatch.setattr(neighbours, "CHUNK", 1000)
 
 
@@ -93,8 +93,8 @@ class TestExact:
         embeddings, asked = made(200, 8).astype(dtype), made(2, 8, 1)
         np.save(tmp_path / "a.npy", embeddings)
         mapped, read = np.load(tmp_path / "a.npy", mmap_mode="r"), []
-        measured = neighbours._measured
-        monkeypatch.setattr(neighbours, "_measured", lambda rows: read.append(len(rows)) or measured(rows))
+        measured = neighbours._measure
+        monkeypatch.setattr(neighbours, "_measure", lambda rows: read.append(len(rows)) or measured(rows))
         monkeypatch.setattr(neighbours, "CHUNK", 8 * 32)
         found = Neighbours(mapped).search(asked)
         assert read == [32] * 6 + [8]
@@ -139,7 +139,7 @@ class TestFaiss:
         assert (np.diff(scores) <= 0).all() and all(len(set(row)) == 10 for row in rows.tolist())
 
     def test_with_all_lists_looked_at_it_is_exact(self, small, tmp_path, monkeypatch):
-        monkeypatch.setattr(neighbours, "PROBED", 1000)
+        monkeypatch.setattr(neighbours, "PROBES", 1000)
         embeddings, asked = clustered(400, 16), clustered(20, 16, 1)
         index = Neighbours(embeddings, tmp_path / "a.faiss")
         index.build(quiet=True)
@@ -148,7 +148,7 @@ class TestFaiss:
         assert (rows == np.argsort(-cosines(asked, embeddings))[:, :20]).all()
 
     def test_a_query_for_which_it_finds_too_few_is_searched_exactly(self, small, tmp_path, monkeypatch):
-        monkeypatch.setattr(neighbours, "PROBED", 1)
+        monkeypatch.setattr(neighbours, "PROBES", 1)
         embeddings, asked = clustered(400, 16), clustered(5, 16, 1)
         index = Neighbours(embeddings, tmp_path / "a.faiss")
         index.build(quiet=True)

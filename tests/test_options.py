@@ -18,7 +18,7 @@ from atr.experiments import study
 from atr.experiments.profiles import PEOPLE, PROFILES
 from atr.metrics import Ranks
 from atr.reports import options
-from atr.training.records import ExternalTest
+from atr.training.results import ExternalTest
 
 
 def made(found):

@@ -147,11 +147,13 @@ def test_files_of_ones_own_can_all_be_tested_on(home, tmp_path):
 
 
 def test_the_listed_recordings_are_those_of_the_data_sets(home):
-    assert len(clipfolder.DESCRIBED) == 106 and list(clipfolder.DESCRIBED) == sorted(set(clipfolder.DESCRIBED), key=int)
+    assert len(clipfolder.CLOTHO_SOURCES) == 106 and list(clipfolder.CLOTHO_SOURCES) == sorted(
+        set(clipfolder.CLOTHO_SOURCES), key=int
+    )
     if not SHARED.is_dir():
         pytest.skip("the data sets are not here")
     options = {"captions": SHARED / "captions", "metadata": SHARED / "clotho_metadata"}
-    assert people.matches(SHARED / "esc50", **options)["clip"].tolist() == list(clipfolder.DESCRIBED)
+    assert people.matches(SHARED / "esc50", **options)["clip"].tolist() == list(clipfolder.CLOTHO_SOURCES)
     corpus = load_corpus("people", SHARED / "esc50", **options)
     assert len(corpus) == 106 and corpus.captions["clip"].value_counts().eq(5).all()
     with open(SHARED / "captions" / "clotho_test.csv", newline="", encoding="utf-8") as file:

@@ -164,7 +164,7 @@ def test_parameters_of_both_heads_by_hand(dim, audio):
 
 def test_searches_are_counted_a_second(monkeypatch):
     done = []
-    monkeypatch.setattr(planning, "_timed", lambda work, device: (done.append(work()), 2.0)[1])
+    monkeypatch.setattr(planning, "_seconds", lambda work, device: (done.append(work()), 2.0)[1])
     assert planning.queries_a_second(8, clips=100, queries=3) == 1.5 and len(done) == 1
 
 
@@ -177,4 +177,4 @@ def test_an_epoch_of_the_small_encoders_takes_what_was_measured(training, second
 
 
 def test_what_runs_beside_it_does_not_lengthen_a_measurement_on_a_cpu():
-    assert planning._timed(lambda: planning.time.sleep(0.2), "cpu") < 0.1
+    assert planning._seconds(lambda: planning.time.sleep(0.2), "cpu") < 0.1

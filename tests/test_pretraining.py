@@ -12,7 +12,7 @@ from atr.corpora import load_corpus
 from atr.corpora.corpus import Corpus, no_events
 from atr.encoders import pretraining
 from atr.system import places, store
-from atr.system.packed import Packed
+from atr.system.packed import RaggedArray
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def home(monkeypatch, tmp_path):
 def packed(lengths, seed=0):
     """Log-mels of clips of so many frames, 64 bands, in dB."""
     data = np.random.default_rng(seed).normal(-40, 10, (sum(lengths), 64)).astype(np.float32)
-    return Packed(data, np.cumsum([0, *lengths]))
+    return RaggedArray(data, np.cumsum([0, *lengths]))
 
 
 def test_labels_are_the_events_of_each_clip(corpus):
@@ -150,5 +150,5 @@ def test_a_corpus_that_knows_no_events_is_an_error_that_says_what_to_do():
 
 def test_names_of_sounds_with_commas_come_back_from_one_line():
     names = ["bell", "car horn", "Speech, human", 'a "quoted" one']
-    (found,) = csv.reader([pretraining.listed(names)], skipinitialspace=True)
-    assert found == names and pretraining.listed(names[:2]) == "bell, car horn"
+    (found,) = csv.reader([pretraining.name_line(names)], skipinitialspace=True)
+    assert found == names and pretraining.name_line(names[:2]) == "bell, car horn"

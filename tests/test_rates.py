@@ -61,7 +61,7 @@ def test_the_seeds_train_at_the_best_rate_and_one_of_them_for_twice_the_epochs()
     assert found.finals() == found.seeded("a", -1)  # neither tries nor the doubled one
     assert [config.seed for config in found.seeded("a")] == [0, 1, 2]
     assert {config.rate("heads") for config in found.seeded("a")} == {6.67e-4}
-    double = found.doubled("a")
+    double = found.double_epochs("a")
     assert (double.epochs, double.step_epochs, double.seed) == (40, 16, 0)
     assert found.todo() == found.grid() and len(found.grid()) == 3 + 4 + 1
 
@@ -100,10 +100,10 @@ def test_other_runs_come_along_once_and_methods_can_go_undoubled():
     other = CONFIG.replace(epochs=0)
     found = search(peak(2e-3), ("a", "b"), others=[other, other], twice=["b"])
     assert found.grid().count(other) == 1
-    assert found.doubled("b") in found.grid() and found.doubled("a") not in found.grid()
+    assert found.double_epochs("b") in found.grid() and found.double_epochs("a") not in found.grid()
     assert found.budget(["method"]).index.tolist() == ["b"]
     quick = search(peak(2e-3), ("a", "b"), replace(DEMO, quick=True))
-    assert quick.budget(["method"]).index.tolist() == ["a"] and quick.doubled("b") not in quick.grid()
+    assert quick.budget(["method"]).index.tolist() == ["a"] and quick.double_epochs("b") not in quick.grid()
 
 
 def test_the_span_counts_rates_within_three_points_and_failures_count_seeds():

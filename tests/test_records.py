@@ -25,7 +25,7 @@ from atr.experiments import export
 from atr.inference import ensembles
 from atr.reports import output, tables, verdicts
 from atr.system import atomic, environment, places, store
-from atr.training import identity, records
+from atr.training import identity, records, results
 from atr.training.records import RecordError, Run
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -106,7 +106,7 @@ class TestRun:
 
     def test_the_environment_says_where_and_with_what(self, run):
         made = run.environment
-        assert made["device"] == "cpu" and made["seconds"] > 0 and set(made["versions"]) == set(environment.RECORDED)
+        assert made["device"] == "cpu" and made["seconds"] > 0 and set(made["versions"]) == set(environment.PACKAGES)
         assert set(made["weights"]) == {"audio", "text"} and len(made["weights"]["audio"]) == 64
 
     def test_a_run_that_is_not_finished_says_how_to_continue(self, tmp_path):
@@ -142,19 +142,19 @@ class TestStore:
             records.os.utime(tmp_path / name, (place, place))
         (tmp_path / ".locks").mkdir()
         (tmp_path / "0file").touch()
-        assert [run.address for run in records.stored(tmp_path)] == ["b0", "a1", "c2"]
+        assert [run.address for run in records.runs_in(tmp_path)] == ["b0", "a1", "c2"]
 
     def test_a_folder_that_is_not_there_holds_no_runs(self, tmp_path):
-        assert records.stored(tmp_path / "none") == []
+        assert records.runs_in(tmp_path / "none") == []
 
     def test_the_default_folder_lies_in_the_results(self):
         assert records.default_folder() == places.results_home() / "runs"
-        assert records.stored() == records.stored(records.default_folder())
+        assert records.runs_in() == records.runs_in(records.default_folder())
 
     def test_a_removed_run_is_gone(self, tmp_path):
         (tmp_path / "a1").mkdir()
         Run(tmp_path / "a1").remove()
-        assert records.stored(tmp_path) == []
+        assert records.runs_in(tmp_path) == []
 
 
 class TestProvenance:
@@ -249,7 +249,7 @@ def uses(corpus, other):
         "provenance": lambda run: output.provenance([run]),
         "frame": lambda run: tables.chance(tables.run_table([(config(), run)], atr.get_profile("smoke"))),
         "scores": lambda run: verdicts.scores([run]),
-        "tested": lambda run: records.tested(run, corpus),
+        "tested": lambda run: results.test_split(run, corpus),
         "embedder": lambda run: atr.Embedder(run, corpus, device="cpu"),
         "ensemble": lambda run: ensembles.ensemble([other, run]),
         "explore": lambda run: explore.split_of(run, corpus),
@@ -348,7 +348,7 @@ class TestDamage:
             again = fit(config(), corpus, runs=at.path.parent, device="cpu")
         assert again == at and again.finished and again.metrics == run.metrics
         assert (at.path.with_name(f"{at.address}.aside-1") / name).read_bytes() == left
-        assert records.stored(at.path.parent) == [at]
+        assert records.runs_in(at.path.parent) == [at]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert fit(config(), corpus, runs=at.path.parent, device="cpu") == at
@@ -394,7 +394,7 @@ class TestRemoval:
                 run.remove()
         assert run.path.is_dir()
         run.remove()
-        assert not run.path.exists() and records.stored(run.path.parent) == []
+        assert not run.path.exists() and records.runs_in(run.path.parent) == []
 
     def test_a_run_that_is_gone_and_what_a_killed_removal_left(self, tmp_path):
         run = Run(tmp_path / "a1")

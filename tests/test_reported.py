@@ -12,7 +12,7 @@ from atr.experiments import reported, study
 from atr.metrics import Ranks
 from atr.reports import verdicts
 from atr.system import places
-from atr.training.records import ExternalTest
+from atr.training.results import ExternalTest
 
 COMMITTED = sorted((places.PROJECT / "results" / "reference").glob("*/ranks/*.npz"))
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from atr import Embedder, RunConfig, fit
 from atr.corpora import audio
 from atr.inference import indexes, lookup, neighbours, search, shards
-from atr.inference.folder import READ, UNREAD, check, scan, walk
+from atr.inference.folder import OTHER_SUFFIXES, SUFFIXES, check, scan, walk
 from atr.inference.lookup import Lookup
 from atr.inference.search import Index
 from atr.system import hashes
@@ -152,7 +152,7 @@ class TestSearch:
         monkeypatch.setattr(lookup, "QUERIES", 4)
         monkeypatch.setattr(shards, "FULL", 7)
         index, _ = updated(tmp_path / "s")
-        assert len(shards.stored(index.path)) > 3
+        assert len(shards.shards_in(index.path)) > 3
         hits = index.search([str(number) for number in range(len(TONES))], top=5)
         normal = mixes / np.linalg.norm(mixes, axis=1, keepdims=True)
         for number in range(len(TONES)):
@@ -343,8 +343,8 @@ class TestScan:
         assert len(read) < seen + 10 and read[-1] == "closed"
 
     def test_formats_of_libsndfile_count_as_sounds(self):
-        assert {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".opus"} <= READ
-        assert not READ & {".mat4", ".raw", ".txt"} and not READ & UNREAD
+        assert {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".opus"} <= SUFFIXES
+        assert not SUFFIXES & {".mat4", ".raw", ".txt"} and not SUFFIXES & OTHER_SUFFIXES
 
     def test_what_is_no_folder_of_sounds_is_named(self, folder, tmp_path):
         with pytest.raises(FileNotFoundError, match="none: no such folder"):
@@ -436,7 +436,7 @@ class TestUpdate:
             shards, "write", lambda *given, write=shards.write: written.append(write(*given)) or written[-1]
         )
         index, _ = updated(folder)
-        assert len(written) == 7 and len(shards.stored(index.path)) == 1
+        assert len(written) == 7 and len(shards.shards_in(index.path)) == 1
 
     def test_full_shards_are_left_alone(self, folder, monkeypatch):
         monkeypatch.setattr(shards, "FULL", 4)

@@ -101,7 +101,7 @@ class TestDefault:
         shutil.rmtree(results / "demo", ignore_errors=True)
         first = call("index", folder, "--quiet").output
         assert "No model is named, so that of profile demo is trained first, once: about" in first
-        (run,) = records.stored(get_profile("demo").runs)
+        (run,) = records.runs_in(get_profile("demo").runs)
         for words in (
             "trained on synthetic soundscapes alone",
             f"the right one of 16 among its first ten for {run.metrics['t2a_r10']:.0f} % of captions",
@@ -222,7 +222,7 @@ class TestSearch:
         expected = call("search", "rain", "--json").stdout
         (file,) = (tmp_path / "indexes").glob("*/index.json")
         model = described(file)["model"]
-        (run,) = records.stored(get_profile("demo").runs)
+        (run,) = records.runs_in(get_profile("demo").runs)
         assert model["run"] == str(run.path)
         described(file, model=model | {"run": f"/elsewhere/results/demo/runs/{run.address}"})
         assert call("search", "rain", "--json").stdout == expected
@@ -326,7 +326,7 @@ class TestIndex:
 
     def test_a_named_run_is_taken_and_remembered(self, folder, results):
         call("index", folder, "--quiet")
-        (run,) = records.stored(get_profile("demo").runs)
+        (run,) = records.runs_in(get_profile("demo").runs)
         text = call("index", folder, "--quiet", "--run", run.address[:6]).output
         assert "Model:" not in text and "5 unchanged" in text
         outcome = call("search", "rain")

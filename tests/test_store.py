@@ -486,7 +486,7 @@ def test_a_copied_entry_is_intact_without_its_times_and_one_without_hashes_is_ta
 
 def test_a_large_entry_is_sampled_when_it_is_opened_and_read_whole_when_it_is_verified(home, monkeypatch):
     monkeypatch.setattr(store, "BLOCK", 1024)
-    monkeypatch.setattr(store, "CHECKED", 4096)
+    monkeypatch.setattr(store, "CHECK_BYTES", 4096)
     content = np.random.default_rng(0).bytes(100_000)
     folder = store.cached_folder("kind", "key", lambda folder: (folder / "raw").write_bytes(content))
     assert store.damage(folder) == store.damage(folder, whole=True) == ""

@@ -274,7 +274,7 @@ class TestRecord:
         record = recorded("odd", answers)
         assert record.read_bytes().isascii() and record.read_bytes().count(b"\n") == 1
         held = read(record)
-        assert held.answers == answers and held.damaged == [] and held.captions == {answers[0].clip: ODD}
+        assert held.answers == answers and held.bad_lines == [] and held.captions == {answers[0].clip: ODD}
 
     def test_captions_are_read_from_the_answer_and_not_believed(self):
         entry = json.loads(answer("a").line()) | {"captions": ["x"], "problems": ["names: x"]}
@@ -294,8 +294,8 @@ class TestRecord:
         lines = [b"{", answer("a").line()[:-1], b"\xff\xfe", b"[1]", b'{"clip": 3}', b"", answer("b").line()[:-1]]
         record.write_bytes(b"\n".join([*lines, answer("c").line()[:50]]))
         held = read(record)
-        assert set(held.captions) == {"a", "b"} and [number for number, _ in held.damaged] == [1, 3, 4, 5, 8]
-        assert held.damaged[3][1] == "field 'clip' is missing or no str"
+        assert set(held.captions) == {"a", "b"} and [number for number, _ in held.bad_lines] == [1, 3, 4, 5, 8]
+        assert held.bad_lines[3][1] == "field 'clip' is missing or no str"
 
     @settings(max_examples=40, deadline=None)
     @given(st.integers(0, 2_000))
@@ -303,7 +303,7 @@ class TestRecord:
         whole = b"".join(answer(clip).line() for clip in "abc")
         record = recorded("cut", [])
         record.write_bytes(whole[:size])
-        assert len(read(record).answers) >= whole[:size].count(b"\n") and len(read(record).damaged) <= 1
+        assert len(read(record).answers) >= whole[:size].count(b"\n") and len(read(record).bad_lines) <= 1
 
     @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "paraphrase", "phi-4", "a b"])
     def test_a_name_that_is_none_is_refused(self, name):

@@ -222,7 +222,7 @@ def test_rows_are_computed_once_for_the_same_captions_and_model(tiny, monkeypatc
         return encoder if len(calls) != 3 else TextEncoder(tiny, layers=1)
 
     def states(captions=CAPTIONS, fingerprint="one", **options):
-        return text.computed(captions, fingerprint, get, quiet=True, **options)
+        return text.rows_from_store(captions, fingerprint, get, quiet=True, **options)
 
     first, again = states(below=2), states(below=2)
     assert len(calls) == 1
@@ -240,8 +240,8 @@ def test_rows_are_computed_once_for_the_same_captions_and_model(tiny, monkeypatc
 def test_tokens_are_made_once(tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("ATR_HOME", str(tmp_path))
     encoder = TextEncoder(tiny)
-    first = text.tokenized(CAPTIONS, "some model", lambda: encoder)
-    again = text.tokenized(CAPTIONS, "some model", lambda: pytest.fail("made again"))
+    first = text.ids_from_store(CAPTIONS, "some model", lambda: encoder)
+    again = text.ids_from_store(CAPTIONS, "some model", lambda: pytest.fail("made again"))
     plain = text.ids(CAPTIONS, encoder)
     for rows in (first, again):
         np.testing.assert_array_equal(rows.data.data, plain.data.data)

@@ -8,7 +8,14 @@ from golden_weights import GOLDEN, fill, keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atr.encoders.pooling import TextAwarePooling
+from atr import metrics
+from atr.encoders.inputs import LOG_MELS
+from atr.encoders.pooling import FrameRows, TextAwarePooling, frame_mask
+from atr.system.packed import POOLED, InputRows, RaggedArray
+from atr.training.evaluation import embed, evaluate
+from atr.training.gradient_cache import BatchEncoder
+from atr.training.identity import Inputs
+from atr.training.model import DualEncoder
 
 
 def golden(variant):
@@ -126,3 +133,44 @@ def test_a_clip_without_frames_is_refused():
     mask[1] = False
     with pytest.raises(ValueError, match="a clip without a frame cannot be heard"):
         module.similarity(frames, mask, text)
+
+
+class AsTheyAre(torch.nn.Module):
+    """An encoder whose frames are its inputs, with anything but zeros behind a clip's end."""
+
+    def encode(self, features, lengths):
+        frames, mask = features.transpose(1, 2), frame_mask(lengths, features.shape[2])
+        return torch.where(mask[:, :, None], frames, 7.0), mask
+
+
+@pytest.mark.parametrize("silent", [[0, 2], [1, 4], [1, 3], [2, 0]], ids=["first", "last", "middle", "only"])
+def test_a_frame_of_zeros_counts_as_any_other(silent):
+    clip, frame = silent
+    torch.manual_seed(0)
+    sounds, text = [torch.randn(count, 8) for count in (4, 5, 1)], torch.randn(3, 8)
+    sounds[clip][frame] = 0
+    network = DualEncoder(AsTheyAre(), None, 8, 8, 8, text_aware=TextAwarePooling(8, 6)).eval()
+    network.audio_head = network.text_head = torch.nn.Sequential()
+    audio = InputRows(LOG_MELS, RaggedArray.of([sound.numpy() for sound in sounds]))
+    inputs = Inputs(audio, InputRows(POOLED, text), np.arange(3), np.arange(3))
+    with torch.no_grad():
+        alone = [network.text_aware.similarity(x[None], torch.ones(1, len(x), dtype=bool), text) for x in sounds]
+        expected = torch.cat(alone, 1)
+        whole = evaluate(network, network, inputs)
+        torch.testing.assert_close(whole.tensors["similarity"], expected)
+        np.testing.assert_array_equal(whole.ranks.t2a, metrics.ranks(expected, np.arange(3)).t2a)
+        torch.testing.assert_close(network.similarity(embed(network, inputs, batch_size=1)[0], text), expected)
+        for chunk in (None, 2):
+            scores = BatchEncoder(network, network, chunk=chunk).similarity(inputs, np.arange(3))
+            torch.testing.assert_close(scores, expected)
+
+
+def test_clips_of_several_batches_are_joined_by_their_own_lengths():
+    torch.manual_seed(0)
+    parts = [FrameRows(torch.randn(2, size, 4), frame_mask(torch.tensor([size, 1]), size)) for size in (3, 5)]
+    whole = FrameRows.cat(parts)
+    assert len(whole) == 4 and whole.shape == (4, 5, 4) and whole.mask.sum(1).tolist() == [3, 1, 5, 1]
+    torch.testing.assert_close(whole.mean(1)[1], parts[0].values[1, 0])
+    room = parts[0].new_zeros(4, 3, 4)
+    room[np.array([0, 1])], room[np.array([2, 3])] = parts
+    assert torch.equal(room.values, whole.values) and torch.equal(room.mask, whole.mask)

@@ -92,7 +92,7 @@ class TestFit:
         with pytest.raises(ValueError, match="9 captions; a topic has 10 or more"):
             topics.fit(captions[:9], embeddings[:9])
         with pytest.raises(ValueError, match="6 captions; give 7 or more"):
-            topics.reduced(embeddings[:6])
+            topics.reduce(embeddings[:6])
 
     @pytest.mark.parametrize(
         "caption, expected",
@@ -123,7 +123,7 @@ class TestFit:
         captions = [frame.format(" " * (number % 2)) for frame in frames for number in range(12)]
         rng = np.random.default_rng(0)
         centres = np.repeat([[0.0] * 5, [9.0] * 5], 12, axis=0)
-        monkeypatch.setattr(topics, "reduced", lambda *_: (centres + rng.normal(0, 0.1, (24, 5))).astype(np.float32))
+        monkeypatch.setattr(topics, "reduce", lambda *_: (centres + rng.normal(0, 0.1, (24, 5))).astype(np.float32))
         embeddings = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
         for _ in range(2):  # computed, and from the store
             found = topics.fit(captions, embeddings, smallest=10).table

@@ -6,7 +6,7 @@ from lightning_fabric.loggers import Logger
 
 from atr import RunConfig, fit
 from atr.experiments import grid
-from atr.training import tracking
+from atr.system import tracking
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 
@@ -36,7 +36,7 @@ def config(**changes):
 @pytest.fixture
 def said(monkeypatch):
     heard = []
-    monkeypatch.setitem(tracking.TRACKERS, "json", lambda run: Notes(heard))  # a name that can be imported
+    monkeypatch.setitem(tracking.TRACKERS, "json", lambda folder: Notes(heard))  # a name that can be imported
     return heard
 
 
@@ -74,7 +74,7 @@ def test_the_environment_chooses_and_what_cannot_track_is_refused_before_any_tra
 
 def test_tensorboard_writes_beside_the_runs_one_folder_a_run(monkeypatch, tmp_path):
     monkeypatch.setattr("lightning_fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", True)
-    (logger,) = tracking.loggers(["tensorboard"], SimpleNamespace(path=tmp_path / "runs" / "0a1b", address="0a1b"))
+    (logger,) = tracking.loggers(["tensorboard"], tmp_path / "runs" / "0a1b")
     assert logger.log_dir == str(tmp_path / "tensorboard" / "0a1b")
 
 

@@ -130,8 +130,8 @@ def test_clips_of_any_lengths_share_batches_and_are_heard_as_each_alone(windowed
     sounds = [noise(seconds, seed) for seed, seconds in enumerate((0.3, 1.2, 1.0, 3.1))]
     alone = torch.cat([windowed.sounds([sound]) for sound in sounds])
     calls = []
-    embedded = Embedder._embedded
-    monkeypatch.setattr(Embedder, "_embedded", lambda self, *given: calls.append(1) or embedded(self, *given))
+    embedded = Embedder._embed
+    monkeypatch.setattr(Embedder, "_embed", lambda self, *given: calls.append(1) or embedded(self, *given))
     together = windowed.sounds(sounds)
     assert len(calls) == 1
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)

@@ -15,7 +15,7 @@ from atr.encoders import text
 from atr.encoders.audio.compact import Compact
 from atr.encoders.audio.vit import SECONDS, SegmentEncoder
 from atr.reports.figures import PAGE, legible, subplots
-from atr.system.packed import InputRows, Packed
+from atr.system.packed import InputRows, RaggedArray
 from atr.training import evaluation, identity, model, preparation
 from atr.training.records import Run
 
@@ -49,7 +49,7 @@ class ClipFrames:
         layers, bar = config.text_layers, tqdm(disable=True)
         kind = text.TOKENS if layers is None else text.STATES
         rows = encoder.tokenize(phrases) if layers is None else encoder.rows(phrases, layers, bar)
-        queries = self.network.embed_text(InputRows(kind, Packed.of(rows)).batch(np.arange(len(phrases))))
+        queries = self.network.embed_text(InputRows(kind, RaggedArray.of(rows)).batch(np.arange(len(phrases))))
         return self.network.text_aware.attention(self.frames, self.mask, queries).numpy()
 
 
@@ -64,8 +64,8 @@ def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
         frames = evaluation.embed(network, inputs)[0]
     return ClipFrames(
         network,
-        frames,
-        network.mask(frames),
+        frames.values,
+        frames.mask,
         frame_times(network.audio_encoder, frames.shape[1]),
         corpus.split("test"),
         inputs,

@@ -24,7 +24,7 @@ def dual_encoder() -> Figure:
         "loss": (6.3, 1.0, "loss: pairs close,\nall else apart", "C2"),
     }
     chains = [("sound", "audio", "frames", "cosine"), ("words", "text", "tokens", "cosine"), ("cosine", "loss")]
-    return _drawn(boxes, chains, 2.0)
+    return _draw(boxes, chains, 2.0)
 
 
 def stages() -> Figure:
@@ -37,7 +37,7 @@ def stages() -> Figure:
         "two": (3.4, 0.6, "stage 2\naudio encoder fixed,\ntext learns;\nrandom batches", "C1"),
         "three": (5.7, 0.6, "stage 3\nboth learn;\nbatches of like pairs,\nthe hardest", "C3"),
     }
-    return _drawn(boxes, [("search", "one"), ("search", "two"), ("search", "three"), ("one", "two", "three")], 2.1)
+    return _draw(boxes, [("search", "one"), ("search", "two"), ("search", "three"), ("one", "two", "three")], 2.1)
 
 
 def penalty() -> Figure:
@@ -50,10 +50,10 @@ def penalty() -> Figure:
         "entropy": (4.95, 0.4, "entropy h of the\nhistogram", "C1"),
         "sum": (6.3, 1.1, "loss - α (h audio\n+ h text)", "0.4"),
     }
-    return _drawn(boxes, [("batch", "loss", "sum"), ("batch", "drawn", "voxels", "entropy", "sum")], 1.8)
+    return _draw(boxes, [("batch", "loss", "sum"), ("batch", "drawn", "voxels", "entropy", "sum")], 1.8)
 
 
-def _drawn(boxes: Mapping[str, Box], chains: Sequence[Sequence[str]], height: float) -> Figure:
+def _draw(boxes: Mapping[str, Box], chains: Sequence[Sequence[str]], height: float) -> Figure:
     """Boxes with arrows along chains of their names, on a page `height` inches high."""
     figure, ((axis,),) = figures.subplots(height=height, width=figures.PAGE)
     axis.set(xlim=(0, figures.PAGE), ylim=(0, height), aspect="equal")

@@ -29,7 +29,7 @@ from atr.inference.embedder import Embedder
 from atr.reports import figures
 from atr.reports.names import loss_title
 from atr.system import hashes
-from atr.training import records
+from atr.training import records, results
 from atr.training.records import Run
 
 MENDS = {
@@ -60,7 +60,7 @@ def run_menu(folder: Path, first: Iterable[Run] = ()) -> dict[str, Run]:
     fields in which a run is unlike most of them.
     """
     runs = {run.address: run for run in first}
-    others = [run for run in records.stored(folder) if run.status == "finished" and run.address not in runs]
+    others = [run for run in records.runs_in(folder) if run.status == "finished" and run.address not in runs]
     fields = {run: _fields(run) for run in [*runs.values(), *others]}
     labels: dict[str, Run] = {}
     for (run, own), words in zip(fields.items(), listing.differences(list(fields.values())), strict=True):
@@ -80,9 +80,9 @@ def config_of(run: Run) -> RunConfig:
 
 
 def split_of(run: Run, corpus: Corpus) -> Corpus:
-    """As `records.tested`. ValueError also as `config_of`."""
+    """As `results.test_split`. ValueError also as `config_of`."""
     config_of(run)
-    return records.tested(run, corpus)
+    return results.test_split(run, corpus)
 
 
 def rank_clips(run: Run, corpus: Corpus, sentence: str, top: int = 10, device: str = "auto") -> pd.DataFrame:
@@ -174,10 +174,10 @@ def neighbours(run: Run, corpus: Corpus, point: str, number: int = 5) -> pd.Data
 
     point: a test clip, or a test caption to the letter. Columns: kind (clip or caption), clip, caption (a clip's
     first), similarity (cosine), place (its row among the clips or captions). ValueError: as `split_of` and
-    `records.space`, or no such point.
+    `results.space`, or no such point.
     """
     part = split_of(run, corpus)
-    sounds, texts = records.space(run)
+    sounds, texts = results.space(run)
     clips, captions = part.clips["clip"], part.captions["caption"]
     names = [*clips, *captions]
     if point not in names:
@@ -282,9 +282,9 @@ def _model(run: Run, corpus: Corpus, device: str) -> Embedder:
 
 
 @functools.lru_cache(maxsize=2)
-def _sounds(run: Run, corpus: Corpus, device: str) -> Tensor:
+def _sounds(run: Run, corpus: Corpus, device: str) -> Any:
     model = _model(run, corpus, device)
-    waveforms = (corpus.read(clip) for clip in records.tested(run, corpus).clips["clip"])
+    waveforms = (corpus.read(clip) for clip in results.test_split(run, corpus).clips["clip"])
     return model.sounds([audio.resample(wave, rate, model.sample_rate) for wave, rate in waveforms], quiet=False)
 
 

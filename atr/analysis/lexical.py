@@ -32,7 +32,7 @@ Unit = Literal["caption", "clip", "corpus"]
 THRESHOLD = 0.72  # of MTLD: the package's default
 MEASURES = {"mtld": "MTLD", "mattr": "MATTR", "hdd": "HD-D"}
 # Scripts without blanks between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
-UNSPACED = re.compile(
+WITHOUT_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff66-\uff9f\U00020000-\U0003ffff]+"
 )
@@ -159,7 +159,7 @@ def texts(captions: pd.DataFrame, unit: Unit, parts: int = 1, seed: int = 0) -> 
     if unit not in SIZES:
         raise ValueError(f"unit is {unit!r}; known: {', '.join(map(repr, SIZES))}")
     for caption in captions["caption"]:
-        if len(caption.split()) == 1 and sum(map(len, UNSPACED.findall(caption))) > LONGEST_WORD:
+        if len(caption.split()) == 1 and sum(map(len, WITHOUT_SPACES.findall(caption))) > LONGEST_WORD:
             raise ValueError(f"caption {caption!r}: no blanks between its words; put them there (a segmenter does)")
     split = [words(caption) for caption in captions["caption"]]
     table = pd.DataFrame({"group": captions["clip"].to_numpy(), "source": captions["source"].to_numpy()})

@@ -28,7 +28,8 @@ from atr.corpora.corpus import Corpus
 from atr.metrics.uniformity import matrix
 from atr.reports import figures
 from atr.system import devices
-from atr.training.records import Run, space, tested
+from atr.training.records import Run
+from atr.training.results import space, test_split
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -39,7 +40,7 @@ CorpusOf = Callable[[RunConfig], Corpus]
 
 WIDTH = 60  # characters of a line that shows where the pointer rests
 ROWS, BLOCK = 1024, 2**26  # at most so many points' similarities to all others, and so many similarities, at a time
-COLOURED = 6  # kinds of sound that have a colour, besides all others; more are not told apart
+COLOURS = 6  # kinds of sound that have a colour, besides all others; more are not told apart
 OTHERS = "other kinds"
 # What stands beside a canvas: plotly draws before there is a page, 700 pixels wide, and again where a window changes.
 FIT = (
@@ -174,9 +175,9 @@ def picture(
 
 
 def palette(kinds: Sequence[str]) -> dict[str, str]:
-    """Kind → colour: one each for the COLOURED that most clips have, grey for all others; empty if none is known."""
+    """Kind → colour: one each for the COLOURS that most clips have, grey for all others; empty if none is known."""
     counts = Counter(kind for kind in kinds if kind)
-    most = sorted(counts, key=lambda kind: (-counts[kind], kind))[:COLOURED]
+    most = sorted(counts, key=lambda kind: (-counts[kind], kind))[:COLOURS]
     figures.style()
     colors = {kind: to_hex(f"C{number}") for number, kind in enumerate(most)}
     return colors | {kind: to_hex("0.6") for kind in kinds if kind not in colors} if counts else {}
@@ -221,7 +222,7 @@ def map_of(run: Run, corpus: Corpus, seed: int = 0, neighbours: int = 15) -> Map
     """The map of a finished run; corpus: what it was trained on. ValueError: as `labels`, `space` and `project`."""
     audio_labels, text_labels = labels(run, corpus)
     audio, text = project(*space(run), seed, neighbours)
-    return Map(audio, text, audio_labels, text_labels, *kinds_of(tested(run, corpus)))
+    return Map(audio, text, audio_labels, text_labels, *kinds_of(test_split(run, corpus)))
 
 
 def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
@@ -230,10 +231,10 @@ def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
     A clip says its name and its captions, a caption itself and where its best-ranked right clip stands. Texts are
     escaped, lines broken at `WIDTH` characters. ValueError: as `tested`.
     """
-    test = tested(run, corpus)
+    test = test_split(run, corpus)
     clips = test.clips["clip"].tolist()
     own = test.captions.groupby("clip")["caption"].agg(list)
-    audio = ["<br>".join([f"<b>{wrapped(clip)}</b>", *(f"– {wrapped(one)}" for one in own[clip])]) for clip in clips]
+    audio = ["<br>".join([f"<b>{wrap(clip)}</b>", *(f"– {wrap(one)}" for one in own[clip])]) for clip in clips]
     ranks = run.ranks.best("t2a").tolist()
     pairs = zip(test.captions["caption"], ranks, strict=True)
     text = [hover(caption, f"right clip at rank {rank} of {len(clips)}") for caption, rank in pairs]
@@ -242,14 +243,14 @@ def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
 
 def hover(text: str, remark: str) -> str:
     """What a caption says where the pointer rests."""
-    return f"{wrapped(text)}<br><i>{escaped(remark)}</i>"
+    return f"{wrap(text)}<br><i>{escape(remark)}</i>"
 
 
-def wrapped(text: str) -> str:
-    return "<br>".join(escaped(line) for line in textwrap.wrap(text, WIDTH))
+def wrap(text: str) -> str:
+    return "<br>".join(escape(line) for line in textwrap.wrap(text, WIDTH))
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Text as the HTML that plotly knows; where a page has MathJax, plotly takes what stands between $ for TeX."""
     # Quotes stay: plotly does not know their entities, and nothing here is an attribute.
     return html.escape(text, quote=False).replace("$", "&#36;")
@@ -343,9 +344,9 @@ def put(figure: "FigureWidget", one: Map, title: str) -> None:
             trace.hovertext = texts
             trace.marker.color = [colors[kind] for kind in kinds] if colors else to_hex(plain)
         said = "  ".join(
-            f'<span style="color:{color}">■ {escaped(kind)}</span>' for kind, color in legend(colors).items()
+            f'<span style="color:{color}">■ {escape(kind)}</span>' for kind, color in legend(colors).items()
         )
-        figure.layout.title.text = escaped(title) + f"<br><sup>{said}</sup>" * bool(said)
+        figure.layout.title.text = escape(title) + f"<br><sup>{said}</sup>" * bool(said)
         figure.layout.xaxis.autorange = figure.layout.yaxis.autorange = True
 
 

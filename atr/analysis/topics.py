@@ -35,7 +35,7 @@ TOPICS_VERSION = 1
 WORDS_VERSION = 2  # raise it when captions give other keywords
 PACKAGES = ("bertopic", "umap-learn", "hdbscan", "scikit-learn")  # another version of theirs may find other topics
 SMALLEST = 10  # captions of a topic
-NAMED = 3  # keywords that name a topic
+TITLE_WORDS = 3  # keywords that name a topic
 COLORS = 6  # of the palette, taken in turn
 BLANKS = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
@@ -76,7 +76,7 @@ def fit(captions: list[str], embeddings: Tensor, seed: int = 0, smallest: int = 
         raise ValueError(f"{len(captions)} captions without a word to name a topic by, such as {captions[0]!r}")
 
     def build(folder: Path) -> None:
-        labels, table = _topics(captions, reduced(embeddings, seed), smallest)
+        labels, table = _topics(captions, reduce(embeddings, seed), smallest)
         packed.save_array(folder / "labels.npy", labels)
         atomic.write_csv(table, folder / "table.csv")
 
@@ -102,7 +102,7 @@ def _topics(captions: list[str], points: np.ndarray, smallest: int) -> tuple[np.
     for topic in range(labels.max() + 1):
         size = int((labels == topic).sum())
         keywords = [word for word, _ in model.get_topic(topic) if word]
-        rows.append((topic, size, 100 * size / len(labels), ", ".join(keywords[:NAMED]), " ".join(keywords)))
+        rows.append((topic, size, 100 * size / len(labels), ", ".join(keywords[:TITLE_WORDS]), " ".join(keywords)))
     return labels, pd.DataFrame(rows, columns=["topic", "size", "share", "name", "keywords"])
 
 
@@ -110,12 +110,14 @@ def words(caption: str) -> list[str]:
     """What a caption may give to the keywords: its words of two characters or more in small letters, but stop words.
 
     Apostrophes and hyphens are deleted, other punctuation parts words. Of scripts that write no blanks between words
-    (`lexical.UNSPACED`) each two characters that follow one another count as a word, as in search engines.
+    (`lexical.WITHOUT_SPACES`) each two characters that follow one another count as a word, as in search engines.
     """
     plain = re.sub(r"['-]", "", lexical.ascii_signs(caption)).lower().translate(BLANKS)
-    pairs = lexical.UNSPACED.sub(lambda run: f" {' '.join(map(''.join, pairwise(run[0]))) or run[0]} ", plain)
+    pairs = lexical.WITHOUT_SPACES.sub(lambda run: f" {' '.join(map(''.join, pairwise(run[0]))) or run[0]} ", plain)
     left_out = _stop_words()
-    return [word for word in pairs.split() if word not in left_out and (len(word) > 1 or lexical.UNSPACED.match(word))]
+    return [
+        word for word in pairs.split() if word not in left_out and (len(word) > 1 or lexical.WITHOUT_SPACES.match(word))
+    ]
 
 
 _stop_words = cache(lexical.stop_words)
@@ -127,7 +129,7 @@ def _clusters(smallest: int) -> Any:
     return HDBSCAN(smallest, metric="euclidean", cluster_selection_method="eom", core_dist_n_jobs=1)
 
 
-def reduced(embeddings: Tensor, seed: int = 0) -> np.ndarray:
+def reduce(embeddings: Tensor, seed: int = 0) -> np.ndarray:
     """(captions, 5) float32, from embeddings (captions, D) by UMAP as BERTopic has it; from the store.
 
     ValueError: fewer than 7 captions, which UMAP cannot spread over five dimensions.
@@ -170,7 +172,7 @@ def counts(embeddings: Tensor, seeds: Sequence[int], smallest: Sequence[int] = (
     """
     rows = []
     for seed, size in product(seeds, smallest):
-        labels = _clusters(size).fit_predict(reduced(embeddings, seed))
+        labels = _clusters(size).fit_predict(reduce(embeddings, seed))
         rows.append((seed, size, len(labels), int(labels.max()) + 1, 100 * float((labels < 0).mean())))
     return pd.DataFrame(rows, columns=["seed", "smallest", "captions", "number", "outliers"])
 
@@ -300,7 +302,7 @@ def explorer(points: np.ndarray, topics: Topics, captions: list[str], number: in
         look = {"color": color, "size": 4, "opacity": 0.7}
         traces.append(
             graph_objects.Scattergl(  # which draws twenty thousand points; Scatter does not
-                x=x, y=y, mode="markers", name=maps.escaped(name), marker=look, hovertext=texts, hoverinfo="text"
+                x=x, y=y, mode="markers", name=maps.escape(name), marker=look, hovertext=texts, hoverinfo="text"
             )
         )
     return graph_objects.FigureWidget(traces, maps.layout(680, top=20))

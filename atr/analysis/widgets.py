@@ -23,7 +23,7 @@ from atr.training.records import Run
 WORST = 50  # failed queries to choose from
 AHEAD = 3  # clips shown before the right one of a failed query
 BUSY = "atr-busy"  # the style of results while others are made
-FADED = f"<style>.{BUSY} {{ opacity: 0.35; pointer-events: none; }}</style>"
+FADE = f"<style>.{BUSY} {{ opacity: 0.35; pointer-events: none; }}</style>"
 MARK = "#009e73"  # beside a right clip; the third of the figures' palette
 WIDE = Layout(width="95%")
 
@@ -89,7 +89,7 @@ class Explorer:
             "map": [self.point],
         }
         self.tabs = Tab([VBox([*above, self.pages[title]]) for title, above in controls.items()], titles=list(controls))
-        self.box = VBox([HTML(FADED), self.run, self.other, self.status, self.tabs])
+        self.box = VBox([HTML(FADE), self.run, self.other, self.status, self.tabs])
 
         for menu in (self.run, self.other):
             menu.observe(self._empty, "value")

@@ -158,7 +158,7 @@ def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str
 
 def _inputs(config: RunConfig, corpus: Corpus, encoder: text.TextEncoder) -> Inputs:
     fingerprint = text.fingerprint(Path(config.text_encoder))
-    ids = text.tokenized(preparation.normalised(config, corpus), fingerprint, lambda: encoder)
+    ids = text.ids_from_store(preparation.normal_captions(config, corpus), fingerprint, lambda: encoder)
     waveforms = inputs.waveforms(corpus, registry.facts(config.audio_encoder).sample_rate, True)
     place = {clip: row for row, clip in enumerate(corpus.clips["clip"])}
     clip_of = corpus.captions["clip"].map(place).to_numpy(dtype=np.int64)

@@ -29,7 +29,7 @@ def cases(scale: str, device: str, released: Released) -> list[Case]:
     numbers, dim, probed = SIZES[scale]
     missing = ""
     try:
-        neighbours.imported()
+        neighbours.import_faiss()
     except ImportError as error:
         missing = str(error)
     result = []
@@ -89,5 +89,5 @@ def approximate(rows: int, dim: int, probed: list[int]) -> dict[str, Any]:
             hits = [len(set(one) & set(other)) for one, other in zip(answers.tolist(), truth.tolist(), strict=True)]
             recall = round(float(np.mean(hits)) / TOP, 4)
             by.append({"probed": lists, "recall": recall} | speed(index, queries, repeats=20, least=0.5))
-    usual = min(by, key=lambda one: abs(one["probed"] - neighbours.PROBED))
+    usual = min(by, key=lambda one: abs(one["probed"] - neighbours.PROBES))
     return row | usual | {"by_lists": by}

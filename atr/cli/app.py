@@ -25,7 +25,7 @@ from atr.cli.console import (
     complain,
     console,
     doing,
-    printed,
+    print_table,
     say,
 )
 from atr.cli.evaluate import evaluate
@@ -62,7 +62,7 @@ def prepare(
     if "--help" in sys.argv:  # which need not wait for extensions
         return
     from atr.register import extend
-    from atr.training import tracking
+    from atr.system import tracking
 
     places.home()
     places.results_home()
@@ -100,7 +100,7 @@ def check(
     try:
         if write_clean is not None:
             assert root is not None
-            clean = csvfolder.cleaned(root)
+            clean = csvfolder.clean_table(root)
             write_csv(clean, write_clean)
             say(f"{write_clean}: {len(clean)} rows without problems")
         loaded = load_corpus(corpus, root, check=False)
@@ -170,7 +170,7 @@ def data(
             raise typer.Exit(1)
 
     if name is None:
-        return printed(status())
+        return print_table(status())
     if name == "verify":
         complain(verify(quiet), "damaged")
         return say("nothing is damaged")
@@ -198,7 +198,7 @@ def data(
         say(*left.split("\n"))
     if counts is not None:
         say(f"{name}: {catalogue.folder(name)}")
-        printed(counts.clips)
+        print_table(counts.clips)
         complain(counts.problems, "problems", most=50)
 
 

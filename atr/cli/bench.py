@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atr.cli.console import DeviceOption, complain, fail, printed, say
+from atr.cli.console import DeviceOption, complain, fail, print_table, say
 from atr.system.credentials import without_credentials
 from atr.system.interrupt import as_exception
 
@@ -61,7 +61,7 @@ def bench(
         raise fail(error) from error
     reached = goals.table(result["rows"], where)
     reached["factor"] = [f"{factor:.3g}" if factor == factor else "" for factor in reached["factor"].astype(float)]
-    printed(reached, "Goals")
+    print_table(reached, "Goals")
     if out is not None:
         say(f"→ {out}")
 

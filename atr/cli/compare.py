@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, check_out, printed, say
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, check_out, print_table, say
 from atr.config import WINDOWS
 from atr.experiments.profiles import get_profile
 
@@ -56,10 +56,10 @@ def compare(
     for pair in comparison.match(found[0], found[1], [one.name for one in asked]):
         both = comparison.compare(*pair)
         name = both.a.protocol["name"]
-        printed(both.readable, f"A {both.a.model}, B {both.b.model}")
-        printed(both.wins)
+        print_table(both.readable, f"A {both.a.model}, B {both.b.model}")
+        print_table(both.wins)
         if len(apart := both.apart(5)):
-            printed(apart[["direction", "query", "clip", "rank_a", "rank_b"]], "the queries that differ most")
+            print_table(apart[["direction", "query", "clip", "rank_a", "rank_b"]], "the queries that differ most")
         say(f"{name} ({both.a.protocol['hash']}): {both.a.report['clips']:,} clips, {len(both.queries):,} queries")
         if out is not None:
             part = parts[name] if name in parts else comparison.sounds_of(both.a, root)

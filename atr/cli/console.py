@@ -21,10 +21,10 @@ from atr.experiments.profiles import PROFILES, get_profile
 from atr.register import LOADERS
 from atr.system.credentials import without_credentials
 from atr.system.devices import check_name
-from atr.system.interrupt import INTERRUPTED, STOPPED
+from atr.system.interrupt import INTERRUPT_STATUS, STOP_NOTE
 
-SPELLED = {"±": "+-", "→": ">", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "’": "'", "“": '"', "”": '"'}
-KEPT = "\t\u200c\u200d"
+ASCII_SIGNS = {"±": "+-", "→": ">", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "’": "'", "“": '"', "”": '"'}
+HARMLESS = "\t\u200c\u200d"
 SHORT, LONG = 16, 30  # characters of a column's longest cell
 PATIENCE = 1.0  # seconds without a word, after which one says what goes on
 
@@ -35,7 +35,7 @@ def harmless(text: str) -> str:
     """
     return "".join(
         letter
-        if letter in KEPT or letter.isprintable() or unicodedata.category(letter) == "Zs"
+        if letter in HARMLESS or letter.isprintable() or unicodedata.category(letter) == "Zs"
         else ascii(letter)[1:-1]
         for letter in without_credentials(text)
     )
@@ -102,7 +102,7 @@ DATA = (
     *"clotho audiocaps audiocaps2 wavcaps esc50 dcase2022 dcase2025 phi4".split(),
 )  # data sets, and below them checkpoints
 DATA += (*"cnn6 cnn10 cnn14 cnn14_mei2022 resnet38 passt_s passt_s_stride16 mn04 mn10 atst_frame".split(),)
-ROOTED = ("clipfolder", "csv")  # need --root
+ROOT_CORPORA = ("clipfolder", "csv")  # need --root
 CorpusArgument = Annotated[str, typer.Argument(help=f"{', '.join(CORPORA)}.", autocompletion=beginning(CORPORA))]
 ProfileOption = Annotated[
     str,
@@ -119,7 +119,7 @@ DeviceOption = Annotated[
     ),
 ]
 RootOption = Annotated[
-    Path | None, typer.Option(help=f"Folder of the corpus, for {' and '.join(ROOTED)}.", callback=_folder)
+    Path | None, typer.Option(help=f"Folder of the corpus, for {' and '.join(ROOT_CORPORA)}.", callback=_folder)
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -130,7 +130,7 @@ def check_corpus(corpus: str, root: Path | None) -> None:
     if corpus not in (*CORPORA, *LOADERS):
         listed = ", ".join(dict.fromkeys((*CORPORA, *LOADERS)))
         raise ValueError(f"unknown corpus {corpus!r}; known: {listed}; one of your own: set ATR_EXTENSIONS to its file")
-    if corpus in ROOTED and root is None:
+    if corpus in ROOT_CORPORA and root is None:
         raise ValueError(f"corpus {corpus!r} lies in a folder: name it with --root")
     if corpus == "soundscapes" and root is not None:
         raise ValueError(f"--root: {root}: soundscapes are computed, not read; leave it out")
@@ -160,8 +160,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            say(STOPPED, error=True)
-            raise typer.Exit(INTERRUPTED) from error
+            say(STOP_NOTE, error=True)
+            raise typer.Exit(INTERRUPT_STATUS) from error
         except BrokenPipeError:  # which click takes for the end of what reads from here
             raise
         except (ValueError, OSError) as error:
@@ -193,7 +193,7 @@ class Commands(TyperGroup):
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
-    return "".join(SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+    return "".join(ASCII_SIGNS.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 codecs.register_error("spelled", _spell)
@@ -223,7 +223,7 @@ def complain(problems: Sequence[str], what: str, most: int | None = None) -> Non
         raise typer.Exit(1)
 
 
-def printed(table: Any, title: str = "") -> None:
+def print_table(table: Any, title: str = "") -> None:
     """Print a data frame, or rows: mappings with the same keys. Beside a column with a LONG cell, which is broken as
     the window demands, SHORT ones stay whole.
     """

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from tqdm.auto import tqdm
 
-from atr.cli.console import printed, say
+from atr.cli.console import print_table, say
 from atr.corpora import files
-from atr.corpora.catalogue import DATASETS, _located, state
+from atr.corpora.catalogue import DATASETS, _locate, state
 from atr.system import download, places, store
 from atr.system.download import File
 from atr.system.units import human
@@ -38,18 +38,18 @@ def from_hub(name: str, repo: str | None, splits: Sequence[str], agree: Callable
     from atr.evaluation import hub
 
     copy, here = hub.copy_of(name, repo), state(name)
-    if here.startswith("ready") and _located(name) != copy.folder:
+    if here.startswith("ready") and _locate(name) != copy.folder:
         raise ValueError(f"{name} is {here}: nothing to fetch; without that, --hub fetches it")
     files_, set_ = copy.todo(splits), DATASETS[name]
     has = {clip for shard in copy.shards for clip in shard.clips if clip is not None}
-    printed(copy.coverage(has), f"{copy.repo} at {copy.revision[:12]} has")
+    print_table(copy.coverage(has), f"{copy.repo} at {copy.revision[:12]} has")
     if path := hub.write_list(copy):
         say(f"→ {path}")
     size = human(sum(shard.file.size or 0 for shard in files_))
     say(f"download: {size} in {len(files_)} files, one after another", f"licence: {set_.licence}", f"to: {copy.folder}")
     agree("partial" if files_ else "ready")
     copy.fetch(splits, quiet)
-    printed(copy.coverage(copy.here()), f"{copy.folder} has")
+    print_table(copy.coverage(copy.here()), f"{copy.folder} has")
 
 
 def verify(quiet: bool = False) -> list[str]:
@@ -63,10 +63,10 @@ def verify(quiet: bool = False) -> list[str]:
     home, found = places.home(), []
     kept = [(home / "checkpoints" / entry.file.name, entry.file) for entry in checkpoints.REGISTRY.values()]
     for name, set_ in DATASETS.items():
-        for place in dict.fromkeys((home / name, _located(name))):
+        for place in dict.fromkeys((home / name, _locate(name))):
             kept += [(place / file.name, file) for file in set_.files]
             for folder in (place, *(path for path in place.rglob("*") if path.is_dir())):
-                found += files.changed(folder)
+                found += files.byte_changes(folder)
     for path, file in kept:
         if path.is_file():
             try:

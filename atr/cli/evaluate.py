@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, check_out, printed, say
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, check_out, print_table, say
 from atr.config import WINDOWS
 from atr.experiments.profiles import get_profile
 
@@ -61,10 +61,10 @@ def evaluate(
         loaded = model_under(protocol)
         by_seed = [evaluation.evaluate(loaded, protocol, part, windows, quiet, train, seed) for seed in drawn]
         for one in by_seed:
-            printed(one.readable, loaded.name if one.seed is None else f"{loaded.name}, seed {one.seed}")
+            print_table(one.readable, loaded.name if one.seed is None else f"{loaded.name}, seed {one.seed}")
             say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.notes))
             if out is not None:
                 folder = out.expanduser() if one.seed is None else out.expanduser() / f"seed-{one.seed}"
                 say(f"  → {one.save(folder)}")
         if len(by_seed) > 1:
-            printed(evaluation.across(by_seed), f"{loaded.name}: mean ± standard deviation of {len(by_seed)} seeds")
+            print_table(evaluation.across(by_seed), f"{loaded.name}: mean ± standard deviation of {len(by_seed)} seeds")

@@ -35,11 +35,11 @@ def report(
     from atr.experiments.profiles import get_profile
     from atr.reports import output, render
     from atr.reports.report import gather
-    from atr.system.units import counted
+    from atr.system.units import count_of
 
     if tables:
         folder = (results or get_profile(profile).results) / "tables"
-        return say(f"→ {folder}: {counted(output.render(folder), 'table')} as .md and .tex")
+        return say(f"→ {folder}: {count_of(output.render(folder), 'table')} as .md and .tex")
     gathered = gather(profile, results)
     for line in gathered.notes:
         say(line)

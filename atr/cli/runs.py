@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atr.cli.console import ProfileOption, YesOption, console, doing, fail, harmless, printed, say
+from atr.cli.console import ProfileOption, YesOption, console, doing, fail, harmless, print_table, say
 from atr.config import TRAININGS, RunConfig
 from atr.experiments.listing import METRICS, STATES, Glance, differences, find, glances
 from atr.experiments.notebooks import notebooks
@@ -33,7 +33,7 @@ def run_of(profile: str, digits: str) -> "Run":
 def every(profile: str) -> "list[Run]":
     from atr.training import records
 
-    return records.stored(get_profile(profile).runs)
+    return records.runs_in(get_profile(profile).runs)
 
 
 def _choice(values: Sequence[str]) -> Any:
@@ -94,7 +94,7 @@ def runs_list(
         )
     if sort != "age":
         rows.sort(key=lambda row: (isinstance(row[sort], str), row[sort]))
-    printed(rows)
+    print_table(rows)
     for run in shown:
         if run.problem:
             say(f"{run.state}: {run.problem}; its study trains it anew", error=True)
@@ -238,9 +238,9 @@ def runs_remove(
     if not runs:
         return say("nothing to remove")
     if not yes:
-        from atr.encoders.checkpoints import listed
+        from atr.encoders.checkpoints import name_list
 
-        needing = listed(run.address for run in _needing(runs, every(profile)))
+        needing = name_list(run.address for run in _needing(runs, every(profile)))
         also = f" Needed to train {needing}." if needing else ""
         doing()
         if not typer.confirm(f"Remove {harmless(', '.join(run.address for run in runs))}?{also}"):

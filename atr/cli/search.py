@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, fail, printed, say
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, fail, print_table, say
 from atr.experiments.listing import find
 from atr.experiments.profiles import Profile, get_profile
 from atr.system import places
@@ -38,7 +38,7 @@ PLAYERS = {
     "afplay": [],
     "play": ["-q"],
 }
-SHOWN = 5  # problems, if not all are asked for
+MOST_PROBLEMS = 5  # problems, if not all are asked for
 
 
 def index(
@@ -87,11 +87,11 @@ def index(
         first = report.problems.iloc[0]
         raise ValueError(f"{folder}: none of its sounds can be used; {_plain(first['path'])}: {first['problem']}")
     say(f"{_plain(folder)}: {report}")
-    for path, problem in report.problems[: None if problems else SHOWN].itertuples(index=False):
+    for path, problem in report.problems[: None if problems else MOST_PROBLEMS].itertuples(index=False):
         say(f"  {_plain(path)}: {problem}")
     if len(report.problems):
-        rest = "" if problems or len(report.problems) <= SHOWN else "; --problems lists all"
-        say(f"{units.counted(len(report.problems), 'file')} cannot be used{rest}.")
+        rest = "" if problems or len(report.problems) <= MOST_PROBLEMS else "; --problems lists all"
+        say(f"{units.count_of(len(report.problems), 'file')} cannot be used{rest}.")
     say(f'→ atr search "a dog barks" {shlex.quote(str(folder))}')
 
 
@@ -220,10 +220,10 @@ def _check(run: str | None, profile: str, clap: str | None) -> None:
 def _check_clap(clap: str) -> None:
     """ValueError: what is no CLAP model."""
     from atr.encoders.clap import FILES, folder
-    from atr.encoders.clap_files import GIVEN, located
+    from atr.encoders.clap_files import PREFIXES, locate
 
-    if clap.startswith(GIVEN):
-        kind, path = located(clap)
+    if clap.startswith(PREFIXES):
+        kind, path = locate(clap)
         if not path.is_file():
             raise ValueError(f"--clap: {path}: no such file; give the file of a CLAP model, {kind}:<file>")
     elif Path(clap).expanduser().exists() or Path(clap).suffix in FILES:
@@ -234,11 +234,11 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
     """What an index keeps of its model: `clap`, or `run`, its folder or pack, with the `root` of its corpus; of the
     default one also the kinds of sound it was `trained_on`, and its `r10` among so many clips.
     """
-    from atr.encoders.clap_files import GIVEN, located
+    from atr.encoders.clap_files import PREFIXES, locate
     from atr.inference.pack import PACK
 
     if clap:
-        kind, path = located(clap) if clap.startswith(GIVEN) else ("", Path(clap).expanduser())
+        kind, path = locate(clap) if clap.startswith(PREFIXES) else ("", Path(clap).expanduser())
         path, kept = path.resolve(), (places.home() / "checkpoints").resolve()
         if path.is_relative_to(kept):  # then its name is enough, also once ATR_HOME is elsewhere
             path = path.relative_to(kept)
@@ -387,7 +387,7 @@ def _show(rows: Any, folder: str, as_json: bool) -> None:
         file=[_plain(Path(path).relative_to(folder)) for path in rows["path"]],
     )
     say(_plain(f"{rows.loc[0, 'query']}, in {folder}:"))
-    printed(table[["score", "at", "file"]])
+    print_table(table[["score", "at", "file"]])
 
 
 def _play(path: str, start: float, end: float) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, harmless, printed, say
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, harmless, print_table, say
 from atr.experiments.notebooks import TIMED, notebooks
 from atr.experiments.notebooks import paths as every_path
 from atr.experiments.progress import NOTEBOOK_SECONDS, VARIABLE, Progress
@@ -188,7 +188,7 @@ def show_plan(table: "pd.DataFrame", profile: str, where: str, cluster: "Ray | N
     say(f"{len(table)} runs of profile {profile}, {finished} of them finished.", *words.split("\n"))
     say(*groups.to_string(index=False).split("\n"))
     if rows:
-        printed(table.drop(columns=["config", "seconds", "size"]))
+        print_table(table.drop(columns=["config", "seconds", "size"]))
     else:
         say("Each run in a line: --rows")
 

@@ -9,7 +9,7 @@ from typing import Any
 from atr.corpora import audiocaps, clotho, csvfolder, people, wavcaps  # noqa: F401  # which register theirs
 from atr.corpora.captioning.record import USES, with_synthetic
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Reader
-from atr.corpora.files import PUBLISHED, coverage
+from atr.corpora.files import PAPER_COUNTS, coverage
 from atr.corpora.scenes import clipfolder, soundscapes  # noqa: F401
 from atr.register import LOADERS
 from atr.system.hashes import content_key
@@ -65,7 +65,7 @@ def load_corpus(
     if synthetic is None and use != "both":
         raise ValueError(f"corpus {name!r}: use={use!r} needs new captions: give synthetic=<name>")
     corpus = LOADERS[name](**options) if root is None else LOADERS[name](root, **options)
-    corpus = corpus if hold_out is None else corpus.held_out(hold_out)
+    corpus = corpus if hold_out is None else corpus.hold_out(hold_out)
     corpus = corpus.check() if check else corpus
     return corpus if synthetic is None else with_synthetic(corpus, synthetic, use)
 
@@ -102,7 +102,7 @@ def corpus_of(options: Mapping[str, Any], root: str | PathLike[str] | None = Non
 
 __all__ = [
     "LOADERS",
-    "PUBLISHED",
+    "PAPER_COUNTS",
     "SPLITS",
     "Corpus",
     "CorpusError",

@@ -21,7 +21,7 @@ from atr.system.places import home
 
 TABLES = {"train": ("train.csv",), "validation": ("val.csv", "validation.csv"), "test": ("test.csv",)}
 BASES = ("", "dataset", "csv_files", "AudioCaps/csv_files", "csv_files_v1", "AUDIOCAPS/csv_files_v1")
-LOOKED_FOR = (
+LAYOUT = (
     "audio files named by YouTube id ([Y]<id>[_<start>[_<end>]].wav, .flac, .ogg or .mp3), in any folders, and "
     "train.csv, val.csv and test.csv, here or in dataset/ or csv_files/"
 )
@@ -30,7 +30,7 @@ NUMBER = r"(?:_(\d+(?:\.\d+)?))?"
 NAMES = [re.compile(rf"{first}([A-Za-z0-9_-]{{11}}){NUMBER}{NUMBER}") for first in ("Y", "")]
 SECONDS = 10.0
 RATE = 32_000  # of clips as they are fetched
-GONE = re.compile(
+REMOVAL = re.compile(
     r"video (is )?(unavailable|not available|private|removed)|private video|been (removed|terminated|closed)|"
     r"copyright|no longer available|in your country|confirm your age|members.only|does not exist",
     re.IGNORECASE,
@@ -51,7 +51,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
 
     Raises FileNotFoundError if there is nothing, CorpusError for a folder or table that cannot be used.
     """
-    folder = files.located("audiocaps", root)
+    folder = files.locate("audiocaps", root)
     source = "AudioCaps v1, github.com/cdjkim/audiocaps (MIT); audio from YouTube under the terms of its owners"
     return _corpus("audiocaps", folder, clip_lists(folder), source)
 
@@ -63,10 +63,10 @@ def load_second(root: str | PathLike[str] | None = None) -> Corpus:
     91,256 training captions; the 495 and 975 clips of v1, with captions mostly in lower case: of 4,875 test captions
     190 are as in v1, 4,745 but for case. Clips, problems and errors: as in `load`.
     """
-    folder, lists = files.located("audiocaps", root), files.located("audiocaps2", None)
+    folder, lists = files.locate("audiocaps", root), files.locate("audiocaps2", None)
     places = tables(lists)
     if places is None:
-        raise files.unrecognised("audiocaps2", lists, "train.csv, val.csv and test.csv")
+        raise files.unknown_layout("audiocaps2", lists, "train.csv, val.csv and test.csv")
     source = "AudioCaps 2.0, github.com/cdjkim/audiocaps (MIT); audio from YouTube under the terms of its owners"
     return _corpus("audiocaps2", folder, {split: _read(path) for split, path in places.items()}, source)
 
@@ -75,7 +75,7 @@ def _corpus(name: str, folder: Path, listing: Mapping[str, dict[str, tuple[str, 
     lists = {split: {clip: texts for clip, (_, texts) in rows.items()} for split, rows in listing.items()}
     here = files_of_clips(folder, {clip for clips in lists.values() for clip in clips})
     if not here:
-        raise files.unrecognised("audiocaps", folder, LOOKED_FOR)
+        raise files.unknown_layout("audiocaps", folder, LAYOUT)
     paths = {clip: places[0] for clip, places in here.items() if len(places) == 1}
     unclear = {clip: places for clip, places in here.items() if len(places) > 1}
     limits = {clip: (_seconds(clip, path),) * 2 for clip, path in paths.items()}
@@ -96,7 +96,7 @@ def clip_lists(folder: Path) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """Split → clip → its start in the video, in seconds as written (empty where unknown), and its captions."""
     places = tables(folder) or tables(home() / "audiocaps")
     if places is None:
-        raise files.unrecognised("audiocaps", folder, LOOKED_FOR)
+        raise files.unknown_layout("audiocaps", folder, LAYOUT)
     return {split: _read(path) for split, path in places.items()}
 
 
@@ -185,7 +185,7 @@ def fetch(root: Path, workers: int = 4, again: bool = False, quiet: bool = False
         for job in tqdm(as_completed(jobs), "audiocaps", len(jobs), unit="clip", disable=quiet):
             clip, reason = jobs[job], job.result()
             lost.pop(clip, None)
-            if not reason or (GONE.search(reason) and not NOT_NOW.search(reason)):
+            if not reason or (REMOVAL.search(reason) and not NOT_NOW.search(reason)):
                 in_a_row = 0
                 lost |= {clip: reason} if reason else {}
                 continue

@@ -48,7 +48,7 @@ class DataSet:
     count: Callable[[Path], Counts]
 
 
-def _counted(corpus: Corpus) -> Counts:
+def _count(corpus: Corpus) -> Counts:
     problems = [": ".join(row[:2]) + f"; {row[2]}" for row in corpus.problems().itertuples(index=False)]
     return Counts(files.coverage(corpus), problems)
 
@@ -96,10 +96,10 @@ def _count_phi4(folder: Path) -> Counts:
 
 def esc50(folder: Path | None = None) -> Path:
     """The folder of ESC-50 that holds audio/ and meta/."""
-    folder = files.located("esc50", folder)
+    folder = files.locate("esc50", folder)
     tables = [*folder.glob("meta/esc50.csv"), *folder.glob("*/meta/esc50.csv"), *folder.glob("*/*/meta/esc50.csv")]
     if not tables:
-        raise files.unrecognised("esc50", folder, "meta/esc50.csv and audio/, here or in a folder below")
+        raise files.unknown_layout("esc50", folder, "meta/esc50.csv and audio/, here or in a folder below")
     return tables[0].parent.parent
 
 
@@ -186,7 +186,7 @@ DATASETS = {
         11.8e9,
         "audio: each file's Freesound licence (metadata tables); captions: Tampere University, non-commercial",
         "https://zenodo.org/records/4783391",
-        lambda folder: _counted(clotho.load(folder)),
+        lambda folder: _count(clotho.load(folder)),
     ),
     "audiocaps": DataSet(
         "AudioCaps v1: 51,308 YouTube clips of 10 s, one caption (training) or five",
@@ -195,7 +195,7 @@ DATASETS = {
         33e9,
         "captions: MIT; audio: its owners' rights and YouTube's terms",
         "https://github.com/cdjkim/audiocaps",
-        lambda folder: _counted(audiocaps.load(folder)),
+        lambda folder: _count(audiocaps.load(folder)),
     ),
     "audiocaps2": DataSet(
         "AudioCaps 2.0, its lists: 91,256 captions for training; those of v1's clips corrected; without audio",
@@ -213,7 +213,7 @@ DATASETS = {
         0.18e9,
         "CC BY 4.0, academic use only; audio: its sources' terms",
         "https://huggingface.co/datasets/cvssp/WavCaps",
-        lambda folder: _counted(wavcaps.load(folder)),
+        lambda folder: _count(wavcaps.load(folder)),
     ),
     "esc50": DataSet(
         "ESC-50: 2,000 labelled recordings of 5 s, for profiles esc10 and esc50",
@@ -259,7 +259,7 @@ def state(name: str) -> str:
     home = places.home() / name
     try:
         if (home / "location.json").exists():
-            return f"ready, in {files.located(name, None)}"
+            return f"ready, in {files.locate(name, None)}"
         if all(_result(home, file).exists() for file in DATASETS[name].files) and _has_audio(name):
             return "ready"
     except (ValueError, OSError) as error:
@@ -282,7 +282,7 @@ def _has_audio(name: str) -> bool:
 
 def folder(name: str) -> Path:
     """Where a data set lies; FileNotFoundError if nowhere. ESC-50's is what ATR_CLIPS and `make study CLIPS=` take."""
-    return esc50() if name == "esc50" else files.located(name, None)
+    return esc50() if name == "esc50" else files.locate(name, None)
 
 
 def announcement(name: str) -> str:
@@ -329,7 +329,7 @@ def obtain(name: str, workers: int = 4, again: bool = False, quiet: bool = False
                 left += f"{len(failed)} clips failed, such as {clip} ({reason}); the same command tries them again."
         if name == "wavcaps" and not _has_audio(name):
             return WAVCAPS_AUDIO.format(home=home), None
-    return left, set_.count(files.located(name, None))
+    return left, set_.count(files.locate(name, None))
 
 
 WAVCAPS_AUDIO = """The lists are in {home}. The audio, about 0.8 TB, is published as split zip archives, which Python
@@ -355,7 +355,7 @@ def adopt(name: str, source: str | PathLike[str], quiet: bool = False) -> Counts
     if any((folder / file.name).is_file() for file in set_.files if file.name.endswith(ARCHIVES)):
         missing = [file.name for file in set_.files if not (folder / file.name).is_file()]
         if missing:
-            raise files.unrecognised(name, folder, f"the archives together with {', '.join(missing)}")
+            raise files.unknown_layout(name, folder, f"the archives together with {', '.join(missing)}")
         for file in set_.files:
             path = folder / file.name
             download.verify(path, file, quiet)
@@ -366,7 +366,7 @@ def adopt(name: str, source: str | PathLike[str], quiet: bool = False) -> Counts
         (home / "location.json").unlink(missing_ok=True)
         return set_.count(home)
     if name == "wavcaps" and not wavcaps.sounds(folder):
-        raise files.unrecognised(name, folder, wavcaps.LOOKED_FOR)
+        raise files.unknown_layout(name, folder, wavcaps.LAYOUT)
     if name == "audiocaps" and audiocaps.tables(folder) is None or name == "wavcaps" and not wavcaps.complete(folder):
         for file in set_.files:
             download.fetch(file, home, quiet)
@@ -382,7 +382,7 @@ def record(name: str, folder: Path) -> None:
     atomic.write_atomic(target, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _located(name: str) -> Path:
+def _locate(name: str) -> Path:
     with suppress(ValueError, OSError):
-        return files.located(name, None)
+        return files.locate(name, None)
     return places.home() / name

@@ -20,7 +20,7 @@ from atr.corpora.corpus import Corpus, CorpusError, Problem
 OFFICIAL = {"train": "development", "validation": "validation", "test": "evaluation"}
 SHORT = {"train": "train", "validation": "val", "test": "test"}  # as the released code of Mei et al. 2022 names them
 BASES = ("", "clotho_csv_files", "clotho_audio_files", "Clotho", "clotho", "CLOTHO_v2.1")
-LOOKED_FOR = (
+LAYOUT = (
     "clotho_captions_<split>.csv with <split>/ or clotho_audio_<split>/ (split: development, validation, evaluation), "
     "or csv_files/<split>.csv with waveforms/<split>/ (train, val, test), here or in Clotho/"
 )
@@ -41,7 +41,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
 
     Raises FileNotFoundError if there is nothing, CorpusError for a folder or table that cannot be used.
     """
-    folder = files.located("clotho", root)
+    folder = files.locate("clotho", root)
     places = layout(folder)
     tables = {split: csvtable.read_table("clotho", table, COLUMNS) for split, (table, _) in places.items()}
     clips = by_clip(tables, {split: table for split, (table, _) in places.items()})
@@ -125,7 +125,7 @@ def layout(folder: Path) -> dict[str, tuple[Path, Path]]:
         table = next((base / name for name in tables for base in bases if (base / name).is_file()), None)
         sounds = next((base / name for name in folders for base in bases if (base / name).is_dir()), None)
         if table is None or sounds is None:
-            raise files.unrecognised("clotho", folder, LOOKED_FOR)
+            raise files.unknown_layout("clotho", folder, LAYOUT)
         places[split] = table, sounds
     return places
 
@@ -153,11 +153,11 @@ def evaluation(root: str | PathLike[str] | None = None) -> EvaluationSet:
     Raises FileNotFoundError if there is nothing, CorpusError for what cannot be used.
     """
     name = "dcase2022"
-    folder = files.located(name, root)
+    folder = files.locate(name, root)
     table = folder / "retrieval_captions.csv"
     sounds = next((folder / place for place in ("retrieval_audio", "test") if (folder / place).is_dir()), None)
     if sounds is None or not table.is_file():
-        raise files.unrecognised(name, folder, "retrieval_captions.csv and retrieval_audio/ or test/")
+        raise files.unknown_layout(name, folder, "retrieval_captions.csv and retrieval_audio/ or test/")
     queries = [row["caption"] for row in csvtable.read_table(name, table, ("caption",))]
     here: dict[str, list[str]] = {}
     for path in files.listing(sounds):
@@ -182,9 +182,9 @@ def answers(root: str | PathLike[str] | None = None) -> dict[str, list[str]]:
     Raises FileNotFoundError if there is nothing, CorpusError for what cannot be used.
     """
     name = "dcase2025"
-    table = files.located(name, root) / "metadata_eval.csv"
+    table = files.locate(name, root) / "metadata_eval.csv"
     if not table.is_file():
-        raise files.unrecognised(name, table.parent, table.name)
+        raise files.unknown_layout(name, table.parent, table.name)
     files_of: dict[str, list[str]] = {}
     for row in csvtable.read_table(name, table, ("query", "audio_filenames")):
         try:
@@ -203,7 +203,7 @@ def phi4(table: Path | None = None) -> list[tuple[str, list[str], list[str]]]:
     Raises FileNotFoundError if there is nothing, CorpusError for what cannot be used.
     """
     columns = [f"caption_{number}" for number in range(1, 11)]
-    rows = csvtable.read_table("phi4", table or files.located("phi4", None) / PHI4, ("file_name", *columns))
+    rows = csvtable.read_table("phi4", table or files.locate("phi4", None) / PHI4, ("file_name", *columns))
     return [(row["file_name"], [row[c] for c in columns[:5]], [row[c] for c in columns[5:]]) for row in rows]
 
 

@@ -24,7 +24,7 @@ CAPTION_COLUMNS = ("clip", "caption")
 EVENT_COLUMNS = ("clip", "event", "onset", "offset")
 NUMBERS = ("duration", "onset", "offset")  # columns that hold seconds; all others hold texts
 EVENT_TOLERANCE = 0.01  # seconds by which an annotated event may reach over its clip's end
-SHOWN = 50
+MOST_PROBLEMS = 50
 DENSE = 2**26  # pairs of a caption and a clip, from which their booleans are held sparsely
 
 
@@ -40,10 +40,10 @@ class CorpusError(ValueError):
     def __init__(self, name: str, problems: pd.DataFrame | Iterable[Problem]) -> None:
         problems = problems if isinstance(problems, pd.DataFrame) else problem_table(problems)
         self.name, self.problems = name, problems
-        lines = [f"  {row.where}: {row.problem}; {row.mend}" for row in problems.head(SHOWN).itertuples()]
+        lines = [f"  {row.where}: {row.problem}; {row.mend}" for row in problems.head(MOST_PROBLEMS).itertuples()]
         lines = [line.replace("\n", "\\n") for line in lines]
-        if len(problems) > SHOWN:
-            lines.append(f"  and {len(problems) - SHOWN} more")
+        if len(problems) > MOST_PROBLEMS:
+            lines.append(f"  and {len(problems) - MOST_PROBLEMS} more")
         super().__init__("\n".join([f"corpus {name!r} has {len(problems)} problem(s):", *lines]))
 
     def __reduce__(self) -> tuple:
@@ -146,7 +146,7 @@ class Corpus:
         captions, events = captions.reset_index(drop=True), events.reset_index(drop=True)
         return replace(self, clips=clips, captions=captions, events=events)
 
-    def held_out(self, count: int, seed: int = 0) -> "Corpus":
+    def hold_out(self, count: int, seed: int = 0) -> "Corpus":
         """All clips for training, but for `count` drawn ones for validation: for a model whose test is elsewhere.
 
         They are drawn from what was not for training, where that suffices, and where it can be from clips whose bytes

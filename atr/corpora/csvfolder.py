@@ -81,7 +81,7 @@ def load(
     )
 
 
-def cleaned(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> pd.DataFrame:
+def clean_table(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> pd.DataFrame:
     """The table as it stands in the file, as text, without the rows that have problems; every audio file is decoded.
 
     Of rows that repeat one another the first stays; of a file in two splits none does, since nobody knows which row is

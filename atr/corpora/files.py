@@ -103,7 +103,7 @@ def index(folder: Path, names: Iterable[str], decode: bool = False) -> dict[str,
     return {name: facts[name] for name in names}
 
 
-def changed(folder: Path) -> list[str]:
+def byte_changes(folder: Path) -> list[str]:
     """Files of a folder, one line each, whose bytes are not those remembered, though size and time of change are."""
     memory = _read_memory(_memory(folder))
     return [
@@ -227,7 +227,7 @@ def unclear_problem(where: str, paths: list[str]) -> Problem:
     return Problem(where, problem, "give one file exactly the name in the table, and keep others alike elsewhere")
 
 
-def located(name: str, root: str | PathLike[str] | None) -> Path:
+def locate(name: str, root: str | PathLike[str] | None) -> Path:
     """`root`, else the folder that `atr data <name> --from` recorded, else the data set's own place in the home.
 
     Raises FileNotFoundError, with the command that obtains the data set.
@@ -249,7 +249,7 @@ def located(name: str, root: str | PathLike[str] | None) -> Path:
     return folder
 
 
-def unrecognised(name: str, folder: Path, looked_for: str) -> CorpusError:
+def unknown_layout(name: str, folder: Path, looked_for: str) -> CorpusError:
     """The error for a folder that does not hold the data set: what was looked for and what lies there."""
     there = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
     problem = f"looked for {looked_for}; found {csvtable.column_list(there) or 'nothing'}"
@@ -262,14 +262,14 @@ class FileReader:
     """Reads a clip from its file.
 
     digests: the SHA-256 of each clip's file; a file that has another by now is an AudioError. paths: the audio files
-    below `folder` of clips that are not named as theirs. listed: how many clips each split has by its table, with audio
-    or without.
+    below `folder` of clips that are not named as theirs. table_counts: how many clips each split has by its
+    table, with audio or without.
     """
 
     folder: Path
     digests: Mapping[str, str] = field(repr=False)
     paths: Mapping[str, str] = field(default_factory=dict, repr=False)
-    listed: Mapping[str, int] = field(default_factory=dict)
+    table_counts: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, clip: str) -> tuple[np.ndarray, int]:
         if clip not in self.digests:
@@ -333,7 +333,7 @@ def _fits(seconds: float, least: float, most: float) -> bool:
 
 
 # What the papers used, by split, and the mean seconds of a clip: Mei et al. 2022, and Mei et al. 2023 for WavCaps.
-PUBLISHED: dict[str, dict[str, Any]] = {
+PAPER_COUNTS: dict[str, dict[str, Any]] = {
     "clotho": {
         "clips": {"train": 3839, "validation": 1045, "test": 1045},
         "captions": {"train": 19195, "validation": 5225, "test": 5225},
@@ -352,14 +352,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 def coverage(corpus: Corpus) -> pd.DataFrame:
     """Clips by split of a published data set: here with audio, in its tables, and in the paper."""
-    if not isinstance(corpus.read, FileReader) or corpus.name not in PUBLISHED:
-        raise ValueError(f"corpus {corpus.name!r}: coverage is known for {', '.join(PUBLISHED)}")
+    if not isinstance(corpus.read, FileReader) or corpus.name not in PAPER_COUNTS:
+        raise ValueError(f"corpus {corpus.name!r}: coverage is known for {', '.join(PAPER_COUNTS)}")
     here = corpus.clips["split"].value_counts()
-    splits = [split for split in SPLITS if split in corpus.read.listed]
+    splits = [split for split in SPLITS if split in corpus.read.table_counts]
     columns = {
         "split": splits,
         "clips here": [int(here.get(split, 0)) for split in splits],
-        "clips in the list": [corpus.read.listed[split] for split in splits],
-        "clips in the paper": [PUBLISHED[corpus.name]["clips"][split] for split in splits],
+        "clips in the list": [corpus.read.table_counts[split] for split in splits],
+        "clips in the paper": [PAPER_COUNTS[corpus.name]["clips"][split] for split in splits],
     }
     return pd.DataFrame(columns)

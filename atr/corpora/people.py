@@ -46,7 +46,7 @@ def load(root: Folder | None = None, *, captions: Folder | None = None, metadata
 
     Raises FileNotFoundError that names all that is missing, CorpusError for what cannot be used.
     """
-    places = located(root, captions, metadata)
+    places = locate(root, captions, metadata)
     table = matches(root, captions=captions, metadata=metadata)
     if table.empty:
         problem = Problem(
@@ -79,7 +79,7 @@ def matches(
     start, seconds: of Clotho's excerpt in the recording, NaN where its metadata state none; licence: the recording's;
     sure: the same in words. That both are of one recording is certain; ESC-50 does not state where in it a take lies.
     """
-    places = located(root, captions, metadata)
+    places = locate(root, captions, metadata)
     takes: dict[str, list[tuple[str, str]]] = {}
     for path in files.listing(places.sounds):
         name = Path(path).stem.split("-")  # fold, Freesound id, take, and as published the class's number
@@ -126,7 +126,7 @@ def _metadata(path: Path) -> pd.DataFrame:
     return table
 
 
-def located(root: Folder | None = None, captions: Folder | None = None, metadata: Folder | None = None) -> Places:
+def locate(root: Folder | None = None, captions: Folder | None = None, metadata: Folder | None = None) -> Places:
     """Where the two data sets lie; FileNotFoundError that names all that is missing, and what fetches it."""
     missing: list[str] = []
     sounds = _folder("esc50", root, missing)
@@ -148,7 +148,7 @@ def located(root: Folder | None = None, captions: Folder | None = None, metadata
 def _folder(name: str, root: Folder | None, missing: list[str]) -> Path | None:
     """Where a data set lies; None if nowhere, with the reason in `missing`."""
     try:
-        return files.located(name, root)
+        return files.locate(name, root)
     except FileNotFoundError as error:
         missing.append(str(error))
         return None

@@ -18,8 +18,8 @@ LISTS = {
     "SoundBible": "sb_final.json",
 }
 BLACKLIST = "blacklist_exclude_all_ac.json"
-BLACKLISTED = {"AudioSet_SL": "AudioSet", "FreeSound": "FreeSound"}  # sources by their names in the blacklist
-LOOKED_FOR = (
+BLACKLIST_SOURCES = {"AudioSet_SL": "AudioSet", "FreeSound": "FreeSound"}  # sources by their names in the blacklist
+LAYOUT = (
     f"{', '.join(LISTS.values())} (here, in json_files/ or in json_files/<source>/) and folders of audio named "
     f"<source> or <source>_flac ({', '.join(LISTS)}), at any depth"
 )
@@ -45,12 +45,12 @@ def load(
     sources = list(sources)
     if unknown := sorted(set(sources) - set(LISTS)):
         raise ValueError(f"wavcaps: unknown source(s) {', '.join(unknown)}; known: {', '.join(LISTS)}")
-    folder = files.located("wavcaps", root)
+    folder = files.locate("wavcaps", root)
     banned = _read(folder, BLACKLIST) if exclude else {}
     captions: dict[str, list[str]] = {}
     limits: dict[str, tuple[float, float]] = {}
     for source in sources:
-        out = set(banned.get(BLACKLISTED.get(source, ""), ()))
+        out = set(banned.get(BLACKLIST_SOURCES.get(source, ""), ()))
         for entry in _read(folder, LISTS[source])["data"]:
             clip = f"{source}/{entry['id'].removesuffix('.wav')}"
             if entry["id"] in out or float(entry["duration"]) > longest:
@@ -59,7 +59,7 @@ def load(
             limits[clip] = (float(entry["duration"]),) * 2
     paths, unclear = files.join(captions, sounds(folder))
     if not paths:
-        raise files.unrecognised("wavcaps", folder, LOOKED_FOR)
+        raise files.unknown_layout("wavcaps", folder, LAYOUT)
     source = "WavCaps, huggingface.co/datasets/cvssp/WavCaps (CC BY 4.0, academic use); audio under its sources' terms"
     return files.published_corpus("wavcaps", folder, {"train": captions}, paths, source, unclear=unclear, limits=limits)
 
@@ -86,7 +86,7 @@ def _read(folder: Path, name: str) -> Any:
     """The content of a list, of the folder or else as `atr data wavcaps` fetched it, with its fields checked."""
     path = next(iter(_places(folder, name) + _places(places.home() / "wavcaps", name)), None)
     if path is None:
-        raise files.unrecognised("wavcaps", folder, f"{name}; {LOOKED_FOR}")
+        raise files.unknown_layout("wavcaps", folder, f"{name}; {LAYOUT}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         for entry in content["data"] if name != BLACKLIST else ():

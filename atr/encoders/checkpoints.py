@@ -92,7 +92,7 @@ def fetch(name: str, quiet: bool = False) -> Path:
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "ema")  # under which a torch file may hold its state dict
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LISTED = 3  # names of a kind in an error
+MOST_NAMES = 3  # names of a kind in an error
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"{path}: a key is of type {type(name).__name__}; give every tensor a name and save it again"
             )
-        if problem := _unstored(tensor):
+        if problem := _oddity(tensor):
             raise ValueError(f"{path}: {name[:100]} is {problem}; save it as a plain tensor")
     memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found.values()}
     if sum(memory.values()) > path.stat().st_size:
@@ -134,7 +134,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def _unstored(tensor: Any) -> str | None:
+def _oddity(tensor: Any) -> str | None:
     """What a value of a state dict is instead of a tensor whose numbers are all in the file."""
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"of type {type(tensor).__name__}"
@@ -218,7 +218,7 @@ def load(encoder: Any, path: str | Path) -> None:
     (`num_batches_tracked`) may be missing: files from before they existed.
     """
     own = encoder.state_dict()
-    named = _named(encoder, path, own)
+    named = _official_names(encoder, path, own)
     tensors = {name: tensor for name, tensor in named.items() if not name.startswith(encoder.dropped)}
     fit(path, tensors, own)
     if any(tensor.is_meta for tensor in own.values()):  # laid out, but without memory of its own
@@ -232,22 +232,22 @@ def load(encoder: Any, path: str | Path) -> None:
 def fit(path: str | Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str = "this encoder") -> None:
     """`OtherWeights` unless the `tensors` of a file are those of a network's `own` state; and as `check`."""
     missing = [name for name in own.keys() - tensors.keys() if not name.endswith(".num_batches_tracked")]
-    wrong = [f"missing {listed(missing)}"] if missing else []
+    wrong = [f"missing {name_list(missing)}"] if missing else []
     if unexpected := tensors.keys() - own.keys():
-        wrong.append(f"unexpected {listed(unexpected)}")
+        wrong.append(f"unexpected {name_list(unexpected)}")
     shapes = [
         f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
         for name in own.keys() & tensors.keys()
         if own[name].shape != tensors[name].shape
     ]
     if shapes:
-        wrong.append(listed(shapes, "; "))
+        wrong.append(name_list(shapes, "; "))
     if wrong:
         raise OtherWeights(f"{path}: not weights of {what}: {'; '.join(wrong)}")
     check(path, tensors, own)
 
 
-def _named(encoder: Any, path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _official_names(encoder: Any, path: str | Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a file under the encoder's names; while none is one, less the first part that all of them share."""
     tensors = read(path)
     while True:
@@ -272,13 +272,15 @@ def check(
         elif not tensor.to(own[name].dtype if own[name].is_floating_point() else tensor.dtype).isfinite().all():
             infinite.append(name)
     if kinds:
-        raise ValueError(f"{path}: not floating point, as of a quantised network: {listed(kinds)}; save it as float32")
+        raise ValueError(
+            f"{path}: not floating point, as of a quantised network: {name_list(kinds)}; save it as float32"
+        )
     if infinite:
-        raise ValueError(f"{path}: not finite, as of a diverged training: {listed(infinite)}; {mend}")
+        raise ValueError(f"{path}: not finite, as of a diverged training: {name_list(infinite)}; {mend}")
 
 
-def listed(names: Iterable[str], separator: str = ", ") -> str:
-    """The first `LISTED` names in order, and how many more."""
+def name_list(names: Iterable[str], separator: str = ", ") -> str:
+    """The first `MOST_NAMES` names in order, and how many more."""
     ordered = sorted(names)
-    more = f"{separator}and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
-    return separator.join(ordered[:LISTED]) + more
+    more = f"{separator}and {len(ordered) - MOST_NAMES} more" if len(ordered) > MOST_NAMES else ""
+    return separator.join(ordered[:MOST_NAMES]) + more

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from atr.corpora.audio import from_int16
 from atr.encoders import text
-from atr.system.packed import Packed
+from atr.system.packed import RaggedArray
 
 AUDIO_BATCH, TEXT_BATCH = 32, 128
 CLAP_VERSION = 2  # raised when the same model would give other embeddings
@@ -65,7 +65,7 @@ class Clap:
 
         if not (folder / "preprocessor_config.json").is_file():
             raise FileNotFoundError(f"{folder}: no preprocessor_config.json; fetch or save the whole CLAP processor")
-        model: Any = text.pretrained(ClapModel, folder)
+        model: Any = text.load_model(ClapModel, folder)
         tokenizer = text.tokenizer(folder, model.config.text_config.vocab_size)
         with text.naming(folder):
             extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
@@ -92,7 +92,7 @@ class Clap:
         self.seconds = extractor.nb_max_samples / self.sample_rate
 
     @torch.no_grad()
-    def audio(self, waveforms: Packed, seed: int, quiet: bool = False) -> Tensor:
+    def audio(self, waveforms: RaggedArray, seed: int, quiet: bool = False) -> Tensor:
         """(clips, dim) float32 of length 1, on the CPU.
 
         waveforms: rows (samples,) int16 at `sample_rate`. Of a clip longer than `seconds`, random parts are seen, drawn

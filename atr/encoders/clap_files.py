@@ -16,7 +16,7 @@ from atr.encoders.clap import Clap
 from atr.system import hashes, places
 
 Tensors = dict[str, Tensor]
-GIVEN = ("laion:", "msclap:")
+PREFIXES = ("laion:", "msclap:")
 # How names in a file begin, what the file is then, and how it is given.
 SIGNS = {
     "audio_branch.": ("LAION's CLAP", "as laion:<file>"),
@@ -34,11 +34,11 @@ def load(name: str, device: str | torch.device = "cpu") -> "Laion | LaionPann | 
     ValueError names a file that is damaged, of another kind, or of a network that is not known here; FileNotFoundError
     one that is not there, or the tokenizer that it needs.
     """
-    kind, path = located(name)
+    kind, path = locate(name)
     tensors = checkpoints.read(path)
     while all(name.startswith("module.") for name in tensors):
         tensors = _below("module.", tensors)
-    none = ("no CLAP model", f"a file of LAION's or Microsoft's, where this holds {checkpoints.listed(tensors)}")
+    none = ("no CLAP model", f"a file of LAION's or Microsoft's, where this holds {checkpoints.name_list(tensors)}")
     what, way = next((SIGNS[sign] for sign in SIGNS if _below(sign, tensors)), none)
     if way != f"as {kind}:<file>":
         raise ValueError(f"{path}: {what}; give {way}")
@@ -52,7 +52,7 @@ def load(name: str, device: str | torch.device = "cpu") -> "Laion | LaionPann | 
         raise ValueError(f"{path}: {what} of a kind that is not known here, {reason}; give another file") from error
 
 
-def located(name: str) -> tuple[str, Path]:
+def locate(name: str) -> tuple[str, Path]:
     """Kind and path of `laion:<file>` or `msclap:<file>`: a name alone may lie among the checkpoints of ATR_HOME."""
     kind, _, file = name.partition(":")
     path = Path(file).expanduser()
@@ -81,7 +81,7 @@ class Laion(Clap):
         config = ClapConfig(audio_config=audio, text_config=roberta, projection_dim=dim)
         named |= {f"audio_model.audio_encoder.{name}": tensor for name, tensor in hearing.items()}
         named |= {name: tensors[name] for name in ("logit_scale_a", "logit_scale_t")} | _projection("audio", tensors)
-        self._take(path, filled(ClapModel, config, path, named), roberta, audio["enable_fusion"], device)
+        self._take(path, fill(ClapModel, config, path, named), roberta, audio["enable_fusion"], device)
 
     def _take(self, path: Path, model: Any, roberta: dict[str, Any], fused: bool, device: str | torch.device) -> None:
         from transformers import ClapFeatureExtractor
@@ -103,7 +103,7 @@ class LaionPann(Laion):
         self.hears: Any = FusedCnn14(path, hearing)
         roberta, named = _reading(tensors)
         config = ClapTextConfig(**roberta, projection_dim=len(tensors["text_projection.0.bias"]))
-        model = filled(ClapTextModelWithProjection, config, path, named)
+        model = fill(ClapTextModelWithProjection, config, path, named)
         names = {f"{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")}
         self.projection: Any = nn.Sequential(
             nn.Linear(*tensors["audio_projection.0.weight"].shape[::-1]),
@@ -193,14 +193,14 @@ class Microsoft(Clap):
         """The text tower, the words that it knows and the tokens that it reads."""
         raise NotImplementedError
 
-    def _pooled(self, features: Tensor) -> Tensor:
+    def _pool(self, features: Tensor) -> Tensor:
         """(B, bands, frames) in dB → (B, width)."""
         raise NotImplementedError
 
     def _sounds(self, clips: list[Any]) -> Tensor:
         samples = torch.from_numpy(np.stack(clips))
         features = self.parts["logmel"](from_int16(samples.to(self.device)))
-        return self.parts["audio"](self._pooled(features))
+        return self.parts["audio"](self._pool(features))
 
     def prepare(self, waveform: np.ndarray, seed: int) -> np.ndarray:
         size = round(self.seconds * self.sample_rate)
@@ -226,10 +226,10 @@ class Microsoft2022(Microsoft):
         from transformers import BertConfig, BertModel
 
         sizes = _transformer(tensors)
-        model = filled(BertModel, BertConfig(**sizes), path, tensors, strict=False)
+        model = fill(BertModel, BertConfig(**sizes), path, tensors, strict=False)
         return model, sizes["vocab_size"], sizes["max_position_embeddings"]
 
-    def _pooled(self, features: Tensor) -> Tensor:
+    def _pool(self, features: Tensor) -> Tensor:
         return self.parts["hears"].summary(self.parts["hears"].encode(features)[0])
 
     def _captions(self, batch: Any) -> Tensor:
@@ -252,7 +252,7 @@ class Microsoft2023(Microsoft):
         tensors = _below("htsat.", tensors)
         named, sizes = htsat(tensors)
         named = {f"audio_encoder.{name}": tensor for name, tensor in named.items()}
-        model = filled(ClapAudioModel, ClapAudioConfig(**sizes), path, named, strict=False)
+        model = fill(ClapAudioModel, ClapAudioConfig(**sizes), path, named, strict=False)
         return model, tensors["logmel_extractor.melW"]
 
     def _reading(self, path: Path, tensors: Tensors) -> tuple[nn.Module, int, int]:
@@ -268,9 +268,9 @@ class Microsoft2023(Microsoft):
             bos_token_id=None,
             eos_token_id=None,
         )
-        return filled(GPT2Model, config, path, tensors, strict=False), words, places
+        return fill(GPT2Model, config, path, tensors, strict=False), words, places
 
-    def _pooled(self, features: Tensor) -> Tensor:
+    def _pool(self, features: Tensor) -> Tensor:
         return self.parts["hears"](input_features=features.transpose(1, 2)[:, None]).pooler_output
 
     def _tokens(self, captions: list[str]) -> list[list[int]]:
@@ -407,7 +407,7 @@ def check_mel(path: Path, tensors: Tensors, logmel: LogMel) -> None:
             raise ValueError(f"{path}: trained on another frontend than is known here: {name}; give another file")
 
 
-def filled(kind: Any, config: Any, path: Path, tensors: Tensors, strict: bool = True) -> Any:
+def fill(kind: Any, config: Any, path: Path, tensors: Tensors, strict: bool = True) -> Any:
     """A model of transformers with the tensors of a file. `OtherWeights`: not all of it, or, if strict, more."""
     with text.naming(path), torch.device("meta"):
         own = kind(config).state_dict()

@@ -16,13 +16,13 @@ from atr.encoders import registry
 from atr.encoders.audio.compact import Compact
 from atr.encoders.registry import AudioEncoder
 from atr.system import devices, hashes, packed, store
-from atr.system.packed import Batch, InputRows, Packed
+from atr.system.packed import Batch, InputRows, RaggedArray
 
 WAVEFORMS, LOG_MELS, STATES = "waveforms", "log-mels", "states"  # kinds of rows that an audio encoder reads
 AUDIO_BATCH = 16  # clips that an audio encoder takes at a time outside of training
 
 
-def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: float | None = None) -> Packed:
+def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: float | None = None) -> RaggedArray:
     """The encoder's frontend over the clips of a one-split corpus: rows (frames, bands) float32, computed once."""
     split = corpus.clips["split"].iloc[0]
 
@@ -64,7 +64,7 @@ def encode(encoder: AudioEncoder, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def states(
-    encoder: Any, sounds: Packed, layers: int, device: str = "cpu", title: str = "", quiet: bool = True
+    encoder: Any, sounds: RaggedArray, layers: int, device: str = "cpu", title: str = "", quiet: bool = True
 ) -> Iterator[np.ndarray]:
     """What the top `layers` blocks of an encoder in evaluation mode take of each waveform: rows (T, bands, channels),
     float16. FloatingPointError: states that 16 bits cannot hold.
@@ -85,7 +85,7 @@ WAVEFORM_VERSION = STATES_VERSION = 1
 SHORTEST = 0.1  # seconds of a packed waveform
 
 
-def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: float | None = None) -> Packed:
+def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: float | None = None) -> RaggedArray:
     """16-bit waveforms of the clips of a one-split corpus, in order, decoded and resampled once.
 
     Rows are (samples,) int16, for `audio.from_int16`. seconds: keep only the beginning of each clip, cut
@@ -100,7 +100,7 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
         waveform, rate = corpus.read(clip)
         if seconds is not None:
             waveform = waveform[: max(1, round(seconds * rate))]
-        return quantised(waveform, rate, sample_rate)
+        return quantise(waveform, rate, sample_rate)
 
     def build(folder: Path) -> None:
         rows = devices.prefetch(decode, clips)
@@ -111,7 +111,7 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
     return packed.open_packed(store.cached_folder("waveforms", key, build))
 
 
-def quantised(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+def quantise(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """A waveform (samples,) in the range -1 to 1 at `rate` Hz as `waveforms` keeps it: int16 at `sample_rate`.
 
     Below SHORTEST it is padded with zeros: every encoder has a window, and pools. ValueError: no such range.

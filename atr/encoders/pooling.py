@@ -1,6 +1,8 @@
-"""Means over the frames of clips of unequal length."""
+"""The frames of clips of unequal length: which of them count, their means, and their pooling by caption."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,67 @@ def mean(frames: Tensor, mask: Tensor) -> Tensor:
     """Mean of the frames that count: (B, T, dim), (B, T) → (B, dim)."""
     keep = mask[:, :, None]
     return (frames * keep).sum(1) / keep.sum(1)
+
+
+@dataclass(eq=False)  # not frozen: Lightning replaces the tensors of what a network gives
+class FrameRows:
+    """What a text-aware model makes of clips, side by side: values (B, T, dim), zeros behind a clip's end, and mask
+    (B, T) bool, which of the frames count. To be moved, indexed and joined by clip, as a tensor (B, …) is.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    def __getitem__(self, rows: Any) -> "FrameRows":
+        return FrameRows(self.values[rows], self.mask[rows])
+
+    def __setitem__(self, rows: Any, other: "FrameRows") -> None:
+        """T grows where that of `other` is more."""
+        size, room = other.shape[1], self.pad(other.shape[1])
+        self.values, self.mask = room.values, room.mask
+        self.values[rows, :size], self.mask[rows, :size] = other.values, other.mask
+        self.mask[rows, size:] = False
+
+    @staticmethod
+    def cat(parts: Sequence["FrameRows"]) -> "FrameRows":
+        """The clips of all parts, T that of the longest."""
+        parts = [part.pad(max(one.shape[1] for one in parts)) for part in parts]
+        return FrameRows(torch.cat([part.values for part in parts]), torch.cat([part.mask for part in parts]))
+
+    def pad(self, size: int) -> "FrameRows":
+        """With T of at least `size`."""
+        more = size - self.shape[1]
+        if more <= 0:
+            return self
+        return FrameRows(F.pad(self.values, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
+
+    def new_zeros(self, *shape: int) -> "FrameRows":
+        return FrameRows(self.values.new_zeros(shape), self.mask.new_zeros(shape[:2]))
+
+    def to(self, *place: Any, **how: Any) -> "FrameRows":
+        return FrameRows(self.values.to(*place, **how), self.mask.to(*place, **how))
+
+    def float(self) -> "FrameRows":
+        return FrameRows(self.values.float(), self.mask)
+
+    def exchange(self, work: Callable[[Tensor], Tensor]) -> "FrameRows":
+        """What `work` makes of both, between processes, which exchange no booleans."""
+        return FrameRows(work(self.values), work(self.mask.byte()).bool())
+
+    def isfinite(self) -> Tensor:
+        return self.values.isfinite()
+
+    def mean(self, dim: int = 1) -> Tensor:
+        """(B, dim) of the frames that count; over frames alone, as `dim` says of a tensor."""
+        assert dim == 1
+        return mean(self.values, self.mask)
 
 
 # Bytes of attention and pooled frames that scoring without gradients holds at a time: what a CPU's caches nearly hold.
@@ -45,7 +108,7 @@ class TextAwarePooling(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
         """frames (clips, T, D), mask (clips, T) bool, text (texts, D) → pooled (clips, texts, D)."""
         heard = self.layer_norm(frames)
-        return self._pooled(heard, F.linear(heard, *self._folded()), mask, self._queries(text))
+        return self._pool(heard, F.linear(heard, *self._fold()), mask, self._queries(text))
 
     def attention(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
         """Weights (clips, texts, T) that each caption gives to the frames of each clip; they sum to 1."""
@@ -66,7 +129,7 @@ class TextAwarePooling(nn.Module):
         target = F.normalize(text, dim=1)
         queries = self._queries(target if self.variant == "code" else text)
         first = self._queries(text) if self.variant == "code" else queries
-        folded, texts = self._folded(), min(len(text), pairs)
+        folded, texts = self._fold(), min(len(text), pairs)
         result = frames.new_empty(frames.shape[0], text.shape[0])
         for clips in _blocks(frames.shape[0], max(1, pairs // texts), alone=self.variant == "code"):
             here = mask[clips]
@@ -74,7 +137,7 @@ class TextAwarePooling(nn.Module):
             here, heard = here[:, :last], self.layer_norm(frames[clips, :last])
             values, asked = F.linear(heard, *folded), first if clips.start == 0 else queries
             for rows in _blocks(len(text), texts):
-                pooled = self._pooled(heard, values, here, asked[rows])
+                pooled = self._pool(heard, values, here, asked[rows])
                 length = torch.linalg.vector_norm(pooled, dim=-1).clamp_min(1e-12)
                 result[clips, rows] = torch.einsum("ctd,td->ct", pooled, target[rows]) / length
         return result.T
@@ -82,7 +145,7 @@ class TextAwarePooling(nn.Module):
     def _queries(self, text: Tensor) -> Tensor:
         return self.w_q(self.layer_norm(text)) @ self.w_k.weight / self.w_q.out_features**0.5
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
+    def _fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of W_v and W_0 as one layer."""
         return self.w_0.weight @ self.w_v.weight, self.w_0.weight @ self.w_v.bias
 
@@ -90,7 +153,7 @@ class TextAwarePooling(nn.Module):
         scores = queries @ heard.transpose(1, 2)
         return scores.masked_fill_(~mask[:, None], float("-inf")).softmax(-1)
 
-    def _pooled(self, heard: Tensor, values: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
+    def _pool(self, heard: Tensor, values: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
         weights = self.dropout(self._weights(heard, mask, queries))
         return self.layer_norm((weights @ values).add_(self.w_0.bias))
 

@@ -40,7 +40,7 @@ def default_epochs() -> int:
     return int(given)
 
 
-def listed(events: list[str]) -> str:
+def name_line(events: list[str]) -> str:
     """Names in one line, as CSV with a blank after each comma: a name that has a comma or a quote stands in quotes."""
     return ", ".join('"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name for name in events)
 
@@ -91,13 +91,13 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
             features = log_mels(part, encoder, quiet)
             train(encoder, features, labels(part, events), epochs, seed, f"{corpus.name}: pre-training {name}", quiet)
         tensors = {key: tensor.contiguous() for key, tensor in encoder.state_dict().items()}
-        save_file(tensors, folder / "weights.safetensors", {"events": listed(events)})
+        save_file(tensors, folder / "weights.safetensors", {"events": name_line(events)})
 
     return store.cached_folder("weights", key, build) / "weights.safetensors"
 
 
 def train(
-    encoder: Compact, features: packed.Packed, targets: Tensor, epochs: int, seed: int, title: str, quiet: bool
+    encoder: Compact, features: packed.RaggedArray, targets: Tensor, epochs: int, seed: int, title: str, quiet: bool
 ) -> None:
     """Train `encoder` in place to tag `targets` (clips, events) from `features`."""
     tagger = nn.Linear(encoder.dim, targets.shape[1])

@@ -18,7 +18,7 @@ from atr.encoders import checkpoints
 from atr.encoders.pooling import frame_mask, mean
 from atr.system.devices import threads
 from atr.system.hashes import content_key, file_hash
-from atr.system.packed import Batch, InputRows, Packed, open_packed, pack
+from atr.system.packed import Batch, InputRows, RaggedArray, open_packed, pack
 from atr.system.places import home
 from atr.system.store import cached_folder
 
@@ -120,7 +120,7 @@ def naming(path: Path) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def pretrained(kind: Any, path: Path, unused: str | tuple[str, ...] = (), **options: Any) -> Any:
+def load_model(kind: Any, path: Path, unused: str | tuple[str, ...] = (), **options: Any) -> Any:
     """The model of a folder as the class `kind` of transformers, in float32. transformers itself draws at random what
     the files lack; here that is an error, but for tensors whose names begin with `unused`.
 
@@ -136,10 +136,10 @@ def pretrained(kind: Any, path: Path, unused: str | tuple[str, ...] = (), **opti
     missing = [name for name in report["missing_keys"] if not name.startswith(unused)]
     if missing:
         raise ValueError(
-            f"{path}: no weights of a {kind.__name__}: missing {checkpoints.listed(missing)}; save or fetch it again"
+            f"{path}: no weights of a {kind.__name__}: missing {checkpoints.name_list(missing)}; save or fetch it again"
         )
     if kinds:
-        raise ValueError(f"{path}: quantised: {checkpoints.listed(kinds)}; take or save it in float32")
+        raise ValueError(f"{path}: quantised: {checkpoints.name_list(kinds)}; take or save it in float32")
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(unused)}
     checkpoints.check(path, own, own)
     return model
@@ -201,7 +201,7 @@ class TextEncoder(nn.Module):
             if not hasattr(architecture, field):
                 raise ValueError(f"text_dropout: {architecture.model_type} names its dropout otherwise; set it to None")
             setattr(architecture, field, dropout)
-        self.model = pretrained(AutoModel, path, unused="pooler.", config=architecture)
+        self.model = load_model(AutoModel, path, unused="pooler.", config=architecture)
         self.tokenizer = tokenizer(path, getattr(architecture, "vocab_size", 0))
         self.padding = self.tokenizer.pad_token_id or 0
         self.model.pooler = None
@@ -282,10 +282,10 @@ class TextEncoder(nn.Module):
 
 def ids(captions: list[str], encoder: TextEncoder) -> InputRows:
     """Token ids of each caption, special tokens included: rows (tokens,) int64."""
-    return InputRows(TOKENS, Packed.of(encoder.tokenize(captions)))
+    return InputRows(TOKENS, RaggedArray.of(encoder.tokenize(captions)))
 
 
-def tokenized(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> InputRows:
+def ids_from_store(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> InputRows:
     """`ids` from the store; `encoder()` is called only if it lacks them."""
     key = content_key(fingerprint, LONGEST, captions)
     folder = cached_folder("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions)))
@@ -296,20 +296,20 @@ def sentences(captions: list[str], name: str = "minilm", device: str = "cpu", qu
     """(captions, dim) embeddings of length 1 by a sentence encoder as it is, for comparing captions; from the store."""
     place = folder(name)
     words = [normalise(caption, "mei2022") for caption in captions]
-    rows = computed(
+    rows = rows_from_store(
         words, fingerprint(place), lambda: TextEncoder(place, "mean").to(device), pooling="mean", quiet=quiet
     )
     return nn.functional.normalize(torch.tensor(rows.data), dim=1)
 
 
-def computed(
+def rows_from_store(
     captions: list[str],
     fingerprint: str,
     encoder: Callable[[], TextEncoder],
     pooling: str | None = None,
     below: int | None = None,
     quiet: bool = False,
-) -> Packed:
+) -> RaggedArray:
     """`TextEncoder.rows` from the store; `encoder()` is called only if it lacks them."""
 
     def build(folder: Path) -> None:

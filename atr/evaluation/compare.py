@@ -95,7 +95,7 @@ class Pair:
         classes, cuts = "template" in self.a.protocol, (self.a.protocol["recalls"], self.a.protocol["precisions"])
         group = zeroshot.recording if classes else str  # as in `Evaluation.table`
         for direction, part in self.queries.groupby("direction", sort=False):
-            a, b = (_padded(part[column]) for column in ("ranks_a", "ranks_b"))
+            a, b = (_pad(part[column]) for column in ("ranks_a", "ranks_b"))
             of_b = by_metric(b, classes, *cuts)
             for metric, of_a in by_metric(a, classes, *cuts).items():
                 found = statistics.grouped_test(of_a, of_b[metric], part["clip"].map(group).to_numpy())
@@ -227,7 +227,7 @@ def sounds_of(result: Result, root: Path | None = None) -> Corpus | str:
         return str(error).split("\n")[0]
 
 
-def _padded(ranks: pd.Series) -> np.ndarray:
+def _pad(ranks: pd.Series) -> np.ndarray:
     """(queries, most answers) int, 0 behind the last, of texts with blanks between ranks."""
     rows = [[int(rank) for rank in text.split()] for text in ranks]
     table = np.zeros((len(rows), max(map(len, rows))), int)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from atr.corpora import copies, csvtable, files
 from atr.corpora.containers import AudioError
 from atr.corpora.corpus import Corpus
+from atr.encoders.pooling import FrameRows
 from atr.evaluation.models import Model
 from atr.metrics.retrieval import Relevance
 
@@ -29,7 +31,7 @@ def examine(
     own: np.ndarray,
     relevance: Relevance,
     text: Tensor,
-    audio: Tensor,
+    audio: Tensor | FrameRows,
     train: Path | None = None,
     seed: int | None = None,
 ) -> list[str]:
@@ -56,9 +58,9 @@ def examine(
     ]
 
 
-def collapse(side: str, rows: Tensor) -> Iterator[str]:
+def collapse(side: str, rows: Tensor | FrameRows) -> Iterator[str]:
     """Of embeddings (rows, D): those that point one way, or lie on one line; those that are zero."""
-    if rows.ndim != 2 or len(rows) < LEAST:
+    if isinstance(rows, FrameRows) or len(rows) < LEAST:
         return
     if zeros := int((rows.abs().amax(1) == 0).sum()):
         yield f"{zeros:,} of {len(rows):,} {side} embeddings are zero"
@@ -69,7 +71,7 @@ def collapse(side: str, rows: Tensor) -> Iterator[str]:
         yield f"{side} embeddings are all alike, with cosines of {mean:.3f} on average: this tower has collapsed"
 
 
-def dependence(what: str, rows: Tensor, lengths: np.ndarray, alone) -> Iterator[str]:
+def dependence(what: str, rows: Tensor | FrameRows, lengths: np.ndarray, alone) -> Iterator[str]:
     """Embeddings that chance or their batch decides. alone: embeds one row by itself."""
     order = np.argsort(lengths, kind="stable")
     sample = list(dict.fromkeys([*order[:SAMPLE].tolist(), *order[-SAMPLE:].tolist()]))
@@ -82,7 +84,7 @@ def dependence(what: str, rows: Tensor, lengths: np.ndarray, alone) -> Iterator[
         yield f"embeddings of {what} depend on their batch: alone and among others they differ by up to {by_batch:.2g}"
 
 
-def draws(model: Model, part: Corpus, audio: Tensor) -> Iterator[str]:
+def draws(model: Model, part: Corpus, audio: Tensor | FrameRows) -> Iterator[str]:
     """Sounds of which another seed would draw another part."""
     try:
         other = model.with_seed(OTHER)
@@ -175,9 +177,10 @@ def _one(part: Corpus, row: int) -> Corpus:
     return replace(part, clips=part.clips.iloc[[row]].reset_index(drop=True))
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    """The largest difference of two embeddings (D,), or (frames, D), of which zeros may stand behind the shorter."""
-    if one.ndim == 2:
+def _apart(one: Any, other: Any) -> float:
+    """The largest difference of two embeddings (D,), or of the frames (T, D) that both have."""
+    if isinstance(one, FrameRows):
+        one, other = (clip.values[clip.mask] for clip in (one, other))
         frames = min(len(one), len(other))
         one, other = one[:frames], other[:frames]
     return float((F.normalize(one.float(), dim=-1) - F.normalize(other.float(), dim=-1)).abs().max())

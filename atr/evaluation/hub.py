@@ -71,9 +71,9 @@ class HubCopy:
         for file in catalogue.DATASETS[self.data].files:
             if not file.name.endswith(catalogue.ARCHIVES):
                 download.fetch(file, self.folder, quiet=True)
-        return {clip: place for clip, place, _ in self._listed()}
+        return {clip: place for clip, place, _ in self._official_clips()}
 
-    def _listed(self) -> Iterator[tuple[str, Place, str]]:
+    def _official_clips(self) -> Iterator[tuple[str, Place, str]]:
         """Clip, place, and what identifies it in a copy."""
         if self.data == "audiocaps":
             for split, rows in audiocaps.clip_lists(self.folder).items():
@@ -91,7 +91,7 @@ class HubCopy:
     def shards(self) -> list[Shard]:
         """All of the copy; of its tables no more is read than what identifies clips. DownloadError."""
         found = self._files()
-        clips = {key: clip for clip, _, key in self._listed()} if self.places else {}
+        clips = {key: clip for clip, _, key in self._official_clips()} if self.places else {}
         kept = self.folder / f"{self.revision}.json"
         try:
             keys = json.loads(kept.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ TABLE = Path(__file__).with_suffix(".csv")
 PAGE = places.PROJECT / "docs" / "leaderboard.md"
 NUMBERS = ["t2a R@1", "t2a R@5", "t2a R@10", "t2a mAP@10", "t2a mAP@16", "a2t R@1", "a2t R@5", "a2t R@10"]
 WORDS = ["model", "protocol", "runs", "by", "source", "table", "note"]
-NOT_STATED = "not stated"
+UNKNOWN = "not stated"
 HEAD = """# Published numbers
 
 Text to audio (t2a) and audio to text (a2t), in percent, by the protocol that they were measured under
@@ -31,7 +31,7 @@ def read(path: Path = TABLE) -> pd.DataFrame:
         raise ValueError(
             f"{path}: columns {', '.join(map(str, table))}; give {', '.join([*WORDS[:2], *NUMBERS, *WORDS[2:]])}"
         )
-    names = (*protocols.names(), NOT_STATED)
+    names = (*protocols.names(), UNKNOWN)
     for row in table.to_dict("records"):
         numbers = [row[name] for name in NUMBERS if row[name]]
         if row["protocol"] not in names:
@@ -48,8 +48,8 @@ def page(table: pd.DataFrame) -> str:
     parts = [HEAD]
     for name in dict.fromkeys(table["protocol"]):
         part = table[table["protocol"] == name]
-        title = f"{protocols.get(name).title}." if name != NOT_STATED else "Which clips were searched is not said."
-        sets = part["note"].str.extract(r"^(\w*)")[0] if name == NOT_STATED else ""
+        title = f"{protocols.get(name).title}." if name != UNKNOWN else "Which clips were searched is not said."
+        sets = part["note"].str.extract(r"^(\w*)")[0] if name == UNKNOWN else ""
         by = max(("t2a R@10", "t2a R@1", "t2a mAP@16"), key=(part != "").sum().get)
         order = part.assign(sets=sets, best=-pd.to_numeric(part[by])).sort_values(["sets", "best"], kind="stable")
         part = part.loc[order.index]

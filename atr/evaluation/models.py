@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from atr import register
 from atr.corpora import corpus_of
 from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
+from atr.encoders.pooling import FrameRows
 from atr.evaluation import embeddings
 from atr.evaluation.mteb import Mteb
 from atr.evaluation.naming import KINDS, check_ways, kind_of
@@ -33,15 +34,15 @@ class Model(Protocol):
     name: str
     fingerprint: str
 
-    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
-        """The clips of a one-split corpus, in order: (clips, D)."""
+    def sounds(self, part: Corpus, quiet: bool = False) -> Any:
+        """The clips of a one-split corpus, in order: (clips, D), or `FrameRows` (clips, T, D)."""
         ...
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         """(texts, D)."""
         ...
 
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def similarity(self, sentences: Tensor, sounds: Any) -> Tensor | tuple[Tensor, Tensor]:
         """(texts, clips), or the two themselves where it is their cosine."""
         ...
 
@@ -75,7 +76,7 @@ class EmbedderModel:
     def with_seed(self, seed: int) -> Model:
         return EmbedderModel(self.embedder.with_seed(seed))
 
-    def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
+    def sounds(self, part: Corpus, quiet: bool = False) -> Any:
         clips, order = (
             part.clips["clip"].tolist(),
             np.argsort(part.clips["duration"].to_numpy(), kind="stable"),
@@ -84,15 +85,13 @@ class EmbedderModel:
         batches = iter(lambda: list(islice(ahead, SOUNDS)), [])
         count = -(-len(clips) // SOUNDS)
         found = [self.embedder.embed(b) for b in tqdm(batches, f"{self.name}: sounds", count, disable=quiet)]
-        if found[0].ndim == 3:  # text-aware: frames, as many as the longest clip has
-            longest = max(frames.shape[1] for frames in found)
-            found = [torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in found]
-        return torch.cat(found)[torch.from_numpy(np.argsort(order))]
+        join = FrameRows.cat if self.embedder.text_aware else torch.cat
+        return join(found)[torch.from_numpy(np.argsort(order))]
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         return self.embedder.sentences(texts)
 
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def similarity(self, sentences: Tensor, sounds: Any) -> Tensor | tuple[Tensor, Tensor]:
         return self.embedder.similarity(sentences, sounds) if self.embedder.text_aware else (sentences, sounds)
 
 
@@ -109,9 +108,9 @@ class Own(Seedless):
         self.fingerprint = hashes.content_key("own", name, register.code("model", name))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
-        return torch.cat([self._rows("sounds", self._heard(batch)) for batch in _batches(part, self.name, quiet)])
+        return torch.cat([self._rows("sounds", self._sounds_of(batch)) for batch in _batches(part, self.name, quiet)])
 
-    def _heard(self, batch: list[tuple[np.ndarray, int]]) -> list:
+    def _sounds_of(self, batch: list[tuple[np.ndarray, int]]) -> list:
         return [resample(*sound, self.model.sample_rate) for sound in batch]
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
@@ -135,7 +134,7 @@ class OfMteb(Own):
         self.model, self.name = Mteb(name, device), f"mteb:{name}"
         self.fingerprint = self.model.fingerprint
 
-    def _heard(self, batch: list[tuple[np.ndarray, int]]) -> list:
+    def _sounds_of(self, batch: list[tuple[np.ndarray, int]]) -> list:
         return batch
 
 
@@ -187,7 +186,7 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         return OfMteb(what, None if device == "auto" else device)
     if kind == "own":
         return Own(what)
-    packed = pack.located(what) if kind == "hf" else Path(what).expanduser()
+    packed = pack.locate(what) if kind == "hf" else Path(what).expanduser()
     if packed is not None and (packed / pack.PACK).is_file():
         return EmbedderModel(Embedder.packed(packed, windows=windows, device=device))
     if kind != "folder":

@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # it takes PyTorch, for which an unknown name need not wait
 FOLDER = Path(__file__).parent / "protocols"
 CAPTIONS = ("given", "joined", "sentences")
 ANSWERS = ("dcase2025",)
-NAMED = ("name", "title", "source", "folder", "clip_list", "without")  # what a hash is not of; `names` for the last
+LABELS = ("name", "title", "source", "folder", "clip_list", "without")  # what a hash is not of; `names` for the last
 OWN = "model"  # what a protocol leaves to the model, as its authors do it
 
-KNOWN = {
+CHOICES = {
     "captions": CAPTIONS,
     "split": SPLITS,
     "answers": (None, *ANSWERS),
@@ -124,7 +124,7 @@ class Protocol:
     @cached_property
     def hash(self) -> str:
         """Of all that it says but its name, title and source. ValueError: as in `names`."""
-        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in NAMED}
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in LABELS}
         said |= {"corpus": dict(self.corpus), "names": sorted(self.names) if self.names is not None else None}
         said |= {cuts: sorted(set(said[cuts])) for cuts in ("recalls", "precisions")}
         return hashes.content_key("protocol", 2, said)[:12]
@@ -218,7 +218,7 @@ def get(name: str) -> Protocol:
         for field, what, right in KINDS:
             if (value := getattr(found, field)) is not None and not right(value):
                 raise ValueError(f"{field}: {value!r}; give {what}")
-        for field, known_ones in KNOWN.items():
+        for field, known_ones in CHOICES.items():
             if (value := getattr(found, field)) not in known_ones:
                 raise ValueError(f"{field}: {value!r}; known: {', '.join(filter(None, known_ones))}")
         for field in ("recalls", "precisions"):

@@ -28,7 +28,7 @@ def recordings(root: str | Path | None, template: str) -> Corpus:
     else:
         classes = {path: path.split("/")[0] for path in files.listing(folder) if path.count("/") == 1}
     if not classes:
-        raise files.unrecognised("esc50", folder, "folders of recordings named by their class, or meta/esc50.csv")
+        raise files.unknown_layout("esc50", folder, "folders of recordings named by their class, or meta/esc50.csv")
     texts = {path: [template.format(re.sub(r"[\W_]+", " ", name).strip().lower())] for path, name in classes.items()}
     part = files.published_corpus("esc50", folder, {"test": texts}, {path: path for path in classes}, SOURCE)
     return replace(part, test_only=True).check()

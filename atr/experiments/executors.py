@@ -27,7 +27,7 @@ RETRIES = 3  # of a run whose process or machine dies
 PROBE_SECONDS = 300.0  # for a machine to start a process and to import PyTorch
 LONGEST = 2000  # letters of a reason: a pipe holds them before anybody reads
 LATE_SECONDS = 90.0  # for a shared file system to show here what another machine has written
-UNLOCKED = "file locks do not hold across machines; mount it so that flock works (docs/scale.md)"
+LOCK_NOTE = "file locks do not hold across machines; mount it so that flock works (docs/scale.md)"
 
 
 @dataclass
@@ -255,7 +255,7 @@ class Ray:
                 probe.parent.mkdir(parents=True, exist_ok=True)
                 held.callback(probe.unlink, missing_ok=True)
                 if isinstance(held.enter_context(FileLock(probe)), SoftFileLock):
-                    raise ValueError(f"executor 'ray': {probe.parent}: {UNLOCKED}")
+                    raise ValueError(f"executor 'ray': {probe.parent}: {LOCK_NOTE}")
             shared, looks = self._share(probes, software()), {}
             for node in self._machines():
                 there = {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": on(node["NodeID"], soft=False)}
@@ -300,7 +300,7 @@ def _look(probes: list[Path], expected: dict[str, str]) -> str:
         if not probe.is_file():
             return f"does not see {folder}; set ATR_HOME and ATR_RESULTS to folders that all machines share"
         with suppress(Timeout), FileLock(probe, timeout=0):
-            return f"{folder}: {UNLOCKED}"
+            return f"{folder}: {LOCK_NOTE}"
     other = [f"{name} {found}, not {expected[name]}" for name, found in software().items() if found != expected[name]]
     return f"has {', '.join(other)}; use the same checkout and environment on all machines" if other else ""
 

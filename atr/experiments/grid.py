@@ -18,8 +18,8 @@ from atr.experiments.executors import Executor, Task
 from atr.experiments.listing import leaves
 from atr.experiments.profiles import get_profile
 from atr.experiments.progress import note
-from atr.system import devices, hashes
-from atr.training import fit, identity, records, tracking
+from atr.system import devices, hashes, tracking
+from atr.training import fit, identity, records
 from atr.training.preparation import prepare
 from atr.training.records import RecordError, Run, error_text
 
@@ -177,7 +177,7 @@ def _tasks(outcome: Runs, root: str | Path | None, runs: Path | None, quiet: boo
             _note("prepared", config)
             run = identity.locate(config, corpus, runs, quiet, root=root)
             if run.address not in tasks:
-                needed = identity.needed(config, corpus, root).values()
+                needed = identity.requirements(config, corpus, root).values()
                 needs = {identity.locate(*one, runs, quiet, root=root).address for one in needed}
                 tasks[run.address] = Task(config, corpus, run, [], needs)
             tasks[run.address].places.append(place)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
-from atr.corpora.files import PUBLISHED
+from atr.corpora.files import PAPER_COUNTS
 from atr.encoders import inputs, pooling, pretraining, registry, text
 from atr.encoders.audio.vit import SegmentEncoder
 from atr.system import devices, hashes
-from atr.system.packed import POOLED, Batch, Packed
+from atr.system.packed import POOLED, Batch, RaggedArray
 from atr.system.units import duration, gigabytes
 from atr.training import model
 from atr.training.trainer import PRECISIONS
@@ -69,8 +69,8 @@ def size(config: RunConfig, corpus: Corpus | None) -> CorpusSize:
         each = sum(whole.captions.values()) / sum(whole.clips.values())
         clips = {"train": sum(whole.clips.values()) - validation, "validation": int(validation)}
         return replace(whole, clips=clips, captions={split: round(each * n) for split, n in clips.items()})
-    if options["name"] in PUBLISHED:
-        return CorpusSize(**PUBLISHED[options["name"]])
+    if options["name"] in PAPER_COUNTS:
+        return CorpusSize(**PAPER_COUNTS[options["name"]])
     clips = {split: options.get(split, 1200) for split in ("train", "validation", "test")}
     seconds = options.get("duration", 10.0)
     return CorpusSize(clips, {split: 5 * number for split, number in clips.items()}, seconds, seconds)
@@ -243,11 +243,11 @@ def measure(config: RunConfig, device: str) -> Measurement:
 
         owned = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
         network.train()
-        few, many = (_timed(lambda n=n: step(n), device) for n in counts)  # type: ignore[misc]
+        few, many = (_seconds(lambda n=n: step(n), device) for n in counts)  # type: ignore[misc]
         pair = max(many - few, 0.0) / (counts[1] - counts[0])
         fixed = max(few - counts[0] * pair, 0.0)
         network.eval()
-        clip, caption = (_timed(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
+        clip, caption = (_seconds(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
     checkpoint = sum(tensor.nbytes for tensor in network.trainable_state().values())
     whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
     sizes = sum(saved.values()) / counts[1], float(whole), float(changed), float(checkpoint)
@@ -255,7 +255,7 @@ def measure(config: RunConfig, device: str) -> Measurement:
     return Measurement(fixed, pair, clip, caption, *sizes, copies, seconds=probe if has_audio else 0.0)
 
 
-def _timed(work: Callable[[], Any], device: str) -> float:
+def _seconds(work: Callable[[], Any], device: str) -> float:
     """Seconds of `work` once it is warm: the faster of two runs, or one if it is slow. On a CPU, CPU time, which what
     else runs there lengthens little.
     """
@@ -303,7 +303,7 @@ def shell(
     def states(seconds: float) -> Tensor:
         waveform = np.zeros(int(seconds * audio.sample_rate), np.int16)
         assert below is not None and layers is not None
-        return torch.from_numpy(next(inputs.states(below, Packed.of([waveform]), layers)))
+        return torch.from_numpy(next(inputs.states(below, RaggedArray.of([waveform]), layers)))
 
     def sound(clips: int, seconds: float, device: str) -> Batch:
         if frozen:
@@ -428,7 +428,7 @@ def queries_a_second(dim: int, clips: int, queries: int = 50, top: int = 10) -> 
             for row in range(queries):
                 (index @ index[row]).topk(top)
 
-        return queries / _timed(search, "cpu")
+        return queries / _seconds(search, "cpu")
 
 
 def speed() -> float:

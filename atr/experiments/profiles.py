@@ -106,7 +106,7 @@ class Profile:
         from atr.corpora import catalogue
         from atr.corpora.captioning import language
 
-        tables = places.listed("ATR_WORDS")
+        tables = places.paths_of("ATR_WORDS")
         if not tables:
             with suppress(FileNotFoundError):
                 tables = sorted(catalogue.folder("clotho").rglob("clotho_captions_*.csv"))
@@ -218,7 +218,7 @@ class Profile:
 
 
 # Scenes at the rate of mn04, of recordings that nobody described.
-MIXED = {"rate": 32_000, "without": "described"}
+MIXTURE = {"rate": 32_000, "without": "described"}
 # For `Profile.external`: people's own words for real recordings.
 PEOPLE = {"people": {"name": "people"}}
 # Half of the embedded ones.
@@ -270,7 +270,7 @@ PROFILES = {
     ),
     "esc50": Profile(
         "esc50",
-        corpora={"scenes of ESC-50": MIXED | scenes(2000, 300, 500, "clipfolder")},
+        corpora={"scenes of ESC-50": MIXTURE | scenes(2000, 300, 500, "clipfolder")},
         seeds=(0, 1, 2, 3, 4),
         epochs={"frozen": 20, "finetuned": 10},
         # Half of demo's, on validation data (seed 0, 3 epochs): NT-Xent is alike at 1 and 1/3 of demo's and worse at
@@ -280,7 +280,7 @@ PROFILES = {
         base=SMALL_BASE | {"audio_encoder": "mn04", "audio_layers": 3},
         cnns=("mn04", "mn04"),
         source=scenes(1000, 200, 500),
-        submission={**MIXED, **scenes(2000, 300, 0, "clipfolder"), "hold_out": 100},
+        submission={**MIXTURE, **scenes(2000, 300, 0, "clipfolder"), "hold_out": 100},
         external=PEOPLE,
         needs_clips=True,
     ),

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atr.system.units import counted, duration
+from atr.system.units import count_of, duration
 
 VARIABLE = "ATR_PROGRESS"  # the environment's name for the file, which processes inherit
 NOTEBOOK_SECONDS = 20  # imports, tables and figures of a notebook
@@ -109,7 +109,7 @@ class Progress:
         time_left = "" if left is None else f"about {duration(left)} left"
         if self._training:
             first, *others = self._training.values()
-            doing = f"training {first}" + f" and {counted(len(others), 'other')}" * bool(others)
+            doing = f"training {first}" + f" and {count_of(len(others), 'other')}" * bool(others)
         else:
             doing = f"preparing {self._preparing}" if self._preparing else ", ".join(self._open)
         return "; ".join(filter(None, [", ".join(filter(None, [runs, time_left])), doing]))

@@ -52,20 +52,20 @@ class RateSearch:
         return found[:1] if self.profile.quick else found
 
     @cached_property
-    def _kept(self) -> dict[Any, Any]:
+    def _memory(self) -> dict[Any, Any]:
         """Runs by their config, their scores, corpora by their options: what does not change any more."""
         return {}
 
     def _corpus(self, config: RunConfig) -> Corpus:
         key = str(config.corpus)
-        if key not in self._kept:
-            self._kept[key] = corpus_of(config.corpus, self.profile.root)
-        return self._kept[key]
+        if key not in self._memory:
+            self._memory[key] = corpus_of(config.corpus, self.profile.root)
+        return self._memory[key]
 
     def _run(self, config: RunConfig) -> Run | None:
         """Its run if it has ended, well or by diverging."""
         key = str(config.to_dict())
-        if key not in self._kept:
+        if key not in self._memory:
             try:
                 run = identity.locate(
                     config, self._corpus(config), self.profile.runs, fetch=False, root=self.profile.root
@@ -74,10 +74,10 @@ class RateSearch:
                 return None
             if not (fit.at_hand(run, config) or run.diverged):
                 return None
-            self._kept[key] = run
-        return self._kept[key]
+            self._memory[key] = run
+        return self._memory[key]
 
-    def ended(self, config: RunConfig) -> bool:
+    def at_end(self, config: RunConfig) -> bool:
         """Whether its run has ended, well or by diverging."""
         return self._run(config) is not None
 
@@ -100,9 +100,9 @@ class RateSearch:
         if (run := self._run(config)) is None:
             return None
         key = "score", str(config.to_dict())
-        if key not in self._kept:
-            self._kept[key] = -np.inf if run.diverged else run.validation[METRIC]
-        return self._kept[key]
+        if key not in self._memory:
+            self._memory[key] = -np.inf if run.diverged else run.validation[METRIC]
+        return self._memory[key]
 
     def best(self, name: Hashable) -> int | None:
         """The rate of a method's seeds, in steps from the usual one; None before its search has ended. Where a profile
@@ -122,7 +122,7 @@ class RateSearch:
         """The runs of all methods' seeds, at the best rate of each: what tables and claims rest on."""
         return [config for name in self.methods for config in self.seeded(name)]
 
-    def doubled(self, name: Hashable) -> RunConfig:
+    def double_epochs(self, name: Hashable) -> RunConfig:
         """A method's first seed for twice the epochs, its schedule stretched."""
         return stretched(self.seeded(name)[0], 2)
 
@@ -138,7 +138,7 @@ class RateSearch:
         with loaded_once():
             tries = [config for name in self.methods for config in self.tries(name).values()]
             tries = [config for config in tries if self._score(config) != -np.inf]
-            doubled = [self.doubled(name) for name in self._twice if name in known]
+            doubled = [self.double_epochs(name) for name in self._twice if name in known]
             runs = [*(config for name in known for config in self.seeded(name)), *tries, *doubled, *self.others]
         return list({str(config.to_dict()): config for config in runs}.values())
 
@@ -184,7 +184,7 @@ class RateSearch:
         """
         rows = []
         for name in self._twice:
-            once, twice = (self._run(config) for config in (self.seeded(name)[0], self.doubled(name)))
+            once, twice = (self._run(config) for config in (self.seeded(name)[0], self.double_epochs(name)))
             if once is None or twice is None:
                 continue
             scores = once.validation[METRIC], twice.validation[METRIC]

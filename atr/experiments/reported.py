@@ -11,11 +11,12 @@ import numpy as np
 
 from atr.config import RunConfig, from_dict
 from atr.metrics.retrieval import Ranks
-from atr.training.records import EXTERNAL, ExternalTest, Run
+from atr.training.records import EXTERNAL, Run
+from atr.training.results import ExternalTest
 
 
 @dataclass(frozen=True)
-class Reported:
+class RunTests:
     """A run's config, and what it came to by corpus: "" is its own test split, else as `Profile.external` names it."""
 
     config: RunConfig
@@ -50,13 +51,13 @@ def _small(array: np.ndarray) -> np.ndarray:
     return array if array.dtype == bool else array.astype(np.min_scalar_type(int(array.max(initial=0))))
 
 
-def read(path: Path) -> dict[str, Reported]:
+def read(path: Path) -> dict[str, RunTests]:
     """What `write` has written, by the runs' addresses. ValueError: the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         texts = {name: str(array) for name, array in arrays.items() if "/" not in name}
-        found = {address: Reported(from_dict(json.loads(text)), {}) for address, text in texts.items()}
+        found = {address: RunTests(from_dict(json.loads(text)), {}) for address, text in texts.items()}
         for place in {name.rpartition("/")[0] for name in arrays if "/" in name}:
             address, _, corpus = place.partition("/")
             t2a, a2t, relevance = (_large(arrays[f"{place}/{part}"]) for part in ("t2a", "a2t", "relevance"))

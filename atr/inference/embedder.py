@@ -22,16 +22,16 @@ from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.inference import pack
 from atr.inference.windows import cut, mean, one, window_of
 from atr.system import devices, hashes
-from atr.system.packed import POOLED, InputRows, Packed
+from atr.system.packed import POOLED, InputRows, RaggedArray
 from atr.training import evaluation, identity, model, preparation, trainer
 from atr.training.evaluation import SIDES
-from atr.training.identity import Inputs, Prepared
+from atr.training.identity import Inputs, Preparation
 from atr.training.records import Run
 
 Sound = str | os.PathLike[str] | np.ndarray | tuple[np.ndarray, int]
 
 
-def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tuple[RunConfig, Prepared]:
+def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tuple[RunConfig, Preparation]:
     """A finished run's config with its audio encoder's weights named by their file, and the weights that it started
     from.
 
@@ -99,12 +99,12 @@ class Embedder:
     @classmethod
     def packed(cls, name: str | os.PathLike[str], *, windows: str | None = None, device: str = "auto") -> Embedder:
         """A run that `atr pack` wrote, by its folder or its name on the Hub: it embeds as the run did, and has its
-        fingerprint. Errors: as in `pack.opened`, and FileNotFoundError for what is no pack.
+        fingerprint. Errors: as in `pack.open_pack`, and FileNotFoundError for what is no pack.
         """
-        folder, self = pack.located(name), cls.__new__(cls)
+        folder, self = pack.locate(name), cls.__new__(cls)
         if folder is None:
             raise FileNotFoundError(f"{name}: no pack; give a folder with {pack.PACK}, or its name on the Hub")
-        self._load(*pack.opened(folder), device, windows)
+        self._load(*pack.open_pack(folder), device, windows)
         return self
 
     @classmethod
@@ -114,20 +114,20 @@ class Embedder:
         """
         name, self = str(name), cls.__new__(cls)
         config = RunConfig(training="external", audio_encoder="clap", epochs=0, text_encoder=name)
-        if name.startswith(clap_files.GIVEN):
+        if name.startswith(clap_files.PREFIXES):
             loaded = clap_files.load(name, devices.resolve_device(device))
             folder, known = Path(), loaded.fingerprint
         else:
             folder = clap.folder(name)
             loaded, known = None, text.fingerprint(folder)
-        start = Prepared(None, folder, {"text": hashes.content_key(CLAP_VERSION, known)})
+        start = Preparation(None, folder, {"text": hashes.content_key(CLAP_VERSION, known)})
         self._load(config, start, None, device, windows, loaded)
         return self
 
     def _load(
         self,
         config: RunConfig,
-        start: Prepared,
+        start: Preparation,
         run: Run | None,
         device: str,
         windows: str | None,
@@ -198,8 +198,8 @@ class Embedder:
         other.seed, other.fingerprint = seed, hashes.content_key(self.fingerprint, "seed", seed)
         return other
 
-    def sounds(self, sounds: Sequence[Sound], quiet: bool = True) -> Tensor:
-        """(N, dim) float32 on the CPU, of length 1; of a text-aware model (N, frames, dim), zeros behind a sound's end.
+    def sounds(self, sounds: Sequence[Sound], quiet: bool = True) -> Any:
+        """(N, dim) float32 on the CPU, of length 1; of a text-aware model `FrameRows` (N, frames, dim).
 
         sounds: audio files, or waveforms (samples,) in the range -1 to 1, at `sample_rate` or each with its rate.
         AudioError: a file that cannot be used; ValueError: a waveform without samples.
@@ -212,7 +212,7 @@ class Embedder:
         pieces = self._pieces(sound)
         return pieces if self._clap is None else [self._clap.prepare(piece, self.seed) for piece in pieces]
 
-    def embed(self, prepared: Sequence[list[Any]]) -> Tensor:
+    def embed(self, prepared: Sequence[list[Any]]) -> Any:
         """What `sounds` gives, of what `prepare` gave of each."""
         rows = [row for parts in prepared for row in parts]
         if not rows:
@@ -220,12 +220,12 @@ class Embedder:
         if self._clap is not None:
             embeddings = self._clap.embed(rows)
         else:
-            packed = Packed.of(rows)
+            packed = RaggedArray.of(rows)
             heard = InputRows(inputs.WAVEFORMS, packed)
             if self._audio_below is not None:
                 states = inputs.states(self._hearer, packed, self._audio_below, self._fabric.device.type)
-                heard = InputRows(inputs.STATES, Packed.of(list(states)))
-            embeddings = self._embedded("audio", heard)
+                heard = InputRows(inputs.STATES, RaggedArray.of(list(states)))
+            embeddings = self._embed("audio", heard)
         if self._windows != "mean":
             return embeddings
         return mean(embeddings, [len(parts) for parts in prepared])
@@ -241,11 +241,11 @@ class Embedder:
         if self._clap is not None:
             return self._clap.text(words, quiet)
         if self._below is None:
-            return self._embedded("text", text.ids(words, self._reader))
-        states = Packed.of(self._reader.rows(words, self._below, tqdm(disable=True)))
-        return self._embedded("text", InputRows(text.STATES, states))
+            return self._embed("text", text.ids(words, self._reader))
+        states = RaggedArray.of(self._reader.rows(words, self._below, tqdm(disable=True)))
+        return self._embed("text", InputRows(text.STATES, states))
 
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> Tensor:
+    def similarity(self, sentences: Tensor, sounds: Any) -> Tensor:
         """(sentences, sounds): cosines of what `sentences` and `sounds` gave."""
         if not self.text_aware:
             return sentences @ sounds.T
@@ -273,8 +273,8 @@ class Embedder:
         else:
             seconds = self.config.max_seconds
             pieces = [waveform if seconds is None else waveform[: max(1, round(seconds * rate))]]
-        return [inputs.quantised(piece, rate, self.sample_rate) for piece in pieces]
+        return [inputs.quantise(piece, rate, self.sample_rate) for piece in pieces]
 
-    def _embedded(self, side: str, rows: InputRows) -> Tensor:
+    def _embed(self, side: str, rows: InputRows) -> Any:
         unread = Inputs(rows, rows, np.empty(0), np.empty(0))
         return evaluation.one_side(self._dual, unread, side, lambda tensor: tensor.to(self._fabric.device))

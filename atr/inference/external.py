@@ -14,13 +14,14 @@ from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders import registry
 from atr.inference import embedder, ensembles
-from atr.inference.windows import mean, window_of, windowed
+from atr.inference.windows import cut_corpus, mean, window_of
 from atr.metrics import retrieval
 from atr.system import devices, hashes
 from atr.training import evaluation, identity, model, preparation, trainer
 from atr.training.identity import Inputs
 from atr.training.model import DualEncoder
-from atr.training.records import ExternalTest, RecordError, Run
+from atr.training.records import RecordError, Run
+from atr.training.results import ExternalTest
 
 
 def test(
@@ -41,12 +42,12 @@ def test(
     """
     part, window = _part(corpus), _window(run, windows)
     name = _name(run.config, part, window)
-    if known := _kept(run, name):
+    if known := _load_test(run, name):
         return known
     with run.lock("tested on another corpus"):
-        if known := _kept(run, name, warn=True):
+        if known := _load_test(run, name, warn=True):
             return known
-        result = _tested(run, part, window, root, devices.resolve_device(device), quiet)
+        result = _run_test(run, part, window, root, devices.resolve_device(device), quiet)
         about = {"corpus": part.name, "fingerprint": part.fingerprint, "clips": len(part), "window": window}
         run.write_external(name, result, about)
         return result
@@ -69,9 +70,7 @@ def ensemble(
         if run.config.text_aware is not None:
             raise ValueError(f"run {run.address} is text-aware, so that there is nothing to join; leave it out")
     part, device = _part(corpus), devices.resolve_device(device)
-    return _ranked(
-        ensembles.join(_embedded(run, part, _window(run, windows), root, device, quiet) for run in runs), part
-    )
+    return _rank(ensembles.join(_embed(run, part, _window(run, windows), root, device, quiet) for run in runs), part)
 
 
 def _part(corpus: Corpus) -> Corpus:
@@ -93,7 +92,7 @@ def _name(config: RunConfig, part: Corpus, window: float | None) -> str:
     return f"{part.fingerprint[:16]}-{hashes.content_key(window, short, RESULT_VERSION)[:8]}"
 
 
-def _kept(run: Run, name: str, warn: bool = False) -> ExternalTest | None:
+def _load_test(run: Run, name: str, warn: bool = False) -> ExternalTest | None:
     try:
         return run.external(name)
     except RecordError as error:
@@ -102,16 +101,16 @@ def _kept(run: Run, name: str, warn: bool = False) -> ExternalTest | None:
         return None
 
 
-def _tested(
+def _run_test(
     run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
 ) -> ExternalTest:
     if run.config.text_aware is None:
-        return _ranked(_embedded(run, part, window, root, device, quiet), part)
-    dual, network, split, to, _ = _restored(run, part, window, root, device, quiet)
+        return _rank(_embed(run, part, window, root, device, quiet), part)
+    dual, network, split, to, _ = _restore(run, part, window, root, device, quiet)
     return ExternalTest(evaluation.evaluate(dual, network, split, to).ranks, _dense(part))
 
 
-def _ranked(pair: tuple[Tensor, Tensor], part: Corpus) -> ExternalTest:
+def _rank(pair: tuple[Tensor, Tensor], part: Corpus) -> ExternalTest:
     return ExternalTest(retrieval.ranks(pair, part.relevance()), _dense(part))
 
 
@@ -120,16 +119,16 @@ def _dense(part: Corpus) -> np.ndarray:
     return relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
 
 
-def _embedded(
+def _embed(
     run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
 ) -> tuple[Tensor, Tensor]:
     """Of a run that is not text-aware: text (captions, dim), audio (clips, dim)."""
-    dual, _, split, to, counts = _restored(run, part, window, root, device, quiet)
+    dual, _, split, to, counts = _restore(run, part, window, root, device, quiet)
     sounds, words = evaluation.embed(dual, split, to)
     return words, sounds if counts is None else mean(sounds, counts)
 
 
-def _restored(
+def _restore(
     run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
 ) -> tuple[Any, DualEncoder, Inputs, Callable[[Tensor], Tensor], list[int] | None]:
     """The network, wrapped and bare, what it reads, what moves that to its device, and each clip's number of windows.
@@ -139,7 +138,7 @@ def _restored(
     trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
     config, _ = embedder.beginning(run, trained, quiet)
     short = registry.facts(config.audio_encoder).short if window else None
-    heard, counts = (part, None) if window is None else windowed(part, window, short)
+    heard, counts = (part, None) if window is None else cut_corpus(part, window, short)
     with torch.random.fork_rng():
         prepared = preparation.prepare(config, heard, ("test",), quiet, device)
     fabric, network = trainer.fabric_of(config, device), model.restore(run, prepared, config)

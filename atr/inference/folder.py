@@ -13,9 +13,15 @@ from tqdm.auto import tqdm
 from atr.corpora import files
 
 # Endings of the formats that libsndfile knows by their content; RAW has none, and .mat seldom holds a sound.
-READ = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw", ".mat4", ".mat5"}
-READ |= {".aif", ".aifc", ".iff", ".mp2", ".oga", ".opus", ".snd", ".sph", ".wave"}
-UNREAD = {".aac", ".amr", ".ape", ".m4a", ".wma"}  # sounds that it cannot read: listed, so that somebody is told
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw", ".mat4", ".mat5"}
+SUFFIXES |= {".aif", ".aifc", ".iff", ".mp2", ".oga", ".opus", ".snd", ".sph", ".wave"}
+OTHER_SUFFIXES = {
+    ".aac",
+    ".amr",
+    ".ape",
+    ".m4a",
+    ".wma",
+}  # sounds that it cannot read: listed, so that somebody is told
 
 
 def check(folder: Path) -> None:
@@ -44,7 +50,7 @@ def scan(folder: Path, quiet: bool = False) -> tuple[pd.DataFrame, dict[str, str
 
 def walk(folder: Path, closed: dict[str, str]) -> Iterator[tuple[str, int, int]]:
     """Path below the folder, size and mtime_ns of each sound in it, by its ending; `closed` as in `files.walk`."""
-    for path in files.walk(folder, READ | UNREAD, closed, links_last=True):
+    for path in files.walk(folder, SUFFIXES | OTHER_SUFFIXES, closed, links_last=True):
         with suppress(OSError):  # a link that leads nowhere
             state = os.stat(folder / path)
             if stat.S_ISREG(state.st_mode):

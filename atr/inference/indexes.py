@@ -10,14 +10,14 @@ from typing import Any
 
 from atr.inference import neighbours, shards
 from atr.inference.lookup import PREFIX
-from atr.inference.shards import Damaged, Shard
+from atr.inference.shards import DamageError, Shard
 from atr.system import hashes, places
 
 INDEX_VERSION = 2  # raised when the same files would be kept or embedded otherwise
 DESCRIPTION = "index.json"
 
 
-def resolved(folder: str | os.PathLike[str]) -> Path:
+def resolve(folder: str | os.PathLike[str]) -> Path:
     return Path(folder).expanduser().resolve()
 
 
@@ -37,12 +37,12 @@ def descriptions(folder: str | os.PathLike[str] | None = None) -> list[dict[str,
         try:
             content = read(file)
             found.append((file.stat().st_mtime_ns, content))
-        except Damaged as error:
+        except DamageError as error:
             warnings.warn(f"{error}; {mend()}", stacklevel=2)
         except FileNotFoundError:  # removed meanwhile
             pass
     found.sort(key=lambda one: one[0], reverse=True)
-    return [one for _, one in found if folder is None or one["folder"] == str(resolved(folder))]
+    return [one for _, one in found if folder is None or one["folder"] == str(resolve(folder))]
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -52,27 +52,27 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     path, content, problems = Path(path), dict[str, Any](), list[str]()
     if not path.is_dir():
         return problems
-    kept = {shard.name: shard for shard in shards.stored(path)}
+    kept = {shard.name: shard for shard in shards.shards_in(path)}
     try:
         content = read(path / DESCRIPTION)
     except FileNotFoundError as error:
         if not kept:
             return [problem for below in sorted(path.iterdir()) if below.is_dir() for problem in verify(below)]
         problems.append(f"{path / DESCRIPTION}: {error.strerror}; {mend()}")
-    except Damaged as error:
+    except DamageError as error:
         problems.append(f"{error}; {mend()}")
     if content and content["version"] != INDEX_VERSION:
         return problems
     for shard in (kept | {shard.name: shard for shard in shards_of(path, content)}).values():
         try:
             shard.check()
-        except Damaged as error:
+        except DamageError as error:
             problems.append(f"{error}; {mend(content.get('folder'))}")
     for file in path.glob(f"{PREFIX}*"):
         try:
             neighbours.check(file)
         except (ValueError, OSError) as error:
-            problems.append(f"{Damaged(file, error)}; {mend(content.get('folder'))}")
+            problems.append(f"{DamageError(file, error)}; {mend(content.get('folder'))}")
     replaced = bool(problems and content) and read(path / DESCRIPTION) != content
     return verify(path) if replaced else problems
 
@@ -88,9 +88,9 @@ def read(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Damaged(file, error.strerror) from error
+        raise DamageError(file, error.strerror) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(file, error) from error
+        raise DamageError(file, error) from error
     return content
 
 

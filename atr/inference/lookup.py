@@ -37,7 +37,7 @@ class Lookup:
 
     The embedder scores every segment. Only where there are more than `atr.inference.neighbours.LIMIT`, and its
     similarity is the cosine, FAISS names likely ones first, and all segments of their files are scored. Files are
-    counted through the shards. shards.Damaged: one of their files is.
+    counted through the shards. shards.DamageError: one of their files is.
     """
 
     def __init__(self, folder: Path, parts: Sequence[Shard], kept: pd.DataFrame, embedder: Embedder) -> None:

@@ -1,7 +1,7 @@
 """The nearest of very many embeddings, by cosine: exactly up to a million, beyond by an index of FAISS, if it is here.
 
 The index is an inverted file over 8-bit codes (IVF, SQ8): k-means sorts the embeddings into lists, and a query looks at
-the PROBED lists that are nearest to it. Of the kinds that FAISS has, this one can be searched where it lies on disk, is
+the PROBES lists that are nearest to it. Of the kinds that FAISS has, this one can be searched where it lies on disk, is
 a quarter as large as the embeddings, built by one pass after the k-means, and fits any dimension; a graph (HNSW) needs
 all embeddings in memory, codes of a few bytes (PQ) lose more than they save here. What it finds is scored again from
 the embeddings themselves: it may miss a neighbour, but what is returned is true.
@@ -26,8 +26,8 @@ from atr.system.atomic import write_atomic
 
 LIMIT = 1_000_000  # rows, up to which every one is scored
 LISTS = 4.0  # for each square root of a row
-TRAINED = 40  # rows for each list, drawn for the k-means
-PROBED = 64  # lists a query
+TRAINING_ROWS = 40  # rows for each list, drawn for the k-means
+PROBES = 64  # lists a query
 OVERFETCH = 4  # candidates for each neighbour that is asked for
 CHUNK = 1 << 24  # numbers read at a time
 QUERIES = 256  # scored at a time
@@ -81,7 +81,7 @@ class Neighbours:
             if len(found) < top:
                 lacking.append(query)
             else:
-                scores[query], rows[query] = _best(_cosines(queries[query], self._gathered(found)), found, top)
+                scores[query], rows[query] = _best(_cosines(queries[query], self._gather(found)), found, top)
         for start in range(0, len(lacking), QUERIES):
             block = lacking[start : start + QUERIES]
             scores[block], rows[block] = self._exact(queries[block], top)
@@ -109,7 +109,7 @@ class Neighbours:
     def build(self, quiet: bool = False) -> None:
         """Make the index of FAISS, where there are more than LIMIT rows, FAISS is installed, and it is not there whole.
 
-        It takes as much memory as it will be large, D + 8 bytes a row, and TRAINED * LISTS * sqrt(N) rows for the
+        It takes as much memory as it will be large, D + 8 bytes a row, and TRAINING_ROWS * LISTS * sqrt(N) rows for the
         k-means. OSError: it cannot be written.
         """
         self.__dict__.pop("_index", None)
@@ -120,20 +120,20 @@ class Neighbours:
             if self._index is not None:
                 return
         try:
-            faiss = imported()
+            faiss = import_faiss()
         except ImportError:
             return  # search says so
         lists = round(LISTS * self.rows**0.5)
-        drawn = np.random.default_rng(0).choice(self.rows, min(self.rows, TRAINED * lists), replace=False)
+        drawn = np.random.default_rng(0).choice(self.rows, min(self.rows, TRAINING_ROWS * lists), replace=False)
         index = faiss.index_factory(self.dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # no remark on standard output
         with tqdm(total=self.rows, unit=" rows", unit_scale=True, disable=quiet) as bar:
             bar.set_description(f"FAISS: k-means, {lists:,} lists")
-            rows, lengths = _measured(self._gathered(np.sort(drawn)))
+            rows, lengths = _measure(self._gather(np.sort(drawn)))
             index.train(rows / lengths[:, None])
             bar.set_description("FAISS: filling the lists")
             for _, chunk in self._chunks():
-                rows, lengths = _measured(chunk)
+                rows, lengths = _measure(chunk)
                 index.add(rows / lengths[:, None])
                 bar.update(len(rows))
 
@@ -157,12 +157,12 @@ class Neighbours:
         if self.path is None or self.rows <= LIMIT:
             return None
         try:
-            faiss = imported()
+            faiss = import_faiss()
             check(self.path, sample=True)
             index = faiss.read_index(str(self.path), faiss.IO_FLAG_MMAP)
             if (index.ntotal, index.d) != (self.rows, self.dim):
                 raise OSError(f"it has {index.ntotal:,} rows of {index.d}")
-            index.nprobe = PROBED
+            index.nprobe = PROBES
             return index
         except ImportError as error:
             self.reason = str(error)
@@ -181,7 +181,7 @@ class Neighbours:
         floor = np.full(len(queries), -np.inf)
         single = queries.astype(np.float32)
         for start, chunk in tqdm(self._chunks(), "searching", delay=3, leave=False):
-            rows, lengths = _measured(chunk)
+            rows, lengths = _measure(chunk)
             rough = single @ rows.T / lengths
             for query in np.flatnonzero((rough >= floor[:, None]).any(1)):
                 chosen = np.flatnonzero(rough[query] >= floor[query])
@@ -201,7 +201,7 @@ class Neighbours:
             for start in range(0, len(part), size):
                 yield first + start, part[start : start + size]
 
-    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) of ascending row numbers (n,)."""
         edges = np.searchsorted(rows, self.starts)
         pieces = zip(self.parts, self.starts.tolist(), edges.tolist(), edges[1:].tolist(), strict=False)
@@ -221,7 +221,7 @@ def check(path: Path, sample: bool = False) -> None:
     hashes.check(path, sums, sample, rest=size + 8 + len(COMPLETE))
 
 
-def imported() -> Any:
+def import_faiss() -> Any:
     """FAISS. ImportError: it is not here, with what to do."""
     if sys.platform == "darwin":
         raise ImportError("FAISS is not used on macOS, where its OpenMP and PyTorch's crash each other")
@@ -232,7 +232,7 @@ def imported() -> Any:
     raise ImportError("FAISS is not installed: pip install faiss-cpu, then build(), or for a folder: atr index")
 
 
-def _measured(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _measure(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n, D) in single precision, and their lengths (n,), above 0; ValueError: they are not finite."""
     rows = np.asarray(rows, dtype=np.float32)
     lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))

@@ -30,7 +30,7 @@ from atr.metrics import statistics
 from atr.metrics.retrieval import Direction
 from atr.system import atomic, hashes
 from atr.training import identity
-from atr.training.identity import Prepared
+from atr.training.identity import Preparation
 from atr.training.records import CHECKPOINT, CONFIG, Run
 
 FORMAT = 1
@@ -53,7 +53,7 @@ class PackedRun(Run):
         return self.name
 
 
-def located(name: str | os.PathLike[str]) -> Path | None:
+def locate(name: str | os.PathLike[str]) -> Path | None:
     """The folder of a pack: a path, or a name on the Hugging Face Hub, which is fetched; None if it is no pack."""
     path = Path(name).expanduser()
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
@@ -66,7 +66,7 @@ def located(name: str | os.PathLike[str]) -> Path | None:
     return path if (path / PACK).is_file() else None
 
 
-def opened(folder: Path) -> tuple[RunConfig, Prepared, Run]:
+def open_pack(folder: Path) -> tuple[RunConfig, Preparation, Run]:
     """What `Embedder` makes a model of: a pack's config, the weights that it starts from, and the pack as its run.
 
     FileNotFoundError, ValueError: a file that is missing or has changed, a pack by a newer version of atr, an encoder
@@ -93,7 +93,7 @@ def opened(folder: Path) -> tuple[RunConfig, Prepared, Run]:
     audio = folder / AUDIO if AUDIO in about["files"] else None
     if audio is not None:
         config = config.replace(audio_weights=str(audio))
-    return config, Prepared(audio, folder / TEXT, about["fingerprints"]), PackedRun(folder, about["name"])
+    return config, Preparation(audio, folder / TEXT, about["fingerprints"]), PackedRun(folder, about["name"])
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def pack(run: Run, start: Prepared, target: Path, source: str = "") -> None:
+def pack(run: Run, start: Preparation, target: Path, source: str = "") -> None:
     """Write a finished run as a pack, which is there as a whole or not at all; a pack of the same run is replaced, but
     for its card.
 

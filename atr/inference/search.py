@@ -22,16 +22,16 @@ from atr.inference import indexes, shards
 from atr.inference.embedder import Embedder
 from atr.inference.folder import scan
 from atr.inference.lookup import Lookup
-from atr.inference.shards import Damaged, Shard
+from atr.inference.shards import DamageError, Shard
 from atr.system import atomic, devices, hashes
 from atr.system.atomic import write_json
-from atr.system.units import clock, counted
+from atr.system.units import clock, count_of
 
 SEGMENT = 10.0  # seconds
 BATCH = 32  # segments embedded at a time
 SHARD_SECONDS = 20.0  # of work that an interruption may cost
 AHEAD = 30.0  # seconds; longer files are not decoded ahead of time but as they are embedded
-RETRIED = -1  # for a time of change: of no file
+RETRY = -1  # for a time of change: of no file
 GENERATIONS = 100  # that may be replaced, one after another, while a search opens its files
 
 Piece = tuple[float, float, np.ndarray]  # start, end, waveform at the embedder's rate
@@ -54,7 +54,7 @@ class IndexUpdate:
 
     def __str__(self) -> str:
         return (
-            f"{counted(self.usable, 'file')}, {clock(self.seconds)} of sound in {counted(self.segments, 'segment')} "
+            f"{count_of(self.usable, 'file')}, {clock(self.seconds)} of sound in {count_of(self.segments, 'segment')} "
             f"({self.new:,} new, {self.changed:,} changed, {self.unchanged:,} unchanged, {self.gone:,} gone)"
         )
 
@@ -105,7 +105,7 @@ class Index:
             raise ValueError(
                 f"segment: {segment:g} s, but {embedder.name} hears only {embedder.seconds:g} s; give at most those"
             )
-        self.folder, self.embedder, self.segment = indexes.resolved(folder), embedder, float(segment)
+        self.folder, self.embedder, self.segment = indexes.resolve(folder), embedder, float(segment)
         self.model = dict(model or {})
         key = hashes.content_key(indexes.INDEX_VERSION, str(self.folder), embedder.fingerprint, self.segment)
         self.path = indexes.home() / key
@@ -116,16 +116,16 @@ class Index:
         is opened instead.
         """
         for _ in range(GENERATIONS):
-            content, damage = self._described(), None
+            content, damage = self._description(), None
             if content is None:
                 raise FileNotFoundError(f"{self.folder}: not indexed by {self.embedder.name} yet; update() does it")
             try:
-                parts = indexes.shards_of(self.path, content) or shards.stored(self.path)
+                parts = indexes.shards_of(self.path, content) or shards.shards_in(self.path)
                 lookup = Lookup(self.path, parts, shards.files(parts), self.embedder)
                 complete = not lookup.open()
-            except Damaged as error:
+            except DamageError as error:
                 complete, damage = False, error
-            if complete or content == self._described():
+            if complete or content == self._description():
                 break
         if damage:
             raise ValueError(f"{damage}; {indexes.mend(self.folder)}") from damage
@@ -199,31 +199,31 @@ class Index:
         ]
         return pd.DataFrame(rows, columns=["query", "rank", "score", "path", "start", "end"])
 
-    def _described(self) -> dict[str, Any] | None:
+    def _description(self) -> dict[str, Any] | None:
         """What `index.json` says, None if it is not there."""
         file = self.path / indexes.DESCRIPTION
         try:
             content = indexes.read(file)
             own = (indexes.INDEX_VERSION, str(self.folder), self.embedder.fingerprint, self.segment)
             if tuple(map(content.get, ("version", "folder", "fingerprint", "segment"))) != own:
-                raise Damaged(file, "it is of another index")
+                raise DamageError(file, "it is of another index")
         except FileNotFoundError:
             return None
-        except Damaged as error:
+        except DamageError as error:
             raise ValueError(f"{error}; {indexes.mend(self.folder)}") from error
         return content
 
     def _usable(self) -> tuple[list[Shard], list[Shard]]:
         """Shards that are searched now, and sound ones, of which an interrupted update may have left more."""
         try:
-            content = self._described() or {}
+            content = self._description() or {}
         except ValueError:
             content = {}
         searched = indexes.shards_of(self.path, content)
-        shards.clean(self.path, searched if content.get("complete") else [*searched, *shards.stored(self.path)])
+        shards.clean(self.path, searched if content.get("complete") else [*searched, *shards.shards_in(self.path)])
         sound = []
-        for shard in shards.stored(self.path):
-            with suppress(Damaged):
+        for shard in shards.shards_in(self.path):
+            with suppress(DamageError):
                 shard.check()
                 sound.append(shard)
         return searched, sound
@@ -260,9 +260,9 @@ class Index:
                 except AudioError as error:
                     problem = f"{error.problem}; {error.mend}"
                 except FileNotFoundError:
-                    problem, mtime_ns = "gone before it was read; index the folder again", RETRIED
+                    problem, mtime_ns = "gone before it was read; index the folder again", RETRY
                 except OSError as error:
-                    problem, mtime_ns = f"{error.strerror}; make it readable", RETRIED
+                    problem, mtime_ns = f"{error.strerror}; make it readable", RETRY
                 bar.update(before + size - bar.n)
                 shard.end(path, size, mtime_ns, seconds, problem)
         shard.land()

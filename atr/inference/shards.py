@@ -43,7 +43,7 @@ class Rows(NamedTuple):
         return max(len(self.table), len(self.embeddings))
 
 
-class Damaged(ValueError):
+class DamageError(ValueError):
     """A file that is not as it was written."""
 
     def __init__(self, path: Path, problem: object) -> None:
@@ -68,9 +68,9 @@ class Shard:
         try:
             content = self.paths[0].read_bytes()
         except OSError as error:
-            raise Damaged(self.paths[0], error.strerror) from error
+            raise DamageError(self.paths[0], error.strerror) from error
         if hashes.sha256(content)[:24] != self.name:
-            raise Damaged(self.paths[0], "other bytes than were written")
+            raise DamageError(self.paths[0], "other bytes than were written")
         known, *rows = map(json.loads, content.splitlines())
         return known, pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
@@ -84,7 +84,7 @@ class Shard:
         try:
             return load_file(self.paths[1])
         except (SafetensorError, OSError) as error:
-            raise Damaged(self.paths[1], error) from error
+            raise DamageError(self.paths[1], error) from error
 
     def check(self, sample: bool = False) -> None:
         """Read both files; with `sample` only a part of the second, if it is large."""
@@ -92,7 +92,7 @@ class Shard:
         try:
             hashes.check(self.paths[1], known, sample)
         except (ValueError, OSError) as error:
-            raise Damaged(self.paths[1], getattr(error, "strerror", error)) from error
+            raise DamageError(self.paths[1], getattr(error, "strerror", error)) from error
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -105,7 +105,7 @@ class Shard:
         return Rows(self.table[files], self.tensors["embeddings"][rows], self.tensors["times"][rows])
 
 
-def stored(folder: Path) -> list[Shard]:
+def shards_in(folder: Path) -> list[Shard]:
     """The complete shards of a folder, the last written one last."""
     found = []
     for path in folder.glob("*.jsonl"):

@@ -71,7 +71,7 @@ class WindowReader:
         return cut(waveform, rate, self.window, self.short, count)[number], rate
 
 
-def windowed(corpus: Corpus, window: float, short: str | None) -> tuple[Corpus, list[int]]:
+def cut_corpus(corpus: Corpus, window: float, short: str | None) -> tuple[Corpus, list[int]]:
     """A corpus of one split whose clips are the windows of another's, in order, and how many each of its clips has.
 
     The captions are at each clip's first window, which has its name.

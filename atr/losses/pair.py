@@ -37,7 +37,7 @@ class PairLoss(nn.Module):
         super().__init__()
         if same_clip not in self.same_clip_options:
             raise ValueError(
-                f"same_clip is {same_clip!r}; {type(self).__name__} knows {_quoted(self.same_clip_options)}"
+                f"same_clip is {same_clip!r}; {type(self).__name__} knows {_quote(self.same_clip_options)}"
             )
         self.same_clip = same_clip
 
@@ -265,13 +265,13 @@ def build(name: str, variant: str = "text", **parameters: Any) -> PairLoss:
     0.6265
     """
     if name not in LOSSES:
-        raise ValueError(f"no loss {name!r}; known: {_quoted(LOSSES)}; one of your own: first atr.extend(<its file>)")
+        raise ValueError(f"no loss {name!r}; known: {_quote(LOSSES)}; one of your own: first atr.extend(<its file>)")
     if variant not in ("text", "code"):
         raise ValueError(f"{name}: no variant {variant!r}; known: 'text', 'code'")
     accepted = inspect.signature(LOSSES[name]).parameters
     names = [*(parameter for parameter in accepted if parameter != "variant"), "mask_same_clip"]
     if unknown := [parameter for parameter in parameters if parameter not in names]:
-        raise ValueError(f"{name}: no parameter {_quoted(unknown)}; known: {_quoted(names)}")
+        raise ValueError(f"{name}: no parameter {_quote(unknown)}; known: {_quote(names)}")
     if "mask_same_clip" in parameters:
         if "same_clip" in parameters:
             raise ValueError(f"{name}: mask_same_clip and same_clip say the same thing; give one of them")
@@ -297,5 +297,5 @@ def _above_zero(temperature: float) -> float:
     return temperature
 
 
-def _quoted(names: Any) -> str:
+def _quote(names: Any) -> str:
     return ", ".join(repr(name) for name in names)

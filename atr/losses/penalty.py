@@ -114,7 +114,7 @@ class PenaltySettings:
         UniformityPenalty(VoxelAssignment(), self.histogram, self.scale, self.dims, self.cover)
         VoxelRecipe(**self.network)
 
-    def changed(self) -> dict[str, Any]:
+    def differences(self) -> dict[str, Any]:
         """The fields that differ from their defaults, and alpha."""
         default = asdict(PenaltySettings(self.alpha))
         return {"alpha": self.alpha} | {key: value for key, value in asdict(self).items() if value != default[key]}

@@ -58,8 +58,8 @@ def ranks(similarity: Matrix | tuple[Matrix, Matrix], relevance: Relevance, chun
     to_audio, to_text, shape = similarities(similarity, chunk)
     captions, clips = relevant_pairs(relevance, shape)
     return Ranks(
-        t2a=_ranks(to_audio, _grouped(captions, clips, shape[0])),
-        a2t=_ranks(to_text, _grouped(clips, captions, shape[1])),
+        t2a=_ranks(to_audio, _group_members(captions, clips, shape[0])),
+        a2t=_ranks(to_text, _group_members(clips, captions, shape[1])),
     )
 
 
@@ -239,7 +239,7 @@ def _rows(matrix: Tensor, chunk: int | None) -> Iterator[Tensor]:
     return (rows.contiguous() for rows in matrix.split(chunk or max(1, BLOCK // matrix.shape[1])))
 
 
-def _grouped(groups: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
+def _group_members(groups: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
     """(count, largest group) members of each group, -1 where it has no more."""
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups, minlength=count)

@@ -120,16 +120,16 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     The mean's variance is (MS_seed + MS_clip - MS_error) / (S C), at the least max(MS_seed, MS_clip) / (S C), its
     degrees of freedom Satterthwaite's (1946, Biometrics Bulletin 2, p. 110). ValueError: a non-finite score, or none.
     """
-    comparison = _crossed(values, level)
+    comparison = _crossed_comparison(values, level)
     return Interval(comparison.difference, comparison.low, comparison.high)
 
 
 def crossed_test(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Comparison:
     """a - b, both (seeds, clips) of the same seeds and clips, with the interval of `crossed_interval` and its p."""
-    return _crossed(_difference(a, b), level)
+    return _crossed_comparison(_difference(a, b), level)
 
 
-def _crossed(values: np.ndarray, level: float) -> Comparison:
+def _crossed_comparison(values: np.ndarray, level: float) -> Comparison:
     """Of values (seeds, clips), as differences from 0."""
     seed, clip, error = squares = mean_squares(values)
     seeds, clips = np.shape(values)

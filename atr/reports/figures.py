@@ -28,7 +28,7 @@ COLUMN, PAGE = 3.4, 7.0  # inches: one column, full page width
 STYLE = Path(__file__).with_name("style.mplstyle")
 GLYPH = r"Glyph (\d+) .* missing from font"
 BARS: dict[str, Any] = {"marker": "o", "ms": 3, "capsize": 2}
-RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Series that many figures show, in the order of the palette: each has one colour in all of them.
 SERIES = (
     ("Triplet-sum", "Triplet-max", "Triplet-weighted", "NT-Xent", "Sigmoid"),
@@ -153,7 +153,7 @@ class _Powers(LogFormatterSciNotation):
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         label = super().__call__(x, pos).removeprefix(r"$\mathdefault{").removesuffix("}$")
-        return re.sub(r"\^\{(.*?)\}", lambda power: power[1].translate(RAISED), label).replace(r"\times", " × ")
+        return re.sub(r"\^\{(.*?)\}", lambda power: power[1].translate(SUPERSCRIPTS), label).replace(r"\times", " × ")
 
 
 class _LogScale(LogScale):

@@ -27,7 +27,7 @@ How methods are compared and claims judged: [protocol.md](protocol.md). *Holds* 
 difference and its 95 % interval in points; where a claim is *undecided* or a method has *not converged*, no effect is
 told. R@k and mAP@10 are in percent, means over seeds ± their standard deviation.
 """
-CHANGED = """## What changed
+CHANGES = """## What changed
 
 Verdicts of `demo` before methods had equal chances, beside those of now (two where both directions are judged: T→A,
 then A→T).
@@ -114,7 +114,7 @@ def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
         said = "; ".join(verdict(one) for one in now.to_dict("records"))
         rows.append((row["notebook"], claim, row["before"], said, row["reason"]))
     columns = ["notebook", "claim", "before", "now", "what was wrong before"]
-    return f"{CHANGED}\n{markdown(pd.DataFrame(rows, columns=columns))}\n"
+    return f"{CHANGES}\n{markdown(pd.DataFrame(rows, columns=columns))}\n"
 
 
 def section(folder: Path, notebook: Path) -> str:

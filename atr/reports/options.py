@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from atr.metrics import statistics
-from atr.training.records import ExternalTest
+from atr.training.results import ExternalTest
 
 BY = "t2a_r1"  # what an option is chosen by, and compared in
 
@@ -21,7 +21,7 @@ def compared(tests: Mapping[str, Sequence[ExternalTest]], against: str) -> pd.Da
     rows = []
     for name, seeds in tests.items():
         means = {key: np.mean([test.metrics[key] for test in seeds]) for key in (BY, "t2a_r10")}
-        rows.append({"option": name, "seeds": len(seeds), **means} | _paired(scores[name] - scores[against]))
+        rows.append({"option": name, "seeds": len(seeds), **means} | _mean_and_error(scores[name] - scores[against]))
     return pd.DataFrame(rows).set_index("option")
 
 
@@ -37,9 +37,9 @@ def on_halves(tests: Mapping[str, Sequence[ExternalTest]], against: str) -> pd.D
     for title, half in (("first, third, …", first), ("second, fourth, …", ~first)):
         best = max(scores, key=lambda name: scores[name][~half].mean())
         pooled[half] = scores[best][half]
-        difference = _paired((scores[best] - scores[against])[half])
+        difference = _mean_and_error((scores[best] - scores[against])[half])
         rows.append({"recordings": title, "chosen": best, BY: scores[best][half].mean()} | difference)
-    rows.append({"recordings": "all", "chosen": "", BY: pooled.mean()} | _paired(pooled - scores[against]))
+    rows.append({"recordings": "all", "chosen": "", BY: pooled.mean()} | _mean_and_error(pooled - scores[against]))
     return pd.DataFrame(rows).set_index("recordings")
 
 
@@ -48,6 +48,6 @@ def _by_recording(tests: Sequence[ExternalTest]) -> np.ndarray:
     return np.mean([statistics.clip_scores(test.ranks, test.relevance, k=1) for test in tests], axis=0)
 
 
-def _paired(differences: np.ndarray) -> dict[str, float]:
+def _mean_and_error(differences: np.ndarray) -> dict[str, float]:
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     return {"difference": float(differences.mean()), "standard_error": float(error)}

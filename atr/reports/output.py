@@ -19,7 +19,7 @@ from atr.reports import latex
 from atr.reports.names import numeric, quantity, readable
 from atr.system import atomic, hashes, units
 from atr.system.credentials import without_credentials
-from atr.system.environment import RECORDED, environment
+from atr.system.environment import PACKAGES, environment
 from atr.training.records import Run
 
 MOST = 10  # columns of a table as people read it
@@ -189,7 +189,7 @@ def test_sets(runs: Iterable[Run]) -> str:
     for run in {str(run.config.corpus): run for run in runs}.values():
         name, count = run.config.corpus["name"], int((run.clips["split"] == "test").sum())
         counts[name] = max(count, counts.get(name, 0))  # some train on more, and are tested elsewhere
-    return ", ".join(f"{units.counted(count, 'test clip')} of {name}" for name, count in counts.items() if count)
+    return ", ".join(f"{units.count_of(count, 'test clip')} of {name}" for name, count in counts.items() if count)
 
 
 def content(runs: Iterable[Run]) -> str:
@@ -208,9 +208,9 @@ def provenance(runs: Iterable[Run]) -> dict[str, Any]:
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     made = [run.environment for run in runs] or [environment(here, torch.get_num_threads())]
     devices = sorted({f"{one['device']}, {one['platform']}" for one in made})
-    versions = {name: sorted({one["versions"][name] for one in made}) for name in RECORDED}
+    versions = {name: sorted({one["versions"][name] for one in made}) for name in PACKAGES}
     hours = sum(one["seconds"] for one in made) / 3600 if runs else 0.0
-    said = f"{units.counted(len(runs), 'run')}, {hours:.2f} h in sum; " if runs else ""
+    said = f"{units.count_of(len(runs), 'run')}, {hours:.2f} h in sum; " if runs else ""
     note = f"{said}{'; '.join(devices)}; PyTorch {', '.join(versions['torch'])}."
     commits = sorted({one["commit"] for one in made if one["commit"]})
     return {

@@ -26,8 +26,8 @@ from atr.training.records import Run
 
 FILES = {"tables": (".csv", ".json"), "figures": (".png", ".json", ".pdf")}
 COLORS = 128  # of a figure within the page: figures have few, and the page stays small
-SAID = {"holds": "Holds", "contradicted": "Contradicted"}
-SAID |= {f"{verdict} in part": f"{words} in part" for verdict, words in SAID.items()}
+VERDICT_TITLES = {"holds": "Holds", "contradicted": "Contradicted"}
+VERDICT_TITLES |= {f"{verdict} in part": f"{words} in part" for verdict, words in VERDICT_TITLES.items()}
 EXPLORATION = "00"  # a notebook to look and listen; what it saves is no result
 KINDS = {"note": str, "runs": list, "devices": list, "versions": dict, "commits": list, "hashes": dict}
 PROVENANCE = {"note", "runs", "devices", "versions", "commits", "result_version", "command"}
@@ -124,9 +124,9 @@ class Paper:
     def sentence(self) -> str:
         """What became of its claims."""
         of_paper = [one for one in self.claims if one.place]
-        by = {verdict: [one.title for one in of_paper if one.verdict == verdict] for verdict in SAID}
-        named = [f"{words}: {'; '.join(by[verdict])}." for verdict, words in SAID.items() if by[verdict]]
-        rest = Counter(one.verdict for one in of_paper if one.verdict not in SAID)
+        by = {verdict: [one.title for one in of_paper if one.verdict == verdict] for verdict in VERDICT_TITLES}
+        named = [f"{words}: {'; '.join(by[verdict])}." for verdict, words in VERDICT_TITLES.items() if by[verdict]]
+        rest = Counter(one.verdict for one in of_paper if one.verdict not in VERDICT_TITLES)
         counts = ", ".join(f"{number} {verdict}" for verdict, number in rest.items())
         return " ".join([*named, f"Of {len(of_paper)} claims {counts}." if rest else ""]).strip()
 

@@ -235,7 +235,7 @@ def run_grid(
         search, outcome = wanted, None
         while outcome is None or search.todo() != outcome.configs:
             outcome = run(search.todo(), len(search.grid()))
-            if not all(search.ended(outcome.configs[place]) for place in outcome.failures):
+            if not all(search.at_end(outcome.configs[place]) for place in outcome.failures):
                 outcome.raise_failures()
     else:
         outcome = run(wanted, len(wanted))

@@ -12,7 +12,8 @@ import pandas as pd
 from atr.metrics import retrieval, statistics
 from atr.reports import names
 from atr.reports.output import labels
-from atr.training.records import ExternalTest, Run
+from atr.training.records import Run
+from atr.training.results import ExternalTest
 
 VERDICTS = ("holds", "contradicted", "undecided", "not converged")
 DIRECTIONS: dict[retrieval.Direction, str] = {"t2a": "T→A", "a2t": "A→T"}

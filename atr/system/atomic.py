@@ -29,7 +29,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 DEVICES = r"c(?=on\b)|p(?=rn\b)|a(?=ux\b)|n(?=ul\b)|c(?=om\d)|l(?=pt\d)"  # Windows has them whatever their ending
-RESERVED = re.compile(rf"""[%/\\:*?"<>|\x00-\x1f\x7f]|^\.|[. ]$|^(?i:{DEVICES})""")
+UNSAFE_NAME = re.compile(rf"""[%/\\:*?"<>|\x00-\x1f\x7f]|^\.|[. ]$|^(?i:{DEVICES})""")
 LONGEST = 200  # bytes of a name, which leaves room for what a temporary one adds; file systems take 255
 DAY = 86_400.0  # seconds
 
@@ -212,7 +212,7 @@ def file_name(text: str, ending: str = "") -> str:
     """A name for a file of its own for each text, on every system: characters that one of them reserves stand as %XX,
     as in addresses, and a long text ends in a hash. Capitals and composed letters are left to the caller to tell apart.
     """
-    name = RESERVED.sub(lambda match: f"%{ord(match[0]):02X}", text)
+    name = UNSAFE_NAME.sub(lambda match: f"%{ord(match[0]):02X}", text)
     if len(name.encode() + ending.encode()) > LONGEST:
         name = f"{name.encode()[: LONGEST - 40].decode(errors='ignore')}%{content_key(text)[:16]}"
     return name + ending

@@ -35,7 +35,7 @@ TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
 CHUNK = 1 << 18
 SLOWEST = 1 << 10  # bytes a second, over SPAN
 SPAN = 60.0  # seconds
-KEPT = "what has arrived is kept"
+RESUME_NOTE = "what has arrived is kept"
 SPARE = 1 << 26  # bytes of the disk that a file of unknown size leaves free
 
 
@@ -184,7 +184,9 @@ def _download(file: File, part: Path, quiet: bool) -> None:
             if _size(part) > farthest:
                 farthest, failures = _size(part), 0
             if failures == len(PAUSES):
-                raise _failure(file, part, f"cannot be fetched from {file.url} ({reason})", f"try again, {KEPT}, or ")
+                raise _failure(
+                    file, part, f"cannot be fetched from {file.url} ({reason})", f"try again, {RESUME_NOTE}, or "
+                )
             time.sleep(PAUSES[failures])
             failures += 1
 
@@ -246,7 +248,7 @@ def _receive(response: requests.Response, file: File, part: Path, have: int, tot
                 if time.monotonic() - begun > SPAN:
                     if came - start < SLOWEST * SPAN:
                         problem = f"{file.url} sends less than {SLOWEST:,} bytes a second"
-                        raise _failure(file, part, problem, f"try again later, {KEPT}, or ")
+                        raise _failure(file, part, problem, f"try again later, {RESUME_NOTE}, or ")
                     begun, start = time.monotonic(), came
                 bar.update(len(chunk))
         finally:
@@ -312,7 +314,7 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
     def write(temporary: Path) -> None:
         try:
             files = unpack(archive, temporary, quiet)
-        except _DAMAGED as error:
+        except _DAMAGE as error:
             raise DownloadError(
                 f"{archive}: damaged, or packed in a way that cannot be read ({error}); delete it and fetch it again; "
                 "nothing was unpacked"
@@ -329,7 +331,7 @@ def extract(archive: Path, folder: Path, quiet: bool = False) -> Path:
     return folder
 
 
-_DAMAGED = (
+_DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
     py7zr.exceptions.ArchiveError,

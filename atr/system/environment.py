@@ -10,7 +10,7 @@ from typing import Any
 from atr import __version__
 from atr.system import places
 
-RECORDED = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
+PACKAGES = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", "pandas", "atr")
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 @cache
 def versions() -> dict[str, str]:
     """Of the packages that numbers depend on, and of this one, whose distribution has another name."""
-    return {name: __version__ if name == "atr" else importlib.metadata.version(name) for name in RECORDED}
+    return {name: __version__ if name == "atr" else importlib.metadata.version(name) for name in PACKAGES}
 
 
 def commit() -> str | None:

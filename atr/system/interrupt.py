@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130  # the status of what SIGINT ended, as shells have it
+INTERRUPT_STATUS = 130  # the status of what SIGINT ended, as shells have it
 QUIET_TRACKER = "ignore:resource_tracker"
-STOPPED = "Stopped. What is done is kept: the same command continues where it stopped."
+STOP_NOTE = "Stopped. What is done is kept: the same command continues where it stopped."
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -19,8 +19,8 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
     What is written stays whole without a farewell, as after a kill, and processes that were started end with this one.
     """
     clear = "\r\x1b[K" if os.isatty(2) else ""  # a line of progress
-    os.write(2, f"{clear}{STOPPED}\n".encode())
-    os._exit(INTERRUPTED)
+    os.write(2, f"{clear}{STOP_NOTE}\n".encode())
+    os._exit(INTERRUPT_STATUS)
 
 
 def stop_at_once() -> None:

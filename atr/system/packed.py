@@ -22,7 +22,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Packed:
+class RaggedArray:
     """Rows of unequal length in one memory-mapped array.
 
     data: (total length, ...); offsets: (rows + 1,) int64. Row i is `data[offsets[i]:offsets[i + 1]]`.
@@ -32,7 +32,7 @@ class Packed:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, rows: Sequence[np.ndarray]) -> "Packed":
+    def of(cls, rows: Sequence[np.ndarray]) -> "RaggedArray":
         """Rows (length, ...) in memory."""
         return cls(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
 
@@ -73,7 +73,7 @@ class InputRows:
     """What one side of a model reads, one row per clip or caption.
 
     kind  POOLED, what an encoder would give; else in the words of the encoder that reads it
-    data  of kind POOLED a tensor (rows, dim), else `Packed`
+    data  of kind POOLED a tensor (rows, dim), else `RaggedArray`
     """
 
     kind: str
@@ -108,11 +108,11 @@ def pack(folder: Path, rows: Iterable[np.ndarray]) -> None:
     (folder / "layout.json").write_text(json.dumps({"shape": [offsets[-1], *shape], "dtype": str(dtype)}))
 
 
-def open_packed(folder: Path) -> Packed:
+def open_packed(folder: Path) -> RaggedArray:
     """The rows that `pack` wrote, memory-mapped."""
     try:
         layout = json.loads((folder / "layout.json").read_text())
         data = np.memmap(folder / "raw", dtype=layout["dtype"], mode="c", shape=tuple(layout["shape"]))
-        return Packed(data, np.load(folder / "offsets.npy"))
+        return RaggedArray(data, np.load(folder / "offsets.npy"))
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{folder}: files missing or cut short ({error}); delete it and run again") from error

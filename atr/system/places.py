@@ -33,7 +33,7 @@ def place(variable: str, file: bool = False) -> Path | None:
             os.environ[name] = os.path.abspath(expanded)
     for name in LISTS:
         if os.environ.get(name):
-            os.environ[name] = os.pathsep.join(map(str, listed(name)))
+            os.environ[name] = os.pathsep.join(map(str, paths_of(name)))
     if not os.environ.get(variable):
         return None
     path = Path(os.environ[variable])
@@ -43,7 +43,7 @@ def place(variable: str, file: bool = False) -> Path | None:
     return path
 
 
-def listed(variable: str) -> list[Path]:
+def paths_of(variable: str) -> list[Path]:
     """The absolute paths that an environment variable of `LISTS` names."""
     paths = os.environ.get(variable, "").split(os.pathsep)
     return [Path(os.path.abspath(os.path.expanduser(path))) for path in paths if path]

@@ -24,7 +24,9 @@ from atr.system.places import home
 
 SUMS = "sums.json"
 BLOCK = 4 << 20  # bytes
-CHECKED = 64 << 20  # bytes of an entry that are read when it is opened: all of a smaller one, of a larger one a sample
+CHECK_BYTES = (
+    64 << 20
+)  # bytes of an entry that are read when it is opened: all of a smaller one, of a larger one a sample
 
 
 def digests(file: IO[bytes]) -> list[str]:
@@ -46,7 +48,7 @@ def write_sums(folder: Path, names: Iterable[str], contents: Mapping[str, bytes]
 def damage(folder: Path, name: str | None = None, whole: bool = False) -> str:
     """What is wrong with the files of a folder, or one of them, by its `sums.json`; "" if nothing is, or it has none.
 
-    Of more than CHECKED bytes a sample of blocks is read, unless `whole`.
+    Of more than CHECK_BYTES bytes a sample of blocks is read, unless `whole`.
     """
     try:
         sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
@@ -58,8 +60,8 @@ def damage(folder: Path, name: str | None = None, whole: bool = False) -> str:
             if (there := (folder / one).stat().st_size) != size:
                 return f"{one} has {there:,} bytes instead of {size:,}"
         blocks = [(one, number) for one, (_, entry) in sums.items() for number in range(len(entry))]
-        if not whole and sum(size for size, _ in sums.values()) > CHECKED:
-            blocks = random.SystemRandom().sample(blocks, CHECKED // BLOCK)
+        if not whole and sum(size for size, _ in sums.values()) > CHECK_BYTES:
+            blocks = random.SystemRandom().sample(blocks, CHECK_BYTES // BLOCK)
         for one, number in blocks:
             with open(folder / one, "rb") as file:
                 file.seek(number * BLOCK)

@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds < 3 * 86400 else f"{seconds / 86400:.0f} days"
 
 
-def counted(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
     """ "1 file", "2,000 files"."""
     return f"{number:,} {what}{'s' * (number != 1)}"
 

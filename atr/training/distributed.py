@@ -220,10 +220,10 @@ def synchronise(network: nn.Module, group: Group) -> None:
     """Let the batch-norms of a network take their statistics, in training, from the inputs of all processes."""
     if group.size > 1:
         for norm in norms(network):
-            norm.forward = partial(_synchronised, norm, group)  # type: ignore[method-assign]
+            norm.forward = partial(_normalise_together, norm, group)  # type: ignore[method-assign]
 
 
-def _synchronised(norm: _BatchNorm, group: Group, x: Tensor) -> Tensor:
+def _normalise_together(norm: _BatchNorm, group: Group, x: Tensor) -> Tensor:
     """x (N, C, …), of which each process has some rows, normalised by the mean and variance of all rows, by channel."""
     if not norm.training:
         return type(norm).forward(norm, x)

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from atr.encoders.inputs import AUDIO_BATCH, WAVEFORMS
+from atr.encoders.pooling import FrameRows
 from atr.metrics import retrieval
 from atr.metrics.retrieval import Ranks
 from atr.system.packed import POOLED, InputRows
@@ -91,9 +93,9 @@ def embed(
     batch_size: int = 256,
     released_batch: int | None = None,
     group: Group = ALONE,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Any, Tensor]:
     """Embeddings of a whole split in evaluation mode: audio (clips, dim), text (captions, dim), float32 on the CPU.
-    Audio of a text-aware model is (clips, T, dim), T that of the longest clip.
+    Audio of a text-aware model is `FrameRows` (clips, T, dim), T that of the longest clip.
 
     `to` moves a tensor to the model's device. With `released_batch`, audio is batched as Mei et al. 2022 released it,
     which decides how far each clip is padded: see `released_batches`. The processes of `group` share the work, and all
@@ -128,7 +130,7 @@ def one_side(
     released_batch: int | None = None,
     pooled: bool = False,
     group: Group = ALONE,
-) -> Tensor:
+) -> Any:
     """`embed` for "audio" or "text" alone; with `pooled` what the encoder gives, before the head."""
     rows: InputRows = getattr(inputs, side)
     if rows.kind == WAVEFORMS and released_batch is not None:
@@ -140,24 +142,19 @@ def one_side(
     shared = len(batches) >= group.size
     training = model.training
     model.eval()
-    result = None
+    result: Any = None
     for members, wanted in batches[group.rank :: group.size] if shared else batches:
         batch = rows.batch(members).to(to)
         done = model(**(dict.fromkeys(SIDES) | {side: batch, "pooled": pooled}))
-        done = done[SIDES.index(side)].float().cpu()
-        if result is None:
-            result = torch.zeros(len(rows), *done.shape[1:])
-        if done.ndim == 3:  # frames: the longest clips come first, so that there is room for all others
-            result = nn.functional.pad(result, (0, 0, 0, max(0, done.shape[1] - result.shape[1])))
-            result[wanted, : done.shape[1]] = done[np.isin(members, wanted)]
-        else:
-            result[wanted] = done[np.isin(members, wanted)]
+        done = done[SIDES.index(side)].float().to("cpu")
+        if result is None:  # of frames, the longest clips come first, so that there is room for all others
+            result = done.new_zeros(len(rows), *done.shape[1:])
+        result[wanted] = done[np.isin(members, wanted)]
     model.train(training)
-    assert result is not None
     if not shared or group.size == 1:
         return result
-    if result.ndim == 3:
-        result = nn.functional.pad(result, (0, 0, 0, group.largest(result.shape[1]) - result.shape[1]))
+    if isinstance(result, FrameRows):
+        return result.pad(group.largest(result.shape[1])).exchange(group.sum)
     return group.sum(result)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from atr.config import RunConfig
 from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
-from atr.system import atomic, devices, store
+from atr.system import atomic, devices, store, tracking
 from atr.system.devices import resolve_device
-from atr.training import batches, distributed, evaluation, model, preparation, tracking
+from atr.training import batches, distributed, evaluation, model, preparation
 from atr.training.distributed import ALONE, Group
-from atr.training.identity import Prepared, locate, needed
+from atr.training.identity import Preparation, locate, requirements
 from atr.training.records import RecordError, Run
 from atr.training.trainer import Trainer, fabric_of, train
 
@@ -61,11 +61,11 @@ def fit(
     options: dict[str, Any] = {"device": device, "threads": threads, "processes": processes, "track": trackers}
     others = {
         name: fit(other, its_corpus, root=root, runs=runs, quiet=quiet, **options)
-        for name, (other, its_corpus) in needed(config, corpus, root).items()
+        for name, (other, its_corpus) in requirements(config, corpus, root).items()
     }
     with atomic.writing(run.path), run.lock("trained"):
         if not at_hand(run, config):
-            if run.ended:
+            if run.at_end:
                 problem = run.problem or f"{run.path / 'config.json'}: not what this version writes for the run"
                 warnings.warn(f"{problem}. Now trained anew; kept as {run.set_aside()}", stacklevel=2)
             run.begin()
@@ -102,14 +102,14 @@ def _train(
     device: str,
     threads: int,
     trackers: list[str],
-    prepared: Prepared | None = None,
+    prepared: Preparation | None = None,
 ) -> None:
     """Train a run in this process, as one of a group."""
     prepared = prepared or preparation.prepare(config, corpus, quiet=True, device=device)
     if device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
     with devices.threads(threads), devices.switches_for(device).on():
-        loggers = [] if group.rank else tracking.loggers(trackers, run)
+        loggers = [] if group.rank else tracking.loggers(trackers, run.path)
         mined_by = ancillary(others["ancillary"], corpus, device, threads) if config.ancillary else None
         train(Trainer(config, corpus, prepared, others, device, mined_by, loggers, group), run, threads)
 

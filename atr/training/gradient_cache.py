@@ -10,6 +10,7 @@ https://arxiv.org/abs/2101.06983). Embeddings, loss and gradient are those of th
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from atr.encoders.pooling import FrameRows
 from atr.system.packed import POOLED
 from atr.training.distributed import ALONE, Group, norms
 from atr.training.identity import Inputs
@@ -54,11 +56,13 @@ class BatchEncoder:
         captions.
         """
         parts = list(self._parts(inputs, captions))
-        frames = _cat([self.group.gather(sound, count, summed=True) for count, sound, _ in parts])
+        frames = FrameRows.cat(
+            [sound.exchange(partial(self.group.gather, count=count, summed=True)) for count, sound, _ in parts]
+        )
         run = self._runner(len(parts))
         return _cat([self.group.gather(run(self.network.similarity, frames, words), n) for n, _, words in parts])
 
-    def _parts(self, inputs: Inputs, captions: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _parts(self, inputs: Inputs, captions: np.ndarray) -> Iterator[tuple[int, Any, Tensor]]:
         """Of each chunk: its number of pairs, and what the network makes of this process's share of them."""
         clips = inputs.clip_of_caption
         chunks = np.split(captions, range(self.chunk, len(captions), self.chunk)) if self.chunk else [captions]
@@ -80,7 +84,7 @@ class BatchEncoder:
             return lambda function, *arguments: function(*arguments)
 
         def twice(function: Callable[..., Any], *arguments: Any) -> Any:
-            contexts = (nullcontext(), unmoved(self.network))
+            contexts = (nullcontext(), hold_statistics(self.network))
             return checkpoint(function, *arguments, use_reentrant=False, context_fn=lambda: contexts)
 
         return twice
@@ -91,7 +95,7 @@ def _cat(parts: list[Tensor]) -> Tensor:
 
 
 @contextmanager
-def unmoved(network: nn.Module) -> Iterator[None]:
+def hold_statistics(network: nn.Module) -> Iterator[None]:
     """Running statistics stay as they are, whatever a network in training mode is given."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms(network)]
     for norm, _, _ in before:

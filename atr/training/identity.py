@@ -37,7 +37,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Preparation:
     """A corpus as one config sees it: splits, where the weights come from, and their fingerprints."""
 
     audio_weights: Path | None
@@ -53,7 +53,7 @@ def pretrained_on_corpus(config: RunConfig) -> bool:
     return own and config.training not in ("external", "scratch")
 
 
-def weights(config: RunConfig, corpus: Corpus | None, quiet: bool = False, fetch: bool = True) -> Prepared:
+def weights(config: RunConfig, corpus: Corpus | None, quiet: bool = False, fetch: bool = True) -> Preparation:
     """The weights that a run starts from: pre-trained first where they are the corpus's own, fetched where they are
     published. Without `fetch`, FileNotFoundError for those that are not here. corpus: None will do where they are not
     `pretrained_on_corpus`.
@@ -67,7 +67,7 @@ def weights(config: RunConfig, corpus: Corpus | None, quiet: bool = False, fetch
         extra["captions"] = hashes.content_key(language.read(config.text_contrast["captions"]).values.tolist())
     if external:
         spoken = hashes.content_key(CLAP_VERSION, spoken)
-        return Prepared(None, folder, {"audio": spoken, "text": spoken})
+        return Preparation(None, folder, {"audio": spoken, "text": spoken})
     if config.training == "scratch" or config.audio_weights is None:
         audio_weights = None
     elif config.audio_weights != "pretrained":
@@ -86,7 +86,7 @@ def weights(config: RunConfig, corpus: Corpus | None, quiet: bool = False, fetch
     if audio_weights is None and config.training == "frozen":
         raise ValueError("training 'frozen' needs audio_weights; a random encoder that stays random learns nothing")
     audio = hashes.file_hash(audio_weights) if audio_weights else "random"  # FileNotFoundError where it is missing
-    return Prepared(audio_weights, folder, {"audio": audio, "text": spoken, **extra})
+    return Preparation(audio_weights, folder, {"audio": audio, "text": spoken, **extra})
 
 
 def _weights_file(name: str, encoder: str) -> Path:
@@ -122,12 +122,12 @@ def locate(
     or raises FileNotFoundError without `fetch`.
     """
     fingerprints = weights(config, corpus, quiet, fetch).fingerprints
-    for name, (other, its_corpus) in needed(config, corpus, root).items():
+    for name, (other, its_corpus) in requirements(config, corpus, root).items():
         fingerprints = fingerprints | {name: locate(other, its_corpus, runs, quiet, fetch, root).address}
     return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
 
 
-def needed(config: RunConfig, corpus: Corpus, root: str | Path | None) -> dict[str, tuple[RunConfig, Corpus]]:
+def requirements(config: RunConfig, corpus: Corpus, root: str | Path | None) -> dict[str, tuple[RunConfig, Corpus]]:
     """The configs of the runs that a run needs, each with its corpus."""
     return {
         name: (other, corpus if other.corpus == config.corpus else corpus_of(other.corpus, root))

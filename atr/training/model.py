@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from atr.config import RunConfig
 from atr.encoders import checkpoints, registry
 from atr.encoders.inputs import encode
-from atr.encoders.pooling import TextAwarePooling
+from atr.encoders.pooling import FrameRows, TextAwarePooling
 from atr.encoders.text import TextEncoder
 from atr.system.packed import POOLED, Batch
 from atr.training.distributed import norms
-from atr.training.identity import Prepared
+from atr.training.identity import Preparation
 from atr.training.records import RecordError, Run
 
 
@@ -49,7 +49,7 @@ class DualEncoder(nn.Module):
     stays fixed need not run again; one that is None has run before.
     With `padding` "released", all clips of a batch count as long as its longest, zeros and all.
     text_aware: pools what the audio head makes of each frame by caption. A clip then has no embedding of its own:
-    wherever it says audio (…, dim) below, there are frames (…, T, dim) instead, zeros behind a clip's end.
+    wherever it says audio (…, dim) below, there are `FrameRows` (…, T, dim) instead.
     fixed_norm: the audio encoder's batch-norms keep the statistics that they came with, in training too.
     """
 
@@ -81,11 +81,11 @@ class DualEncoder(nn.Module):
                 norm.eval()
         return self
 
-    def embed_audio(self, audio: Batch) -> Tensor:
+    def embed_audio(self, audio: Batch) -> Any:
         """Of any kind that `encode` reads, or POOLED (B, audio_dim) → (B, dim), of length 1."""
         if self.text_aware is not None:
             frames, mask = self._frames(audio)
-            return self.audio_head(frames) * mask[:, :, None]
+            return FrameRows(self.audio_head(frames) * mask[:, :, None], mask)
         return nn.functional.normalize(self.audio_head(self.pool_audio(audio)), dim=-1)
 
     def embed_text(self, text: Batch) -> Tensor:
@@ -95,16 +95,11 @@ class DualEncoder(nn.Module):
         embedding = self.text_head(self.pool_text(text))
         return embedding if self.text_aware is not None else nn.functional.normalize(embedding, dim=-1)
 
-    def similarity(self, audio: Tensor, text: Tensor) -> Tensor:
+    def similarity(self, audio: Any, text: Tensor) -> Tensor:
         """Cosines (texts, clips) of the embeddings of `forward`."""
         if self.text_aware is None:
             return text @ audio.T
-        return self.text_aware.similarity(audio, self.mask(audio), text)
-
-    @staticmethod
-    def mask(frames: Tensor) -> Tensor:
-        """(B, T) bool: which of the frames of a text-aware `embed_audio` count, as zeros stand behind a clip's end."""
-        return frames.any(2)
+        return self.text_aware.similarity(audio.values, audio.mask, text)
 
     def pool_audio(self, audio: Batch) -> Tensor:
         """Output (B, audio_dim) of the encoder."""
@@ -122,7 +117,7 @@ class DualEncoder(nn.Module):
 
     def forward(
         self, audio: Batch | None, text: Batch | None, pooled: bool = False
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | FrameRows | None, Tensor | None]:
         """Embeddings of a batch of each side, or with `pooled` the encoders' outputs; None gives None."""
         if pooled:
             return audio and self.pool_audio(audio), text and self.pool_text(text)
@@ -135,7 +130,7 @@ class DualEncoder(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if name not in fixed}
 
 
-def build(config: RunConfig, prepared: Prepared) -> DualEncoder:
+def build(config: RunConfig, prepared: Preparation) -> DualEncoder:
     """The model of a config, heads drawn from PyTorch's generator; seed that first."""
     sample = next(iter(prepared.splits.values()))
     if config.training in ("frozen", "external"):
@@ -191,7 +186,7 @@ def parameter_groups(model: DualEncoder, loss: nn.Module, config: RunConfig) -> 
     ]
 
 
-def restore(run: Run, prepared: Prepared, config: RunConfig | None = None) -> DualEncoder:
+def restore(run: Run, prepared: Preparation, config: RunConfig | None = None) -> DualEncoder:
     """The network of a finished run's selected epoch, in evaluation mode, over what is prepared for its config, or for
     `config`, which says the same of the network. RecordError: the checkpoint does not fit.
     """
@@ -213,7 +208,7 @@ def load(network: DualEncoder, run: Run) -> DualEncoder:
             if shapes[0].get(name) != shapes[1].get(name)
         ]
         raise RecordError(
-            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.listed(differences)}; "
+            f"{path}: the checkpoint holds other tensors than the config builds: {checkpoints.name_list(differences)}; "
             f"{mend}"
         )
     try:

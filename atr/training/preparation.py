@@ -21,10 +21,10 @@ from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
 from atr.losses.contrast import WordRows
 from atr.system import devices, hashes, packed, store
 from atr.system.packed import POOLED, InputRows
-from atr.training.identity import Inputs, Prepared, weights
+from atr.training.identity import Inputs, Preparation, weights
 
 
-def pooled(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu", quiet: bool = False) -> Tensor:
+def pool_features(config: RunConfig, corpus: Corpus, weights: Path, device: str = "cpu", quiet: bool = False) -> Tensor:
     """Pooled features of a frozen encoder in evaluation mode over a one-split corpus: (clips, dim), computed once."""
     split = corpus.clips["split"].iloc[0]
     name, seconds = config.audio_encoder, config.max_seconds
@@ -75,7 +75,7 @@ def caption_style(config: RunConfig) -> str | None:
     return None if config.training == "external" else config.caption_style
 
 
-def normalised(config: RunConfig, corpus: Corpus) -> list[str]:
+def normal_captions(config: RunConfig, corpus: Corpus) -> list[str]:
     """The captions of a corpus as a config's text encoder reads them."""
     return [text.normalise(caption, caption_style(config)) for caption in corpus.captions["caption"]]
 
@@ -90,13 +90,13 @@ def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: b
         return text.TextEncoder(folder, config.text_pooling).to(device)
 
     fingerprint, pooling = text.fingerprint(folder), config.text_pooling
-    rows = text.computed(normalised(config, corpus), fingerprint, encoder, pooling=pooling, quiet=quiet)
+    rows = text.rows_from_store(normal_captions(config, corpus), fingerprint, encoder, pooling=pooling, quiet=quiet)
     return InputRows(POOLED, torch.from_numpy(rows.data))
 
 
 def prepare(
     config: RunConfig, corpus: Corpus, splits: tuple[str, ...] = SPLITS, quiet: bool = False, device: str = "cpu"
-) -> Prepared:
+) -> Preparation:
     """Everything that `config` reads of `corpus`, from the store; what is missing there is computed now, frozen
     features on `device`. Where a corpus has no test clips, its validation clips are tested on.
     """
@@ -120,13 +120,15 @@ def prepare(
 
     def read(captions: list[str]) -> InputRows:
         if config.training == "frozen":
-            rows = text.computed(captions, fingerprint, encoder_on_device, pooling=config.text_pooling, quiet=quiet)
+            rows = text.rows_from_store(
+                captions, fingerprint, encoder_on_device, pooling=config.text_pooling, quiet=quiet
+            )
             return InputRows(POOLED, torch.from_numpy(rows.data))
         if config.state_layers is not None:
             below = config.state_layers
-            states = text.computed(captions, fingerprint, encoder_on_device, below=below, quiet=quiet)
+            states = text.rows_from_store(captions, fingerprint, encoder_on_device, below=below, quiet=quiet)
             return InputRows(text.STATES, states)
-        return text.tokenized(captions, fingerprint, text_encoder)
+        return text.ids_from_store(captions, fingerprint, text_encoder)
 
     if config.padding == "released" and registry.facts(config.audio_encoder).cached:
         raise ValueError(f"padding 'released': {config.audio_encoder} reads cached log-mels, which hold no padding")
@@ -135,14 +137,17 @@ def prepare(
             prepared.splits[name] = prepared.splits["validation"]
             continue
         part = corpus.split(name)
-        captions = normalised(config, part)
+        captions = normal_captions(config, part)
         place = {clip: row for row, clip in enumerate(part.clips["clip"])}
         clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
         if config.training == "external":
             sides = external(config, part, prepared.text_folder, captions, device, quiet)
         elif config.training == "frozen":
             assert prepared.audio_weights is not None
-            sides = InputRows(POOLED, pooled(config, part, prepared.audio_weights, device, quiet)), read(captions)
+            sides = (
+                InputRows(POOLED, pool_features(config, part, prepared.audio_weights, device, quiet)),
+                read(captions),
+            )
         elif config.audio_state_layers is None:
             sides = audio_input(part, config.audio_encoder, quiet, config.max_seconds), read(captions)
         elif prepared.audio_weights is None:
@@ -163,7 +168,7 @@ def prepare(
     if config.label_contrast and "train" in splits:
         assert prepared.audio_weights is not None
         with torch.inference_mode():
-            frozen = pooled(config, corpus.split("train"), prepared.audio_weights, device, quiet)
+            frozen = pool_features(config, corpus.split("train"), prepared.audio_weights, device, quiet)
             posteriors = encoder.logits(frozen).sigmoid()
         prepared.words["labels"] = replace(prepared.words["labels"], posteriors=posteriors.clone())
     return prepared

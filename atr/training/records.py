@@ -1,4 +1,4 @@
-"""One finished or unfinished run on disk, and the folder that holds them.
+"""One finished or unfinished run on disk, and the folder that holds them; `atr.training.results` has what it came to.
 
 `<runs>/<address>/` holds the files below; state.pt while unfinished; error.txt if it failed. sums.json has the digests
 of all (`store.damage`; runs by older versions lack it), metrics.json is written last: a run is finished where it is
@@ -9,12 +9,11 @@ run anew and keeps its folder as `<address>.aside-1`.
 
 import io
 import json
-import math
 import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,10 +31,11 @@ from torch import Tensor
 
 from atr.config import RESULT_VERSION, ConfigError, RunConfig, from_dict
 from atr.corpora.corpus import SPLITS, Corpus
-from atr.metrics.retrieval import Ranks, relevant_pairs, retrieval_metrics
+from atr.metrics.retrieval import Ranks
 from atr.system import atomic, hashes, places, store
-from atr.system.environment import RECORDED
-from atr.training import state
+from atr.system.environment import PACKAGES
+from atr.training import results, state
+from atr.training.results import ExternalTest, check_embeddings, check_kinds, check_metrics, read_object
 from atr.training.state import State
 
 Content = TypeVar("Content")
@@ -48,27 +48,11 @@ CONFIG, ENVIRONMENT, CLIPS, HISTORY, LEARNED = (
 )
 EMBEDDINGS, CHECKPOINT, METRICS = "embeddings.safetensors", "checkpoint.safetensors", "metrics.json"
 STATE, ERROR, EXTERNAL = "state.pt", "error.txt", "external"
-SCORES = {
-    f"{way}_{name}" for way in ("t2a", "a2t") for name in ("r1", "r5", "r10", "map10", "median_rank", "mean_rank")
-}
 AGAIN = "run its study or atr.fit again: the run is trained anew, and this folder kept beside it"
 
 
 class RecordError(ValueError):
     """A file of a run is missing, or holds what it cannot; the message names it and says how the run is made again."""
-
-
-@dataclass(frozen=True)
-class ExternalTest:
-    """What a finished run came to on another corpus: ranks, and relevance as in `Corpus`."""
-
-    ranks: Ranks
-    relevance: np.ndarray
-
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        """As `Run.metrics`."""
-        return retrieval_metrics(self.ranks)
 
 
 def error_text(error: BaseException) -> str:
@@ -105,7 +89,7 @@ class Run:
         return self.path.name
 
     @property
-    def ended(self) -> bool:
+    def at_end(self) -> bool:
         """Whether it came to its end, whatever has become of its files."""
         return os.path.lexists(self.path / METRICS)
 
@@ -122,7 +106,7 @@ class Run:
             version = RESULT_VERSION
         if version != RESULT_VERSION:
             return "stale" if version < RESULT_VERSION else "newer"
-        if self.ended:
+        if self.at_end:
             return "damaged" if self.problem else "finished"
         return "failed" if os.path.lexists(self.path / ERROR) else "unfinished"
 
@@ -143,7 +127,7 @@ class Run:
     @property
     def problem(self) -> str:
         """What is wrong with the files of a run that came to its end, the first of them; nothing if they are whole."""
-        if not self.ended:
+        if not self.at_end:
             return ""
         run = Run(self.path)  # reads anew, and keeps nothing
         try:
@@ -162,13 +146,13 @@ class Run:
         """What `parse` makes of a file."""
         path = self.path / name
         try:
-            if self.ended and (problem := store.damage(self.path, name)):
+            if self.at_end and (problem := store.damage(self.path, name)):
                 raise RecordError(f"{path}: damaged ({problem}); {AGAIN}")
             return parse(path)
         except RecordError:
             raise
         except FileNotFoundError as error:
-            if not self.ended:
+            if not self.at_end:
                 missing = f"{path}: missing, as the run is not finished; atr.fit(run.config) continues it"
                 raise FileNotFoundError(missing) from error
             raise RecordError(f"{path}: missing; {AGAIN}") from error
@@ -183,11 +167,11 @@ class Run:
 
     @property
     def _record(self) -> dict[str, Any]:
-        return self._read(CONFIG, lambda path: _fitting(_object(path), {"result_version": int, "config": dict}))
+        return self._read(CONFIG, lambda path: check_kinds(read_object(path), {"result_version": int, "config": dict}))
 
     @cached_property
     def _metrics(self) -> dict[str, Any]:
-        return self._read(METRICS, lambda path: _complete(_object(path)))
+        return self._read(METRICS, lambda path: check_metrics(read_object(path)))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -217,9 +201,9 @@ class Run:
         kinds = {"device": str, "platform": str, "seconds": (int, float), "versions": dict}
 
         def parse(path: Path) -> dict[str, Any]:
-            record = _fitting(_object(path), kinds | {"commit": (str, type(None))})
-            _fitting(record["versions"], dict.fromkeys(RECORDED, str))
-            _fitting(record, {"weights": dict} if "weights" in record else {})
+            record = check_kinds(read_object(path), kinds | {"commit": (str, type(None))})
+            check_kinds(record["versions"], dict.fromkeys(PACKAGES, str))
+            check_kinds(record, {"weights": dict} if "weights" in record else {})
             return record
 
         return self._read(ENVIRONMENT, parse)
@@ -257,7 +241,7 @@ class Run:
                 raise ValueError("holds other things than numbers")
             if table["epoch"].tolist() != list(range(1, len(table) + 1)) or table["loss"].isna().any():
                 raise ValueError("an epoch or its loss is missing")
-            if self.ended and len(table) < self.best_epoch:
+            if self.at_end and len(table) < self.best_epoch:
                 raise ValueError(f"ends before the selected epoch {self.best_epoch}")
             return table
 
@@ -288,7 +272,7 @@ class Run:
         """Test split: audio (clips, dim), text (captions, dim), relevance of the `Corpus`, ranks t2a and a2t; of a
         text-aware model similarity (captions, clips) in place of audio.
         """
-        return self._read(EMBEDDINGS, lambda path: _agreeing(load_file(path)))
+        return self._read(EMBEDDINGS, lambda path: check_embeddings(load_file(path)))
 
     @property
     def checkpoint(self) -> dict[str, torch.Tensor]:
@@ -301,14 +285,7 @@ class Run:
 
         The first; clips described alike share their captions, and take one each.
         """
-        audio, text = self.embeddings["audio"], self.embeddings["text"]
-        captions, clips = relevant_pairs(self.embeddings["relevance"], (len(text), len(audio)))
-        free, rows = np.ones(len(text), bool), []
-        for clip in range(len(audio)):
-            own = captions[clips == clip]
-            rows.append(own[free[own].argmax()])  # its first, if none is free
-            free[rows[-1]] = False
-        return audio, text[torch.from_numpy(np.array(rows))]
+        return results.pairs(self.embeddings)
 
     @property
     def ranks(self) -> Ranks:
@@ -326,27 +303,18 @@ class Run:
         if not os.path.lexists(path):
             return None
         try:
-            content, about = path.with_suffix(".npz").read_bytes(), _object(path)
-            if about.pop("sha256", "") != _digest(about, content):
-                raise ValueError(f"it or {path.with_suffix('.npz').name} is not as it was written")
-            arrays = np.load(io.BytesIO(content))
-            return ExternalTest(Ranks(arrays["t2a"], arrays["a2t"]), arrays["relevance"])
+            return results.read_external(path)
         except Exception as error:  # of json, NumPy, Unicode, the file system
             problem = error_text(error).splitlines()[0]
             raise RecordError(f"{path}: cannot be read ({problem}); test the run on that corpus again") from error
 
     def write_external(self, name: str, test: ExternalTest, about: dict[str, Any]) -> None:
         """Keep what a run came to on another corpus, and in words what it was tested on."""
-        path, buffer = self.path / EXTERNAL / f"{name}.json", io.BytesIO()
-        np.savez(buffer, t2a=test.ranks.t2a, a2t=test.ranks.a2t, relevance=test.relevance)
-        content = buffer.getvalue()
-        atomic.write_atomic(path.with_suffix(".npz"), lambda temporary: temporary.write_bytes(content))
-        about = about | {"test": test.metrics}
-        atomic.write_json(path, about | {"sha256": _digest(about, content)})
+        results.write_external(self.path / EXTERNAL / f"{name}.json", test, about)
 
     def damage(self) -> str:
         """What is wrong with its files, "" if nothing is known to be: of a finished run all of them, else its state."""
-        if self.ended:
+        if self.at_end:
             return store.damage(self.path, whole=True) or self.problem
         try:
             if (self.path / STATE).is_file():
@@ -429,44 +397,6 @@ class Run:
             shutil.rmtree(gone)
 
 
-def _digest(about: dict[str, Any], ranks: bytes) -> str:
-    """Of a test on another corpus: the two files that hold it."""
-    return hashes.sha256(hashes.content_key(about) + hashes.sha256(ranks))
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON file's object. ValueError: it holds something else, or a number that JSON does not know."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"holds {constant}")
-
-    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    if not isinstance(content, dict):
-        raise ValueError("not an object")
-    return content
-
-
-def _fitting(record: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    for name, kind in kinds.items():
-        if not isinstance(record.get(name, ...), kind) or isinstance(record[name], bool):
-            raise ValueError(f"{name}: {'of another type' if name in record else 'missing'}")
-    return record
-
-
-def _complete(record: dict[str, Any]) -> dict[str, Any]:
-    """Results with all of their metrics, which are finite."""
-    stages = record.get("stages", [])
-    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-        raise ValueError("stages: not a list of objects")
-    for part in (record, *stages):
-        _fitting(part, {"test": dict, "validation": dict, "best_epoch": int})
-        for scores in (part["test"], part["validation"]):
-            _fitting(scores, dict.fromkeys(SCORES | set(scores), (int, float)))
-            if not all(map(math.isfinite, scores.values())):
-                raise ValueError("a metric is not finite")
-    return record
-
-
 def _table(path: Path, **options: Any) -> pd.DataFrame:
     with open(path, "rb") as file:
         text = file.read()
@@ -475,30 +405,7 @@ def _table(path: Path, **options: Any) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(text), **options)
 
 
-def _agreeing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of `Run.embeddings` whose types and shapes agree."""
-    other = "similarity" if "similarity" in tensors else "audio"
-    missing = {"text", other, "relevance", "t2a", "a2t"} - set(tensors)
-    if missing:
-        raise ValueError(f"{', '.join(sorted(missing))}: missing")
-    text, audio, t2a, a2t = (tensors[name] for name in ("text", other, "t2a", "a2t"))
-    captions, clips = len(text), len(a2t)
-    for name in ("text", other, "t2a", "a2t"):
-        tensor = tensors[name]
-        if tensor.ndim != 2 or tensor.dtype != (torch.int64 if name in ("t2a", "a2t") else torch.float32):
-            raise ValueError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}")
-    fitting = (captions, clips) if other == "similarity" else (clips, text.shape[1])
-    if tuple(audio.shape) != fitting or len(t2a) != captions:
-        raise ValueError("shapes do not agree")
-    if not all(ranks.numel() and ranks.min() >= 0 for ranks in (t2a, a2t)):
-        raise ValueError("a rank is missing or negative")
-    if not (text.isfinite().all() and audio.isfinite().all()):
-        raise ValueError("a number is not finite")
-    relevant_pairs(tensors["relevance"], (captions, clips))
-    return tensors
-
-
-def stored(folder: Path | None = None) -> list[Run]:
+def runs_in(folder: Path | None = None) -> list[Run]:
     """All runs in a folder, whatever their state, oldest first."""
     folder = folder or default_folder()
     entries = []
@@ -512,37 +419,12 @@ def stored(folder: Path | None = None) -> list[Run]:
 
 def find(address: str, folder: Path | None = None) -> Run:
     """The run in a folder whose address begins so; ValueError if there is none, or several."""
-    matches = [run for run in stored(folder) if run.address.startswith(address)]
+    matches = [run for run in runs_in(folder) if run.address.startswith(address)]
     if len(matches) != 1:
         raise ValueError(
             f"{folder or default_folder()}: {len(matches)} runs begin with {address!r}; list them: atr runs list"
         )
     return matches[0]
-
-
-def space(run: Run) -> tuple[Tensor, Tensor]:
-    """Audio (clips, dim) and text (captions, dim) of the test split. ValueError: a run with text-aware pooling."""
-    tensors = run.embeddings
-    if "audio" not in tensors:
-        raise ValueError(
-            f"{run.path}: with text-aware pooling a clip has an embedding for each caption, and no place of its own; "
-            "choose a run without"
-        )
-    return tensors["audio"], tensors["text"]
-
-
-def tested(run: Run, corpus: Corpus) -> Corpus:
-    """The split that a finished run was tested on; validation where it had no test clips. corpus: what it was trained
-    on. ValueError: it is another.
-    """
-    theirs = run.clips.loc[run.clips["split"] == run.tested_split, "clip"].tolist()
-    part = corpus.split(run.tested_split)
-    if part.clips["clip"].tolist() != theirs or len(part.captions) != len(run.embeddings["text"]):
-        raise ValueError(
-            f"{run.path}: embeddings of {len(theirs)} clips and {len(run.embeddings['text'])} captions; the corpus has "
-            f"{len(part)} and {len(part.captions)}, or others; load what run.config.corpus names, or train again"
-        )
-    return part
 
 
 class TrainingError(RuntimeError):

@@ -59,7 +59,7 @@ class Trainer:
         self,
         config: RunConfig,
         corpus: Corpus,
-        prepared: identity.Prepared,
+        prepared: identity.Preparation,
         others: dict[str, Run],
         device: str,
         mined_by: Tensor | None = None,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from atr.corpora.captioning.language_models import spoken, whole
+from atr.corpora.captioning.language_models import whole, without_thoughts
 
 CAPTIONS = 5
 MOST_WORDS = 20
@@ -55,7 +55,7 @@ def plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_PLAIN).split())
 
 
-def _spelt(text: str) -> list[tuple[str, int]]:
+def _words(text: str) -> list[tuple[str, int]]:
     """The words of a text, letters alone, with their places."""
     return [(match[0], match.start()) for match in _WORD.finditer(text)]
 
@@ -69,7 +69,7 @@ def names(caption: str, vocabulary: set[str]) -> list[str]:
     """
     text = unicodedata.normalize("NFKC", caption)
     words = []
-    for word, place in _spelt(text):
+    for word, place in _words(text):
         small = word.casefold()
         if len(word) == 1 or word == word.lower() or small in vocabulary or small in COMMON:
             continue
@@ -88,7 +88,7 @@ def findings(captions: Sequence[str], originals: Sequence[str]) -> Iterator[Find
     """
     if len(captions) != CAPTIONS:
         yield Finding("count", None, f"{len(captions)} captions, not {CAPTIONS}")
-    vocabulary = {word.casefold() for text in originals for word, _ in _spelt(unicodedata.normalize("NFKC", text))}
+    vocabulary = {word.casefold() for text in originals for word, _ in _words(unicodedata.normalize("NFKC", text))}
     seen = {plain(text) for text in originals}
     bags = [(Counter(words), len(words)) for words in (plain(text).split() for text in originals)]
     for place, caption in enumerate(captions):
@@ -140,7 +140,7 @@ def parse(text: str) -> list[str]:
     many are forgiven), wherever it stands in the answer, and else lines: those numbered or bulleted if there are such,
     or all. What a model thought aloud, code fences, item numbers and quotes around a caption are left out.
     """
-    text = _FENCE.sub("", spoken(text))
+    text = _FENCE.sub("", without_thoughts(text))
     lists = [captions for value in _json_values(text) if (captions := _texts(value))]
     if lists:
         return [_bare(whole(caption)) for caption in max(reversed(lists), key=len)]

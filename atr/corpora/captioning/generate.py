@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 from atr.corpora import csvtable, files
 from atr.corpora.captioning.answers import CAPTIONS, MOST_WORDS
-from atr.corpora.captioning.language_models import CaptioningError, LanguageModel, Refused, Reply
-from atr.corpora.captioning.record import REFUSED, Answer, read
+from atr.corpora.captioning.language_models import CaptioningError, LanguageModel, RefusalError, Reply
+from atr.corpora.captioning.record import REQUEST_REFUSAL, Answer, read
 from atr.corpora.corpus import Corpus
 from atr.system.atomic import writing
 from atr.system.hashes import content_key
@@ -73,32 +73,32 @@ def keywords_of(table: Path, clips: Iterable[str]) -> dict[str, list[str]]:
 
 @dataclass
 class CaptioningReport:
-    """What a run did. asked, answered: requests of this run; refused ones are not answered. tokens: used by them.
+    """What a run did. requests, replies: of this run; a refused request has no reply. tokens: used by them.
 
-    clips: wanted. valid: of them with valid captions. missing: the others, by the reason. damaged: lines of the record
+    clips: wanted. valid: of them with valid captions. missing: the others, by the reason. bad_lines: of the record,
     that cannot be read.
     """
 
     record: Path
     clips: int = 0
-    asked: int = 0
-    answered: int = 0
+    requests: int = 0
+    replies: int = 0
     tokens: int = 0
     valid: int = 0
     missing: dict[str, list[str]] = field(default_factory=dict)
-    damaged: list[tuple[int, str]] = field(default_factory=list)
+    bad_lines: list[tuple[int, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [
             f"{self.record}: {self.valid:,} of {self.clips:,} clips have valid captions",
-            f"asked {self.asked:,} times, {self.answered:,} answers, {self.tokens:,} tokens",
+            f"asked {self.requests:,} times, {self.replies:,} answers, {self.tokens:,} tokens",
         ]
         for reason, clips in sorted(self.missing.items()):
             shown = ", ".join(map(repr, clips[:3])) + (", …" if len(clips) > 3 else "")
             lines.append(f"missing, {reason}: {len(clips):,} ({shown})")
-        if self.damaged:
-            numbers = ", ".join(str(number) for number, _ in self.damaged[:9])
-            lines.append(f"{len(self.damaged)} damaged lines, left out: {numbers}")
+        if self.bad_lines:
+            numbers = ", ".join(str(number) for number, _ in self.bad_lines[:9])
+            lines.append(f"{len(self.bad_lines)} damaged lines, left out: {numbers}")
         return "\n".join(lines)
 
 
@@ -136,7 +136,7 @@ def generate(
             raise CaptioningError(f"{record}: holds answers of {', '.join(sorted(others))}; name another record")
         run = _Run(ask, originals, requests, content.answers, append, attempts)
         failure = run.ask_all(concurrency, quiet)
-    report = run.report(record, content.damaged)
+    report = run.report(record, content.bad_lines)
     if failure is not None:
         done = f"{report.valid:,} of {report.clips:,} clips are done and kept in {record}"
         raise CaptioningError(f"{failure}. {done}; the same command goes on from there") from failure
@@ -211,8 +211,8 @@ class _Run:
             self.asked += 1
         try:
             reply = self.ask(self.requests[clip])
-        except Refused as error:
-            reply = Reply(str(error), REFUSED, {})
+        except RefusalError as error:
+            reply = Reply(str(error), REQUEST_REFUSAL, {})
         number = 1 + sum(answer.counts for answer in self.answers[clip])
         now = datetime.now(UTC).isoformat(timespec="seconds")
         answer = Answer(clip, tuple(self.originals[clip]), self.ask.model, self.keys[clip], number, *reply, now)
@@ -225,7 +225,7 @@ class _Run:
     def _count(self, answer: Answer) -> None:
         """CaptioningError: one refusal after another, or all first answers without captions for one reason."""
         self.tokens += answer.usage.get("total_tokens", 0)
-        if answer.finish == REFUSED:
+        if answer.finish == REQUEST_REFUSAL:
             self.refused_in_a_row += 1
             if self.refused_in_a_row >= REFUSALS:
                 raise CaptioningError(answer.text)

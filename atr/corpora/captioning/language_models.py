@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from atr.system.credentials import without_credentials
 
-SHOWN = 200  # characters of a server's message that an error repeats
+MESSAGE_LENGTH = 200  # characters of a server's message that an error repeats
 MOST = 1 << 22  # bytes of an answer
 THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # kinds of parts of an answer that are none of it
 ONLY_REASONING = "reasoning"  # finish reason recorded where the model thought aloud and did not answer
@@ -24,7 +24,7 @@ class CaptioningError(ValueError):
     """A run cannot go on; the message says why, how far it came, and what to do."""
 
 
-class Refused(CaptioningError):
+class RefusalError(CaptioningError):
     """The server does not take this one request, whatever the model."""
 
 
@@ -141,7 +141,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             status, message = error.status_code, f"HTTP {error.status_code}: {error.response.text}"
             if status in (400, 413, 422):
-                raise self._error(message, "it does not take this request", Refused) from None
+                raise self._error(message, "it does not take this request", RefusalError) from None
             if status in (401, 403):
                 raise self._error(message, "set the key in the environment: ATR_API_KEY or OPENAI_API_KEY") from None
             if status == 404:
@@ -159,7 +159,7 @@ class Endpoint:
         shown = " ".join(without_credentials(problem).split())
         for secret in self._secrets:
             shown = shown.replace(secret, "…")
-        return kind(f"{self.url}: {shown[:SHOWN]}{'…' * (len(shown) > SHOWN)}; {mend}")
+        return kind(f"{self.url}: {shown[:MESSAGE_LENGTH]}{'…' * (len(shown) > MESSAGE_LENGTH)}; {mend}")
 
 
 def _reply(body: str) -> Reply | None:
@@ -179,7 +179,7 @@ def _reply(body: str) -> Reply | None:
     counted = {name: number for name, number in counts.items() if isinstance(number, int)}
     if not text.strip() and isinstance(refusal, str) and refusal:
         text, finish = whole(refusal), REFUSAL
-    elif not spoken(text) and (text.strip() or any(thought)):
+    elif not without_thoughts(text) and (text.strip() or any(thought)):
         finish = ONLY_REASONING
     return Reply(text, finish if isinstance(finish, str) else None, counted)
 
@@ -207,7 +207,7 @@ def whole(text: str) -> str:
 _TAG = re.compile(r"(</?(?:think|thinking|thought|reasoning)>|\[/?THINK\])", re.IGNORECASE)
 
 
-def spoken(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """An answer without what the model thought aloud, between <think> and </think> or the like: one may be missing."""
     pieces: list[str] = []
     thinking = False

@@ -52,7 +52,7 @@ def _groups() -> dict[str, list[str]]:
 
 
 _OTHERS = _groups()
-_KNOWN = re.compile(
+_SYNONYMS = re.compile(
     r"(?<![\w'’-])(?:(an?) )?(" + "|".join(map(re.escape, sorted(_OTHERS, key=len, reverse=True))) + r")(?![\w'’-])"
 )
 _JOINT = re.compile(
@@ -194,7 +194,7 @@ def _arrangements(body: str) -> list[str]:
 def _exchange_words(rng: random.Random, text: str) -> str:
     """Half of the known words and phrases exchanged for one of like meaning, with "a" or "an" as it then must be."""
 
-    def exchanged(match: re.Match) -> str:
+    def exchange(match: re.Match) -> str:
         article, word = match.groups()
         if not _OTHERS[word] or rng.random() < 0.5:
             return match[0]
@@ -203,7 +203,7 @@ def _exchange_words(rng: random.Random, text: str) -> str:
             return other
         return other if other.startswith(("a ", "lots")) else f"{'an' if other[0] in 'aeiou' else 'a'} {other}"
 
-    return _KNOWN.sub(exchanged, text)
+    return _SYNONYMS.sub(exchange, text)
 
 
 def _definite(rng: random.Random, text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from atr.corpora import clotho
 from atr.corpora.captioning.answers import parse, problems
-from atr.corpora.captioning.language_models import ONLY_REASONING, REFUSAL, spoken
+from atr.corpora.captioning.language_models import ONLY_REASONING, REFUSAL, without_thoughts
 from atr.corpora.captioning.paraphrase import paraphrase
 from atr.corpora.corpus import Corpus, caption_table
 from atr.system import places
@@ -25,7 +25,7 @@ PHI4 = "phi-4"  # that of those which Tymofieiev 2025 published, for Clotho
 WORDS = {PARAPHRASE: "of rules", PHI4: "by phi-4"}
 USES = ("synthetic", "both")
 CUT_OFF = ("length", "content_filter")  # finish reasons of an answer that is not whole
-REFUSED = "refused"  # finish reason recorded where the server refused the request itself
+REQUEST_REFUSAL = "refused"  # finish reason recorded where the server refused the request itself
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Answer:
     """One line of a record: what a model answered for a clip.
 
     given: the clip's captions in the request. key: names the request and the model by their content. attempt: from 1.
-    text: the answer as it came. finish: the server's reason to end it, or REFUSED. usage: tokens, as the server counts.
-    time: ISO 8601, UTC.
+    text: the answer as it came. finish: the server's reason to end it, or REQUEST_REFUSAL. usage: tokens, as the server
+    counts. time: ISO 8601, UTC.
     """
 
     clip: str
@@ -50,12 +50,12 @@ class Answer:
     @property
     def unspoken(self) -> bool:
         """Whether the model thought aloud and did not answer."""
-        return self.finish == ONLY_REASONING or bool(self.text.strip() and not spoken(self.text))
+        return self.finish == ONLY_REASONING or bool(self.text.strip() and not without_thoughts(self.text))
 
     @property
     def counts(self) -> bool:
         """Whether it is an attempt at captions: neither a request refused by the server nor reasoning alone."""
-        return self.finish != REFUSED and not self.unspoken
+        return self.finish != REQUEST_REFUSAL and not self.unspoken
 
     @property
     def whole(self) -> bool:
@@ -69,8 +69,8 @@ class Answer:
     @cached_property
     def problems(self) -> list[str]:
         """The rules it breaks, as `problems` words them; nothing else counts in an answer that is not whole."""
-        if self.finish == REFUSED:
-            return [f"{REFUSED}: {self.text}"]
+        if self.finish == REQUEST_REFUSAL:
+            return [f"{REQUEST_REFUSAL}: {self.text}"]
         if self.unspoken:
             mend = "switch the model's thinking off, or raise the limit of tokens at its server"
             return [
@@ -94,7 +94,7 @@ class Record:
 
     path: Path
     answers: list[Answer]
-    damaged: list[tuple[int, str]]
+    bad_lines: list[tuple[int, str]]
 
     @cached_property
     def valid(self) -> dict[str, Answer]:
@@ -181,7 +181,7 @@ def _captions_of(record: Path, originals: Mapping[str, list[str]]) -> dict[str, 
     missing = [clip for clip in originals if clip not in answers]
     if missing:
         shown = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
-        numbers = [number for number, _ in content.damaged]
+        numbers = [number for number, _ in content.bad_lines]
         damaged = f" ({len(numbers)} damaged lines, the first is line {numbers[0]})" if numbers else ""
         raise ValueError(
             f"{record}{damaged}: no valid captions for {len(missing)} of {len(originals)} training clips ({shown}); "

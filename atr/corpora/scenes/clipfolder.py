@@ -23,7 +23,7 @@ from atr.corpora.corpus import Corpus, CorpusError, Problem, caption_table, clip
 from atr.corpora.scenes.scene import (
     MANY,
     RATE,
-    RECORDED,
+    RECORDINGS,
     SECONDS,
     Difficulty,
     Kind,
@@ -38,7 +38,7 @@ from atr.corpora.scenes.scene import (
 from atr.corpora.scenes.wording import Words, captions, minimal_pairs, sentence
 from atr.system.hashes import sha256
 
-DESCRIBED = tuple(
+CLOTHO_SOURCES = tuple(
     line
     for line in Path(__file__).parents[1].joinpath("described.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
@@ -149,9 +149,9 @@ def load(
     (`copies`) go where the first of them goes; `source` says how many there are. A split's scenes have
     different descriptions as long as its classes allow; `source` says how many have not.
 
-    difficulty: how scenes are drawn, worded and mixed, a name of `scene.RECORDED`. without: ids of recordings, the
+    difficulty: how scenes are drawn, worded and mixed, a name of `scene.RECORDINGS`. without: ids of recordings, the
     second field of a file's name, that no scene is mixed from, or "described": those of ESC-50 that people described
-    in Clotho (DESCRIBED). unseen: test scenes combine classes that occur together in no scene to train on.
+    in Clotho (CLOTHO_SOURCES). unseen: test scenes combine classes that occur together in no scene to train on.
 
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
     """
@@ -159,12 +159,12 @@ def load(
     check("clipfolder", wanted, duration)
     if rate < RATE:
         raise ValueError(f"clipfolder: rate {rate} Hz; give {RATE:,} or more")
-    if difficulty not in RECORDED:
-        raise ValueError(f"clipfolder: difficulty {difficulty!r}; known: {', '.join(RECORDED)}")
+    if difficulty not in RECORDINGS:
+        raise ValueError(f"clipfolder: difficulty {difficulty!r}; known: {', '.join(RECORDINGS)}")
     if isinstance(without, str) and without != "described":
         raise ValueError(f"clipfolder: without {without!r}; give ids of recordings, or 'described'")
-    hardness = RECORDED[difficulty]
-    held_out = frozenset(DESCRIBED if without == "described" else map(str, without))
+    hardness = RECORDINGS[difficulty]
+    held_out = frozenset(CLOTHO_SOURCES if without == "described" else map(str, without))
     listing = _listing(root)
     entries = [entry for entry in listing if _id(entry[2]) not in held_out]
     left_out = len(listing) - len(entries)

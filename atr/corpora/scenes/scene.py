@@ -56,7 +56,7 @@ class Difficulty:
 
 
 SYNTHETIC = Difficulty(noise=(-48.0, -34.0), say={1: 0.6, 2: 0.45, 3: 0.2}, vague=0.3)
-RECORDED = {
+RECORDINGS = {
     "plain": Difficulty(noise=(-70.0, -55.0), say={1: 0.9, 2: 0.8, 3: 0.6}, vague=0.05),
 }
 
@@ -92,7 +92,7 @@ class Part:  # a clip's digest holds its name and fields
     source: str = ""
 
     @property
-    def described(self) -> str:
+    def wording(self) -> str:
         words = (self.event, COUNTS[min(self.count, MANY)] if self.count else "", self.register, self.loudness)
         return " ".join(word for word in words if word)
 
@@ -108,9 +108,9 @@ class Scene:
     def description(self) -> str:
         """What is true of the scene and may be said. Events at the same time come in the order of their names."""
         joints = self.relation.split() if len(self.parts) > 1 else []
-        words = [self.parts[0].described]
+        words = [self.parts[0].wording]
         for joint, part in zip(joints, self.parts[1:], strict=True):
-            words += [joint, part.described]
+            words += [joint, part.wording]
         return " ".join(words)
 
 

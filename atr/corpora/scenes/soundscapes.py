@@ -31,107 +31,107 @@ from atr.system.hashes import sha256
 GENERATOR_VERSION = 1  # raise it when the same scene sounds different
 
 
-def sustained(shortest: float, *phrases: str, pitched: bool = False, loops: bool = True) -> tuple[Kind, Words]:
+def stretch(shortest: float, *phrases: str, pitched: bool = False, loops: bool = True) -> tuple[Kind, Words]:
     """An event of one stretch, of `shortest` to 60 s; phrases as in `Words`."""
     return Kind(True, (shortest, 60.0), pitched=pitched, loops=loops), Words(phrases)
 
 
-def counted(seconds: tuple[float, float], step: float, *phrases: str, pitched: bool = False, **adjectives):
+def occurrences(seconds: tuple[float, float], step: float, *phrases: str, pitched: bool = False, **adjectives):
     """An event of occurrences of so many seconds, their onsets at least `step` seconds apart."""
     return Kind(False, seconds, step, pitched), Words(phrases, **adjectives)
 
 
 EVENTS: dict[str, tuple[Kind, Words]] = {
-    "rain": sustained(
+    "rain": stretch(
         1.5, "rain|falling|falls", "rain|pouring down|pours down", "raindrops|pattering|patter",
         "a *shower of rain|coming down|comes down",
     ),
-    "wind": sustained(
+    "wind": stretch(
         2.0, "wind|blowing|blows", "the wind|howling|howls", "gusts of wind|sweeping by|sweep by",
         "a *wind|blowing|blows",
     ),
-    "thunder": counted(
+    "thunder": occurrences(
         (2.2, 3.5), 2.3, "thunder|rumbling|rumbles", "a *clap of thunder|rolling|rolls", "thunder|booming|booms",
         "a thunderstorm|rumbling|rumbles",
     ),
-    "waves": sustained(
+    "waves": stretch(
         3.0, "waves|crashing|crash", "waves|rolling onto a beach|roll onto a beach", "the sea|surging|surges",
         "ocean waves|breaking|break",
     ),
-    "fire": sustained(
+    "fire": stretch(
         1.5, "a *fire|crackling|crackles", "flames|crackling and popping|crackle and pop",
         "burning wood|crackling|crackles", "a *campfire|burning|burns",
     ),
-    "engine": sustained(
+    "engine": stretch(
         1.5, "a *engine|running|runs", "a *motor|humming|hums", "a *engine|idling|idles", "a *motor|rattling|rattles",
         pitched=True,
     ),
-    "helicopter": sustained(
+    "helicopter": stretch(
         2.0, "a *helicopter|flying|flies", "a *helicopter|hovering|hovers", "a *chopper|flying overhead|flies overhead",
         "helicopter blades|whirring|whir",
     ),
-    "siren": sustained(
+    "siren": stretch(
         2.0, "a *siren|wailing|wails", "a *siren|sounding|sounds", "a *police siren|blaring|blares",
         "a *ambulance siren|going off|goes off", pitched=True, loops=False,
     ),
-    "alarm": sustained(
+    "alarm": stretch(
         1.5, "a *alarm|beeping|beeps", "a *alarm|going off|goes off", "a *electronic alarm|sounding|sounds",
         "a *smoke detector|beeping|beeps", pitched=True, loops=False,
     ),
-    "telephone": counted(
+    "telephone": occurrences(
         (0.9, 1.5), 1.4, "a *telephone|ringing|rings", "a *phone|ringing|rings", "a *landline phone|ringing|rings",
         pitched=True,
     ),
-    "bell": counted(
+    "bell": occurrences(
         (1.2, 2.8), 1.2, "a *bell|ringing|rings", "a *bell|tolling|tolls", "a *church bell|chiming|chimes", pitched=True
     ),
-    "clock": sustained(
+    "clock": stretch(
         1.5, "a *clock|ticking|ticks", "a *wall clock|ticking away|ticks away", "a *watch|ticking|ticks",
         "the *tick-tock of a clock|going on|goes on",
     ),
-    "footsteps": sustained(
+    "footsteps": stretch(
         2.0, "*footsteps|sounding|sound", "someone|walking|walks", "a person|walking along|walks along",
         "someone|taking steps|takes steps", loops=False,
     ),
-    "knocking": counted(
+    "knocking": occurrences(
         (0.2, 0.3), 0.3, "someone|knocking on a door|knocks on a door", "a hand|knocking on wood|knocks on wood",
         "a person|rapping on a door|raps on a door", "a visitor|knocking at the door|knocks at the door",
     ),
-    "clapping": sustained(
+    "clapping": stretch(
         1.5, "people|clapping|clap", "hands|clapping|clap", "a *group of people|applauding|applauds",
         "*applause|sounding|sounds", loops=False,
     ),
-    "bark": counted(
+    "bark": occurrences(
         (0.2, 0.4), 0.45, "a *dog|barking|barks", "a *dog|woofing|woofs", "a *hound|yapping|yaps", pitched=True,
         low=("big", "deep-voiced", "large"), high=("small", "little", "high-pitched"),
     ),
-    "birdsong": sustained(
+    "birdsong": stretch(
         2.0, "birds|singing|sing", "a bird|chirping|chirps", "birds|twittering|twitter", "a *songbird|singing|sings"
     ),
-    "crickets": sustained(
+    "crickets": stretch(
         2.0, "crickets|chirping|chirp", "insects|chirping|chirp", "a *cricket|chirping|chirps", "crickets|singing|sing"
     ),
-    "frog": counted(
+    "frog": occurrences(
         (0.3, 0.6), 0.6, "a *frog|croaking|croaks", "a *toad|croaking|croaks", "a *frog|ribbiting|ribbits",
         pitched=True, low=("deep-voiced", "big", "low-pitched"), high=("high-pitched", "small", "little"),
     ),
-    "bees": sustained(
+    "bees": stretch(
         1.5, "bees|buzzing|buzz", "a *swarm of bees|humming|hums", "insects|buzzing around|buzz around",
         "a *swarm of flies|buzzing|buzzes",
     ),
-    "whistle": counted(
+    "whistle": occurrences(
         (0.4, 1.0), 0.7, "a *whistle|blowing|blows", "a *whistle|sounding|sounds", "a *whistle|being blown|is blown",
         pitched=True,
     ),
-    "dripping": sustained(
+    "dripping": stretch(
         2.0, "water|dripping|drips", "drops of water|falling|fall", "a tap|dripping|drips",
         "a leaky faucet|dripping|drips",
     ),
-    "saw": sustained(
+    "saw": stretch(
         2.0, "someone|sawing wood|saws wood", "a *saw|cutting wood|cuts wood", "a *handsaw|rasping|rasps",
         "a person|sawing|saws", loops=False,
     ),
-    "horn": counted(
+    "horn": occurrences(
         (0.3, 1.1), 0.6, "a *car horn|honking|honks", "a *horn|blowing|blows", "a *car|honking|honks",
         "a *horn|beeping|beeps", pitched=True,
     ),

@@ -41,7 +41,7 @@ class SpectrogramCNN(nn.Module):
         """(B, 64, frames) in dB, lengths (B,) in frames → frames (B, T, dim), mask (B, T)."""
         raise NotImplementedError
 
-    def normalised(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def normalise(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, 64, frames) in dB → (B, 1, frames, 64) after batch-norm and SpecAugment, and the mask (B, frames).
 
         What lies behind a clip's end becomes 0. The mask is None where no clip is shorter than the tensor.

@@ -67,7 +67,7 @@ class Compact(SpectrogramCNN):
 
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, 64, frames) in dB, lengths (B,) in frames → frames (B, T, dim), mask (B, T)."""
-        x, mask = self.normalised(features, lengths)
+        x, mask = self.normalise(features, lengths)
         if lengths is None:
             lengths = torch.full((len(features),), features.shape[2], device=features.device)
         x, lengths = self.stem(x), lengths // 8 + 1

@@ -66,7 +66,7 @@ class Frames(NamedTuple):
         full = torch.full((len(self.maps),), self.maps.shape[3], device=self.maps.device)
         return full if self.lengths is None else self.lengths
 
-    def masked(self, maps: Tensor, stride: int = 1) -> "Frames":
+    def mask(self, maps: Tensor, stride: int = 1) -> "Frames":
         """What a layer has made of the maps, with zeros behind each clip's end."""
         if self.lengths is None:
             return Frames(maps, None)
@@ -119,10 +119,10 @@ class InvertedResidual(nn.Module):
         squeeze = expansion.pop() if isinstance(expansion[-1], SqueezeExcitation) else None
         depthwise, inner = expansion.pop(), x
         for layer in expansion:
-            inner = inner.masked(layer(inner.maps))
-        inner = inner.masked(depthwise(inner.maps), self.stride)
+            inner = inner.mask(layer(inner.maps))
+        inner = inner.mask(depthwise(inner.maps), self.stride)
         maps = projection(inner.maps if squeeze is None else squeeze(inner))
-        return inner._replace(maps=inner.masked(maps).maps + x.maps if self.shortcut else inner.masked(maps).maps)
+        return inner._replace(maps=inner.mask(maps).maps + x.maps if self.shortcut else inner.mask(maps).maps)
 
 
 class MobileNet(nn.Module):
@@ -216,13 +216,13 @@ class MobileNet(nn.Module):
             states = torch.where(keep[..., None], states, means[:, None, None])
         maps = states.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
         x = Frames(maps, None if lengths is None or bool((lengths == states.shape[1]).all()) else lengths)
-        return self._frames(self._through(x.masked(x.maps), self.features))
+        return self._frames(self._through(x.mask(x.maps), self.features))
 
     def _below(self, features: Tensor, lengths: Tensor | None, layers: Iterable[nn.Module]) -> Frames:
         if lengths is not None and bool((lengths == features.shape[2]).all()):
             lengths = None
         x = Frames(self.augment(features.transpose(1, 2)).transpose(1, 2)[:, None], lengths)
-        x = x.masked(x.maps)
+        x = x.mask(x.maps)
         few = len(features) if self.training or features.is_cuda else 4  # maps that fit a CPU's cache
         ends = [None] * -(-len(features) // few) if lengths is None else lengths.split(few)
         parts = [self._through(Frames(*part), layers) for part in zip(x.maps.split(few), ends, strict=True)]
@@ -233,7 +233,7 @@ class MobileNet(nn.Module):
 
     def _through(self, x: Frames, layers: Iterable[nn.Module]) -> Frames:
         for layer in layers:
-            x = layer(x) if isinstance(layer, InvertedResidual) else x.masked(layer(x.maps), layer[0].stride[0])  # type: ignore[index]
+            x = layer(x) if isinstance(layer, InvertedResidual) else x.mask(layer(x.maps), layer[0].stride[0])  # type: ignore[index]
         return x
 
     def _frames(self, x: Frames) -> tuple[Tensor, Tensor]:

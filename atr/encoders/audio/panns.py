@@ -191,7 +191,7 @@ class Panns(SpectrogramCNN):
                 f"a clip of {shortest} frames is too short, the encoder needs {self.shrinks}: "
                 f"pad it with zeros to {seconds:.2f} s"
             )
-        x, mask = self.normalised(features, lengths)
+        x, mask = self.normalise(features, lengths)
         mask = None if mask is None else mask[:, None, :, None]
         for name in self.blocks:
             x, mask = self.get_submodule(name)(x, mask)

@@ -55,14 +55,14 @@ class PaSST(SegmentEncoder):
     def network(self, features: Tensor) -> Tensor:
         x = self.patch_embed(features[:, None]) + self.time_new_pos_embed + self.freq_new_pos_embed
         if self.training and self.augment == "patchout":
-            x = x[..., _kept(x.shape[3], PATCHOUT_TIME).to(x.device)]
-            x = x[:, :, _kept(x.shape[2], PATCHOUT_BANDS).to(x.device)]
+            x = x[..., _survivors(x.shape[3], PATCHOUT_TIME).to(x.device)]
+            x = x[:, :, _survivors(x.shape[2], PATCHOUT_BANDS).to(x.device)]
         tokens = torch.cat((self.cls_token, self.dist_token), 1) + self.new_pos_embed
         x = torch.cat((tokens.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)), 1)
         return self.norm(self.blocks(self.dropout(x))[:, :2]).mean(1, keepdim=True)
 
 
-def _kept(positions: int, left_out: int) -> Tensor:
+def _survivors(positions: int, left_out: int) -> Tensor:
     return torch.randperm(positions)[: positions - left_out].sort().values
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
-
-    from atr.training.records import Run
 
 
 def trackers_of(names: Sequence[str] | str | None = None) -> list[str]:
@@ -28,29 +27,29 @@ def trackers_of(names: Sequence[str] | str | None = None) -> list[str]:
     return names
 
 
-def loggers(names: Sequence[str], run: Run) -> list[Logger]:
-    """A logger of each tracker for a run; one that is continued goes on in the same place."""
-    return [TRACKERS[name](run) for name in names]
+def loggers(names: Sequence[str], folder: Path) -> list[Logger]:
+    """A logger of each tracker for a run's folder; one that is continued goes on in the same place."""
+    return [TRACKERS[name](folder) for name in names]
 
 
-def _tensorboard(run: Run) -> Logger:
+def _tensorboard(folder: Path) -> Logger:
     from lightning_fabric.loggers import TensorBoardLogger
 
-    return TensorBoardLogger(run.path.parents[1], name="tensorboard", version=run.address)
+    return TensorBoardLogger(folder.parents[1], name="tensorboard", version=folder.name)
 
 
-def _wandb(run: Run) -> Logger:
+def _wandb(folder: Path) -> Logger:
     import wandb
     from lightning_fabric.loggers import Logger
 
     class Wandb(Logger):
         """One W&B run for a run, under its address, in the project that WANDB_PROJECT names, by default "atr"."""
 
-        name, version = "wandb", run.address
+        name, version = "wandb", folder.name
 
         def __init__(self) -> None:
             project = os.environ.get("WANDB_PROJECT", "atr")
-            self.run: Any = wandb.init(project=project, id=run.address, resume="allow", dir=run.path.parents[1])
+            self.run: Any = wandb.init(project=project, id=folder.name, resume="allow", dir=folder.parents[1])
 
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
             self.run.log(metrics, step=step)
@@ -64,4 +63,4 @@ def _wandb(run: Run) -> Logger:
     return Wandb()
 
 
-TRACKERS: dict[str, Callable[[Run], Logger]] = {"tensorboard": _tensorboard, "wandb": _wandb}
+TRACKERS: dict[str, Callable[[Path], Logger]] = {"tensorboard": _tensorboard, "wandb": _wandb}
