@@ -34,7 +34,7 @@ NAMES = [
     "dcase2022-6b",
     "dcase2025-6",
 ]
-NAMES += ["esc50-zero-shot", "folder", "mteb-clotho", "people"]
+NAMES += ["esc50-zero-shot", "folder", "mteb-clotho", "people", "people-65"]
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
 SETTINGS = {"corpus": TINY, "epochs": 1, "batch_size": 16, "embedding_dim": 16}
 
