@@ -134,7 +134,7 @@ def test_the_figure_rings_the_chosen_rate():
     rings = [line.get_xdata().tolist() for line in axes[0].lines if line.get_markersize() == 8]
     assert rings == [[6.67e-4]]
     (alone,) = figures.tries(search(peak(2e-3), [0.2, 1.0]).table(["share"])).axes
-    assert alone.get_legend_handles_labels()[1] == ["0.2", "1.0"]
+    assert alone.get_legend_handles_labels()[1] == ["share 0.2", "share 1"]
 
 
 TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}

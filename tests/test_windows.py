@@ -91,7 +91,7 @@ def test_seeds_are_evaluated_one_by_one_and_together(tmp_path):
     values = [one["metrics"][3]["value"] for one in kept]
     assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in said
     for changes, error in (
-        ([*words[:7], "--seeds", "0,1", "--windows", "first"], "draws no part of a sound, so no seed counts"),
+        ([*words[:7], "--seeds", "0,1", "--windows", "first"], "--seeds: --windows first draws nothing here"),
         ([*words[:7], "--seeds", "a"], "--seeds: 'a'; give whole numbers with commas between, such as 0,1,2"),
     ):
         outcome = CliRunner().invoke(app.app, changes)
