@@ -64,10 +64,19 @@ def run_menu(folder: Path, first: Iterable[Run] = ()) -> dict[str, Run]:
     fields = {run: _fields(run) for run in [*runs.values(), *others]}
     labels: dict[str, Run] = {}
     for (run, own), words in zip(fields.items(), listing.differences(list(fields.values())), strict=True):
-        what = [loss_title(own["loss.name"]), own["training"], f"seed {own['seed']}"] if own else ["of another version"]
-        label = " · ".join(filter(None, [*what, words]))
+        label = " · ".join(filter(None, [_kind(own), words]))
         labels[label if label not in labels else f"{label} · {run.address}"] = run  # the same but for data or weights
     return labels
+
+
+def kind(run: Run) -> str:
+    """What a run is, in words: its loss, training and seed."""
+    return _kind(_fields(run))
+
+
+def _kind(own: dict[str, Any]) -> str:
+    what = [loss_title(own["loss.name"]), own["training"], f"seed {own['seed']}"] if own else ["of another version"]
+    return " · ".join(what)
 
 
 def config_of(run: Run) -> RunConfig:

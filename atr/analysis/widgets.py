@@ -43,10 +43,10 @@ def show(
     The other parameters are those of `Explorer`.
     """
     corpus_of = corpus_of or explore.corpora()
-    label, run = next(iter(runs.items()))
+    run = next(iter(runs.values()))
     corpus = corpus_of(run.config)
     table = explore.rank_clips(run, corpus, sentence, device=device)
-    still = spectrograms.gallery(table, corpus, f"{label}: “{sentence}”")
+    still = spectrograms.gallery(table, corpus, f"{explore.kind(run)}: “{sentence}”")
     return maps.live_or_still(still, lambda: Explorer(runs, corpus_of, sentence, device).box, folder, name, [run])
 
 

@@ -67,6 +67,7 @@ def similarities(
     similarity: Matrix | tuple[Matrix, Matrix], chunk: int | None = None
 ) -> tuple[Iterator[Tensor], Iterator[Tensor], tuple[int, int]]:
     """What `ranks` compares: blocks (queries, candidates) from text to audio and from audio to text; (captions, clips).
+    A block holds until the next one is asked for.
 
     similarity, chunk and errors: as in `ranks`.
     """
@@ -231,12 +232,20 @@ def _reaching(block: Tensor, scores: Tensor) -> Tensor:
     return torch.from_numpy(counts)
 
 
+# All blocks of a pass stand in the same memory: that of new ones is not given back where small arrays that stay are
+# made between them, and comes to gigabytes.
 def _products(queries: Tensor, candidates: Tensor, chunk: int | None) -> Iterator[Tensor]:
-    return (rows @ candidates.t() for rows in queries.split(chunk or max(1, BLOCK // len(candidates))))
+    size = min(chunk or max(1, BLOCK // len(candidates)), len(queries))
+    room = queries.new_empty(size, len(candidates))
+    return (torch.mm(rows, candidates.t(), out=room[: len(rows)]) for rows in queries.split(size))
 
 
 def _rows(matrix: Tensor, chunk: int | None) -> Iterator[Tensor]:
-    return (rows.contiguous() for rows in matrix.split(chunk or max(1, BLOCK // matrix.shape[1])))
+    size = min(chunk or max(1, BLOCK // matrix.shape[1]), len(matrix))
+    if matrix.is_contiguous():
+        return iter(matrix.split(size))
+    room = matrix.new_empty(size, matrix.shape[1])
+    return (room[: len(rows)].copy_(rows) for rows in matrix.split(size))
 
 
 def _group_members(groups: np.ndarray, members: np.ndarray, count: int) -> np.ndarray:
