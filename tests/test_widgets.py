@@ -236,7 +236,7 @@ def test_show_gives_a_picture_and_to_a_looker_on_the_explorer(runs, corpus, tmp_
         return widgets.show(runs, lambda config: corpus, "it rains", **more)
 
     figure = shown(folder=tmp_path, name="00_search")
-    assert figure.get_suptitle() == "one: “it rains”" and figures.plt.get_fignums() == []
+    assert figure.get_suptitle() == "NT-Xent · frozen · seed 0: “it rains”" and figures.plt.get_fignums() == []
     assert (tmp_path / "figures" / "00_search.pdf").is_file()
     assert '"a"' in (tmp_path / "figures" / "00_search.json").read_text()
     monkeypatch.setenv("JPY_SESSION_NAME", "00.ipynb")
