@@ -119,12 +119,13 @@ def main() -> None:
     size = (asked.clips, asked.captions, asked.dim)
     if asked.streamed:
         return print(json.dumps(streamed(*size)))
+    words = ["--streamed", *(f"--{n}={v}" for n, v in zip(("clips", "captions", "dim"), size, strict=True))]
+    # First: a process begins with the peak of what starts it.
+    done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         percent, pace = share(folder, asked.sounds)
         row = {"start_s": start(folder), "model_pct": percent, "sounds_per_s": pace, "ranks_s": ranks(folder)}
-    words = ["--streamed", *(f"--{n}={v}" for n, v in zip(("clips", "captions", "dim"), size, strict=True))]
-    done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
     print(json.dumps({name: round(value, 2) for name, value in row.items()} | {"streamed": json.loads(done.stdout)}))
 
 
