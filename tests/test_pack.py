@@ -21,6 +21,7 @@ from atr.config import RESULT_VERSION
 from atr.corpora import corpus_of
 from atr.encoders import text
 from atr.encoders.audio.mobilenet import MobileNet
+from atr.evaluation import naming
 from atr.inference import pack
 from atr.inference.embedder import beginning
 from atr.inference.search import Index
@@ -88,6 +89,10 @@ def made(run, corpus, tmp_path_factory):
 @pytest.fixture
 def own(made, tmp_path):
     return shutil.copytree(made, tmp_path / "one")
+
+
+def test_evaluation_knows_a_pack_by_its_file():
+    assert naming.PACK == pack.PACK
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -698,6 +698,7 @@ class TestCommand:
         done = self.run("--out", str(tmp_path / "mine"))
         assert done.exit_code == 1 and "holds something other than a report" in " ".join(done.output.split())
         assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+        assert "letter.txt: a file; name a folder" in self.run("--out", str(tmp_path / "mine" / "letter.txt")).output
 
     def test_tables_are_drawn_again(self, results):
         for path in (results / "tables").glob("*.tex"):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import ProfileOption, doing, say
+from atr.cli.console import ProfileOption, check_out, doing, say
 
 
 def report(
@@ -29,6 +29,7 @@ def report(
     """
     if results is not None and not results.is_dir():
         raise FileNotFoundError(f"--results: {results}: no such folder; give one that has tables/ and figures/")
+    check_out(out)
     if out is not None and out.exists() and not (out.is_dir() and ((out / "latex").is_dir() or not any(out.iterdir()))):
         raise FileExistsError(f"--out: {out}: holds something other than a report; name a new folder, or remove it")
     doing("gathering the results")

@@ -15,6 +15,7 @@ from torch import Tensor
 from atr.corpora.corpus import Corpus
 from atr.evaluation import doctor, models, zeroshot
 from atr.evaluation.models import Model
+from atr.evaluation.naming import RANKS
 from atr.evaluation.protocols import OWN, Protocol
 from atr.experiments.profiles import Profile
 from atr.metrics import retrieval, statistics
@@ -144,9 +145,7 @@ class Evaluation:
         its number from 1 on, and a clip's its name, percent-encoded.
         """
         base = self.protocol.name
-        atomic.write_atomic(
-            folder / f"{base}.ranks.parquet", lambda path: self.by_query().to_parquet(path, index=False)
-        )
+        atomic.write_atomic(folder / f"{base}{RANKS}", lambda path: self.by_query().to_parquet(path, index=False))
         names = {
             "t2a": [quote(clip, safe="") for clip in self.clips],
             "a2t": [str(n + 1) for n in range(len(self.own))],

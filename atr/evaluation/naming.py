@@ -16,7 +16,7 @@ KINDS = (
     "a run's folder or address, hf:<name or folder of a ClapModel or a pack>, laion:<file>, msclap:<file>, "
     "mteb:<name>, embeddings:<folder>, a pack's folder, or a name that is registered (docs/evaluate.md)"
 )
-PACK, RANKS = "pack.json", ".ranks.parquet"
+PACK, RANKS = "pack.json", ".ranks.parquet"  # the first as `inference.pack` has it, which takes PyTorch
 
 
 def kind_of(name: str, runs: Path) -> tuple[str, str]:

@@ -33,7 +33,7 @@ CHOICES = {
     "text": (OWN,),
     "ties": ("against",),
 }
-KINDS: list[tuple[str, str, Callable[[Any], bool]]] = [
+FIELD_TYPES: list[tuple[str, str, Callable[[Any], bool]]] = [
     *((field, "a text", lambda value: isinstance(value, str)) for field in ("title", "source", "clip_list")),
     *(
         (field, "a whole number above 0", lambda value: type(value) is int and value > 0)
@@ -215,7 +215,7 @@ def get(name: str) -> Protocol:
         if lacking := ", ".join(sorted({"title", "corpus", "source"} - said.keys())):
             raise ValueError(f"without {lacking}; write what it is")
         found = Protocol(path.stem, folder=path.parent, **said)
-        for field, what, right in KINDS:
+        for field, what, right in FIELD_TYPES:
             if (value := getattr(found, field)) is not None and not right(value):
                 raise ValueError(f"{field}: {value!r}; give {what}")
         for field, known_ones in CHOICES.items():
