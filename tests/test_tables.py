@@ -335,7 +335,7 @@ def test_latex_holds_no_sign_that_plain_latex_lacks(tmp_path):
 # Column → its numbers, as they print, and what the file of all digits holds.
 KINDS = {
     "loss": (["Triplet_max", "NT-Xent"], ["Triplet_max", "NT-Xent"], None),
-    "rate": ([0.000333, 1e-05], ["0.000333", "1e-05"], None),
+    "rate": ([0.000333, 1e-05], ["0.000333", "0.00001"], None),
     "seeds": ([5.0, np.nan], ["5", "—"], ["5", ""]),
     "t2a_r1": ([26.552, 2.049], ["26.6 ± 0.4", "2.0"], ["26.552", "2.049"]),
     "t2a_r1_std": ([0.405364033925, np.nan], None, ["0.405364033925", ""]),

@@ -19,6 +19,7 @@ from scipy.optimize import isotonic_regression
 
 from atr.metrics.statistics import crossed_interval
 from atr.reports.names import HEADINGS, heading
+from atr.reports.names import number as in_words
 from atr.reports.output import provenance
 from atr.reports.verdicts import scores
 from atr.system import atomic
@@ -306,7 +307,7 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
             axis.plot(best["rate"], best[label], "o", ms=8, mfc="none", color=look[name]["color"])
         ticks = sorted(set(rows["rate"]))
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], rotation=60, size=7)
+        axis.set_xticks(ticks, [in_words(tick, "rate") for tick in ticks], rotation=60, size=7)
         axis.minorticks_off()
         axis.set_title(", ".join(map(str, panel)))
         axis.set_xlabel("heads' rate")

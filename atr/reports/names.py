@@ -90,7 +90,7 @@ def number(value: float | None, kind: str | int = "recall") -> str:
         case "evenness":
             return f"{value:z.2f}"
         case "rate":
-            return f"{value:.3g}"
+            return np.format_float_positional(value, 3, fractional=False, trim="-")
         case "count":
             return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
         case "p":
