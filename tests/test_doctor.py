@@ -164,6 +164,43 @@ class TestTraining:
         (alone,) = notes(part, train=train / "captions.csv")
         assert alone.startswith("1 of 18 queries are in")
 
+    @pytest.mark.parametrize(
+        ("text", "close"),
+        [
+            ("a grey dog barks in the garden", True),  # one word of seven is another
+            ("A dog barks loudly, in the garden.", True),  # one more
+            ("in the garden a brown dog barks", True),  # in another order
+            ("a grey cat barks in the garden", False),  # two of seven
+            ("a dog barks", False),
+            ("rain falls", False),
+        ],
+    )
+    def test_captions_with_a_word_changed(self, part, train, text, close):
+        captions = part.captions.copy()
+        captions.loc[0, "caption"] = "A brown dog barks in the garden"
+        table = train / "captions.csv"
+        table.write_text(f'file_name,caption,split\nc.wav,sound number 7,train\na.wav,"{text}",train\n')
+        (said,) = notes(replace(part, captions=captions), train=table)
+        assert said.startswith(f"1 of 18 queries are in {table}, as 'Sound number 7.'")
+        end = f"1 more share 70% or more of their words with a caption there, as {captions.loc[0, 'caption']!r} with "
+        assert said.endswith(f"; {end}{text!r}") == close and ("more share" in said) == close
+
+    def test_the_nearest_caption_is_that_of_the_largest_share(self, monkeypatch):
+        monkeypatch.setattr(doctor, "ROWS", 7)
+        generator, letters = np.random.default_rng(0), list("abcdefghijklmnop")
+        queries, texts = ([" ".join(generator.choice(letters, n % 6 + 1)) for n in range(40)] for _ in range(2))
+
+        def share(one, other):
+            one, other = set(one.split()), set(other.split())
+            return len(one & other) / len(one | other)
+
+        best = {query: max(share(query, text) for text in texts) for query in queries}
+        found = list(doctor.nearest(queries, texts))
+        assert {query for query, *_ in found} == {query for query, most in best.items() if most}
+        for query, text, most in found:
+            assert most == pytest.approx(share(query, text)) == pytest.approx(best[query])
+        assert list(doctor.nearest([], texts)) == [] and list(doctor.nearest(["zebra", ""], texts)) == []
+
     def test_the_test_sets_own_files_do_not_count(self, part, folder):
         queries, clips = notes(part, train=folder)
         assert queries.startswith("18 of 18") and clips.startswith("0 of 9 clips")
