@@ -210,6 +210,28 @@ def test_short_runs_come_first(tmp_path):
     assert order == [1, 4, 12]
 
 
+def test_what_a_run_leads_to_joins_it_and_waits_for_no_other(tmp_path):
+    """As in a search: the long run is under way while the short one brings a further one, and that the next."""
+    order, long = [], config(epochs=60)
+
+    def further():
+        so_far = {epochs for epochs in order if epochs < 60}
+        return [long, *(config(epochs=epochs) for epochs in (1, 2, 3) if epochs - 1 in {0, *so_far})]
+
+    told = {"on_run": lambda found, run: order.append(found.epochs), "further": further}
+    outcome = run_all([long, config(epochs=1)], runs=tmp_path, workers=2, quiet=True, **told)
+    assert order == [1, 2, 3, 60] and [found.epochs for found, _ in outcome] == [60, 1, 2, 3]
+    order.clear()
+    again = run_all([config(epochs=1)], runs=tmp_path, quiet=True, **told)  # all of them finished
+    assert sorted(order) == [1, 2, 3, 60] and len(again) == 4
+
+
+def test_what_a_failed_run_leads_to_still_runs(tmp_path):
+    bad = config(**DIVERGES)
+    outcome = run_all([bad], runs=tmp_path, workers=1, quiet=True, further=lambda: [bad, config(epochs=1)])
+    assert list(outcome.failures) == [0] and [found.epochs for found, _ in outcome] == [1]
+
+
 def test_nothing_to_run_is_no_error(tmp_path):
     assert list(run_all([], runs=tmp_path, quiet=True)) == []
 

@@ -66,13 +66,15 @@ class Executor(Protocol):
 
 
 def side_by_side(
-    tasks: list[Task],
+    waiting: list[Task],
     executor: Executor,
     options: dict[str, Any],
     on_start: Callable[[Task], Any] = lambda task: None,
 ) -> Iterator[tuple[Task, str]]:
-    """Run tasks in their order, none beside a run that it needs; give each as it ends, and why if it failed."""
-    waiting, running = list(tasks), dict[Any, Task]()
+    """Run tasks in their order, none beside a run that it needs; give each as it ends, and why if it failed. Those that
+    start are taken out of the list, and others may be added after each that ends.
+    """
+    running = dict[Any, Task]()
     try:
         while waiting or running:
             while len(running) < executor.slots():

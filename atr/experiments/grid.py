@@ -127,6 +127,7 @@ def run_all(
     executor: str = "local",
     track: Sequence[str] | str | None = None,
     on_run: Callable[[RunConfig, Run], Any] | None = None,
+    further: Callable[[], Sequence[RunConfig]] = tuple,
     quiet: bool = False,
 ) -> Runs:
     """Fit every config, each in a process of its own, `workers` at a time; equal configs are run once.
@@ -135,6 +136,8 @@ def run_all(
     executor  "local", or "ray": over a cluster, see `executors.Ray`
     track     "tensorboard" or "wandb", as in `atr.fit`
     on_run    called in this process as each run is at hand, finished ones first
+    further   called after each run that has ended: what can run by now; of that, what is not yet among the configs
+              joins them
     A run that fails, even one whose process is killed, does not touch the others: see `Runs.failures`.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -147,14 +150,16 @@ def run_all(
     # A cluster may have a GPU where this machine has none.
     here = devices.resolve_device("auto" if executor == "ray" and device == "cuda" else device)
     options = {"root": root, "runs": runs, "track": tracking.trackers_of(track)}
-    outcome = Runs(list(configs), [None] * len(configs))
+    outcome, tasks, new, known = Runs([], []), dict[str, Task](), list[Task](), set[str]()
     start = partial(executors.EXECUTORS[executor], device, workers, runs)
     with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar, loaded_once():
-        tasks = _tasks(outcome, root, runs, quiet)
+        for config in configs:
+            _join(config, outcome, tasks, new, root, runs, quiet)
+        known.update(map(key, configs))
         bar.update(len(outcome.failures))
-        with closing(_run_tasks(tasks, start, here, options, quiet)) as ended:
+        with closing(_run_tasks(new, start, here, options, quiet)) as ended:
             for task, reason in ended:
-                run = Run(task.run.path)
+                run = Run(tasks.pop(task.run.address).run.path)
                 done = fit.at_hand(run, task.config)
                 for place in task.places:
                     _note("ended", outcome.configs[place])
@@ -165,55 +170,84 @@ def run_all(
                     bar.update()
                     if done and on_run is not None:
                         on_run(outcome.configs[place], run)
+                for config in further():
+                    if key(config) not in known:
+                        known.add(key(config))
+                        _join(config, outcome, tasks, new, root, runs, quiet)
+                        bar.total = len(outcome)
     return outcome
 
 
-def _tasks(outcome: Runs, root: str | Path | None, runs: Path | None, quiet: bool) -> list[Task]:
-    """Each distinct run once; a config whose run cannot be named is a failure."""
-    tasks: dict[str, Task] = {}  # by the run's address
-    for place, config in enumerate(outcome.configs):
-        try:
-            corpus = corpus_of(config.corpus, root)
-            _note("prepared", config)
-            run = identity.locate(config, corpus, runs, quiet, root=root)
-            if run.address not in tasks:
-                needed = identity.requirements(config, corpus, root).values()
-                needs = {identity.locate(*one, runs, quiet, root=root).address for one in needed}
-                tasks[run.address] = Task(config, corpus, run, [], needs)
-            tasks[run.address].places.append(place)
-        except Exception as error:
-            outcome.failures[place] = error_text(error)
-    return list(tasks.values())
+def _join(
+    config: RunConfig,
+    outcome: Runs,
+    tasks: dict[str, Task],
+    new: list[Task],
+    root: str | Path | None,
+    runs: Path | None,
+    quiet: bool,
+) -> None:
+    """Take a config in: each distinct run is one task, by its address; a config whose run cannot be named fails."""
+    place = len(outcome)
+    outcome.configs.append(config)
+    outcome.runs.append(None)
+    try:
+        corpus = corpus_of(config.corpus, root)
+        _note("prepared", config)
+        run = identity.locate(config, corpus, runs, quiet, root=root)
+        if run.address not in tasks:
+            needed = identity.requirements(config, corpus, root).values()
+            needs = {identity.locate(*one, runs, quiet, root=root).address for one in needed}
+            tasks[run.address] = Task(config, corpus, run, [], needs)
+            new.append(tasks[run.address])
+        tasks[run.address].places.append(place)
+    except Exception as error:
+        outcome.failures[place] = error_text(error)
 
 
 def _run_tasks(
-    tasks: list[Task], start: Callable[[], Executor], here: str, options: dict[str, Any], quiet: bool
+    new: list[Task], start: Callable[[], Executor], here: str, options: dict[str, Any], quiet: bool
 ) -> Generator[tuple[Task, str]]:
-    """Each task as it ends, finished ones first, and why if it failed; `start` starts an executor if one is needed."""
-    todo = []
-    for task in tasks:
-        if fit.at_hand(task.run, task.config):
-            yield task, ""
-        else:
-            todo.append(task)
-    if not todo:
+    """Each task as it ends, finished ones first, and why if it failed; `start` starts an executor if one is needed.
+    Tasks are taken out of `new`, to which others may be added after each.
+    """
+    unfinished, ready = list[Task](), list[Task]()
+
+    def at_hand() -> Generator[tuple[Task, str]]:
+        while new:
+            task = new.pop(0)
+            if fit.at_hand(task.run, task.config):
+                yield task, ""
+            else:
+                unfinished.append(task)
+
+    yield from at_hand()
+    if not unfinished:
         return
     with closing(start()) as executor:
-        ready = []
-        for task in todo:
-            _note("prepared", task.config)
-            try:  # once, here, on all cores or the GPU
-                prepare(
-                    task.config, task.corpus, quiet=quiet, device=executor.device if executor.device == here else "cpu"
-                )
-                ready.append(task)
-            except Exception as error:
-                yield task, error_text(error)
-        if here == "cuda":
-            torch.cuda.empty_cache()  # what preparing took is the runs' now
-        ordered = sorted(reversed(ready), key=_order)
+
+        def prepared() -> Generator[tuple[Task, str]]:
+            """Have what can run ready, in order; what cannot is at its end."""
+            yield from at_hand()
+            while unfinished:
+                task = unfinished.pop(0)
+                _note("prepared", task.config)
+                device = executor.device if executor.device == here else "cpu"
+                try:
+                    prepare(task.config, task.corpus, quiet=quiet, device=device)  # once, here, on all cores or the GPU
+                    ready.append(task)
+                except Exception as error:
+                    yield task, error_text(error)
+                yield from at_hand()
+            if here == "cuda":
+                torch.cuda.empty_cache()  # what preparing took is the runs' now
+            ready.sort(key=_order)
+
         options = options | {"device": executor.device}
-        yield from executors.side_by_side(ordered, executor, options, lambda task: _note("trains", task.config))
+        yield from prepared()
+        for ended in executors.side_by_side(ready, executor, options, lambda task: _note("trains", task.config)):
+            yield ended
+            yield from prepared()
 
 
 def _note(event: str, config: RunConfig) -> None:
@@ -223,7 +257,7 @@ def _note(event: str, config: RunConfig) -> None:
 def _order(task: Task) -> tuple:
     """The released recipe first, heads before encoders, the shortest first, so that a table soon has rows."""
     seconds = planning.seconds(task.config, planning.size(task.config, task.corpus))
-    return task.config.recipe != "code", task.config.training in ("finetuned", "scratch"), seconds
+    return task.config.recipe != "code", task.config.training in ("finetuned", "scratch"), seconds, -task.places[0]
 
 
 def _where(run: Run, reason: str) -> str:

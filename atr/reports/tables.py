@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ def run_grid(
     live = DisplayHandle()
     live.display("no run yet")
 
-    def run(configs: Sequence[RunConfig], total: int) -> Runs:
+    def run(configs: Sequence[RunConfig], total: int, further: Callable[[], Sequence[RunConfig]] = tuple) -> Runs:
         runs: list[tuple[RunConfig, Run]] = []
         due = 0.0
 
@@ -226,7 +226,8 @@ def run_grid(
                 live.update(progress(runs, total, profile, by))
                 due = time.monotonic() + 1
 
-        outcome = run_all(configs, root=profile.root, device=device, runs=profile.runs, executor=executor, on_run=show)
+        work: dict[str, Any] = {"root": profile.root, "device": device, "runs": profile.runs, "executor": executor}
+        outcome = run_all(configs, **work, on_run=show, further=further)
         if runs:
             live.update(progress(runs, total, profile, by))
         return outcome
@@ -234,7 +235,7 @@ def run_grid(
     if isinstance(wanted, RateSearch):
         search, outcome = wanted, None
         while outcome is None or search.todo() != outcome.configs:
-            outcome = run(search.todo(), len(search.grid()))
+            outcome = run(search.todo(), len(search.grid()), search.todo)
             if not all(search.at_end(outcome.configs[place]) for place in outcome.failures):
                 outcome.raise_failures()
     else:
