@@ -1,5 +1,6 @@
 """`atr compare`: two models query by query."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -182,6 +183,11 @@ class TestCommand:
         tags.feed(page)
         assert "b" not in tags.found and "Sound" in page and 4 <= tags.found.count("audio")
         assert re.search(r'src="data:audio/mpeg;base64,[A-Za-z0-9+/=]{200,}"', page) and len(page) < 5e6
+
+    def test_a_notebook_shows_the_page(self, both, part):
+        shown = both.show(part).data
+        assert shown.startswith("<iframe srcdoc=") and shown.count("data:audio/mpeg;base64,") >= 4
+        assert html.unescape(shown).count("<audio controls") == shown.count("data:audio/mpeg")
 
     def test_without_sounds_the_page_says_why(self, folders, tmp_path):
         call("compare", folders[0] / "folder.json", folders[1], "--out", tmp_path)

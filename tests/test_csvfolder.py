@@ -136,6 +136,8 @@ FATAL = {
     ),
     "semicolons": (b"file_name;caption\na.wav;a dog\n", "captions.csv", "no column 'file_name'"),
     "no caption": (b"file_name,text\na.wav,a dog\n", "captions.csv", "no caption column"),
+    "a split in capitals": (b"file_name,caption,Split\n", "captions.csv", "column 'Split' would go unread"),
+    "a caption in capitals": (b"file_name,caption_1,Caption_2\n", "captions.csv", "column 'Caption_2' would go unread"),
     "both forms": (b"file_name,caption,caption_1\n", "captions.csv", "both 'caption' and numbered"),
     "a column twice": (b"file_name,caption_1,caption_1\n", "captions.csv", "'caption_1' is there twice"),
     "an empty file": (b"", "captions.csv", "no column 'file_name'"),

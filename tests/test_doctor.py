@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from atr.cli import app
 from atr.encoders.pooling import FrameRows
-from atr.evaluation import doctor, evaluate, protocols
+from atr.evaluation import doctor, evaluate, leaks, protocols
 
 CLIPS = 9
 
@@ -186,7 +186,7 @@ class TestTraining:
         assert said.endswith(f"; {end}{text!r}") == close and ("more share" in said) == close
 
     def test_the_nearest_caption_is_that_of_the_largest_share(self, monkeypatch):
-        monkeypatch.setattr(doctor, "ROWS", 7)
+        monkeypatch.setattr(leaks, "PAIRS", 300)
         generator, letters = np.random.default_rng(0), list("abcdefghijklmnop")
         queries, texts = ([" ".join(generator.choice(letters, n % 6 + 1)) for n in range(40)] for _ in range(2))
 
@@ -195,15 +195,67 @@ class TestTraining:
             return len(one & other) / len(one | other)
 
         best = {query: max(share(query, text) for text in texts) for query in queries}
-        found = list(doctor.nearest(queries, texts))
+        found = list(leaks.nearest(queries, texts))
         assert {query for query, *_ in found} == {query for query, most in best.items() if most}
         for query, text, most in found:
             assert most == pytest.approx(share(query, text)) == pytest.approx(best[query])
-        assert list(doctor.nearest([], texts)) == [] and list(doctor.nearest(["zebra", ""], texts)) == []
+        assert list(leaks.nearest([], texts)) == [] and list(leaks.nearest(["zebra", ""], texts)) == []
+        assert list(leaks.nearest(queries, [])) == []
 
-    def test_the_test_sets_own_files_do_not_count(self, part, folder):
-        queries, clips = notes(part, train=folder)
-        assert queries.startswith("18 of 18") and clips.startswith("0 of 9 clips")
+    @pytest.mark.parametrize(
+        ("one", "other", "alike"),
+        [
+            ("Café noir", "cafe\u0301 NOIR!", True),
+            ("ａ ｄｏｇ", "a dog", True),  # of full width
+            ("Straße", "STRASSE", True),
+            ("लड़का", "लड़की", False),  # a boy, a girl: they differ by a mark
+            ("a dog", "a dogs", False),
+            ("dog_bark", "dog bark", True),
+        ],
+    )
+    def test_words_are_alike_but_for_case_punctuation_and_composition(self, one, other, alike):
+        assert (leaks.words(one) == leaks.words(other)) == alike
+
+    def test_where_no_blanks_are_written_letters_are_words(self):
+        one, other = "一只狗在花园里大声地叫着", "一只猫在花园里大声地叫着"
+        assert list(leaks.nearest([one], [other])) == [(one, other, pytest.approx(11 / 13))]
+
+    @pytest.mark.parametrize("split", ["train", " Train", "training", "development", "dev"])
+    def test_a_split_may_have_any_of_its_names(self, part, train, split):
+        (train / "captions.csv").write_text(f"file_name,caption,split\na.wav,sound number 7,{split}\n")
+        assert notes(part, train=train)[0].startswith("1 of 18 queries")
+        (train / "captions.csv").write_text(f"file_name,caption,split\na.wav,sound number 7,{split}\nb.wav,x,train\n")
+        others = {"development": 0, "dev": 0}  # beside train, these mean validation
+        assert notes(part, train=train)[0].startswith(f"{others.get(split, 1)} of 18 queries")
+
+    def test_a_folders_tables_are_all_but_those_named_for_test_or_validation(self, part, train):
+        said = "file_name,caption\nx.wav,sound number {}\n"
+        for number, name in enumerate(
+            ("lists/train.csv", "test.csv", "lists/clotho_captions_evaluation.csv", "val.csv")
+        ):
+            (train / name).parent.mkdir(exist_ok=True)
+            (train / name).write_text(said.format(number))
+        (train / "metadata.csv").write_bytes("file_name,author\nx.wav,Zoë\n".encode("latin-1"))
+        queries = notes(part, train=train)[0]
+        assert queries == f"1 of 18 queries are in {train}, as 'Sound number 0.'"
+        (train / "broken.csv").write_text('caption\n"open\n')
+        assert notes(part, train=train)[0].startswith(
+            f"{queries}; 1 tables cannot be read: {train / 'broken.csv'}, line"
+        )
+
+    def test_the_test_sets_own_files_do_not_count(self, part, folder, tmp_path):
+        (tmp_path / "link").symlink_to(folder)
+        for train in (folder, tmp_path / "link"):
+            none = f"no captions to train on are in {train}, so queries were not looked for"
+            assert notes(part, train=train) == (none, f"0 of 9 clips are in {train}")
+
+    def test_beside_the_test_set_what_is_trained_on_counts(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
+        shutil.copytree(folder, tmp_path / "all" / "test")
+        shutil.copytree(folder, tmp_path / "all" / "train")
+        part = protocols.get("folder").load(tmp_path / "all" / "test")
+        queries, clips = notes(part, train=tmp_path / "all")
+        assert queries.startswith("18 of 18 queries") and clips.startswith("9 of 9 clips")
 
     def test_a_sound_in_another_format(self, part, folder, train):
         """At another level, 16 bit FLAC: found by how it sounds."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields, replace
+from pathlib import Path
 
 import dataset_layouts
 import made_models
@@ -18,7 +19,7 @@ from made_embeddings import written
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from atr import Embedder, RunConfig, extend, fit, get_profile
+from atr import Embedder, RunConfig, extend, fit, get_profile, register
 from atr.cli import app
 from atr.evaluation import compare, evaluate, models, naming, protocols
 from atr.evaluation.protocols import CHOICES, Protocol
@@ -156,6 +157,39 @@ class TestProtocols:
         with pytest.raises(ValueError, match=r"own\.txt: not UTF-8 \(.*; save it as that"):
             protocols.get(str(tmp_path / "own.toml")).load(folder)
 
+    def test_clips_left_out_of_all_are_another_protocol(self, tmp_path, folder):
+        own = 'title = "x"\nsource = ""\ncorpus = { name = "csv" }\n'
+        (tmp_path / "all.toml").write_text(own)
+        (tmp_path / "own.toml").write_text(own + 'without = ["sound 5.wav", "sound 0.wav"]\n')
+        every, fewer = (protocols.get(str(tmp_path / name)) for name in ("all.toml", "own.toml"))
+        assert fewer.load(folder).clips["clip"].tolist() == [f"sound {number}.wav" for number in range(1, 5)]
+        assert fewer.hash != every.hash == protocols.get("folder").hash
+        assert replace(fewer, without=("sound 0.wav", "sound 5.wav")).hash == fewer.hash
+        with pytest.raises(ValueError, match="without names 'gone.wav', which is not in .*own sounds"):
+            replace(fewer, without=["sound 0.wav", "gone.wav"]).load(folder)
+        (tmp_path / "own.txt").write_text("sound 0.wav\nsound 1.wav\n")
+        with pytest.raises(ValueError, match=r"without names 'sound 5.wav', which is not in .*own\.txt"):
+            replace(fewer, clip_list="own.txt").load(folder)
+
+    def test_classes_can_do_without_recordings_too(self, tmp_path):
+        for number, name in enumerate(("cat", "cat", "dog", "rain")):
+            dataset_layouts.sound(tmp_path / name / f"{number}.wav", number, 0.3)
+        protocol = replace(protocols.get("esc50-zero-shot"), without=["rain/3.wav"])
+        part = protocol.load(tmp_path)
+        assert part.clips["clip"].tolist() == ["cat/0.wav", "cat/1.wav", "dog/2.wav"]
+        assert len(protocol.ask(part)[0]) == 2
+
+    def test_where_no_clip_is_as_it_is_named_what_is_there_is_said(self, tmp_path, folder):
+        (tmp_path / "own.txt").write_text("sound 0\nsound 1\n")
+        protocol = replace(protocols.get("folder"), clip_list="own.txt", folder=tmp_path)
+        words = "no clips of the 2 that it names, as 'sound 0', in the split test of .*; there are 6, as 'sound 0.wav'"
+        with pytest.raises(ValueError, match=words):
+            protocol.load(folder)
+        dataset_layouts.table(tmp_path / "captions.csv", ["file_name", "caption"], [["0", "a dog"], ["1", "a cat"]])
+        with pytest.raises(ValueError, match="no such file") as caught:
+            protocols.get("folder").load(tmp_path)
+        assert "captions.csv, line 2" in str(caught.value)
+
     def test_what_cannot_be_evaluated_on_is_an_error(self, tmp_path, part):
         with pytest.raises(ValueError, match="protocol 'clotho': unknown; known: audiocaps-883, audiocaps-957"):
             protocols.get("clotho")
@@ -284,6 +318,22 @@ class TestOwn:
         with pytest.raises(ValueError, match=r"loudness: its sounds gave \(2, 6\) for 6 of them; give \(N, D\)"):
             models.Own("loudness").sounds(part, quiet=True)
 
+    @pytest.mark.parametrize("rate", [None, 0, "16 kHz"])
+    def test_a_rate_that_is_none_is_an_error(self, monkeypatch, rate):
+        made = type("Silent", (), {} if rate is None else {"sample_rate": rate})
+        monkeypatch.setitem(register.MODELS, "silent", made)
+        with pytest.raises(ValueError, match=f"silent: its sample_rate is {rate!r}; give Hz"):
+            models.Own("silent")
+
+    def test_rows_of_unlike_widths_are_an_error(self, monkeypatch, part):
+        uneven = type(
+            "Uneven", (), {"sample_rate": 8000, "sounds": lambda self, waves: [[0.0] * k for k in range(1, 7)]}
+        )
+        monkeypatch.setitem(register.MODELS, "uneven", uneven)
+        monkeypatch.setattr(register, "code", lambda *_: "")
+        with pytest.raises(ValueError, match=r"uneven: its sounds gave no array of numbers \(.*\); give \(N, D\)"):
+            models.Own("uneven").sounds(part, quiet=True)
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -347,6 +397,19 @@ class TestErrors:
         rows = np.arange(24).reshape(6, 4)
         np.save(made / "audio.npy", rows.astype(kind))
         assert torch.equal(models.Embeddings(made).rows["audio"], torch.from_numpy(rows).float())
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e18, 1e30])
+    def test_numbers_of_any_size_rank_alike(self, made, part, scale):
+        audio, text = (np.load(made / f"{side}.npy") for side in ("audio", "text"))
+        ranks = [evaluate.evaluate(models.Embeddings(made), protocols.get("folder"), part).ranks]
+        np.save(made / "audio.npy", (audio * scale).astype(np.float32))
+        np.save(made / "text.npy", (text * scale).astype(np.float32))
+        ranks.append(evaluate.evaluate(models.Embeddings(made), protocols.get("folder"), part).ranks)
+        assert np.array_equal(ranks[0].t2a, ranks[1].t2a) and np.array_equal(ranks[0].a2t, ranks[1].a2t)
+
+    def test_a_folder_is_named_wherever_one_stands(self, made, monkeypatch):
+        monkeypatch.chdir(made)
+        assert models.Embeddings(Path()).name == made.name
 
     def test_safetensors_are_read_too(self, made, part):
         audio, text = (torch.from_numpy(np.load(made / f"{side}.npy")).float() for side in ("audio", "text"))
@@ -434,6 +497,9 @@ class TestCommand:
             "evaluate", "hf:a/b", "--on", "people", "--windows", "max", status=1
         )
         assert "needs a folder of sounds" in call("evaluate", "hf:a/b", "--on", "folder", status=1)
+        (tmp_path / "list.json").write_text("[]")
+        said = call("evaluate", "hf:a/b", "--on", "people", "--train", tmp_path / "list.json", status=1)
+        assert "list.json: no column 'caption' or 'caption_1'" in said
         for words in (("embeddings:{}",), ("hf:a/b", "--windows", "first")):
             said = call("evaluate", words[0].format(made), *words[1:], "--on", "people", "--seeds", "0,1", status=1)
             assert "draws nothing here; leave it out" in said

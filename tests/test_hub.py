@@ -104,6 +104,20 @@ def test_coverage_is_said_before_anything_large_is_fetched(server, tmp_path):
     assert "OpenSound/AudioCaps at b29b3243d6ce has" in said and "in 2 files" in said and "Go on?" in said
     assert "split train 2 6" in said and "split validation 0 3" in said and "split test 2 3" in said
     assert "audiocaps-975 0 975" in said and "audiocaps-957 0 957" in said  # the miniature's ids are others
+
+
+def test_coverage_of_mtebs_clips_is_said_though_their_list_comes_with_the_copy(server, monkeypatch):
+    listed = protocols.get
+
+    def of_two(name):
+        return replace(listed(name), clips=2) if name == "audiocaps-883" else listed(name)
+
+    monkeypatch.setattr(protocols, "get", of_two)
+    assert "audiocaps-883 2 2" in call("audiocaps", "--hub", status=1, input="n\n")
+
+
+def test_nothing_large_is_fetched_before_one_agrees(server, tmp_path):
+    call("audiocaps", "--hub", status=1, input="n\n")
     assert not (tmp_path / "home" / "audiocaps" / "hub" / "audio").exists()
     sounds = len(parquet("audiocaps_test")) + len(parquet("audiocaps_train"))
     assert sum(size for path, size in server[1] if "/resolve/" in path) < 2 * sounds  # small files, read whole

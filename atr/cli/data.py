@@ -42,9 +42,9 @@ def from_hub(name: str, repo: str | None, splits: Sequence[str], agree: Callable
         raise ValueError(f"{name} is {here}: nothing to fetch; without that, --hub fetches it")
     files_, set_ = copy.todo(splits), DATASETS[name]
     has = {clip for shard in copy.shards for clip in shard.clips if clip is not None}
-    print_table(copy.coverage(has), f"{copy.repo} at {copy.revision[:12]} has")
-    if path := hub.write_list(copy):
+    if path := hub.write_list(copy):  # before the table, which has a row for it
         say(f"→ {path}")
+    print_table(copy.coverage(has), f"{copy.repo} at {copy.revision[:12]} has")
     size = human(sum(shard.file.size or 0 for shard in files_))
     say(f"download: {size} in {len(files_)} files, one after another", f"licence: {set_.licence}", f"to: {copy.folder}")
     agree("partial" if files_ else "ready")

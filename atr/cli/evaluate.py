@@ -39,11 +39,13 @@ def evaluate(
 
     Recalls, mean average precisions and median ranks in both directions, with 95 % intervals over clips.
     """
-    from atr.evaluation import naming, protocols
+    from atr.evaluation import leaks, naming, protocols
 
     check_out(out)
     if train is not None and not train.exists():
         raise ValueError(f"--train: no {train}; name a folder of sounds, or a table of captions")
+    if train is not None and train.is_file():
+        leaks.captions(train)  # what is wrong with it is said before a model is loaded
     drawn: list[int | None] = [None]
     if seeds is not None:
         if not re.fullmatch("[0-9]{1,9}(,[0-9]{1,9})*", seeds):

@@ -81,6 +81,11 @@ def load(
     )
 
 
+def split_names(written: Iterable[str]) -> dict[str, str]:
+    """What each name of a split means where a table has these, in small letters."""
+    return SPLIT_NAMES | (dict.fromkeys(("dev", "development"), "validation") if "train" in written else {})
+
+
 def clean_table(root: str | PathLike[str], *, table: str = "captions.csv", audio: str | None = None) -> pd.DataFrame:
     """The table as it stands in the file, as text, without the rows that have problems; every audio file is decoded.
 
@@ -134,6 +139,10 @@ def _open(root: Path, table: str, audio: str | None) -> tuple["_CaptionSheet", _
         fatal.append(
             Problem(table, f"no caption column ({_header_of(sheet)})", "add 'caption', or 'caption_1' and so on")
         )
+    for column in sheet.header:
+        small = column.lower()
+        if column != small and (small == "split" or csvtable.CAPTION_COLUMN.fullmatch(small)):
+            fatal.append(Problem(table, f"column {column!r} would go unread", f"write it in small letters: {small}"))
     if "caption" in columns and len(columns) > 1:
         fatal.append(Problem(table, "both 'caption' and numbered caption columns", "keep one of the two forms"))
     if (root / "events.csv").exists():
@@ -213,7 +222,7 @@ class _CaptionSheet(_Sheet):
         self.clips, self.splits = [""] * len(self.rows), [split or ""] * len(self.rows)
         whole, drawn = self.good(), split is None and "split" not in self.header
         written = [split or ("" if drawn else self.cell(row, "split").lower()) for row in whole]
-        names = SPLIT_NAMES | (dict.fromkeys(("dev", "development"), "validation") if "train" in written else {})
+        names = split_names(written)
         for row, split in zip(whole, written, strict=True):
             self._read_name(row)
             if not drawn:

@@ -155,6 +155,12 @@ class Pair:
         atomic.write_atomic(paths[2], lambda path: path.write_text(page, encoding="utf-8"))
         return paths
 
+    def show(self, part: Corpus | str) -> Any:
+        """The page of `save`, with its players, in a notebook. part: as there, see `sounds_of`."""
+        from IPython.display import HTML
+
+        return HTML(f'<iframe srcdoc="{html.escape("".join(self._page(part)))}" width="100%" height="600"></iframe>')
+
     def _page(self, part: Corpus | str) -> Iterator[str]:
         name, shown = self.a.protocol["name"], self.apart()
         yield HEAD.format(title=html.escape(f"{self.a.model} and {self.b.model} under {name}"))

@@ -7,6 +7,7 @@ import numpy as np
 
 KEPT = "embeddings.safetensors"
 LISTS = {"audio": "clips.txt", "text": "captions.txt"}
+SMALL, LARGE = 1e-9, 1e15  # largest entries of rows whose length is computed as it stands
 APART = 1e-3  # of the largest entry, from which two embeddings are not the same but for rounding
 
 
@@ -75,6 +76,9 @@ def _listed(folder: Path, side: str, array: np.ndarray) -> Rows:
         if not np.isfinite(array).all():
             lost = int((~np.isfinite(array).all(axis=1)).sum())
             what = f"{side} that is not finite in float32 in {lost:,} of {len(array):,} rows"
+        largest = np.abs(array).max(axis=1, keepdims=True)
+        if not what and ((largest > LARGE) | ((largest > 0) & (largest < SMALL))).any():  # their squares would not fit
+            array = np.ldexp(array, -np.frexp(largest)[1])  # by powers of two: directions stay to the bit
     if what:
         raise ValueError(f"{folder}: {what}; give (rows, D) finite numbers")
     if not path.is_file():

@@ -105,6 +105,9 @@ class Own(Seedless):
 
     def __init__(self, name: str) -> None:
         self.model, self.name = register.MODELS[name](), name
+        rate = getattr(self.model, "sample_rate", None)
+        if not isinstance(rate, int | float) or not rate > 0:
+            raise ValueError(f"{name}: its sample_rate is {rate!r}; give Hz, as the sounds are to come")
         self.fingerprint = hashes.content_key("own", name, register.code("model", name))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
@@ -118,8 +121,12 @@ class Own(Seedless):
 
     def _rows(self, side: str, given: list) -> Tensor:
         with torch.no_grad():
-            rows = torch.as_tensor(getattr(self.model, side)(given)).float().cpu()
-        if rows.ndim != 2 or len(rows) != len(given):
+            found = getattr(self.model, side)(given)
+        try:
+            rows = torch.as_tensor(found).float().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.name}: its {side} gave no array of numbers ({error}); give (N, D)") from None
+        if rows.ndim != 2 or len(rows) != len(given) or not rows.shape[1]:
             raise ValueError(f"{self.name}: its {side} gave {tuple(rows.shape)} for {len(given)} of them; give (N, D)")
         return rows
 
@@ -148,7 +155,7 @@ class Embeddings(Seedless):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, folder.name
+        self.folder, self.name = folder, folder.resolve().name
         found = embeddings.read(folder)
         self.rows = {side: torch.from_numpy(one.rows) for side, one in found.items()}
         self.places = {side: one.places for side, one in found.items()}

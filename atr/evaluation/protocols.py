@@ -112,7 +112,9 @@ class Protocol:
             lines = map(str.strip, found.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as error:
             raise ValueError(f"{found}: not UTF-8 ({error}); save it as that") from None
-        names = list(dict.fromkeys(name for name in lines if name and name not in self.without))
+        names = list(dict.fromkeys(filter(None, lines)))
+        self._check_without(names, str(found))
+        names = [name for name in names if name not in self.without]
         if self.clips is not None and len(names) != self.clips:
             raise ValueError(f"{found}: names {len(names):,} clips where protocol {self.name} has {self.clips:,}")
         return names
@@ -126,6 +128,8 @@ class Protocol:
         """Of all that it says but its name, title and source. ValueError: as in `names`."""
         said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in LABELS}
         said |= {"corpus": dict(self.corpus), "names": sorted(self.names) if self.names is not None else None}
+        if self.without and self.names is None:
+            said["without"] = sorted(set(self.without))
         said |= {cuts: sorted(set(said[cuts])) for cuts in ("recalls", "precisions")}
         return hashes.content_key("protocol", 2, said)[:12]
 
@@ -136,8 +140,27 @@ class Protocol:
         names = self.names
         if self.answers:
             clotho.answers()
+        part, where = self._all(root)
+        here = part.clips["clip"]
+        if names is None and self.without:
+            self._check_without(here.tolist(), where)
+            names = [clip for clip in here if clip not in self.without]
+        if names is not None:
+            part = replace(part, clips=part.clips[here.isin(names)]).split(self.split)
+        if not len(part):
+            missed = f" of the {len(names):,} that it names, as {names[0]!r}," if names else ""
+            there = f"; there are {len(here):,}, as {here.iloc[0]!r}" if len(here) else ""
+            raise ValueError(f"protocol {self.name}: no clips{missed} in the split {self.split} of {where}{there}")
+        return replace(part, clips=part.clips.assign(split="test"), test_only=True).check()
+
+    def _check_without(self, names: Sequence[str], where: str) -> None:
+        if unknown := [name for name in self.without if name not in names]:
+            raise ValueError(f"protocol {self.name}: without names {unknown[0]!r}, which is not in {where}; mend it")
+
+    def _all(self, root: str | Path | None) -> tuple[Corpus, str]:
+        """Its split of the corpus that it is of, and where that is."""
         if self.template:
-            return zeroshot.recordings(root, self.template)
+            return zeroshot.recordings(root, self.template), str(root or self.corpus["name"])
         options, folder = dict(self.corpus), in_folder(self.corpus["name"])
         if folder and root is None:
             raise ValueError(
@@ -146,12 +169,11 @@ class Protocol:
         if folder and not _has_splits(Path(root or "")):
             options["split"] = "test"
         name, others = options["name"], {option: value for option, value in options.items() if option != "name"}
-        part = load_corpus(name, root if folder else None, check=False, **others).split(self.split)
-        if names is not None:
-            part = replace(part, clips=part.clips[part.clips["clip"].isin(names)]).split(self.split)
-        if not len(part):
-            raise ValueError(f"protocol {self.name}: no clips in the split {self.split} of {root or name}")
-        return replace(part, clips=part.clips.assign(split="test"), test_only=True).check()
+        loaded = load_corpus(name, root if folder else None, check=False, **others)
+        part = loaded.split(self.split)
+        if not len(part):  # perhaps since something is wrong with all of it
+            replace(loaded, test_only=True).check()
+        return part, str(root or name)
 
     def missing(self, part: Corpus) -> list[str]:
         """The clips that it names and `load` did not find."""
