@@ -309,7 +309,10 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
         axis.set_xscale("log")
         axis.set_xticks(ticks, [in_words(tick, "rate") for tick in ticks], rotation=60, size=7)
         axis.minorticks_off()
-        axis.set_title(", ".join(map(str, panel)))
+        named = zip(levels, panel, strict=True)
+        axis.set_title(
+            ", ".join(value if isinstance(value, str) else f"{heading(str(at))} {value}" for at, value in named)
+        )
         axis.set_xlabel("heads' rate")
     axes[0, 0].set_ylabel(f"{label} (%)")
     legend_below(figure, axes, 4)
