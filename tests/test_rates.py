@@ -143,10 +143,12 @@ TINY = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "durat
 def test_it_runs_to_its_end_through_the_store_and_a_second_time_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
     config = atr.RunConfig(corpus=TINY, training="frozen", epochs=4, batch_size=16, embedding_dim=16)
-    profile = replace(atr.get_profile("smoke"), tries=(0, 70))  # at 3^70 times the rate
+    profile = replace(atr.get_profile("smoke"), tries=(0, 70), external={"other": TINY | {"seed": 1}})  # 3^70 times
     found = RateSearch(profile, {"a": config}, (0, 1))
     outcome = tables.run_grid(found, profile, ["loss"], "cpu")
     assert found.best("a") == 0 and len(outcome) == len(found.grid()) and not outcome.failures
+    table = tables.run_table(outcome, profile)
+    assert sorted(table.loc[table["other_t2a_r1"].notna(), "seed"]) == [0, 1] and len(table) == len(found.grid()) == 4
     tried = found.table(["method"])["validation mAP@10"]
     assert tried.notna().tolist()[0]
     runs = {path: path.stat().st_mtime_ns for path in profile.runs.glob("*/metrics.json")}

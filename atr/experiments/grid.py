@@ -26,11 +26,15 @@ from atr.training.records import RecordError, Run, error_text
 
 @dataclass
 class Runs:
-    """What `run_all` brings back: a run for each config, None where it failed, and the failures' reasons."""
+    """What `run_all` brings back: a run for each config, None where it failed, and the failures' reasons.
+
+    trials  addresses of runs that a search made for its own ends, and no table reports
+    """
 
     configs: list[RunConfig]
     runs: list[Run | None]
     failures: dict[int, str] = field(default_factory=dict)
+    trials: set[str] = field(default_factory=set)
 
     def __iter__(self):
         """Pairs (config, run) of those that finished."""

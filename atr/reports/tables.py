@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from atr.config import RunConfig
-from atr.experiments.grid import Runs, run_all
+from atr.experiments.grid import Runs, key, run_all
 from atr.experiments.profiles import Profile
 from atr.experiments.rates import RateSearch
 from atr.inference.external import test
@@ -29,20 +29,23 @@ def run_table(runs: Iterable[tuple[RunConfig, Run]], profile: Profile) -> pd.Dat
     weight of the penalty (0: none), epochs, seed, best epoch, validation R@10 (selected epoch), test metrics, the run
     itself. A run that several parts of a grid ask for has one row. With the columns of `external`.
     """
-    return external(_rows(runs, profile), profile)
+    return external(_rows(runs, profile), profile, runs.trials if isinstance(runs, Runs) else set())
 
 
-def external(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+def external(table: pd.DataFrame, profile: Profile, trials: Collection[str] = ()) -> pd.DataFrame:
     """A frame of runs with columns of their tests on each of the profile's other corpora, as far as these are here:
-    those of `names.EXTERNAL`, as people_t2a_r1, and the test itself, as people_run. Each run is tested once.
+    those of `names.EXTERNAL`, as people_t2a_r1, and the test itself, as people_run. Each run is tested once, those at
+    the addresses `trials` not at all.
     """
     try:
         corpora = profile.external_corpora() if len(table) else {}
     except FileNotFoundError:
         return table
     for title, corpus in corpora.items():
-        tests = [test(run, corpus, root=profile.root) for run in table["run"]]
-        columns: dict[str, Any] = {f"{title}_{name}": [one.metrics[name] for one in tests] for name in EXTERNAL}
+        tests = [None if run.address in trials else test(run, corpus, root=profile.root) for run in table["run"]]
+        columns: dict[str, Any] = {
+            f"{title}_{name}": [one.metrics[name] if one else np.nan for one in tests] for name in EXTERNAL
+        }
         table = table.assign(**columns | {f"{title}_run": tests})
     return table
 
@@ -238,6 +241,8 @@ def run_grid(
             outcome = run(search.todo(), len(search.grid()), search.todo)
             if not all(search.at_end(outcome.configs[place]) for place in outcome.failures):
                 outcome.raise_failures()
+        reported = {key(config) for config in [*search.finals(), *search.others]}
+        outcome.trials = {run.address for config, run in outcome if key(config) not in reported}
     else:
         outcome = run(wanted, len(wanted))
         outcome.raise_failures()
