@@ -140,8 +140,8 @@ def run_all(
     executor  "local", or "ray": over a cluster, see `executors.Ray`
     track     "tensorboard" or "wandb", as in `atr.fit`
     on_run    called in this process as each run is at hand, finished ones first
-    further   called after each run that has ended: what can run by now; of that, what is not yet among the configs
-              joins them
+    further   called once all finished ones are at hand, and after each run that has ended: what can run by now; of
+              that, what is not yet among the configs joins them
     A run that fails, even one whose process is killed, does not touch the others: see `Runs.failures`.
 
     >>> soundscapes = {"name": "soundscapes", "train": 48, "validation": 12, "test": 16, "duration": 4.0}
@@ -174,7 +174,7 @@ def run_all(
                     bar.update()
                     if done and on_run is not None:
                         on_run(outcome.configs[place], run)
-                for config in further():
+                for config in () if new else further():  # once after all that is at hand
                     if key(config) not in known:
                         known.add(key(config))
                         _join(config, outcome, tasks, new, root, runs, quiet)
