@@ -7,6 +7,7 @@ from made_models import clap
 from atr import Embedder, RunConfig, fit
 from atr.corpora import audio, containers
 from atr.encoders.clap import Clap
+from atr.encoders.text import TextEncoder
 from atr.inference.search import Index
 from atr.training import preparation
 from atr.training.records import Run
@@ -70,6 +71,18 @@ def test_sentences_do_not_depend_on_each_other_and_are_read_as_in_training(embed
     several = embedder.sentences(["A dog barks!", "rain falls on a roof while thunder rolls far away", "a dog barks"])
     torch.testing.assert_close(several[0], embedder.sentences(["a dog barks"])[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(several[0], several[2], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "fine-tuned", "fine-tuned whole"])
+def test_what_is_fixed_of_sentences_is_read_once_for_all_runs(corpus, tmp_path, monkeypatch, kind):
+    runs = [trained(corpus, tmp_path, seed=seed, **KINDS[kind]) for seed in (0, 1)]
+    first, second = (Embedder(run, corpus, device="cpu") for run in runs)
+    words = ["a dog barks", "rain falls on a roof while thunder rolls far away"]
+    expected = [one.sentences(words) for one in (first, second)]
+    torch.testing.assert_close(first.sentences(words, keep=True), expected[0], atol=1e-5, rtol=0)
+    monkeypatch.setattr(TextEncoder, "rows", lambda *_: pytest.fail("read again"))
+    torch.testing.assert_close(second.sentences(words, keep=True), expected[1], atol=1e-5, rtol=0)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
 
 
 def test_nothing_gives_nothing_and_what_cannot_be_embedded_is_named(embedder, run, tmp_path):

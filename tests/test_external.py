@@ -12,6 +12,7 @@ from made_runs import made_run, ranks_with
 
 from atr import Embedder, RunConfig, fit, get_profile, load_corpus
 from atr.experiments import profiles
+from atr.experiments.grid import Runs
 from atr.inference import external
 from atr.metrics import Ranks, retrieval, statistics
 from atr.reports import names, output, tables
@@ -204,9 +205,21 @@ def test_chance_stands_below_and_files_hold_numbers_alone(table, tmp_path):
 
 
 def test_the_live_table_has_them_once_it_is_complete(table, profile):
-    runs = list(zip(table["run"].map(lambda run: run.config), table["run"], strict=True))
-    partial, complete = (tables.progress(runs, total, profile, ["loss"]).data for total in (4, 3))
+    outcome = Runs([run.config for run in table["run"]], list(table["run"]))
+    partial, complete = (tables.progress(runs, 3, profile, ["loss"]).data for runs in (list(outcome), outcome))
     assert not any("people" in name for name in partial) and "people: T→A R@1" in complete
+
+
+def test_nothing_that_a_search_tried_is_in_the_whole_table_and_two_parts_of_a_grid_can_be_joined(table, profile):
+    first, second, third = (Runs([run.config], [run], trials={run.address}) for run in table["run"])
+    second.trials = set()
+    both = first + second + Runs(third.configs, [None], {0: "killed"}) + third
+    assert both.configs == [run.config for run in table["run"].iloc[[0, 1, 2, 2]]]
+    assert both.failures == {2: "killed"} and both.runs[3] is third.runs[0]
+    assert both.trials == first.trials | third.trials
+    assert (first + Runs(first.configs, first.runs)).trials == set()  # reported in one of them
+    (seeds,) = tables.progress(both, 4, profile, ["loss"]).data["seeds"]
+    assert seeds == "1"
 
 
 def test_a_table_of_real_runs_has_them(run, profile):
@@ -224,9 +237,7 @@ def test_without_the_files_tables_go_without_and_a_line_says_what_is_missing(
     assert list(tables.formatted(tables.summary(table, ["loss"])))[1:] == [
         names.HEADINGS[name] for name in names.MEASURES
     ]
-    monkeypatch.setattr(
-        tables, "run_all", lambda *given, **options: type("Done", (), {"raise_failures": lambda _: 0})()
-    )
+    monkeypatch.setattr(tables, "run_all", lambda *given, **options: Runs([], []))
     tables.run_grid([], profile, ["loss"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "people" in line]
     for words in ("no columns 'people'", "run: atr data esc50", "run: atr data clotho", "zenodo.org", "ATR_PEOPLE"):

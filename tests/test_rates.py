@@ -87,6 +87,13 @@ def test_a_control_shares_the_search_of_its_method():
     assert set(found.table(["method"]).index) == {"a"}
 
 
+def test_methods_may_have_different_seeds():
+    found = search(peak(6.67e-4), ("a", "b"), seeds={"a": (3, 4), "b": (0, 1, 2)})
+    assert [[config.seed for config in found.seeded(name)] for name in "ab"] == [[3, 4], [0, 1, 2]]
+    assert {config.seed for config in found.tries("a").values()} == {3} == {found.double_epochs("a").seed}
+    assert len(found.grid()) == 2 + 3 + 2 * (4 + 1)
+
+
 def test_where_the_published_experiment_is_reproduced_its_rate_stays():
     found = search(peak(6.67e-4), profile=replace(DEMO, published=True))
     assert found.best("a") == 0 and len(found.tries("a")) == 4

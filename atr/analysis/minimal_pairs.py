@@ -46,7 +46,7 @@ def answers(run: Run, corpus: Corpus, asked: pd.DataFrame, device: str = "auto")
     own = pd.Index(clips).get_indexer(pd.Index(asked["clip"]))
     scores = []
     for column in ("right", "wrong"):
-        texts = embedder.sentences(asked[column].tolist())
+        texts = embedder.sentences(asked[column].tolist(), keep=True)
         blocks = [
             embedder.similarity(texts[start : start + 256], sounds)[np.arange(len(rows)), rows]
             for start in range(0, len(texts), 256)

@@ -43,6 +43,13 @@ class Runs:
     def __len__(self) -> int:
         return len(self.configs)
 
+    def __add__(self, other: "Runs") -> "Runs":
+        """Those of both; what is no trial of both is none."""
+        reported = {run.address for part in (self, other) for _, run in part if run.address not in part.trials}
+        later = {len(self) + place: reason for place, reason in other.failures.items()}
+        trials = (self.trials | other.trials) - reported
+        return Runs(self.configs + other.configs, self.runs + other.runs, self.failures | later, trials)
+
     def raise_failures(self) -> None:
         if self.failures:
             lines = [f"{describe(self.configs[place])}: {reason}" for place, reason in self.failures.items()]

@@ -34,6 +34,7 @@ class RateSearch:
     """What a notebook trains: tries, then each method's seeds at its best rate and one for twice the epochs.
 
     methods   by any name: a config at its usual rates, for all of its epochs
+    seeds     of all methods, or by method
     like      a control → the method whose search it shares
     others    runs beside them, as they are
     twice     the methods whose epochs are doubled, by default all; in a quick profile the first of them
@@ -41,7 +42,7 @@ class RateSearch:
 
     profile: Profile
     methods: Mapping[Any, RunConfig]
-    seeds: Sequence[int]
+    seeds: Sequence[int] | Mapping[Any, Sequence[int]]
     like: Mapping[Any, Any] = field(default_factory=dict)
     others: Sequence[RunConfig] = ()
     twice: Iterable[Any] | None = None
@@ -55,6 +56,9 @@ class RateSearch:
     def _memory(self) -> dict[Any, Any]:
         """Runs by their config, their scores, corpora by their options: what does not change any more."""
         return {}
+
+    def _seeds(self, name: Hashable) -> Sequence[int]:
+        return self.seeds[name] if isinstance(self.seeds, Mapping) else self.seeds
 
     def _corpus(self, config: RunConfig) -> Corpus:
         key = str(config.corpus)
@@ -84,7 +88,8 @@ class RateSearch:
     def tries(self, name: Hashable) -> dict[int, RunConfig]:
         """The short runs of a method's search by their rate, in steps from the usual one."""
         name = self.like.get(name, name)
-        found = {step: _short(self.methods[name], step, self.seeds[0]) for step in self.profile.tries}
+        method, seed = self.methods[name], self._seeds(name)[0]
+        found = {step: _short(method, step, seed) for step in self.profile.tries}
         while (
             len(found) > 2 and None not in (scores := {step: self._score(one) for step, one in found.items()}).values()
         ):
@@ -92,7 +97,7 @@ class RateSearch:
             beyond = {steps[0]: steps[0] - 1, steps[-1]: steps[-1] + 1}.get(best)
             if beyond is None or abs(beyond) > FURTHEST:
                 break
-            found[beyond] = _short(self.methods[name], beyond, self.seeds[0])
+            found[beyond] = _short(method, beyond, seed)
         return dict(sorted(found.items()))
 
     def _score(self, config: RunConfig) -> float | None:
@@ -116,7 +121,7 @@ class RateSearch:
     def seeded(self, name: Hashable, step: int | None = None) -> list[RunConfig]:
         """A method's runs, one for each seed, at its best rate, or at the usual one as long as that is not known."""
         at = at_step(self.methods[name], (self.best(name) or 0) if step is None else step)
-        return [at.replace(seed=seed) for seed in self.seeds]
+        return [at.replace(seed=seed) for seed in self._seeds(name)]
 
     def finals(self) -> list[RunConfig]:
         """The runs of all methods' seeds, at the best rate of each: what tables and claims rest on."""

@@ -151,6 +151,7 @@ class Embedder:
             return
         assert run is not None
         self._below, self._audio_below = config.state_layers, config.audio_state_layers
+        self._words = start.fingerprints["text"]
         facts = registry.facts(config.audio_encoder)
         self._hear_in(windows, window_of(config), facts.short)
         with torch.random.fork_rng():
@@ -230,8 +231,11 @@ class Embedder:
             return embeddings
         return mean(embeddings, [len(parts) for parts in prepared])
 
-    def sentences(self, sentences: Sequence[str], quiet: bool = True) -> Tensor:
-        """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence."""
+    def sentences(self, sentences: Sequence[str], quiet: bool = True, keep: bool = False) -> Tensor:
+        """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence.
+
+        keep: what the fixed part of a run's text encoder makes of them, in the store, for other runs to read.
+        """
         words = [text.normalise(sentence, preparation.caption_style(self.config)) for sentence in sentences]
         for sentence in sentences:
             if not text.normalise(sentence, self.config.caption_style).strip():
@@ -240,10 +244,16 @@ class Embedder:
             return torch.empty(0, self.dim)
         if self._clap is not None:
             return self._clap.text(words, quiet)
-        if self._below is None:
+        frozen = self.config.training == "frozen"
+        if self._below is None and not (frozen and keep):
             return self._embed("text", text.ids(words, self._reader))
-        states = RaggedArray.of(self._reader.rows(words, self._below, tqdm(disable=True)))
-        return self._embed("text", InputRows(text.STATES, states))
+        if keep:
+            pooling = self.config.text_pooling if frozen else None
+            rows = text.rows_from_store(words, self._words, lambda: self._reader, pooling, self._below, quiet)
+        else:
+            rows = RaggedArray.of(self._reader.rows(words, self._below, tqdm(disable=True)))
+        fixed = InputRows(POOLED, torch.from_numpy(rows.data)) if frozen else InputRows(text.STATES, rows)
+        return self._embed("text", fixed)
 
     def similarity(self, sentences: Tensor, sounds: Any) -> Tensor:
         """(sentences, sounds): cosines of what `sentences` and `sounds` gave."""

@@ -231,7 +231,7 @@ def run_grid(
 
         work: dict[str, Any] = {"root": profile.root, "device": device, "runs": profile.runs, "executor": executor}
         outcome = run_all(configs, **work, on_run=show, further=further)
-        if runs:
+        if outcome.failures and runs:
             live.update(progress(runs, total, profile, by))
         return outcome
 
@@ -246,13 +246,19 @@ def run_grid(
     else:
         outcome = run(wanted, len(wanted))
         outcome.raise_failures()
+    if len(outcome):
+        live.update(progress(outcome, len(outcome), profile, by))
     return outcome
 
 
-def progress(runs: Sequence[tuple[RunConfig, Run]], total: int, profile: Profile, by: Sequence[str]) -> Styler:
-    """The table so far, marked as partial until all `total` runs are in, which are tested on other corpora then."""
-    state, made = ("complete", run_table) if len(runs) == total else ("partial", _rows)
-    view = formatted(summary(made(runs, profile), by)).style
+def progress(runs: Runs | Sequence[tuple[RunConfig, Run]], total: int, profile: Profile, by: Sequence[str]) -> Styler:
+    """The table so far, marked as partial; or of all, tested on other corpora, without the trials of a search."""
+    if isinstance(runs, Runs):
+        state, table = "complete", run_table(runs, profile)
+        table = table[[run.address not in runs.trials for run in table["run"]]]
+    else:
+        state, table = "partial", _rows(runs, profile)
+    view = formatted(summary(table, by)).style
     view = view.format_index(lambda label: f"{label:g}" if isinstance(label, float) else str(label), escape="html")
     return view.set_caption(f"{state}: {len(runs)} of {total} runs")
 
