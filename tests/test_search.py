@@ -635,6 +635,28 @@ class TestGenerations:
         assert set(seen) == set(expected) and len(expected[0]) != len(expected[1])
         assert not [str(one.message) for one in recwarn.list if issubclass(one.category, UserWarning)]
 
+    def test_embeddings_that_go_while_they_are_opened_are_those_of_the_next_generation(self, folder, monkeypatch):
+        toggle(folder, 0)
+        updated(folder)
+        load = shards.load_file
+
+        def replaced(path):
+            monkeypatch.setattr(shards, "load_file", load)
+            toggle(folder, 1)
+            updated(folder)
+            raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+
+        monkeypatch.setattr(shards, "load_file", replaced)
+        seen = answers(folder)
+        assert shards.load_file is load and seen == answers(folder)
+
+        def fails(path):
+            raise RuntimeError("Cannot allocate memory")
+
+        monkeypatch.setattr(shards, "load_file", fails)
+        with pytest.raises(ValueError, match="Cannot allocate memory"):
+            answers(folder)
+
     def test_killed_at_any_write_it_leaves_a_whole_generation_and_continues(self, folder, home, monkeypatch):
         monkeypatch.setattr(search, "SHARD_SECONDS", 0.0)
         toggle(folder, 0)

@@ -83,7 +83,7 @@ class Shard:
     def tensors(self) -> dict[str, Tensor]:
         try:
             return load_file(self.paths[1])
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:  # the last is torch's, of a file removed meanwhile
             raise DamageError(self.paths[1], error) from error
 
     def check(self, sample: bool = False) -> None:
