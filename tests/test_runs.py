@@ -210,6 +210,14 @@ def test_short_runs_come_first(tmp_path):
     assert order == [1, 4, 12]
 
 
+def test_each_method_has_a_run_before_one_has_two(tmp_path):
+    order = []
+    configs = [config(seed=seed, learning_rates={"heads": rate}) for rate in (1e-3, 2e-3) for seed in (0, 1)]
+    told = {"on_run": lambda found, run: order.append((found.seed, found.rate("heads")))}
+    run_all(configs, runs=tmp_path, workers=1, quiet=True, **told)
+    assert order == [(0, 1e-3), (0, 2e-3), (1, 1e-3), (1, 2e-3)]
+
+
 def test_what_a_run_leads_to_joins_it_and_waits_for_no_other(tmp_path):
     """As in a search: the long run is under way while the short one brings a further one, and that the next."""
     order, long = [], config(epochs=60)

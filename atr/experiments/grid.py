@@ -266,9 +266,10 @@ def _note(event: str, config: RunConfig) -> None:
 
 
 def _order(task: Task) -> tuple:
-    """The released recipe first, heads before encoders, the shortest first, so that a table soon has rows."""
+    """The released recipe first, heads before encoders, the shortest first, seed by seed: a table soon has all rows."""
     seconds = planning.seconds(task.config, planning.size(task.config, task.corpus))
-    return task.config.recipe != "code", task.config.training in ("finetuned", "scratch"), seconds, -task.places[0]
+    encoders = task.config.training in ("finetuned", "scratch")
+    return task.config.recipe != "code", encoders, seconds, task.config.seed, task.places[0]
 
 
 def _where(run: Run, reason: str) -> str:
