@@ -33,6 +33,7 @@ def test_a_size_is_told_of_an_effect_alone():
 def test_claims_are_counted_by_verdict():
     found = findings.verdict_counts(judged(a="holds", b="undecided", c="undecided", d="not converged"))
     assert found == "4 comparisons: holds 1, undecided 2, not converged 1."
+    assert findings.verdict_counts(judged(a="not judged", b="holds")) == "2 comparisons: holds 1, not judged 1."
 
 
 def test_the_best_row_of_each_training_is_named_and_columns_that_tell_nothing_apart_are_left_out():
@@ -65,6 +66,9 @@ def test_a_conclusion_tells_the_best_the_counts_and_what_has_an_effect(tmp_path)
     )
     found = findings.conclude(tmp_path / "demo", "07_sigmoid_loss")
     assert found == f"{start} Highest T→A mAP@10: y 31.0 ± 2.0. {counts}\n\n{line}"
+    judged(**{"b beats c": "contradicted"}).to_csv(folder / "07_training_claims.csv", index=False)
+    found = findings.conclude(tmp_path / "demo", "07_sigmoid_loss")
+    assert "3 comparisons: holds 1, contradicted 1, undecided 1." in found and "\n- b beats c: contradicted" in found
     written = findings.Conclusion("07_sigmoid_loss").write(tmp_path / "demo", ["- more"])
     assert written.data == f"{found}\n- more"
 

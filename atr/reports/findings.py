@@ -143,7 +143,8 @@ def _main(folder: Path, notebook: Path) -> pd.DataFrame:
 
 
 def _claims(folder: Path, notebook: Path) -> pd.DataFrame:
-    return read(folder / "tables" / f"{notebook.stem[:2]}_claims.csv")
+    """All that a notebook judged, in one table or several."""
+    return pd.concat(map(read, sorted((folder / "tables").glob(f"{notebook.stem[:2]}_*claims.csv"))), ignore_index=True)
 
 
 class Conclusion:
@@ -174,13 +175,13 @@ def conclude(results: Path, stem: str) -> str:
     """A notebook's answer in Markdown, from its tables in `results`/tables: the best row, how many claims hold, and
     those that hold or are contradicted, with their effects.
     """
-    table, claimed = (results / "tables" / f"{name}.csv" for name in (stem, f"{stem[:2]}_claims"))
+    table = results / "tables" / f"{stem}.csv"
     parts = [f"**What we found** (`{results.name}`)"]
     if table.exists() and "t2a_map10" in (scores := pd.read_csv(table)):
         parts.append(best(scores))
-    if not claimed.exists():
+    if not any(table.parent.glob(f"{stem[:2]}_*claims.csv")):
         return " ".join(parts) + "\n"
-    judged = read(claimed)
+    judged = _claims(results, Path(stem))
     told = [row for row in judged.to_dict("records") if row["verdict"] in VERDICTS[:2]]
     return "\n".join(
         [" ".join([*parts, verdict_counts(judged)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in told)]
@@ -190,7 +191,8 @@ def conclude(results: Path, stem: str) -> str:
 def verdict_counts(judged: pd.DataFrame) -> str:
     """How many claims hold, and so on."""
     numbers = judged["verdict"].value_counts().to_dict()
-    return f"{len(judged)} comparisons: {', '.join(f'{name} {numbers[name]}' for name in VERDICTS if name in numbers)}."
+    ordered = [name for name in dict.fromkeys([*VERDICTS, *numbers]) if name in numbers]
+    return f"{len(judged)} comparisons: {', '.join(f'{name} {numbers[name]}' for name in ordered)}."
 
 
 def best(table: pd.DataFrame, interval: bool = False) -> str:
@@ -278,10 +280,12 @@ def write(project: Path) -> list[Path]:
 
 
 def lead(project: Path) -> list[tuple[str, str]]:
-    """What README.md shows: a line per section, with the claim that holds by the largest effect."""
+    """What README.md shows: a line per section that judges claims, with the one that holds by the largest effect."""
     lines = []
     for folder, notebook in sections(project):
         judged = _claims(folder, notebook)
+        if not judged["verdict"].isin(VERDICTS).any():
+            continue
         held = judged[(judged["verdict"] == "holds") & judged["difference"].notna()]
         row = max(held.to_dict("records"), key=lambda claim: abs(claim["difference"]), default=None)
         most = f" {row['claim']}: {verdict(row).partition(': ')[2]}." if row else ""
