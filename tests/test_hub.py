@@ -60,7 +60,7 @@ def server(tmp_path, monkeypatch):
         do_HEAD = do_GET
 
         def log_message(self, *_):
-            pass
+            return None
 
     def put(repo, path, content, oid=None):
         revision = hub.REVISIONS[repo]

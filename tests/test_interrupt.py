@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import nbformat
 import pytest
@@ -66,11 +67,9 @@ class Process:
         self.reader.start()
 
     def _read(self):
-        try:
+        with suppress(OSError):  # how a terminal ends
             while text := os.read(self.own, 4096):
                 self.said += text
-        except OSError:  # how a terminal ends
-            pass
 
     def type(self, text):
         os.write(self.own, text)

@@ -276,6 +276,20 @@ def test_beside_works_by_one_column():
     assert side.loc["NT-Xent", ("T→A R@1", "x, ours")] == "12.0"
 
 
+@pytest.mark.parametrize(
+    "caption, tested",
+    [
+        ("The search of learning rates, by validation mAP@10.", False),
+        ("Validation mAP@10 after the epochs and after twice as many.", False),
+        ("Validation T→A R@10 by learning rate.", False),
+        ("Batch sizes, each loss at its own learning rate by validation.", True),
+    ],
+)
+def test_scores_of_validation_are_not_said_to_be_of_the_test_clips(caption, tested):
+    told = output.legend(pd.DataFrame({"rate": [1.0]}), {"caption": caption, "measured": "500 test clips"})
+    assert ("Measured on 500 test clips." in told) == tested and told.startswith(caption)
+
+
 def test_a_saved_table_can_be_read_again_from_each_form(tmp_path):
     run = made_run(tmp_path / "runs", "0123456789abcdef", RunConfig(), [1, 2], [1, 2])
     table = tables.summary(results(loss=["a", "a", "b"], t2a_r10=[1.0, 2.0, 4.0]), ["loss"], ["t2a_r10"])

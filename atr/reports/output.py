@@ -170,12 +170,13 @@ def _twelve_figures(column: pd.Series) -> pd.Series:
 
 
 def legend(table: pd.DataFrame, origin: Mapping[str, Any]) -> str:
-    """What a table is called: its caption, what was measured on, and over how many seeds."""
+    """What a table is called: its caption, what was tested on (not of scores on validation), and over how many seeds."""
     caption, seeds = origin["caption"].strip(), sorted(set(table.get("seeds", pd.Series(dtype=float)).dropna()))
     many = f"{seeds[0]:.0f}" + (f" to {seeds[-1]:.0f}" if len(seeds) > 1 else "") if seeds else ""
     several = bool(seeds) and seeds[-1] > 1 and any(name.endswith("_std") for name in map(str, table))
     spread = f"Mean ± standard deviation over {many} seeds." if several else ""
-    where = f"Measured on {origin['measured']}." if origin.get("measured") else ""
+    tested = origin.get("measured") and not re.search(r"validation [^.,;]*@", caption, re.IGNORECASE)
+    where = f"Measured on {origin['measured']}." if tested else ""
     columns = " ".join(map(str, table))
     scores = [name for name, pattern in SCORES.items() if re.search(pattern, columns) and "percent" not in caption]
     what = f"{' and '.join(scores)} in percent." if scores else ""
