@@ -170,7 +170,7 @@ def _twelve_figures(column: pd.Series) -> pd.Series:
 
 
 def legend(table: pd.DataFrame, origin: Mapping[str, Any]) -> str:
-    """What a table is called: its caption, what was tested on (not of scores on validation), and over how many seeds."""
+    """What a table is called: its caption, what was tested on (not of scores on validation), over how many seeds."""
     caption, seeds = origin["caption"].strip(), sorted(set(table.get("seeds", pd.Series(dtype=float)).dropna()))
     many = f"{seeds[0]:.0f}" + (f" to {seeds[-1]:.0f}" if len(seeds) > 1 else "") if seeds else ""
     several = bool(seeds) and seeds[-1] > 1 and any(name.endswith("_std") for name in map(str, table))
