@@ -38,7 +38,7 @@ In our words, with how each is judged: the smallest effect that counts was settl
 verdict, and of how many comparisons it is where these differ (*in part*); a dash where the notebook was not run by the
 protocol yet.
 """
-COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10")
+COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10", "audio_h", "text_h")
 BEST = names.HEADINGS["t2a_map10"]
 START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
 
