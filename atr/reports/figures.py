@@ -279,7 +279,8 @@ def lines(
             group = group.sort_values(x)
             places = group[x] * (1 + 0.03 * (number - 1.5))  # bars that would hide each other
             axis.errorbar(places, group[column], group[f"{column}_std"], label=legible(label), **BARS | look[label])
-        log2_axis(axis, sorted(part[x].unique()))
+        ticks = sorted(part[x].unique())
+        log2_axis(axis, ticks, rotation=60 if len(ticks) > 7 else 0)
         axis.set_title(name)
         axis.set_xlabel((labels or {}).get(x, x.replace("_", " ")))
     axes[0, 0].set_ylabel(f"{heading(column)} (%)")
