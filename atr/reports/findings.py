@@ -280,15 +280,14 @@ def write(project: Path) -> list[Path]:
 
 
 def lead(project: Path) -> list[tuple[str, str]]:
-    """What README.md shows: a line per section that judges claims, with the one that holds by the largest effect."""
+    """What README.md shows: a line per section that judges claims, with the first that holds or is contradicted."""
     lines = []
     for folder, notebook in sections(project):
         judged = _claims(folder, notebook)
         if not judged["verdict"].isin(VERDICTS).any():
             continue
-        held = judged[(judged["verdict"] == "holds") & judged["difference"].notna()]
-        row = max(held.to_dict("records"), key=lambda claim: abs(claim["difference"]), default=None)
-        most = f" {row['claim']}: {verdict(row).partition(': ')[2]}." if row else ""
+        decided = judged[judged["verdict"].isin(VERDICTS[:2]) & judged["difference"].notna()].to_dict("records")
+        first = f" {decided[0]['claim']}: {verdict(decided[0])}." if decided else ""
         about = f"- **{question(notebook)}** (`{folder.name}`, {notebook.stem[:2]}) "
-        lines.append(f"{about}{best(_main(folder, notebook), interval=True)}{most} {verdict_counts(judged)}")
+        lines.append(f"{about}{best(_main(folder, notebook), interval=True)}{first} {verdict_counts(judged)}")
     return [("findings", "\n".join(lines))]
