@@ -24,7 +24,7 @@ HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/
 	JUPYTER_DATA_DIR="$(CURDIR)/.venv/home/jupyter" MPLCONFIGDIR="$(CURDIR)/.venv/home/matplotlib"
 
 MINUTES_smoke = 4 to 7 minutes
-MINUTES_demo = four to five hours (NN=01 alone: 34 minutes)
+MINUTES_demo = about four hours (NN=01 alone: 34 minutes)
 MINUTES_esc10 = an hour to two
 MINUTES_esc50 = hours (not timed yet)
 MINUTES_captions = 6 minutes
