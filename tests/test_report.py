@@ -242,7 +242,7 @@ class TestWhatIsGathered:
         assert better.verdict == "holds in part" and better.count == "1 of 2 holds"
         assert better.context == "by mAP@10; holds if ahead by 1 or more" and alike.verdict == "not tested"
         assert [(one.words, one.verdict) for one in worse.comparisons] == [("not: it gets worse", "holds")]
-        assert worse.context == "by loss; holds if it costs less than 0; pending"
+        assert worse.context == "by loss; holds if behind by less than 0; pending"
         assert further.title == "Further comparisons of notebook 01" and further.comparisons[0].words == "b beats a"
         assert first.sentence == "Holds: Nothing gets worse. Holds in part: A is better. Of 3 claims 1 not tested."
         assert second.sentence == "Of 1 claims 1 not tested."

@@ -287,7 +287,7 @@ def lead(project: Path) -> list[tuple[str, str]]:
         if not judged["verdict"].isin(VERDICTS).any():
             continue
         decided = judged[judged["verdict"].isin(VERDICTS[:2]) & judged["difference"].notna()].to_dict("records")
-        first = f" {decided[0]['claim']}: {verdict(decided[0])}." if decided else ""
+        first = f' "{decided[0]["claim"]}" {verdict(decided[0])}.' if decided else ""
         about = f"- **{question(notebook)}** (`{folder.name}`, {notebook.stem[:2]}) "
         lines.append(f"{about}{best(_main(folder, notebook), interval=True)}{first} {verdict_counts(judged)}")
     return [("findings", "\n".join(lines))]

@@ -21,7 +21,7 @@ DIRECTIONS: dict[retrieval.Direction, str] = {"t2a": "T→A", "a2t": "A→T"}
 RULES = {
     "beats": "holds if ahead by {} or more",
     "within": "holds if they differ by less than {}",
-    "no less": "holds if it costs less than {}",
+    "no less": "holds if behind by less than {}",
     "range": "holds if it lies within the range over seeds",
     "span": "holds if the span of good learning rates is narrower",
 }
