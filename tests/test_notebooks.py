@@ -21,7 +21,7 @@ TABLES = {  # by notebook
     "01": "loss_comparison published rates sensitivity budget coverage pairs claims",
     "02": "batch_size equal_steps rates budget published claims",
     "03": "embedding_dimension published finetuned rates rate_decides noise crowned cost claims",
-    "04": "readings_sigma readings_h h_by_points uniformity voxel_network voxel_scale penalty published "
+    "04": "readings_sigma readings_h h_by_points by_dimension uniformity voxel_network voxel_scale published "
     "budget rates headroom gradients answer claims measures",
     "05": "curriculum published stages budget rates example_batches batches claims",
     "06": "dcase_system published budget rates ensembles ingredients submissions several claims",

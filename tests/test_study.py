@@ -199,7 +199,8 @@ class TestGrids:
         assert {c.epochs for c in tuned} <= {n * setting.epochs["finetuned"] for n in (1, 2)}
         cells = {(c.penalty.get("estimator", "network"), c.penalty["alpha"], c.seed) for c in tuned}
         by, alphas = cell["tuned_by"], cell["alphas"]
-        assert cells == {(one, alpha, seed) for one in by for alpha in alphas for seed in setting.seeds}
+        seeds = setting.seeds if setting.published else setting.seeds[:3]
+        assert cells == {(one, alpha, seed) for one in by for alpha in alphas for seed in seeds}
         assert {c.embedding_dim for c in tuned} == {defined("03", name)["small"]}
         both = [
             next(c for c in configs if c == cell["methods"]["frozen", one, 1.0].replace(seed=c.seed)).penalty
