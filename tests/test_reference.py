@@ -332,13 +332,13 @@ def test_comparisons_and_figures_of_the_claims_are_those_of_the_committed_result
         patterns = [re.compile(pattern.removeprefix("not ")) for pattern in rows["comparisons"]]
         found = {words: sum(bool(one.search(words)) for one in patterns) for words in committed[number]}
         assert max(found.values()) == 1, found
-        here = ~rows["note"].str.startswith(("pending", "in `paper`"))
+        here = ~rows["note"].str.startswith(("pending", "in profile paper"))
         assert all(
             any(map(one.search, committed[number])) for one, wanted in zip(patterns, here, strict=True) if wanted
         ), number
 
 
-@pytest.mark.parametrize("number", ["01", "02", "07", "08", "09"])
+@pytest.mark.parametrize("number", [f"0{number}" for number in range(1, 10)])
 def test_the_notebooks_judge_by_the_effect_that_the_claims_name(number):
     claims = pd.read_csv(ROOT / "data/reference/claims.csv", dtype={"notebook": str})
     mine = claims[(claims["notebook"] == number) & claims["rule"].isin(["beats", "within", "no less"])]
@@ -346,4 +346,8 @@ def test_the_notebooks_judge_by_the_effect_that_the_claims_name(number):
     source = "\n".join(cell.source for cell in nbformat.read(notebooks([number])[0], 4).cells)
     found = re.findall(r"\b(least|within|no_less)\"?[=:] ?(\d+\.\d+)", source)
     judged = {({"least": "beats", "no_less": "no less"}.get(rule, rule), float(effect)) for rule, effect in found}
-    assert judged == named if number < "07" else judged >= named  # the thesis's notebooks ask more than it claims
+    if number in ("01", "02"):
+        assert judged == named
+    else:  # the others ask more than is claimed; that one is just ahead needs no number, the voxel network no interval
+        needed = {one for one in named if one[1]} - ({("within", 1.0)} if number == "04" else set())
+        assert needed and judged >= needed
