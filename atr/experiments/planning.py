@@ -167,8 +167,8 @@ def cost(config: RunConfig, measured: Measurement, data: CorpusSize) -> Cost:
 # Seconds with the small encoders (compact, MiniLM) on one core where `speed` is 1, by training: of a step and of each
 # of its pairs, and in evaluation of a clip of 10 s and of a caption. Measured as the CPU time of `Trainer.epoch` over
 # 320 soundscapes at batches of 8 and of 32, and of `evaluation.one_side`, the fastest of several, divided by `speed()`,
-# which was 1.5. "scratch" is taken to cost what "finetuned" does. Other encoders take longer. What the heads of "frozen"
-# cost is below.
+# which was 1.5. "scratch" is taken to cost what "finetuned" does. Other encoders take longer. The cost of
+# heads is apart.
 TYPICAL = {
     "external": (0.0, 0.0, 0.0, 0.0),
     "frozen": (1.3e-3, 0.0, 7e-6, 7e-6),
@@ -179,9 +179,8 @@ TYPICAL = {
 # More for each layer of MiniLM, of six, that is fine-tuned: of a step's pair, and of a caption in evaluation. An epoch
 # of 992 pairs took 3.8 s with one and 6.1 s with two; of a caption it is half of what two layers take.
 LAYER_SECONDS = (1.6e-3, 4.6e-4)
-# Of a pair, for each parameter of the heads, of which those over these encoders have about 3 D² + 850 D: from the seconds
-# of 200 frozen runs, two side by side where a fine-tuned one took 1.35 times what is said here: 1.1 to 1.4e-10 from D 256
-# to 2,048, less below.
+# Of a pair, for each parameter of the heads, of which those over these encoders have about 3 D² + 850 D: from 200
+# frozen runs, two side by side where a fine-tuned one took 1.35 times what is said here, 1.1 to 1.4e-10 from D 256 on.
 HEAD_SECONDS = 1.15e-10
 RUN_SECONDS = 0.5  # of starting a run and writing it: 0.15 of a frozen one, 0.5 of a fine-tuned one
 YARDSTICK_SECONDS = 0.1  # that `speed` measures there

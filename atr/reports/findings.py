@@ -35,8 +35,8 @@ then A→T).
 PAPERS = """## What the papers claim
 
 In our words, with how each is judged: the smallest effect that counts was settled before its results, but for the
-evenness that the penalty rewards, where equality was asked first. By profile the verdict, and of how many comparisons it
-is where these differ (*in part*); a dash where the notebook was not run by the protocol yet, or is none of the profile's.
+evenness that the penalty rewards, where equality was asked first. By profile the verdict, and of how many comparisons
+it is where these differ (*in part*); a dash where a profile did not run the notebook, or not by the protocol yet.
 """
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10", "audio_h", "text_h")
 BEST = names.HEADINGS["t2a_map10"]
