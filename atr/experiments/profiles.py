@@ -229,6 +229,7 @@ def scenes(train: int, validation: int, test: int, name: str = "soundscapes") ->
     return {"name": name, "train": train, "validation": validation, "test": test}
 
 
+_ESC50 = MIXTURE | scenes(2000, 300, 500, "clipfolder")
 PROFILES = {
     "smoke": Profile(
         "smoke",
@@ -256,29 +257,17 @@ PROFILES = {
         submission={**scenes(1000, 200, 0), "hold_out": 100},
         external={"unseen": {**scenes(1000, 200, 500), "unseen": True}},
     ),
-    "esc10": Profile(
-        "esc10",
-        # Ten classes tell fewer descriptions apart than the soundscapes do, so there are fewer scenes to choose from.
-        corpora={"scenes of clips": scenes(1000, 200, 300, "clipfolder")},
-        seeds=(0, 1, 2),
-        epochs=SMALL_EPOCHS,
-        rates=SMALL_RATES,
-        schedules=SMALL_SCHEDULES,
-        base=SMALL_BASE,
-        source=scenes(1000, 200, 500),
-        submission={**scenes(1000, 200, 0, "clipfolder"), "hold_out": 100},
-        needs_clips=True,
-    ),
     "esc50": Profile(
         "esc50",
-        corpora={"scenes of ESC-50": MIXTURE | scenes(2000, 300, 500, "clipfolder")},
+        corpora={"scenes of ESC-50": _ESC50},
         seeds=(0, 1, 2, 3, 4),
         epochs={"frozen": 20, "finetuned": 10},
         # Half of demo's, on validation data (seed 0, 3 epochs): NT-Xent is alike at 1 and 1/3 of demo's and worse at
         # 1/9, triplet-max alike at 1/3 and 1/9 and fails at 1.
         rates=SMALL_RATES | {"finetuned": {"heads": 1e-3, "audio": 5e-4, "text": 1.5e-4}},
         schedules=SMALL_SCHEDULES,
-        base=SMALL_BASE | {"audio_encoder": "mn04", "audio_layers": 3},
+        # Two layers of text take a fifth longer; validation mAP@10 of NT-Xent (seeds 0 and 1) is 73.6, with two 74.5.
+        base=SMALL_BASE | {"audio_encoder": "mn04", "audio_layers": 3, "text_layers": 1},
         cnns=("mn04", "mn04"),
         source=scenes(1000, 200, 500),
         submission={**MIXTURE, **scenes(2000, 300, 0, "clipfolder"), "hold_out": 100},
@@ -303,6 +292,8 @@ PROFILES = {
         published=True,
     ),
 }
+# The same for ten of its classes.
+PROFILES["esc10"] = replace(PROFILES["esc50"], name="esc10", corpora={"scenes of ESC-10": _ESC50})
 # Real captions by people and by a language model, without their sounds: nothing is trained.
 PROFILES["captions"] = Profile("captions", {}, (0, 1, 2), {}, {}, notebooks=("10", "11"), needs_captions=True)
 
