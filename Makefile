@@ -33,7 +33,7 @@ MINUTES_paper = weeks; it wants a GPU
 .PHONY: help hello study report site lab test coverage test-browser lint reference gpu gpu-wheels lock lock-check torture door clean
 
 help: ## list the targets
-	@echo "make <target> [PROFILE=demo|esc10|esc50|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [WITHOUT=<file>] [CAPTIONS=<file>]"
+	@echo "make <target> [PROFILE=demo|esc50|esc10|smoke|paper|captions] [NN=\"01 02\"] [SEEDS=...] [DEVICE=...] [EXECUTOR=ray] [CLIPS=<folder>] [WITHOUT=<file>] [CAPTIONS=<file>]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 study: hello .venv/.study $(if $(EXECUTOR)$(filter 12,$(NN)),.venv/.cluster) ## run the notebooks, or those of NN, and write their tables and figures to results/

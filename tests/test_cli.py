@@ -301,7 +301,7 @@ class TestStudy:
     @pytest.mark.parametrize(
         "words, message",
         [
-            (["--profile", "big"], "profile: unknown 'big'; known: smoke, demo, esc10, esc50, paper"),
+            (["--profile", "big"], "profile: unknown 'big'; known: smoke, demo, esc50, paper, esc10"),
             (["77"], "no notebook '77'"),
             (["--device", "tpu", "--profile", "smoke"], "device: unknown 'tpu'"),
             (["--executor", "slurm", "--profile", "smoke"], "executor: unknown 'slurm'; known: local, ray"),

@@ -224,7 +224,7 @@ def test_only_the_profile_of_real_clips_asks_for_their_folder(monkeypatch, tmp_p
 
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match="profile: unknown 'demmo'; known: smoke, demo, esc10, esc50, paper"):
+    with pytest.raises(ValueError, match="profile: unknown 'demmo'; known: smoke, demo, esc50, paper, esc10"):
         profiles.get_profile("demmo")
 
 

@@ -87,10 +87,23 @@ def test_a_verdict_of_before_stands_beside_those_of_now_and_its_words_are_theirs
     )
     now = judged(**{"a beats b, T→A": "undecided", "a beats b, A→T": "holds"})
     last = findings.changes(before, {("demo", "01"): now}).splitlines()[-1]
-    assert " ".join(last.split()) == "| 01 | a beats b | holds | undecided; holds: +2.0 (1.0 to 3.0) | budgets |"
+    assert " ".join(last.split()) == "| demo | 01 | a beats b | holds | undecided; holds: +2.0 (1.0 to 3.0) | budgets |"
     assert "beats" not in findings.changes(before, {("demo", "02"): now})
     with pytest.raises(ValueError, match="'a beats b' is no claim of notebook 01 now"):
         findings.changes(before, {("demo", "01"): judged(other="holds")})
+
+
+def test_where_two_profiles_decide_and_differ_is_said():
+    demo = {"soundscapes, frozen: a beats b": "holds", "c (in CNN14's place) beats d": "holds", "e beats f": "holds"}
+    real = {"scenes of ESC-50, frozen: a beats b": "holds", "m (in CNN14's place) beats d": "contradicted"}
+    made = {("demo", "01"): judged(**demo), ("esc50", "01"): judged(**real, **{"e beats f": "undecided"})}
+    found = findings.apart(made)
+    rows = [" ".join(line.split()) for line in found.splitlines() if line.startswith("| ")]
+    assert "both decide: 1 of 2 alike" in found
+    effect = "+2.0 (1.0 to 3.0)"
+    assert rows[1:] == [f"| 01 | CNN14 beats d | holds: {effect} | contradicted: {effect} |"]
+    alike = findings.apart({key: table.head(1) for key, table in made.items()})
+    assert "1 of 1 alike" in alike and "none." in alike and "| " not in alike
 
 
 @pytest.mark.skipif(not COMMITTED, reason="no results are committed yet by the protocol")

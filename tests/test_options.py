@@ -116,6 +116,6 @@ def test_the_notebook_compares_each_way_alone_and_joined(profile, tmp_path, monk
 
 def test_it_is_for_profiles_that_are_tested_in_peoples_words(monkeypatch):
     numbers = {name: [path.stem[:2] for path in study.notebooks((), get_profile(name))] for name in PROFILES}
-    assert [name for name in PROFILES if "13" in numbers[name]] == ["esc50"]
+    assert [name for name in PROFILES if "13" in numbers[name]] == ["esc50", "esc10"]
     with pytest.raises(study.StudyError, match="13_people: profile demo has no test in people's words; esc50 has"):
         study.notebooks(["13"], get_profile("demo"))

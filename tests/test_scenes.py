@@ -22,7 +22,7 @@ from atr.corpora.scenes.scene import (
     mix,
     new_combinations,
 )
-from atr.corpora.scenes.wording import LOUD, LOUDLY, SOFT, SOFTLY, Words, caption, captions, minimal_pairs
+from atr.corpora.scenes.wording import LOUD, LOUDLY, SOFT, SOFTLY, TIMES, Words, caption, captions, minimal_pairs
 
 KINDS = {
     "hum": Kind(True, (1.5, 60.0), loops=True),
@@ -216,3 +216,12 @@ def test_minimal_pairs_differ_in_one_aspect_and_one_of_them_is_true():
                 assert said == {1: "once", 2: "twice", 3: "three times"}.get(part.count, "many times")
     assert {("overlap", "then", "while"), ("overlap", "while", "then"), ("number", "once", "twice")} <= seen
     assert not {("number", "three times", "many times"), ("number", "many times", "three times")} & seen
+
+
+def test_a_number_that_a_corpus_has_no_words_for_makes_no_pair():
+    repeated = {number: words for number, words in TIMES.items() if number > 1}
+    made = [(scene, minimal_pairs(random.Random(0), scene, WORDS, repeated)) for scene in drawn(300)]
+    assert {max((part.count for part in scene.parts), default=0) for scene, _ in made} >= {0, 1, 2, 3}
+    for scene, pairs in made:
+        assert ("number" in pairs) == any(part.count > 1 for part in scene.parts)
+        assert "once" not in pairs.get("number", ())

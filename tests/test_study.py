@@ -686,7 +686,7 @@ class TestProgress:
 
 class TestProfiles:
     def test_an_unknown_profile_is_refused_with_the_known_ones(self):
-        with pytest.raises(ValueError, match="profile: unknown 'big'; known: smoke, demo, esc10, esc50, paper"):
+        with pytest.raises(ValueError, match="profile: unknown 'big'; known: smoke, demo, esc50, paper, esc10"):
             get_profile("big")
 
     def test_a_folder_of_clips_is_asked_for_where_it_is_needed(self, monkeypatch, tmp_path):

@@ -58,7 +58,7 @@ def study(
     executor: Annotated[
         str, typer.Option(help="Where runs execute: local, or ray (docs/scale.md).", callback=_executor)
     ] = "local",
-    clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profiles esc10 and esc50.")] = None,
+    clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profiles esc50 and esc10.")] = None,
     without: Annotated[
         Path | None, typer.Option(help="File of ids, one a line, of recordings that no scene of esc50 is mixed from.")
     ] = None,

@@ -216,7 +216,7 @@ DATASETS = {
         lambda folder: _count(wavcaps.load(folder)),
     ),
     "esc50": DataSet(
-        "ESC-50: 2,000 labelled recordings of 5 s, for profiles esc10 and esc50",
+        "ESC-50: 2,000 labelled recordings of 5 s, for profile esc50",
         (ESC50,),
         0.65e9,
         0.9e9,

@@ -29,8 +29,13 @@ told. R@k and mAP@10 are in percent, means over seeds ± their standard deviatio
 """
 CHANGES = """## What changed
 
-Verdicts of `demo` before methods had equal chances, beside those of now (two where both directions are judged: T→A,
-then A→T).
+Verdicts before methods had equal chances, beside those of now (two where both directions are judged: T→A, then A→T).
+Those of `esc50` were made on ten of its classes, with the encoder of `demo` trained on them.
+"""
+APART = """## Where synthesised and recorded sounds disagree
+
+Comparisons that `demo` (sounds synthesised on the spot, an encoder trained on them) and `esc50` (scenes of recordings,
+an encoder that has heard AudioSet) both decide: {} of {} alike. The others:
 """
 PAPERS = """## What the papers claim
 
@@ -51,6 +56,7 @@ def page(project: Path) -> str:
         judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
     for folder, notebook in [*sections(project), *untrained(project)]:
         made[folder.name, notebook.stem[:2]] = _comparisons(folder, notebook)
+    parts.append(apart(judged))
     reference = project / "data" / "reference"
     before = pd.read_csv(reference / "verdicts_before.csv", dtype=str)
     return "\n".join([*parts, papers(reference / "claims.csv", made), changes(before, judged)])
@@ -73,6 +79,26 @@ def papers(table: Path, made: Mapping[tuple[str, str], Sequence[Comparison]]) ->
             rows.append(row)
         parts.append(f"### {paper}\n\n{markdown(pd.DataFrame(rows))}\n")
     return "\n".join(parts)
+
+
+def apart(judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    """What comes out otherwise on recordings than on synthesised sounds. judged: by profile and notebook."""
+    found: dict[str, dict[tuple[str, str], str]] = {"demo": {}, "esc50": {}}
+    for (profile, notebook), table in judged.items():
+        for row in table[table["verdict"].isin(VERDICTS[:2])].to_dict("records"):
+            found.setdefault(profile, {})[notebook, _anywhere(profile, row["claim"])] = verdict(row)
+    both = [key for key in found["demo"] if key in found["esc50"]]
+    rows = [(*key, found["demo"][key], found["esc50"][key]) for key in both]
+    other = [row for row in rows if row[2].partition(":")[0] != row[3].partition(":")[0]]
+    table = pd.DataFrame(other, columns=["notebook", "claim", "demo", "esc50"])
+    return f"{APART.format(len(rows) - len(other), len(rows))}\n{markdown(table) if other else 'none.'}\n"
+
+
+def _anywhere(profile: str, claim: str) -> str:
+    """A claim less the names of a profile's corpus and encoders."""
+    for title in PROFILES[profile].corpora:
+        claim = claim.removeprefix(f"{title}, ")
+    return re.sub(r"\w+ \(in (\w+)'s place\)", r"\1", claim)
 
 
 def _comparisons(folder: Path, notebook: Path) -> list[Comparison]:
@@ -112,8 +138,8 @@ def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
         if now.empty:
             raise ValueError(f"verdicts_before.csv: {claim!r} is no claim of notebook {row['notebook']} now")
         said = "; ".join(verdict(one) for one in now.to_dict("records"))
-        rows.append((row["notebook"], claim, row["before"], said, row["reason"]))
-    columns = ["notebook", "claim", "before", "now", "what was wrong before"]
+        rows.append((row["profile"], row["notebook"], claim, row["before"], said, row["reason"]))
+    columns = ["profile", "notebook", "claim", "before", "now", "what was wrong before"]
     return f"{CHANGES}\n{markdown(pd.DataFrame(rows, columns=columns))}\n"
 
 

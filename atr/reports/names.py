@@ -48,7 +48,7 @@ HEADINGS |= {
     "per_1000": "per 1,000 words",
 }
 EXTERNAL = ("t2a_r1", "t2a_r10", "t2a_map10")  # shown of a test on another corpus, its title in front
-DATASETS = {"audiocaps": "AudioCaps", "clotho": "Clotho"}
+DATASETS = {"audiocaps": "AudioCaps", "clotho": "Clotho", "clipfolder": "mixed recordings"}
 # What is measured in a column, by its name; the first pattern that fits decides.
 QUANTITIES = {
     r"p|p[ ,(].*": "p",

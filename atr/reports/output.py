@@ -16,7 +16,7 @@ from pandas.io.formats.style import Styler
 
 from atr.config import RESULT_VERSION
 from atr.reports import latex
-from atr.reports.names import numeric, quantity, readable
+from atr.reports.names import DATASETS, numeric, quantity, readable
 from atr.system import atomic, hashes, units
 from atr.system.credentials import without_credentials
 from atr.system.environment import PACKAGES, environment
@@ -188,7 +188,8 @@ def test_sets(runs: Iterable[Run]) -> str:
     """What runs were tested on: `500 test clips of soundscapes`."""
     counts: dict[str, int] = {}
     for run in {str(run.config.corpus): run for run in runs}.values():
-        name, count = run.config.corpus["name"], int((run.clips["split"] == "test").sum())
+        corpus, count = run.config.corpus["name"], int((run.clips["split"] == "test").sum())
+        name = DATASETS.get(corpus, corpus)
         counts[name] = max(count, counts.get(name, 0))  # some train on more, and are tested elsewhere
     return ", ".join(f"{units.count_of(count, 'test clip')} of {name}" for name, count in counts.items() if count)
 

@@ -123,8 +123,8 @@ def minimal_pairs(
     rng: random.Random, scene: Scene, words: Mapping[str, Words], times: Mapping = TIMES
 ) -> dict[str, tuple[str, str, str, str]]:
     """Aspect → a caption that is true of the scene, a false one that differs from it in that alone, and what either
-    says: the "order" of two sounds that follow each other, the "number" of one that is counted, the "overlap" of two,
-    which follow each other or sound at once. A scene has those that it has the sounds for.
+    says: the "order" of two sounds that follow each other, the "number" of one that `times` has words for, the "overlap"
+    of two, which follow each other or sound at once. A scene has those that it has the sounds for.
     """
     pairs = {}
 
@@ -139,7 +139,7 @@ def minimal_pairs(
     if scene.relation.startswith("then"):
         template = rng.choice(TEMPLATES["then"])
         pairs["order"] = fill(template, *scene.parts[:2]), fill(template, *scene.parts[1::-1]), "", ""
-    if counted := [part for part in scene.parts if part.count]:
+    if counted := [part for part in scene.parts if part.count and min(part.count, MANY) in times]:
         part = rng.choice(counted)
         true = min(part.count, MANY)
         false = rng.choice([number for number in times if number != true and {number, true} != {3, MANY}])
