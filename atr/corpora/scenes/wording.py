@@ -123,8 +123,8 @@ def minimal_pairs(
     rng: random.Random, scene: Scene, words: Mapping[str, Words], times: Mapping = TIMES
 ) -> dict[str, tuple[str, str, str, str]]:
     """Aspect → a caption that is true of the scene, a false one that differs from it in that alone, and what either
-    says: the "order" of two sounds that follow each other, the "number" of one that `times` has words for, the "overlap"
-    of two, which follow each other or sound at once. A scene has those that it has the sounds for.
+    says: the "order" of two sounds that follow each other, the "number" of one that `times` has words for, and the
+    "overlap" of two, which follow each other or sound at once. A scene has those that it has the sounds for.
     """
     pairs = {}
 
