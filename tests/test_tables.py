@@ -95,7 +95,13 @@ def test_select_takes_the_rate_with_the_best_mean_validation_whatever_the_test_s
 
 @pytest.mark.parametrize(
     "spans, verdict",
-    [([9, 3, 1], "holds"), ([3, 9, 27], "contradicted"), ([9, 3, 27], "undecided"), ([3, 3, 3], "contradicted")],
+    [
+        ([9, 3, 1], "holds"),
+        ([3, 9, 27], "contradicted"),
+        ([9, 3, 27], "undecided"),
+        ([3, 3, 3], "contradicted"),
+        ([1, 1, 1], "undecided"),
+    ],
 )
 def test_sensitivity_holds_if_the_suspects_suit_fewer_rates(spans, verdict):
     table = pd.DataFrame({"span": spans}, index=pd.Index(["sum", "max", "weighted"], name="loss"))

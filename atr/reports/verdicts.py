@@ -123,14 +123,15 @@ def paper_claims(path: Path) -> dict[str, list[Claim]]:
 def sensitivity_claim(table: pd.DataFrame, suspects: Sequence[str]) -> dict[str, Any]:
     """Judge "`suspects` need their learning rate met, the others do not" on a table of `RateSearch.sensitivity`, of
     which one row is one loss: it holds if every suspect's span of rates is narrower than every other's, is
-    contradicted if none is narrower than the widest of them, and is undecided otherwise.
+    contradicted if none is narrower than the widest of them, and is undecided otherwise, as where all spans are 1, a
+    single rate: the search tells none narrower.
     """
     theirs = table["span"].groupby(table.index.get_level_values("loss").isin(suspects)).agg(list)
     suspected, others = theirs.get(True, []), theirs.get(False, [])
     verdict = "undecided"
     if suspected and others:
         verdict = "holds" if max(suspected) < min(others) else verdict
-        verdict = "contradicted" if min(suspected) >= max(others) else verdict
+        verdict = "contradicted" if min(suspected) >= max(others) > 1 else verdict
     words = f"{' and '.join(suspects)} suit a narrower span of learning rates"
     return {"claim": words, "difference": np.nan, "low": np.nan, "high": np.nan, "p (Holm)": np.nan, "verdict": verdict}
 
