@@ -40,7 +40,8 @@ an encoder that has heard AudioSet) both decide: {} of {} alike. The others:
 PAPERS = """## What the papers claim
 
 In our words, with how each is judged: the smallest effect that counts was settled before its results, but for the
-evenness that the penalty rewards, where equality was asked first. By profile the verdict, and of how many comparisons
+evenness that the penalty rewards, where equality was asked first, and for spans of learning rates, of which equal ones of
+a single rate contradicted first. By profile the verdict, and of how many comparisons
 it is where these differ (*in part*); a dash where a profile did not run the notebook, or not by the protocol yet.
 """
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10", "audio_h", "text_h")
@@ -306,14 +307,17 @@ def write(project: Path) -> list[Path]:
 
 
 def lead(project: Path) -> list[tuple[str, str]]:
-    """What README.md shows: a line per section that judges claims, with the first that holds or is contradicted."""
-    lines = []
+    """What README.md shows: a line per question, with each profile that judges claims on it: the best row, the first
+    claim that holds or is contradicted, and how many do.
+    """
+    lines: dict[str, list[str]] = {}
     for folder, notebook in sections(project):
         judged = _claims(folder, notebook)
         if not judged["verdict"].isin(VERDICTS).any():
             continue
         decided = judged[judged["verdict"].isin(VERDICTS[:2]) & judged["difference"].notna()].to_dict("records")
         first = f' "{decided[0]["claim"]}" {verdict(decided[0])}.' if decided else ""
-        about = f"- **{question(notebook)}** (`{folder.name}`, {notebook.stem[:2]}) "
-        lines.append(f"{about}{best(_main(folder, notebook), interval=True)}{first} {verdict_counts(judged)}")
-    return [("findings", "\n".join(lines))]
+        scores = best(_main(folder, notebook), interval=True).removeprefix(f"Highest {BEST}: ")
+        told = lines.setdefault(f"- **{question(notebook)}** ({notebook.stem[:2]})", [])
+        told.append(f"`{folder.name}`: {scores}{first} {verdict_counts(judged)}")
+    return [("findings", "\n".join(" ".join([start, *told]) for start, told in lines.items()))]
