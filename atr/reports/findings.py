@@ -40,9 +40,9 @@ an encoder that has heard AudioSet) both decide: {} of {} alike. The others:
 PAPERS = """## What the papers claim
 
 In our words, with how each is judged: the smallest effect that counts was settled before its results, but for the
-evenness that the penalty rewards, where equality was asked first, and for spans of learning rates, of which equal ones of
-a single rate contradicted first. By profile the verdict, and of how many comparisons
-it is where these differ (*in part*); a dash where a profile did not run the notebook, or not by the protocol yet.
+evenness that the penalty rewards, where equality was asked first, and for spans of learning rates, where equal spans
+contradicted first if they were of a single rate, too. By profile the verdict, and of how many comparisons it is where
+these differ (*in part*); a dash where a profile did not run the notebook, or not by the protocol yet.
 """
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10", "audio_h", "text_h")
 BEST = names.HEADINGS["t2a_map10"]
