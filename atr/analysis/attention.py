@@ -1,6 +1,7 @@
 """What text-aware attention looks at: its weights over time, beside when each sound is known to be heard."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,6 @@ from tqdm.auto import tqdm
 from atr.analysis import spectrograms
 from atr.corpora.corpus import Corpus
 from atr.encoders import text
-from atr.encoders.audio.compact import Compact
-from atr.encoders.audio.vit import SECONDS, SegmentEncoder
 from atr.reports.figures import PAGE, legible, subplots
 from atr.system.packed import InputRows, RaggedArray
 from atr.training import evaluation, identity, model, preparation
@@ -73,13 +72,13 @@ def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
     )
 
 
-def frame_times(encoder: object, count: int) -> np.ndarray:
+def frame_times(encoder: Any, count: int) -> np.ndarray:
     """(count,) time in seconds of the centre of each of an encoder's frames. ValueError: an encoder that hides it."""
-    if isinstance(encoder, Compact):  # strides of 8, 2 and 2 over frames of 20 ms, each centred on its first
-        return 0.64 * np.arange(count)
-    if isinstance(encoder, SegmentEncoder):
-        return (np.arange(count) + 0.5) * SECONDS / encoder.frames_out
-    raise ValueError(f"{type(encoder).__name__}: where its frames lie in time is not known")
+    if not hasattr(encoder, "frame_times"):
+        raise ValueError(
+            f"{type(encoder).__name__}: where its frames lie in time is not known; give it a method frame_times"
+        )
+    return encoder.frame_times(count).numpy()
 
 
 def looks(heard: ClipFrames, most: float = 0.8) -> pd.DataFrame:

@@ -21,7 +21,8 @@ class AudioEncoder(Protocol):
 
     One that was trained on sounds of one length may also state `window`, that length in seconds, and `short`, what it
     prefers of a shorter sound: "repeat" it to the window, "pad" it with zeros, or None: hear it as it is. Both count
-    where sounds are heard in windows alone (`atr.Embedder`).
+    where sounds are heard in windows alone (`atr.Embedder`). What attention looks at (`atr.analysis.attention`) is
+    known of one that also has `frame_times(count)`, the time of each frame's centre in seconds, (count,).
 
     With `lengths`, in evaluation mode, a clip's frames depend neither on what else is in its batch nor on what lies
     behind its end. Without, every clip is as long as the tensor.

@@ -183,6 +183,10 @@ class MobileNet(nn.Module):
     def feature_lengths(self, samples: Tensor) -> Tensor:
         return 1 + (samples - 1) // 320
 
+    def frame_times(self, count: int) -> Tensor:
+        """Five strides of 2 over frames of 10 ms, each centred on its first."""
+        return 0.32 * torch.arange(count)
+
     def encode(self, features: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, 128, frames), lengths (B,) in frames → frames (B, T, dim), mask (B, T)."""
         return self._frames(self._below(features, lengths, self.features))

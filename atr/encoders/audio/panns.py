@@ -151,6 +151,10 @@ class Panns(SpectrogramCNN):
         for name, block in blocks.items():
             self.add_module(name, block)
 
+    def frame_times(self, count: int) -> Tensor:
+        """Means of `shrinks` frames of 10 ms."""
+        return 0.01 * (self.shrinks * torch.arange(count) + (self.shrinks - 1) / 2)
+
     @staticmethod
     def official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Official names are ours. ValueError where the file holds another frontend than `logmel`: the networks for 8,

@@ -110,6 +110,10 @@ class SegmentEncoder(nn.Module):
             features = self.mel(segments.flatten(0, 1).float())
         return features.unflatten(0, segments.shape[:2]).transpose(1, 2).flatten(2)
 
+    def frame_times(self, count: int) -> Tensor:
+        """As many frames in each segment, side by side."""
+        return (torch.arange(count) + 0.5) * SECONDS / self.frames_out
+
     def feature_lengths(self, samples: Tensor) -> Tensor:
         """Feature frames that begin inside clips of `samples` samples."""
         segment, hop = SECONDS * self.sample_rate, SECONDS * self.sample_rate // HOPS
