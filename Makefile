@@ -26,7 +26,7 @@ HOMES = IPYTHONDIR="$(CURDIR)/.venv/home/ipython" JUPYTER_CONFIG_DIR="$(CURDIR)/
 MINUTES_smoke = 4 to 7 minutes
 MINUTES_demo = about four hours (NN=01 alone: 34 minutes)
 MINUTES_esc10 = $(MINUTES_esc50)
-MINUTES_esc50 = hours (not timed yet)
+MINUTES_esc50 = hours (NN=01 alone: 50 minutes)
 MINUTES_captions = 6 minutes
 MINUTES_paper = weeks; it wants a GPU
 

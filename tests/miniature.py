@@ -1,5 +1,8 @@
-"""Every `paper` grid with two steps a run and narrow PANNs, over files of the true layout that tests make."""
+"""Every grid of `paper` and of `esc50` with two steps a run, over files of the true layout that tests make."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +11,8 @@ import torch
 
 import atr
 from atr.encoders.audio.panns import ConvBlock, Panns
-from atr.experiments.profiles import PROFILES
+from atr.experiments import study
+from atr.experiments.profiles import MIXTURE, PROFILES, scenes
 from atr.experiments.recipes import MEI2022, THESIS_RECIPES
 
 MINIATURE = replace(
@@ -28,6 +32,20 @@ MINIATURE = replace(
     tries=(0,),
     quick=True,
 )
+FEW = MIXTURE | scenes(24, 8, 12, "clipfolder") | {"duration": 4.0}
+RECORDINGS = replace(
+    PROFILES["esc50"],
+    name="recordings",
+    corpora={"recordings": FEW},
+    base=PROFILES["esc50"].base | {"audio_weights": "miniature", "embedding_dim": 16},
+    seeds=(0, 1),
+    epochs={"frozen": 1, "finetuned": 1},
+    source=scenes(24, 8, 12) | {"duration": 4.0},
+    submission={**FEW, "test": 0, "hold_out": 4},
+    external={},
+    tries=(0,),
+    quick=True,
+)
 
 
 WIDTHS = (4, 8, 16, 32)  # of CNN6's and CNN10's 64, 128, 256, 512
@@ -44,8 +62,8 @@ def narrow(name, augment=None, dropout=None, frequency="mean"):
 
 
 def register():
-    """The profile, and its encoders, in worker processes too."""
-    PROFILES[MINIATURE.name] = MINIATURE
+    """The profiles, and their encoders, in worker processes too."""
+    PROFILES.update({profile.name: profile for profile in (MINIATURE, RECORDINGS)})
     atr.extend(Path(__file__).parent / "narrow.py")
 
 
@@ -54,3 +72,37 @@ def checkpoints(folder):
     for name in SIZES:
         torch.manual_seed(0)
         torch.save({"iteration": 1, "model": narrow(name).state_dict()}, folder / f"{name}.pth")
+
+
+# One process for all notebooks, which imports PyTorch once; test_notebooks.py has them in kernels of their own.
+ONE_AFTER_ANOTHER = """
+import sys
+import miniature
+import nbformat
+from IPython.core.interactiveshell import InteractiveShell
+
+miniature.register()
+shell = InteractiveShell.instance()
+for path in sys.argv[2:]:
+    print(path, flush=True)
+    shell.reset()
+    shell.user_module.__spec__ = None  # which processes that are started look for
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source).raise_error()
+        if "parameters" in cell.metadata.get("tags", []):
+            shell.user_ns.update(profile_name=sys.argv[1], device="cpu")
+"""
+
+
+def run_notebooks(profile, results, **variables):
+    """All but those about captions, by a profile of here, with environment variables; AssertionError: one fails."""
+    environment = os.environ | {
+        "ATR_RESULTS": str(results),
+        "IPYTHONDIR": str(results / "ipython"),
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]),
+    }
+    paths = [path for path in study.notebooks() if path.stem[:2] < "10"]
+    command = [sys.executable, "-c", ONE_AFTER_ANOTHER, profile, *map(str, paths)]
+    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

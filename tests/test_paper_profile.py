@@ -1,6 +1,5 @@
 """The `paper` grids end to end, in miniature: true layouts, official checkpoint files, two steps a run."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import torch
 from golden_weights import fill, keys
 
 from atr import fit, get_profile
-from atr.experiments import study
 
 
 @pytest.fixture(scope="module")
@@ -34,38 +32,8 @@ def home(tmp_path_factory):
     return folder
 
 
-# One process for all notebooks, which imports PyTorch once; test_notebooks.py has them in kernels of their own.
-ONE_AFTER_ANOTHER = """
-import sys
-import miniature
-import nbformat
-from IPython.core.interactiveshell import InteractiveShell
-
-miniature.register()
-shell = InteractiveShell.instance()
-for path in sys.argv[1:]:
-    print(path, flush=True)
-    shell.reset()
-    shell.user_module.__spec__ = None  # which processes that are started look for
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            shell.run_cell(cell.source).raise_error()
-        if "parameters" in cell.metadata.get("tags", []):
-            shell.user_ns.update(profile_name="miniature", device="cpu")
-"""
-
-
 def test_every_paper_grid_runs_from_published_files_to_tables(home, tmp_path):
-    environment = os.environ | {
-        "ATR_HOME": str(home),
-        "ATR_RESULTS": str(tmp_path),
-        "IPYTHONDIR": str(tmp_path / "ipython"),
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]),
-    }
-    paths = [path for path in study.notebooks() if path.stem[:2] < "10"]  # the others are about captions
-    command = [sys.executable, "-c", ONE_AFTER_ANOTHER, *map(str, paths)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    miniature.run_notebooks("miniature", tmp_path, ATR_HOME=str(home))
 
     setting, results = miniature.MINIATURE, tmp_path / "miniature"
     assert setting.recipes == get_profile("paper").recipes and setting.corpora == get_profile("paper").corpora
