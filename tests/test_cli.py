@@ -83,7 +83,7 @@ class TestHelp:
     @pytest.mark.parametrize(
         "typed, expected",
         [
-            ("study --profile es", ["esc10", "esc50"]),
+            ("study --profile es", ["esc50", "esc10"]),
             ("study 0", [path.stem[:2] for path in study.notebooks() if path.stem < "1"]),
             ("check c", ["clipfolder", "csv", "clotho"]),
             ("data mn", ["mn04", "mn10"]),
