@@ -137,7 +137,8 @@ def one_side(
         batches = released_batches(inputs.clip_of_caption, released_batch)
     else:  # rows of like length together: less padding to compute
         order = np.argsort(rows.lengths, kind="stable")
-        maps = side == "audio" and rows.kind != POOLED and to(torch.empty(0)).device.type == "cpu"  # that fit its cache
+        on_cpu = not any(parameter.is_cuda for parameter in model.parameters())
+        maps = side == "audio" and rows.kind != POOLED and on_cpu  # few at a time, which fit its cache
         size = min(batch_size, AUDIO_BATCH) if maps or rows.kind == WAVEFORMS else batch_size
         batches = [(part, part) for part in np.split(order, range(size, len(order), size))][::-1]
     shared = len(batches) >= group.size
