@@ -1,4 +1,4 @@
-"""Every grid of `paper` and of `esc50` with two steps a run, over files of the true layout that tests make."""
+"""Profiles `paper` and `esc50` with a step or two a run, over files of the true layout that tests make."""
 
 import os
 import subprocess

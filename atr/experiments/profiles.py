@@ -270,7 +270,7 @@ PROFILES = {
         base=SMALL_BASE | {"audio_encoder": "mn04", "audio_layers": 3, "text_layers": 1},
         cnns=("mn04", "mn04"),
         source=scenes(1000, 200, 500),
-        submission={**MIXTURE, **scenes(2000, 300, 0, "clipfolder"), "hold_out": 100},
+        submission={**_ESC50, "test": 0, "hold_out": 100},
         external=PEOPLE,
         needs_clips=True,
     ),
@@ -292,7 +292,7 @@ PROFILES = {
         published=True,
     ),
 }
-# The same for ten of its classes.
+# The same for a folder of other classes, such as ESC-10.
 PROFILES["esc10"] = replace(PROFILES["esc50"], name="esc10", corpora={"scenes of ESC-10": _ESC50})
 # Real captions by people and by a language model, without their sounds: nothing is trained.
 PROFILES["captions"] = Profile("captions", {}, (0, 1, 2), {}, {}, notebooks=("10", "11"), needs_captions=True)
