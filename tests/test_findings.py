@@ -89,6 +89,8 @@ def test_a_verdict_of_before_stands_beside_those_of_now_and_its_words_are_theirs
     last = findings.changes(before, {("demo", "01"): now}).splitlines()[-1]
     assert " ".join(last.split()) == "| demo | 01 | a beats b | holds | undecided; holds: +2.0 (1.0 to 3.0) | budgets |"
     assert "beats" not in findings.changes(before, {("demo", "02"): now})
+    elsewhere = {("demo", "01"): judged(other="holds"), ("esc50", "01"): now}
+    assert "| not asked |" in " ".join(findings.changes(before, elsewhere).splitlines()[-1].split())
     with pytest.raises(ValueError, match="'a beats b' is no claim of notebook 01 now"):
         findings.changes(before, {("demo", "01"): judged(other="holds")})
 
@@ -121,6 +123,7 @@ def test_each_claim_of_a_paper_has_its_verdict_by_profile_or_says_why_not(tmp_pa
         "A 2001,table 1,One beats two,T→A,01,mAP@10,beats,1,,^one beats,",
         "A 2001,table 2,Two is not worse,T→A,01,mAP@10,no less,1,,not ^three,",
         "A 2001,section 3,Else,—,05,mAP@10,beats,1,pending: not run,,",
+        "A 2001,section 4,Last,T→A,02,mAP@10,beats,1,,^last beats,",
         "B 2002,table 9,More,—,,,,,not here: a reason,,",
     ]
     (tmp_path / "claims.csv").write_text("\n".join([columns, *rows]))
@@ -133,4 +136,5 @@ def test_each_claim_of_a_paper_has_its_verdict_by_profile_or_says_why_not(tmp_pa
     assert cells[1] == ["One beats two (table 1)", judgement, "01", "holds in part (1 of 2 holds)", "—"]
     assert cells[2][3:] == ["contradicted", "—"]
     assert cells[3] == ["Else (section 3)", judgement, "05", "pending: not run", "pending: not run"]
-    assert cells[5] == ["More (table 9)", "—", "—", "not here: a reason", "not here: a reason"]
+    assert cells[4][3:] == ["—", "not asked"]
+    assert cells[6] == ["More (table 9)", "—", "—", "not here: a reason", "not here: a reason"]

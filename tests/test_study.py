@@ -173,6 +173,9 @@ class TestGrids:
             2 * setting.config(next(iter(setting.corpora)), "frozen", "nt_xent", 0).batch_size
         }
         tuned = [c for c in configs if c.recipe == "code" and c.training == "finetuned"]
+        if setting.training == "frozen":
+            assert not tuned
+            return
         small, large = cell["compared_dims"]
         assert {c.embedding_dim for c in tuned} == {small, large} and large == 2 * small
         whole = [c for c in tuned if c.epochs == setting.epochs["finetuned"]]
@@ -194,12 +197,15 @@ class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_penalties_by_estimator_weight_and_seed(self, name):
         setting, configs = get_profile(name), grid("04", name)
-        tuned = [c for c in configs if c.training == "finetuned" and c.penalty]
         cell = defined("04", name)
-        assert {c.epochs for c in tuned} <= {n * setting.epochs["finetuned"] for n in (1, 2)}
+        table4 = distinct(config.replace(seed=0) for config in cell["table4"].values())
+        epochs = setting.epochs[setting.training]
+        tuned = [c for c in configs if distinct([c.replace(seed=0, epochs=epochs)]) <= table4]
+        assert {c.training for c in tuned} == {setting.training}
+        assert {c.epochs for c in tuned} <= {n * epochs for n in (1, 2)}
         cells = {(c.penalty.get("estimator", "network"), c.penalty["alpha"], c.seed) for c in tuned}
-        by, alphas = cell["tuned_by"], cell["alphas"]
-        seeds = setting.seeds if setting.published else setting.seeds[:3]
+        by, alphas = cell["table4_by"], cell["alphas"]
+        seeds = setting.seeds[:3] if setting.training == "finetuned" and not setting.published else setting.seeds
         assert cells == {(one, alpha, seed) for one in by for alpha in alphas for seed in seeds}
         assert {c.embedding_dim for c in tuned} == {defined("03", name)["small"]}
         both = [
@@ -243,8 +249,12 @@ class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_stages_by_method_and_their_controls(self, name):
         setting, configs, cell = get_profile(name), grid("05", name), defined("05", name)
-        assert [len(c.stages) for c in configs if c.stages and c.parts()[0].fixed_head] == [1] * len(setting.seeds)
-        usual = setting.config(next(iter(setting.corpora)), "finetuned", "nt_xent", 0).batch_size
+        alone = setting.training == "frozen"  # heads train alone: a fixed side's head is fixed, too
+        first_stage = [c for c in configs if c.stages and len(c.stages) == 1]
+        assert [c.parts()[0].fixed_head for c in first_stage] == [not alone] * len(setting.seeds)
+        staged = [part for c in configs if c.stages and len(c.stages) == 3 for part in c.parts()]
+        assert all(part.fixed_head == (alone and part.fixed is not None) for part in staged)
+        usual = setting.config(next(iter(setting.corpora)), setting.training, "nt_xent", 0).batch_size
         shapes = {
             "one stage": ([None], [None]),
             "three stages, random": (["text", "audio", None], ["random"] * 3),
@@ -265,7 +275,7 @@ class TestGrids:
                 method[:7] == "hardest"
             )
         needed = [c.needs()["ancillary"] for c in configs if c.ancillary]
-        assert all(c.training == "finetuned" and not c.stages for c in needed)
+        assert all(c.training == setting.training and not c.stages for c in needed)
         assert distinct(needed) <= distinct(configs)
 
     def test_the_paper_grid_of_stages_is_the_published_one(self):
@@ -276,7 +286,8 @@ class TestGrids:
 
     @pytest.mark.parametrize("name", ["demo", "esc50"])
     def test_in_the_small_profiles_the_stages_have_as_many_epochs_as_one(self, name):
-        assert sum(defined("05", name)["stage_epochs"]) == get_profile(name).epochs["finetuned"]
+        setting = get_profile(name)
+        assert sum(defined("05", name)["stage_epochs"]) == setting.epochs[setting.training]
 
     def test_a_try_in_stages_has_a_quarter_of_the_epochs_of_each(self):
         config = defined("05", "demo")["methods"]["three stages, mined", "pretrained", 32]
@@ -287,7 +298,7 @@ class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_systems_by_encoder_transfer_and_corpus(self, name):
         setting, configs, cell = get_profile(name), grid("06", name), defined("06", name)
-        usual = setting.rates["finetuned"]["heads"], setting.epochs["finetuned"]
+        usual = setting.rates[setting.training]["heads"], setting.epochs[setting.training]
         whole = [c for c in configs if (c.rate("heads"), c.epochs) == usual and c.corpus != setting.source]
         teams = {(c.audio_encoder, c.start is None, "hold_out" in c.corpus, c.seed) for c in whole if c.augment}
         systems = [*((encoder, True) for encoder in setting.cnns), (setting.cnns[0], False)]
@@ -295,7 +306,9 @@ class TestGrids:
         expected |= {(*system, True, seed) for system in systems for seed in cell["submitted"]}
         assert teams == expected
         assert {c.needs()["start"].corpus["name"] for c in configs if c.start} == {setting.source["name"]}
-        assert len([c for c in whole if not c.augment]) == len(setting.seeds)
+        assert len([c for c in whole if not c.augment]) == (
+            len(setting.seeds) if setting.training == "finetuned" else 0
+        )
         short = [c for c in configs if c.epochs < usual[1]]
         assert all(c.augment for c in short)  # the control takes its family's rate
         titles = [name for name in cell["methods"] if "," not in name]

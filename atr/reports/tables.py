@@ -163,17 +163,40 @@ def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str | None = None
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
 
 
+def comparison(
+    runs: pd.DataFrame,
+    by: Sequence[str],
+    columns: Sequence[str] = MEASURES,
+    converged: Mapping[Any, Any] | None = None,
+) -> pd.DataFrame:
+    """The table that answers a notebook's question: a summary of `columns` and of tests on other corpora, with its
+    intervals, and in its last column which methods have converged.
+
+    converged: by what the first levels of a row's key say, whether twice the epochs bring less than a point of
+    validation mAP@10 (`RateSearch.budget`); rows of others are left empty there. None: no such column.
+    """
+    table = intervals(summary(runs, by, [*columns, *measures(runs)[len(MEASURES) :]]), runs)
+    if converged is None:
+        return table
+
+    known = {key if isinstance(key, tuple) else (key,): value for key, value in converged.items() if value is not None}
+    size = len(next(iter(known), ()))
+    rows = [known.get((key if isinstance(key, tuple) else (key,))[:size]) for key in table.index]
+    return table.assign(converged=["" if one is None else "yes" if one else "no" for one in rows])
+
+
 def cells(means: pd.Series, deviations: pd.Series, kind: str | int) -> list[str]:
     """`names.plus_minus` of each mean and its deviation."""
     return [plus_minus(*pair, kind) for pair in zip(means, deviations, strict=True)]
 
 
 def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits: int | None = None) -> pd.DataFrame:
-    """A summary as people read it: `mean ± deviation` under headings. columns: by default `names.measures`; digits:
-    after the point, by default those of what is measured.
+    """A summary as people read it: `mean ± deviation` under headings. columns: by default all that it summarises, and
+    whether methods have converged; digits: after the point, by default those of what is measured.
     """
     result = pd.DataFrame(index=table.index)
-    for column in measures(table) if columns is None else columns:
+    summarised = [column for column in map(str, table.columns) if f"{column}_std" in table]
+    for column in summarised if columns is None else columns:
         kind = (quantity(column) or "recall") if digits is None else digits
         deviations = table.get(f"{column}_std", pd.Series(np.nan, table.index))
         result[heading(column)] = cells(table[column], deviations, kind)
@@ -182,7 +205,7 @@ def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits:
             result[f"{heading(column)}, 95 %"] = [names.interval(*pair, kind) for pair in ends]
     if "seeds" in table:
         result.insert(0, "seeds", [names.number(number, "count").replace("—", "") for number in table["seeds"]])
-    return result
+    return result.assign(converged=table["converged"]) if columns is None and "converged" in table else result
 
 
 def rows_of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) -> pd.DataFrame:
