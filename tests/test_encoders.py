@@ -248,3 +248,8 @@ def test_unknown_names_and_weights_that_nobody_published_are_errors():
         encoders.build("compct")
     with pytest.raises(ValueError, match=r"compact: has no published weights; .*pretraining.weights"):
         encoders.build("compact", "pretrained")
+
+
+def test_which_encoders_pool_by_the_mean_themselves():
+    own = {name: encoders.facts(name).mean_pooled for name in ("compact", "cnn14", "mn04", "atst_frame", "passt_s")}
+    assert own == {"compact": False, "cnn14": False, "mn04": True, "atst_frame": True, "passt_s": True}

@@ -149,7 +149,9 @@ def with_labels(name: str, weights: Path | None) -> Any:
 
 
 class Facts(NamedTuple):
-    """What is known of an encoder without its weights; fields as in `AudioEncoder`."""
+    """What is known of an encoder without its weights; fields as in `AudioEncoder`. mean_pooled: its own way of pooling
+    is the mean of its frames.
+    """
 
     sample_rate: int
     dim: int
@@ -157,6 +159,7 @@ class Facts(NamedTuple):
     head_hidden: int
     window: float | None = None
     short: str | None = None
+    mean_pooled: bool = False
 
 
 def facts(name: str) -> Facts:
@@ -170,4 +173,5 @@ def _facts(name: str, code: str | None) -> Facts:
     with torch.device("meta"):
         encoder = build(name)
     needed = encoder.sample_rate, encoder.dim, encoder.cached, encoder.head_hidden
-    return Facts(*needed, getattr(encoder, "window", None), getattr(encoder, "short", None))
+    window = getattr(encoder, "window", None), getattr(encoder, "short", None)
+    return Facts(*needed, *window, encoder.pool is mean)
