@@ -163,7 +163,7 @@ class TestGrids:
         setting, configs, cell = get_profile(name), grid("03", name), defined("03", name)
         assert len(distinct(configs)) == len(configs)
         frozen = [c for c in configs if c.recipe == "code" and c.training != "finetuned"]
-        epochs = setting.epochs["frozen"]
+        epochs = setting.epochs["frozen"] * setting.wide_epochs
         whole = [c for c in frozen if c.epochs == epochs and c.rate("heads") == setting.rates["frozen"]["heads"]]
         seeds = {dim: {c.seed for c in whole if c.embedding_dim == dim} for dim in cell["dims"]}
         assert seeds == {dim: set(cell["many"] if dim <= 512 else setting.seeds) for dim in cell["dims"]}
