@@ -42,8 +42,8 @@ PAPERS = """## What the papers claim
 In our words, with how each is judged: the smallest effect that counts was settled before its results, but for the
 evenness that the penalty rewards, where equality was asked first, and for spans of learning rates, where equal spans
 contradicted first if they were of a single rate, too. By profile the verdict, and of how many comparisons it is where
-these differ (*in part*); *not asked* where a profile runs the notebook without it, as `esc50` does with what only
-fine-tuned encoders can tell, for which its ten epochs are too few; a dash where it does not run the notebook.
+these differ (*in part*); *not asked* where a profile runs the notebook without it: `esc50` has one audio encoder, and
+its ten epochs are too few for what only fine-tuned encoders can tell; a dash where it does not run the notebook.
 """
 NOT_ASKED = "not asked"
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10", "audio_h", "text_h")
