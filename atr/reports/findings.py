@@ -46,6 +46,7 @@ these differ (*in part*); *not asked* where a profile runs the notebook without 
 its ten epochs are too few for what only fine-tuned encoders can tell; a dash where it does not run the notebook.
 """
 NOT_ASKED = "not asked"
+OTHERWISE = "[which ones](docs/findings.md#where-synthesised-and-recorded-sounds-disagree)"
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10", "audio_h", "text_h")
 BEST = names.HEADINGS["t2a_map10"]
 START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
@@ -87,6 +88,12 @@ def papers(table: Path, made: Mapping[tuple[str, str], Sequence[Comparison]]) ->
 
 def apart(judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     """What comes out otherwise on recordings than on synthesised sounds. judged: by profile and notebook."""
+    both, other = disagreements(judged)
+    return f"{APART.format(both - len(other), both)}\n{markdown(other) if len(other) else 'none.'}\n"
+
+
+def disagreements(judged: Mapping[tuple[str, str], pd.DataFrame]) -> tuple[int, pd.DataFrame]:
+    """How many comparisons `demo` and `esc50` both decide, and those that they decide otherwise, one per row."""
     found: dict[str, dict[tuple[str, str], str]] = {"demo": {}, "esc50": {}}
     for (profile, notebook), table in judged.items():
         for row in table[table["verdict"].isin(VERDICTS[:2])].to_dict("records"):
@@ -94,8 +101,7 @@ def apart(judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     both = [key for key in found["demo"] if key in found["esc50"]]
     rows = [(*key, found["demo"][key], found["esc50"][key]) for key in both]
     other = [row for row in rows if row[2].partition(":")[0] != row[3].partition(":")[0]]
-    table = pd.DataFrame(other, columns=["notebook", "claim", "demo", "esc50"])
-    return f"{APART.format(len(rows) - len(other), len(rows))}\n{markdown(table) if other else 'none.'}\n"
+    return len(rows), pd.DataFrame(other, columns=["notebook", "claim", "demo", "esc50"])
 
 
 def _anywhere(profile: str, claim: str) -> str:
@@ -317,11 +323,12 @@ def write(project: Path) -> list[Path]:
 
 def lead(project: Path) -> list[tuple[str, str]]:
     """What README.md shows: a line per question, with each profile that judges claims on it: the best row, the first
-    claim that holds or is contradicted, and how many do.
+    claim that holds or is contradicted, and how many do; and how many of them depend on the sounds.
     """
     lines: dict[str, list[str]] = {}
+    all_judged: dict[tuple[str, str], pd.DataFrame] = {}
     for folder, notebook in sections(project):
-        judged = _claims(folder, notebook)
+        judged = all_judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
         if not judged["verdict"].isin(VERDICTS).any():
             continue
         decided = judged[judged["verdict"].isin(VERDICTS[:2]) & judged["difference"].notna()].to_dict("records")
@@ -329,4 +336,7 @@ def lead(project: Path) -> list[tuple[str, str]]:
         scores = best(_main(folder, notebook), interval=True).removeprefix(f"Highest {BEST}: ")
         told = lines.setdefault(f"- **{question(notebook)}** ({notebook.stem[:2]})", [])
         told.append(f"`{folder.name}`: {scores}{first} {verdict_counts(judged)}")
+    both, other = disagreements(all_judged)
+    told = [f"Of {both} comparisons that both profiles decide, {len(other)} come out otherwise: {OTHERWISE}."]
+    lines["- **Do synthesised and recorded sounds agree?**"] = told
     return [("findings", "\n".join(" ".join([start, *told]) for start, told in lines.items()))]
