@@ -61,10 +61,10 @@ lab: .venv/.study ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
 
 test: lint lock-check ## check style, types and the lock, run the tests
-	@$(HOMES) $(PY) -m pytest -n 2 --dist loadfile
+	@$(HOMES) $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: .venv/.test ## run the tests and measure what share of atr they reach: a fifth slower
-	@$(HOMES) $(PY) -m pytest -n 2 --dist loadfile --cov --cov-fail-under=90
+	@$(HOMES) $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
 
 test-browser: .venv/.browser ## use the widgets of notebook 00 and the report in Chromium or Chrome, as a reader does
 	@$(HOMES) CHROMIUM="$(CHROMIUM)" $(PY) -m pytest tests/browser
