@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from atr.bench import evaluation, figures, goals, harness, step, text_aware
+from atr.bench import evaluation, figures, goals, harness, needs, step, text_aware
 from atr.bench.harness import Case, Released, timed
 from atr.bench.released import definitions
 from atr.cli.app import app
@@ -234,8 +234,8 @@ def test_hours_of_the_published_grids_are_summed_on_a_gpu_and_not_guessed_on_a_c
     sizes = dict.fromkeys(("activations", "parameters", "trained", "checkpoint", "copy"), 0.0)
     measured = planning.Measurement(fixed=0.0, pair=0.01, clip=0.002, caption=0.001, seconds=10.0, **sizes)
     path = study.notebooks(["01"])
-    monkeypatch.setattr(planning, "measure", lambda config, device: measured)
-    monkeypatch.setattr(planning.torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(needs, "measure", lambda config, device: measured)
+    monkeypatch.setattr(needs.torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(study, "notebooks", lambda *given: path)
     assert goals.hours("cpu").empty
     (line,) = goals.hours("cuda").itertuples()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from atr.bench import harness, step
+from atr.bench import harness, needs, step
 from atr.bench.gpu import measure, page, parts
 from atr.bench.harness import Case, machine
 from atr.bench.released import NETWORKS
@@ -223,7 +223,7 @@ def test_the_networks_of_a_step_are_those_that_it_names():
         name, sizes, dim = NETWORKS[network]
         config = RunConfig(training="finetuned", audio_encoder=name, text_encoder="bert-base-uncased", text_layers=None)
         with torch.device("meta"):
-            model = planning.shell(config.replace(embedding_dim=dim), sizes)[0]
+            model = needs.shell(config.replace(embedding_dim=dim), sizes)[0]
         both = model.audio_encoder, model.text_encoder
         counts[network] = [sum(p.numel() for p in encoder.parameters()) / 1e6 for encoder in both]
     assert counts["paper"][1] == counts["cnn14"][1] == pytest.approx(109, abs=1)  # BERT-base without its pooler

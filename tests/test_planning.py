@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from atr import get_profile
+from atr.bench import needs
 from atr.config import RunConfig
 from atr.experiments import planning, study
 from atr.experiments.planning import CorpusSize, Measurement
@@ -92,7 +93,7 @@ def test_sizes_are_of_the_corpus_at_hand_else_published_else_what_its_options_sa
 )
 def test_a_measurement_is_positive_and_knows_what_is_trained(changes, tiny_bert):
     config = RunConfig(text_encoder=str(tiny_bert), embedding_dim=16, **changes)
-    measured = planning.measure(config, "cpu")
+    measured = needs.measure(config, "cpu")
     assert min(measured.clip, measured.caption, measured.activations) > 0 and measured.fixed + measured.pair > 0
     assert (measured.trained < measured.parameters) == (config.training == "frozen_released")
     assert measured.checkpoint >= measured.trained and (measured.seconds > 0) == (config.training != "frozen")
@@ -102,24 +103,24 @@ def test_a_measurement_is_positive_and_knows_what_is_trained(changes, tiny_bert)
 
 def test_more_activations_are_kept_for_more_of_the_network(tiny_bert):
     config = RunConfig(text_encoder=str(tiny_bert), embedding_dim=16, audio_encoder="cnn6", text_layers=None)
-    tuned = planning.measure(config.replace(training="finetuned"), "cpu")
-    fixed = planning.measure(config.replace(training="frozen_released"), "cpu")
+    tuned = needs.measure(config.replace(training="finetuned"), "cpu")
+    fixed = needs.measure(config.replace(training="frozen_released"), "cpu")
     assert tuned.activations > 100 * fixed.activations
 
 
 def test_known_text_encoders_are_planned_for_without_a_download():
     for name, width in (("bert-base-uncased", 768), ("FacebookAI/roberta-base", 768)):
-        assert planning._language(RunConfig(text_encoder=name, training="frozen_released"))[1] == width
+        assert needs._language(RunConfig(text_encoder=name, training="frozen_released"))[1] == width
 
 
 def test_like_runs_are_summed(monkeypatch):
-    monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
+    monkeypatch.setattr(needs, "measure", lambda config, device: FROZEN)
     path = study.notebooks(["02"])[0]
     configs = study.grid(path, {"profile_name": "paper", "seeds": [0]})
     finished = [config.loss["name"] == "nt_xent" for config in configs]
     plan = pd.DataFrame({"notebooks": "02", "finished": finished, "config": configs})
     plan["size"] = [planning.size(config, None) for config in configs]
-    groups, words = planning.summary(plan, "cpu", 2)
+    groups, words = needs.summary(plan, "cpu", 2)
     assert groups["runs"].tolist() == [4, 4, 4, 4] and groups["finished"].tolist() == [1, 1, 1, 1]
     assert groups["batch"].tolist() == [32, 128, 32, 128] and groups["steps"].iloc[0] == 50 * (49274 // 32)
     one = planning.cost(configs[0], FROZEN, planning.size(configs[0], None))
@@ -130,26 +131,26 @@ def test_like_runs_are_summed(monkeypatch):
 
 
 def test_finished_runs_and_external_models_take_nothing(monkeypatch):
-    monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
+    monkeypatch.setattr(needs, "measure", lambda config, device: FROZEN)
     trained = RunConfig()
     clap = RunConfig(training="external", audio_encoder="clap", text_encoder="someone/clap", epochs=0)
     plan = pd.DataFrame({"notebooks": "01", "finished": [True, False], "config": [trained, clap], "size": [DATA] * 2})
-    groups, words = planning.summary(plan, "cpu", 1)
+    groups, words = needs.summary(plan, "cpu", 1)
     assert groups["runs"].tolist() == [1] and groups["time"].tolist() == [""] and words.startswith("About nothing")
 
 
 def test_planning_fetches_no_text_encoder(monkeypatch):
-    monkeypatch.setattr(planning.text, "folder", lambda name, fetch: fetch and pytest.fail("fetched"))
+    monkeypatch.setattr(needs.text, "folder", lambda name, fetch: fetch and pytest.fail("fetched"))
     with pytest.raises((OSError, TypeError, ValueError)):
-        planning._language(RunConfig(text_encoder="someone/unknown"))
+        needs._language(RunConfig(text_encoder="someone/unknown"))
 
 
 def test_the_corpora_at_hand_count(corpus, monkeypatch):
-    monkeypatch.setattr(planning, "measure", lambda config, device: FROZEN)
+    monkeypatch.setattr(needs, "measure", lambda config, device: FROZEN)
     config = get_profile("smoke").config("soundscapes", "frozen", "nt_xent", 0)
     size = planning.size(config, corpus)
     plan = pd.DataFrame({"notebooks": ["01"], "finished": [False], "config": [config], "size": [size]})
-    groups, _ = planning.summary(plan, "cpu", 1)
+    groups, _ = needs.summary(plan, "cpu", 1)
     assert groups["steps"].tolist() == [config.epochs * (48 // config.batch_size)]
 
 
@@ -159,13 +160,13 @@ def test_parameters_of_both_heads_by_hand(dim, audio):
         return sum(inputs * outputs + outputs for inputs, outputs in zip(widths, widths[1:], strict=False))
 
     expected = layers(audio, dim, dim) + layers(384, 2 * dim, dim)
-    assert planning.head_parameters(RunConfig(embedding_dim=dim)) == expected
+    assert needs.head_parameters(RunConfig(embedding_dim=dim)) == expected
 
 
 def test_searches_are_counted_a_second(monkeypatch):
     done = []
-    monkeypatch.setattr(planning, "_seconds", lambda work, device: (done.append(work()), 2.0)[1])
-    assert planning.queries_a_second(8, clips=100, queries=3) == 1.5 and len(done) == 1
+    monkeypatch.setattr(needs, "_seconds", lambda work, device: (done.append(work()), 2.0)[1])
+    assert needs.queries_a_second(8, clips=100, queries=3) == 1.5 and len(done) == 1
 
 
 @pytest.mark.parametrize(("training", "seconds"), [("frozen", 0.101), ("frozen_released", 7.3), ("finetuned", 5.6)])
@@ -196,4 +197,4 @@ def test_a_fine_tuned_run_over_states_takes_what_was_measured(epochs, took):
 
 
 def test_what_runs_beside_it_does_not_lengthen_a_measurement_on_a_cpu():
-    assert planning._seconds(lambda: planning.time.sleep(0.2), "cpu") < 0.1
+    assert needs._seconds(lambda: needs.time.sleep(0.2), "cpu") < 0.1

@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from atr.experiments import planning, study
+from atr.bench import needs
+from atr.experiments import study
 from atr.experiments.profiles import get_profile
 from atr.system.units import seconds
 
@@ -42,7 +43,7 @@ def hours(device: str) -> pd.DataFrame:
     for path in study.notebooks((), get_profile("paper")) if device == "cuda" else ():
         plan = study.plan([path], "paper")
         if len(plan):
-            groups, _ = planning.summary(plan, device, 1)
+            groups, _ = needs.summary(plan, device, 1)
             lines.append({"notebook": path.stem, "runs": len(plan), "hours": groups.attrs["seconds"] / 3600})
     return pd.DataFrame(lines, columns=["notebook", "runs", "hours"])
 

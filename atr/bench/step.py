@@ -13,10 +13,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from atr.bench import needs
 from atr.bench.harness import Case, Released, once, timed
 from atr.bench.released import NETWORKS, bert, definitions
 from atr.config import RunConfig
-from atr.experiments import planning
 from atr.losses import pair
 from atr.system.devices import Switches
 from atr.system.packed import Batch, InputRows
@@ -115,7 +115,7 @@ def ours(
     config = RunConfig(training="finetuned", embedding_dim=dim, precision=precision, audio_encoder=name, **text)
     torch.manual_seed(0)
     with switches.on():
-        model, sound, words = planning.shell(config, sizes)
+        model, sound, words = needs.shell(config, sizes)
         model.to(device).train()
         model = switches.apply(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=switches.fused)
@@ -192,7 +192,7 @@ def as_released(batch: int, seconds: float, network: str, device: str, folder: s
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     criterion = code["NTXent"]()
     waveforms = 0.3 * torch.randn(batch, round(seconds * 32_000))
-    captions = [" ".join(["rain"] * (planning.TOKENS - 2))] * batch
+    captions = [" ".join(["rain"] * (needs.TOKENS - 2))] * batch
     ids = torch.arange(batch).float()
 
     def step() -> None:

@@ -177,13 +177,14 @@ def hand_on(option: str, path: Path | None, variable: str, folder: bool = False)
 
 def show_plan(table: "pd.DataFrame", profile: str, where: str, cluster: "Ray | None", rows: bool) -> None:
     """Print what the runs of a plan (`experiments.study.plan`) need, and the runs themselves if `rows`."""
-    from atr.experiments import executors, planning
+    from atr.bench import needs
+    from atr.experiments import executors
 
     doing(f"measuring how long {len(table)} runs take here")
     if cluster:
-        groups, words = cluster.call(planning.summary, table, where, cluster.slots(), str(cluster))
+        groups, words = cluster.call(needs.summary, table, where, cluster.slots(), str(cluster))
     else:
-        groups, words = planning.summary(table, where, executors.default_workers(where))
+        groups, words = needs.summary(table, where, executors.default_workers(where))
     finished = int(table["finished"].sum())
     say(f"{len(table)} runs of profile {profile}, {finished} of them finished.", *words.split("\n"))
     say(*groups.to_string(index=False).split("\n"))

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from atr.bench import harness, step, text_aware
+from atr.bench import harness, needs, step, text_aware
 from atr.bench.harness import Case
 from atr.config import RunConfig
 from atr.experiments import planning
@@ -190,10 +190,10 @@ def kind(config: RunConfig) -> dict[str, Any]:
 
 
 def cost(fields: dict[str, Any], device: str) -> dict[str, Any]:
-    """What planning measures of the networks of a config, and seconds of a step of 32 pairs of 10 s."""
-    measurement = planning.measure(RunConfig(**fields), device)
-    at_ten = measurement.at(10.0)
-    return {"measured": asdict(measurement), "seconds": at_ten.fixed + 32 * at_ten.pair}
+    """What a plan measures of the networks of a config, and seconds of a step of 32 pairs of 10 s."""
+    measured = needs.measure(RunConfig(**fields), device)
+    at_ten = measured.at(10.0)
+    return {"measured": asdict(measured), "seconds": at_ten.fixed + 32 * at_ten.pair}
 
 
 def cost_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
@@ -221,16 +221,16 @@ def hour_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     every: dict[str, planning.Cost] = {}
     for path, plan in _plan(content).items():
         row: Row = {"how": path.stem, "reproduces": _source_of(path), "runs": len(plan)}
-        needs: dict[str, planning.Cost] = {}
+        own: dict[str, planning.Cost] = {}
         missing = set()
         for config, size in zip(plan["config"], plan["size"], strict=True):
             costly = costs.get(json.dumps(kind(config)), {})
             if "measured" in costly:
-                needs[_key(config)] = planning.cost(config, planning.Measurement(**costly["measured"]), size)
+                own[_key(config)] = planning.cost(config, planning.Measurement(**costly["measured"]), size)
             else:
                 missing.add(costly.get("how", "a kind of run"))
-        every |= needs
-        yield row | ({"error": f"no step of {'; '.join(sorted(missing))}"} if missing else _sum(needs))
+        every |= own
+        yield row | ({"error": f"no step of {'; '.join(sorted(missing))}"} if missing else _sum(own))
     if every:
         yield {"how": "all that were measured, each run once", "reproduces": "", "runs": len(every), **_sum(every)}
 
@@ -239,9 +239,9 @@ def _key(config: RunConfig) -> str:
     return json.dumps(config.to_dict(), sort_keys=True)
 
 
-def _sum(needs: dict[str, planning.Cost]) -> dict[str, float]:
-    seconds = sum(need.seconds for need in needs.values())
-    return {"steps": sum(need.steps for need in needs.values()), "hours": seconds / 3600}
+def _sum(costs: dict[str, planning.Cost]) -> dict[str, float]:
+    seconds = sum(one.seconds for one in costs.values())
+    return {"steps": sum(one.steps for one in costs.values()), "hours": seconds / 3600}
 
 
 def _source_of(notebook: Path) -> str:
