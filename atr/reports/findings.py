@@ -140,18 +140,14 @@ def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
     before: notebook, profile, claim in the words of now, verdict, reason. judged: by profile and notebook.
     """
     rows = []
+    asked = {(number, _anywhere(profile, one)) for (profile, number), table in judged.items() for one in table["claim"]}
     for row in before.to_dict("records"):
         if (table := judged.get((row["profile"], row["notebook"]))) is None:
             continue
         claim = row["claim"]
         words = {claim, *(f"{claim}, {title}" for title in DIRECTIONS.values())}
         now = table[table["claim"].isin(words)]
-        anywhere = {_anywhere(row["profile"], one) for one in words}
-        if now.empty and not any(
-            anywhere & {_anywhere(profile, one) for one in other["claim"]}
-            for (profile, notebook), other in judged.items()
-            if notebook == row["notebook"]
-        ):
+        if not asked & {(row["notebook"], _anywhere(row["profile"], one)) for one in words}:
             raise ValueError(f"verdicts_before.csv: {claim!r} is no claim of notebook {row['notebook']} now")
         said = "; ".join(verdict(one) for one in now.to_dict("records")) or NOT_ASKED
         rows.append((row["profile"], row["notebook"], claim, row["before"], said, row["reason"]))
