@@ -323,6 +323,26 @@ def test_a_saved_table_can_be_read_again_from_each_form(tmp_path):
     assert record["commits"] == ["0123456789ab"] and record["versions"]["torch"] == ["1.0"]
 
 
+@pytest.mark.parametrize(
+    "on, said",
+    [
+        (None, "Measured on 2 test clips of soundscapes."),
+        ("65 recordings", "Measured on 65 recordings."),
+        ("", None),
+    ],
+)
+def test_a_table_says_what_it_was_measured_on(on, said, tmp_path):
+    run = made_run(tmp_path / "runs", "0123456789abcdef", RunConfig(), [1, 2], [1, 2])
+    table = pd.DataFrame({"batches": ["hard"], "first tenth": [0.5]})
+    path = output.save(table, tmp_path, "05_batches", "Mined batches.", [run], on=on)
+    for ending in ("md", "tex"):
+        text = path.with_suffix(f".{ending}").read_text()
+        assert (said or "Mined batches.") in text and ("Measured on" in text) == (said is not None)
+    before = path.with_suffix(".md").read_text()
+    output.render(path.parent)
+    assert path.with_suffix(".md").read_text() == before
+
+
 def test_a_table_of_runs_is_saved_without_the_run_objects(tmp_path):
     path = output.save(results(loss=["a"], run=[object()]), tmp_path, "one", "One.")
     assert path.read_text() == "loss\na\n"

@@ -1,6 +1,6 @@
 """What each profile fixes: the one table behind `profile_name` in every notebook."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,6 +87,10 @@ class Profile:
             "needs a folder of labelled clips (ESC-10, ESC-50 or any folder/<class>/<clip>); pass it: make study "
             f"PROFILE={self.name} CLIPS=<folder>, or set ATR_CLIPS, or fetch ESC-50: atr data esc50",
         )
+
+    def fewer(self, seeds: Sequence[int]) -> Sequence[int]:
+        """Seeds of controls and second tables: three where they are fine-tuned in a small profile, elsewhere all."""
+        return seeds if self.published or self.training == "frozen" else seeds[:3]
 
     def external_corpora(self) -> "dict[str, Corpus]":
         """The corpora of `external`. FileNotFoundError: one is not here; where it comes from, on one line."""

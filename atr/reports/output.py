@@ -91,13 +91,16 @@ def show(table: pd.DataFrame) -> Styler:
     return text.style.hide(axis="index").format(escape="html").apply(lambda _: sides, axis=1)
 
 
-def save(table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
+def save(
+    table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Iterable[Run] = (), on: str | None = None
+) -> Path:
     """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them.
 
-    The .csv has every number to twelve figures, the others as `readable` prints them.
+    The .csv has every number to twelve figures, the others as `readable` prints them. on: what was measured on; None:
+    the test clips of the runs' corpora, "": not said.
     """
     runs, target, text = list(runs), folder / "tables", _csv(table)
-    origin = {"caption": caption, **provenance(runs), "measured": test_sets(runs)}
+    origin = {"caption": caption, **provenance(runs), "measured": test_sets(runs) if on is None else on}
     drawn = drawings(read(io.StringIO(text)), name, origin)  # refuses a name before anything is written
     atomic.write_atomic(target / f"{name}.csv", partial(Path.write_text, data=text, encoding="utf-8"))
     _draw(target / name, drawn)
