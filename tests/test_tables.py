@@ -324,6 +324,24 @@ def test_a_saved_table_can_be_read_again_from_each_form(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row, text",
+    [
+        ((-12.14, -14.2, -10.1), ("-12.1", "-14.2 to -10.1")),
+        ((-0.18, -1.83, 1.47), ("-0.18", "-1.83 to 1.47")),
+        ((-0.01, -1.6461, 1.6261), ("-0.01", "-1.65 to 1.63")),  # not -0.0100: half the interval is 1.64
+        ((0.001, -12.3, 12.4), ("+0.0", "-12.3 to 12.4")),
+        ((0.0264, 0.0171, 0.0359), ("+0.026", "0.017 to 0.036")),
+        ((0.0264, 0.0264, 0.0264), ("+0.026", "0.026 to 0.026")),
+        ((0.0, 0.0, 0.0), ("+0.0", "0.0 to 0.0")),
+        ((np.nan, 0.2, 4.56), ("—", "0.20 to 4.56")),
+        ((np.nan, np.nan, np.nan), ("—", "—")),
+    ],
+)
+def test_a_difference_has_no_more_digits_than_its_interval_bears(row, text):
+    assert names.effect(*row) == text
+
+
+@pytest.mark.parametrize(
     "on, said",
     [
         (None, "Measured on 2 test clips of soundscapes."),
