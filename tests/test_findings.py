@@ -1,5 +1,7 @@
 """The page of findings, and the README's tables: as the committed tables have them, no effect told that is none."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -115,6 +117,8 @@ def test_the_committed_pages_are_what_the_committed_tables_say():
     assert page == findings.page(places.PROJECT), f"docs/findings.md is stale{again}"
     readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
     assert readme == findings.replace_parts(readme, findings.lead(places.PROJECT)), f"README.md is stale{again}"
+    headings = {findings.anchor(line.lstrip("# ")) for line in page.splitlines() if line.startswith("#")}
+    assert set(re.findall(r"docs/findings\.md#([\w-]+)", readme)) <= headings
 
 
 def test_each_claim_of_a_paper_has_its_verdict_by_profile_or_says_why_not(tmp_path):

@@ -46,7 +46,8 @@ these differ (*in part*); *not asked* where a profile runs the notebook without 
 its ten epochs are too few for what only fine-tuned encoders can tell; a dash where it does not run the notebook.
 """
 NOT_ASKED = "not asked"
-OTHERWISE = "[which ones](docs/findings.md#where-synthesised-and-recorded-sounds-disagree)"
+PAGE = "docs/findings.md"
+OTHERWISE = f"[which ones]({PAGE}#where-synthesised-and-recorded-sounds-disagree)"
 COLUMNS = ("t2a_r1", "t2a_map10", "t2a_r10", "a2t_map10", "audio_h", "text_h")
 BEST = names.HEADINGS["t2a_map10"]
 START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
@@ -161,13 +162,18 @@ def section(folder: Path, notebook: Path) -> str:
     table, judged = _main(folder, notebook), _claims(folder, notebook)
     return "\n\n".join(
         [
-            f"## {question(notebook)} (notebook {notebook.stem[:2]}, `{folder.name}`)",
+            f"## {heading(folder, notebook)}",
             f"{verdict_counts(judged)} {best(table)}",
             results(table),
             claims(judged),
             f"{legend(table, about)} {about['note']}\n",
         ]
     )
+
+
+def heading(folder: Path, notebook: Path) -> str:
+    """The heading of a section."""
+    return f"{question(notebook)} (notebook {notebook.stem[:2]}, `{folder.name}`)"
 
 
 def question(notebook: Path) -> str:
@@ -318,21 +324,29 @@ def write(project: Path) -> list[Path]:
 
 
 def lead(project: Path) -> list[tuple[str, str]]:
-    """What README.md shows: a line per question, with each profile that judges claims on it: the best row, the first
-    claim that holds or is contradicted, and how many do; and how many of them depend on the sounds.
+    """What README.md shows, a table: by question and profile that judges claims on it, the best row, the first claim
+    that holds or is contradicted, and how many do; below it how many of them depend on the sounds.
     """
-    lines: dict[str, list[str]] = {}
+    rows: dict[str, dict[str, str]] = {}
     all_judged: dict[tuple[str, str], pd.DataFrame] = {}
     for folder, notebook in sections(project):
         judged = all_judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
         if not judged["verdict"].isin(VERDICTS).any():
             continue
         decided = judged[judged["verdict"].isin(VERDICTS[:2]) & judged["difference"].notna()].to_dict("records")
-        first = f' "{decided[0]["claim"]}" {verdict(decided[0])}.' if decided else ""
-        scores = best(_main(folder, notebook), interval=True).removeprefix(f"Highest {BEST}: ")
-        told = lines.setdefault(f"- **{question(notebook)}** ({notebook.stem[:2]})", [])
-        told.append(f"`{folder.name}`: {scores}{first} {verdict_counts(judged)}")
+        lines = [best(_main(folder, notebook), interval=True).removeprefix(f"Highest {BEST}: ")]
+        lines += [f'"{row["claim"]}" {verdict(row)}.' for row in decided[:1]]
+        link = f"[{question(notebook)}]({PAGE}#{anchor(heading(folder, notebook))}) ({notebook.stem[:2]})"
+        row = rows.setdefault(notebook.stem, {"question": link})
+        row[f"`{folder.name}`"] = "<br>".join([*lines, verdict_counts(judged)])
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = [columns, ["---"] * len(columns), *([row.get(name, "—") for name in columns] for row in rows.values())]
     both, other = disagreements(all_judged)
-    told = [f"Of {both} comparisons that both profiles decide, {len(other)} come out otherwise: {OTHERWISE}."]
-    lines["- **Do synthesised and recorded sounds agree?**"] = told
-    return [("findings", "\n".join(" ".join([start, *told]) for start, told in lines.items()))]
+    agree = f"Do synthesised and recorded sounds agree? Of {both} comparisons that both profiles decide, {len(other)}"
+    lines = [*(f"| {' | '.join(row)} |" for row in cells), "", f"{agree} come out otherwise: {OTHERWISE}."]
+    return [("findings", "\n".join(lines))]
+
+
+def anchor(heading: str) -> str:
+    """Where a heading of a page is found, as GitHub names it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

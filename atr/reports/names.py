@@ -117,10 +117,10 @@ def interval(low: float, high: float, kind: str | int = "recall") -> str:
 
 def effect(difference: float, low: float, high: float) -> tuple[str, str]:
     """A signed difference and its interval, with the digits that show two figures of the difference, one to four, but
-    not more than three of half the interval; of an interval alone three figures.
+    none that is less than a three-hundredth of half the interval; of an interval alone three figures.
     """
     alone = np.isnan(difference)
-    sizes = [(abs(high), 3)] if alone else [(abs(difference), 2), ((high - low) / 2, 3)]
+    sizes = [(abs(high), 3)] if alone else [(abs(difference), 2), ((high - low) / 6, 2)]
     shown = [figures - 1 - np.floor(np.log10(size)) for size, figures in sizes if 0 < size < np.inf]
     digits = int(np.clip(min(shown, default=1), 0 if alone else 1, 4))
     return "—" if alone else f"{difference:+z.{digits}f}", interval(low, high, digits)
