@@ -107,7 +107,7 @@ def by_scale(
     return pd.DataFrame(rows, columns=["scale", "right", "certainty"])
 
 
-def batch_estimate(penalty: UniformityPenalty, x: Tensor, batch_size: int, batches: int = 100, seed: int = 0) -> float:
+def batch_estimate(penalty: UniformityPenalty, x: Tensor, batch_size: int, batches: int = 20, seed: int = 0) -> float:
     """Mean h that `penalty` sees in batches drawn from x (N, D), each with dimensions of its own.
 
     Batches of the whole set where it has fewer points.
@@ -127,7 +127,7 @@ def gradient_sizes(
     loss: nn.Module,
     penalties: Mapping[str, UniformityPenalty],
     batch_size: int,
-    batches: int = 100,
+    batches: int = 20,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Gradients of the loss and of each penalty, at α = 1, with respect to the normalised embeddings of a batch.
