@@ -18,7 +18,7 @@ from atr.system import packed
 
 FILES = 100  # of noise; more clips share them, so that a large corpus needs no large disk
 RATE, CHANNELS, PACKED_RATE = 44_100, 2, 32_000
-ENCODERS = ("resnet38", "passt_s", "atst_frame", "compact")
+ENCODERS = ("resnet38", "passt_s", "atst_frame", "mn04", "compact")
 # batch sizes, clips, seconds of a clip; clips, seconds; clips by number, seconds
 BATCHES = {"smoke": ((2,), 4, 1.0), "demo": ((8, 32, 128), 256, 10.0), "paper": ((8, 32, 128), 256, 10.0)}
 SPECTROGRAMS = {"smoke": (2, 1.0), "demo": (32, 10.0), "paper": (32, 10.0)}
