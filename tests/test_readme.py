@@ -97,6 +97,54 @@ def test_numbers_in_peoples_words_are_those_of_the_committed_tables():
     assert f"({people.loc['control', 't2a_r10']:.0f} % if nothing is trained)" in search
 
 
+def test_what_the_small_encoder_costs_is_what_the_committed_table_says():
+    table = pd.read_csv(places.PROJECT / "results" / "reference" / "demo_mn04" / "tables" / "encoders.csv")
+    page = (places.PROJECT / "docs" / "study.md").read_text(encoding="utf-8")
+    lines = page.partition("**What the small encoder costs.**")[2].partition("\n## ")[0].splitlines()
+    told = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
+    expected = [
+        [
+            f"`{row['encoder'].split()[0]}`",
+            row["training"].replace("finetuned", "fine-tuned"),
+            *(f"{row[name]:.1f} ± {row[f'{name}_std']:.1f}" for name in ("t2a_r1", "t2a_r10")),
+            f"{row['t2a_map10']:.1f} ({row['t2a_map10_low']:.1f} to {row['t2a_map10_high']:.1f})",
+        ]
+        for row in table.to_dict("records")
+    ]
+    assert told == expected and set(table["seeds"]) == {5}
+
+
+def test_times_of_the_page_on_speed_are_those_of_the_committed_tables():
+    folder = places.PROJECT / "results" / "reference" / "demo" / "tables"
+    goals = pd.read_csv(folder / "12_goals.csv").set_index("work")
+    measured, search = (pd.read_csv(folder / f"12_{name}.csv") for name in ("measured", "search"))
+    page = (places.PROJECT / "docs" / "scale.md").read_text(encoding="utf-8")
+    told = [
+        line.strip("| ").split(" | ")[1:] for line in page.splitlines() if re.match(r"\| [\w ,]+.* \| [\d.]+ m?s", line)
+    ]
+    frozen, frozen_one, ranks, scoring, step = (
+        goals[goals.index.str.contains(words, regex=False)].iloc[0]
+        for words in ("Clotho's", "AudioCaps's", "1,045", "text-aware", "in float32")
+    )
+    for row, goal in zip((told[0], told[1], told[2], told[4]), (frozen, frozen_one, ranks, scoring), strict=True):
+        assert row[0] == goal["atr"] and goal["other"] in row[1]
+        assert float(row[2]) == pytest.approx(goal["factor"], abs=0.5 if goal["factor"] > 10 else 0.05)
+    assert told[3][0] == goals.loc["evaluation, 10,000 × 50,000", "atr"]
+    rows = measured.set_index(["part", "how", "size"])
+    large = rows.loc["text_aware", "atr"].filter(like="clips 1045", axis=0).iloc[0]
+    assert told[5][0] == f"{large['seconds']:.0f} s, {large['memory_gib']:.1f} GiB"
+    steps = rows.loc["step"].droplevel("size")
+    for text, how, goal in ((told[6][0], "atr, plain", step["atr"]), (told[6][1], "released code", step["other"])):
+        ends = f"({steps.loc[how, 'fastest']:.1f} to {steps.loc[how, 'slowest']:.1f})"
+        assert text.endswith(f"{goal} {ends}")
+    assert told[7][0] == f"{steps.loc['atr, bf16', 'seconds']:.2f} s"
+    faiss = search[(search["rows"] == 1_000_000) & (search["probed"] == 64)].iloc[0]
+    exact = rows.loc["search", "exact"].filter(like="rows 1000000", axis=0)["seconds"].iloc[0]
+    one = f"it answers {round(faiss['queries_a_second'], -1):.0f} queries a second one at a time"
+    assert f"at a million {one}, exact search {1 / exact:.1f}." in " ".join(page.split())
+    assert (search.query("rows >= 100_000 and probed >= 16")["recall"] == 1).all()
+
+
 def test_numbers_of_captions_and_topics_are_those_of_the_committed_tables():
     folder = places.PROJECT / "results" / "reference" / "captions" / "tables"
     tables = {
