@@ -138,6 +138,10 @@ def test_times_of_the_page_on_speed_are_those_of_the_committed_tables():
         ends = f"({steps.loc[how, 'fastest']:.1f} to {steps.loc[how, 'slowest']:.1f})"
         assert text.endswith(f"{goal} {ends}")
     assert told[7][0] == f"{steps.loc['atr, bf16', 'seconds']:.2f} s"
+    counted = pd.read_csv(folder / "12_step.csv").set_index("how").loc["atr, plain"]
+    product = counted["flops"] / steps.loc["atr, plain", "seconds"] / counted["share_of_product"]  # of a large one
+    share = 100 * 18e9 * 1045 / large["seconds"] / product
+    assert f"over 1,045 clips they run at {share:.0f} % of the speed that one large" in " ".join(page.split())
     faiss = search[(search["rows"] == 1_000_000) & (search["probed"] == 64)].iloc[0]
     exact = rows.loc["search", "exact"].filter(like="rows 1000000", axis=0)["seconds"].iloc[0]
     one = f"it answers {round(faiss['queries_a_second'], -1):.0f} queries a second one at a time"
