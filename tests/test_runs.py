@@ -218,6 +218,13 @@ def test_each_method_has_a_run_before_one_has_two(tmp_path):
     assert order == [(0, 1e-3), (0, 2e-3), (1, 1e-3), (1, 2e-3)]
 
 
+def test_the_long_run_of_a_seed_is_not_left_to_train_alone_at_the_end(tmp_path):
+    order = []
+    configs = [config(seed=seed, epochs=epochs) for seed, epochs in [(1, 1), (0, 12), (0, 1)]]
+    run_all(configs, runs=tmp_path, workers=1, quiet=True, on_run=lambda one, run: order.append((one.seed, one.epochs)))
+    assert order == [(0, 1), (0, 12), (1, 1)]
+
+
 def test_what_a_run_leads_to_joins_it_and_waits_for_no_other(tmp_path):
     """As in a search: the long run is under way while the short one brings a further one, and that the next."""
     order, long = [], config(epochs=60)

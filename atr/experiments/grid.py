@@ -266,10 +266,12 @@ def _note(event: str, config: RunConfig) -> None:
 
 
 def _order(task: Task) -> tuple:
-    """The released recipe first, heads before encoders, the shortest first, seed by seed: a table soon has all rows."""
+    """The released recipe first, heads before encoders, then seed by seed, its shortest first: a table soon has all
+    rows, and no long run is left to train alone at the end.
+    """
     seconds = planning.seconds(task.config, planning.size(task.config, task.corpus))
     encoders = task.config.training in ("finetuned", "scratch")
-    return task.config.recipe != "code", encoders, seconds, task.config.seed, task.places[0]
+    return task.config.recipe != "code", encoders, task.config.seed, seconds, task.places[0]
 
 
 def _where(run: Run, reason: str) -> str:
