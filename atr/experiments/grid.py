@@ -267,7 +267,7 @@ def _note(event: str, config: RunConfig) -> None:
 
 def _order(task: Task) -> tuple:
     """The released recipe first, heads before encoders, then seed by seed, its shortest first: a table soon has all
-    rows, and no long run is left to train alone at the end.
+    rows, and a first seed's run for twice the epochs does not train alone at the end.
     """
     seconds = planning.seconds(task.config, planning.size(task.config, task.corpus))
     encoders = task.config.training in ("finetuned", "scratch")
