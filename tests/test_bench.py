@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from atr.bench import evaluation, figures, goals, harness, needs, step, text_aware
-from atr.bench.harness import Case, Released, timed
+from atr.bench.harness import Case, ReleasedCode, timed
 from atr.bench.released import definitions
 from atr.cli.app import app
 from atr.experiments import planning, study
@@ -35,7 +35,7 @@ def here(case):
 def test_every_case_of_a_part_is_measured(part, monkeypatch, store):
     monkeypatch.setattr(neighbours, "LIMIT", neighbours.LIMIT)  # the search lowers it in its own process
     measured = []
-    for case in harness.cases([part], "smoke", "cpu", Released()):
+    for case in harness.cases([part], "smoke", "cpu", ReleasedCode()):
         if not case.missing:
             row = here(case)
             json.dumps(row)
@@ -47,7 +47,9 @@ def test_every_case_of_a_part_is_measured(part, monkeypatch, store):
 
 def test_a_frozen_study_that_keeps_its_features_learns_what_one_that_does_not_learns(store):
     cases = [
-        case for case in harness.cases(["frozen"], "smoke", "cpu", Released()) if case.arguments["shape"] == "Clotho"
+        case
+        for case in harness.cases(["frozen"], "smoke", "cpu", ReleasedCode())
+        if case.arguments["shape"] == "Clotho"
     ]
     rows = [here(case) for case in cases]
     assert [row["how"] for row in rows] == ["atr", "anew in every epoch"]
@@ -79,16 +81,16 @@ def test_what_was_measured_counts_until_the_code_behind_it_changes(monkeypatch):
 
 
 def test_a_case_that_fails_says_which_and_why(store):
-    case = Case("evaluation", "atr", "evaluation.counted", {"clips": -1, "dim": 2, "device": "cpu"})
+    case = Case("evaluation", "atr", "evaluation.ours", {"clips": -1, "dim": 2, "device": "cpu"})
     with pytest.raises(RuntimeError, match=r"evaluation, atr \(clips -1, dim 2, device cpu\): RuntimeError: "):
         harness.measure(case)
 
 
 def test_unknown_parts_and_scales_are_refused():
     with pytest.raises(ValueError, match="unknown part 'speed'; known: frozen, evaluation"):
-        harness.cases(["speed"], "smoke", "cpu", Released())
+        harness.cases(["speed"], "smoke", "cpu", ReleasedCode())
     with pytest.raises(ValueError, match="scale: unknown 'huge'; known: smoke, demo, paper"):
-        harness.cases([], "huge", "cpu", Released())
+        harness.cases([], "huge", "cpu", ReleasedCode())
 
 
 def test_work_is_timed_by_the_median_of_repeats_and_slow_work_once(monkeypatch):
@@ -162,10 +164,10 @@ def test_code_in_the_manner_of_the_released_agrees_with_ours(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(MANNER)
     theirs = evaluation.as_released(str(tmp_path), 20, 32)
-    ours = evaluation.counted(20, 32, "cpu")
+    ours = evaluation.ours(20, 32, "cpu")
     assert theirs["scores"] == ours["scores"] and 0 < ours["scores"]["t2a_r1"] < 100
     size = {"clips": 3, "captions": 7, "frames": 11, "dim": 16, "projection": 32, "device": "cpu"}
-    ours = text_aware.folded(**size)["scores"]
+    ours = text_aware.ours(**size)["scores"]
     assert text_aware.as_released(str(tmp_path), **size)["scores"] == pytest.approx(ours, abs=1e-6)
 
 

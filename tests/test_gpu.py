@@ -154,7 +154,7 @@ def test_what_a_part_leaves_the_next_may_use_and_all_end_within_nine_minutes(mon
 
 
 def test_a_measurement_that_takes_too_long_is_ended():
-    case = Case("evaluation", "slow", "evaluation.looped", {"clips": 5000, "dim": 64})
+    case = Case("evaluation", "slow", "evaluation.loop", {"clips": 5000, "dim": 64})
     (row,) = parts.measure_cases([case], time.monotonic() + parts.LEAST_SECONDS + 0.5)
     assert row == case.row() | {"error": "ended after 3 s"}
 

@@ -37,7 +37,7 @@ def write(folder, segments, seed=0):
     rows = [(f"{seed}-{number}", 1, 1, float(count), count, "") for number, count in enumerate(segments)]
     times = torch.cat([torch.arange(count, dtype=torch.float64) for count in segments])
     table = pd.DataFrame(rows, columns=list(shards.COLUMNS))
-    shards.write(folder, [shards.Rows(table, directions(sum(segments), seed), torch.stack([times, times + 1], 1))])
+    shards.write(folder, [shards.FileRows(table, directions(sum(segments), seed), torch.stack([times, times + 1], 1))])
 
 
 def opened(folder, embedder=None, gone=()):

@@ -261,7 +261,7 @@ class TestWhatIsGathered:
         ],
     )
     def test_a_claim_s_verdict_is_that_of_all_its_comparisons(self, verdict_words, verdict):
-        rows = [verdicts.Comparison("01", "", "", word, "", "", "") for word in verdict_words]
+        rows = [verdicts.ComparisonRow("01", "", "", word, "", "", "") for word in verdict_words]
         assert verdicts.Claim("", "table 1", "", "01", "", rows).verdict == verdict
 
     def test_verdicts_on_something_else_than_claims_stand_there_too(self, results):

@@ -81,7 +81,7 @@ def frame_times(encoder: Any, count: int) -> np.ndarray:
     return encoder.frame_times(count).numpy()
 
 
-def looks(heard: ClipFrames, most: float = 0.8) -> pd.DataFrame:
+def looks(clip_frames: ClipFrames, most: float = 0.8) -> pd.DataFrame:
     """How well attention finds each sound when asked for it by a caption of it alone: one row per (clip, event).
 
     Of clips of several sounds. coverage: share of the clip's frames within the event; attention: share of the weights
@@ -91,47 +91,47 @@ def looks(heard: ClipFrames, most: float = 0.8) -> pd.DataFrame:
     as `others` and `others_hit`. Events that fill more than `most` of their clip are left out, as are those without a
     frame. ValueError: a corpus that does not know its events.
     """
-    events = heard.corpus.events
+    events = clip_frames.corpus.events
     if events.empty:
-        raise ValueError(f"corpus {heard.corpus.name!r} does not know when its sounds are heard")
+        raise ValueError(f"corpus {clip_frames.corpus.name!r} does not know when its sounds are heard")
     names = sorted(events["event"].unique())
-    weights = heard.attention(heard.captions(names))
-    place = {clip: row for row, clip in enumerate(heard.corpus.clips["clip"])}
+    weights = clip_frames.attention(clip_frames.captions(names))
+    place = {clip: row for row, clip in enumerate(clip_frames.corpus.clips["clip"])}
     together = {str(clip): sorted(set(kinds)) for clip, kinds in events.groupby("clip")["event"]}
     rows = []
     for (clip, event), group in events.groupby(["clip", "event"]):
         row, others = place[clip], [names.index(name) for name in together[str(clip)] if name != event]
-        valid = heard.mask[row].numpy()
+        valid = clip_frames.mask[row].numpy()
         inside = np.zeros(len(valid), bool)
         for onset, offset in zip(group["onset"], group["offset"], strict=True):
-            inside |= (heard.times >= onset) & (heard.times <= offset)
+            inside |= (clip_frames.times >= onset) & (clip_frames.times <= offset)
         coverage = (inside & valid).sum() / valid.sum()
         if others and 0 < coverage <= most:
-            given = weights[row, [names.index(event), *others]]
-            there, hits = given[:, inside].sum(1), inside[given.argmax(1)]
+            by_name = weights[row, [names.index(event), *others]]
+            there, hits = by_name[:, inside].sum(1), inside[by_name.argmax(1)]
             rows.append((clip, event, coverage, there[0], there[1:].mean(), hits[0], hits[1:].mean()))
     return pd.DataFrame(rows, columns=["clip", "event", "coverage", "attention", "others", "hit", "others_hit"])
 
 
-def picture(heard: ClipFrames, clips: list[str]) -> Figure:
+def picture(clip_frames: ClipFrames, clips: list[str]) -> Figure:
     """Spectrogram of each clip, and under it the weights by which a caption of each of its sounds pools it, beside when
     the sound is heard.
     """
     columns = min(len(clips), 3)
     figure, axes = subplots(2, columns, 3.3, PAGE, sharex="col", sharey="row")
-    table = heard.corpus.clips.reset_index(drop=True)
+    table = clip_frames.corpus.clips.reset_index(drop=True)
     for column, clip in enumerate(clips[:columns]):
         row = int(table.index[table["clip"] == clip][0])
         duration = float(table["duration"][row])
-        spectrograms.draw(axes[0, column], heard.corpus, clip)
-        events = heard.corpus.events[heard.corpus.events["clip"] == clip]
+        spectrograms.draw(axes[0, column], clip_frames.corpus, clip)
+        events = clip_frames.corpus.events[clip_frames.corpus.events["clip"] == clip]
         names = sorted(events["event"].unique())
-        weights = heard.attention(heard.captions(names))[row]
-        valid = heard.mask[row].numpy()
+        weights = clip_frames.attention(clip_frames.captions(names))[row]
+        valid = clip_frames.mask[row].numpy()
         for number, name in enumerate(names):
             color = f"C{number}"
             axes[1, column].plot(
-                heard.times[valid], weights[number][valid], color=color, marker=".", label=legible(name)
+                clip_frames.times[valid], weights[number][valid], color=color, marker=".", label=legible(name)
             )
             for onset, offset in events.loc[events["event"] == name, ["onset", "offset"]].to_numpy():
                 axes[1, column].hlines(-0.03 * (number + 1), onset, offset, color=color, lw=3)

@@ -148,8 +148,8 @@ def compare_runs(
     table = next(iter(tables.values()))[columns]
     for label, other in tables.items():
         table = table.merge(other[["clip", "rank"]].rename(columns={"rank": label}), on="clip")
-    kept = (table[list(runs)] <= top).any(axis=1) | table["right"]
-    return table[kept].reset_index(drop=True)
+    mask = (table[list(runs)] <= top).any(axis=1) | table["right"]
+    return table[mask].reset_index(drop=True)
 
 
 def failures(run: Run, corpus: Corpus, number: int = 10) -> pd.DataFrame:
@@ -251,10 +251,10 @@ def unknown_words(corpus: Corpus, sentence: str) -> list[str]:
 
 def similarity(run: Run, rows: Sequence[int]) -> Tensor:
     """(rows, clips): cosines of some test captions and all test clips, as the run was tested."""
-    kept = run.embeddings
-    if "similarity" in kept:
-        return kept["similarity"][list(rows)]
-    return kept["text"][list(rows)] @ kept["audio"].T
+    embeddings = run.embeddings
+    if "similarity" in embeddings:
+        return embeddings["similarity"][list(rows)]
+    return embeddings["text"][list(rows)] @ embeddings["audio"].T
 
 
 def _fields(run: Run) -> dict[str, Any]:
@@ -273,9 +273,13 @@ def _right(run: Run, rows: Sequence[int]) -> np.ndarray:
 
 def _of_clip(run: Run, place: int) -> tuple[Tensor, np.ndarray]:
     """(captions,) of a test clip: its cosines with all test captions, and which of them fit it."""
-    kept = run.embeddings
-    scores = kept["similarity"][:, place] if "similarity" in kept else kept["text"] @ kept["audio"][place]
-    relevance = kept["relevance"].numpy()
+    embeddings = run.embeddings
+    scores = (
+        embeddings["similarity"][:, place]
+        if "similarity" in embeddings
+        else embeddings["text"] @ embeddings["audio"][place]
+    )
+    relevance = embeddings["relevance"].numpy()
     return scores, relevance[:, place] if relevance.ndim == 2 else relevance == place
 
 

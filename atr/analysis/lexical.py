@@ -53,18 +53,18 @@ SIZES: dict[Unit, WindowSizes] = {
 }
 
 
-def sources(setting: Profile) -> pd.DataFrame:
+def sources(profile: Profile) -> pd.DataFrame:
     """Training captions to compare, one row per caption: clip, source, caption.
 
-    With `setting.captions`, a table: Clotho's, five a clip, "human", and after them five by a language model, "phi-4".
+    With `profile.captions`, a table: Clotho's, five a clip, "human", and after them five by a language model, "phi-4".
     Otherwise those of the profile's last corpus: "human" where the data are the published ones, else "grammar".
     OSError or ValueError: what cannot be read, and what to do.
     """
-    if setting.captions is None:
-        corpus = list(setting.corpora)[-1]
-        train = corpus_of(setting.corpora[corpus], setting.root).split("train")
-        return train.captions.assign(source="human" if setting.published else "grammar")[["clip", "source", "caption"]]
-    table = clotho.phi4(setting.captions)
+    if profile.captions is None:
+        corpus = list(profile.corpora)[-1]
+        train = corpus_of(profile.corpora[corpus], profile.root).split("train")
+        return train.captions.assign(source="human" if profile.published else "grammar")[["clip", "source", "caption"]]
+    table = clotho.phi4(profile.captions)
     rows = [(file, "human", text) for file, texts, _ in table for text in texts]
     rows += [(file, "phi-4", text) for file, _, texts in table for text in texts]
     return pd.DataFrame(rows, columns=["clip", "source", "caption"])
@@ -260,9 +260,9 @@ def compare(
 
 def _check(sources: tuple[str, str], table: pd.DataFrame) -> None:
     """ValueError: a source that the table does not have."""
-    known = sorted(table["source"].unique())
-    if absent := [name for name in sources if name not in known]:
-        raise ValueError(f"no source {absent[0]!r}; known: {', '.join(known)}")
+    names = sorted(table["source"].unique())
+    if absent := [name for name in sources if name not in names]:
+        raise ValueError(f"no source {absent[0]!r}; known: {', '.join(names)}")
 
 
 def claims(

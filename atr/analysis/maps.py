@@ -284,19 +284,19 @@ def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidget
 
     figure = canvas()
     menu = ipywidgets.Dropdown(options=list(runs), description="run", layout={"width": "max-content"})
-    said = ipywidgets.Label()
+    message = ipywidgets.Label()
 
     def draw(change: dict[str, Any]) -> None:
-        said.value = "mapping …"
+        message.value = "mapping …"
         try:
             put(figure, maps(change["new"]), change["new"])
-            said.value = ""
+            message.value = ""
         except (ValueError, OSError) as error:  # what a callback raises goes to a log that nobody reads
-            said.value = str(error)
+            message.value = str(error)
 
     put(figure, maps(menu.value), menu.value)
     menu.observe(draw, "value")
-    return ipywidgets.VBox([ipywidgets.HBox([menu, said]), figure, ipywidgets.HTML(FIT)])
+    return ipywidgets.VBox([ipywidgets.HBox([menu, message]), figure, ipywidgets.HTML(FIT)])
 
 
 def canvas(height: int = 640) -> "FigureWidget":
@@ -343,10 +343,10 @@ def put(figure: "FigureWidget", one: Map, title: str) -> None:
             trace.x, trace.y = points.t().numpy()
             trace.hovertext = texts
             trace.marker.color = [colors[kind] for kind in kinds] if colors else to_hex(plain)
-        said = "  ".join(
+        entries = "  ".join(
             f'<span style="color:{color}">■ {escape(kind)}</span>' for kind, color in legend(colors).items()
         )
-        figure.layout.title.text = escape(title) + f"<br><sup>{said}</sup>" * bool(said)
+        figure.layout.title.text = escape(title) + f"<br><sup>{entries}</sup>" * bool(entries)
         figure.layout.xaxis.autorange = figure.layout.yaxis.autorange = True
 
 

@@ -60,10 +60,10 @@ def accuracy(runs: Sequence[Run], corpus: Corpus, asked: pd.DataFrame, device: s
     """One row per aspect, of runs that differ by seed: pairs, accuracy in percent (chance: 50), and its 95 % interval
     over seeds and clips, low and high.
     """
-    found = np.stack([answers(run, corpus, asked, device) for run in runs])
+    scores = np.stack([answers(run, corpus, asked, device) for run in runs])
     rows = {}
     for aspect in ASPECTS:
-        mine = found[:, (asked["aspect"] == aspect).to_numpy()]
+        mine = scores[:, (asked["aspect"] == aspect).to_numpy()]
         if mine.shape[1]:
             interval = statistics.crossed_interval(mine)
             rows[aspect] = (mine.shape[1], interval.mean, interval.low, interval.high)

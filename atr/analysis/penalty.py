@@ -137,7 +137,7 @@ def gradient_sizes(
     cosine between them: below 0 where raising h would raise the loss.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in penalties}
+    sizes: dict[str, list[tuple[float, float, float]]] = {name: [] for name in penalties}
     for _ in range(batches):
         rows = torch.randperm(len(audio), generator=generator)[:batch_size]
         state = generator.get_state()
@@ -147,8 +147,8 @@ def gradient_sizes(
             generator.set_state(state)  # the same dimensions for each
             (up,) = torch.autograd.grad(penalty(pair, generator=generator).sum(), pair)
             cosine = F.cosine_similarity(-down.flatten(), up.flatten(), dim=0)
-            found[name].append((float(down.norm()), float(up.norm()), float(cosine)))
-    means = {name: [sum(column) / batches for column in zip(*rows, strict=True)] for name, rows in found.items()}
+            sizes[name].append((float(down.norm()), float(up.norm()), float(cosine)))
+    means = {name: [sum(column) / batches for column in zip(*rows, strict=True)] for name, rows in sizes.items()}
     table = pd.DataFrame.from_dict(means, orient="index", columns=["loss", "penalty", "cosine"])
     table.insert(2, "ratio", table["penalty"] / table["loss"])
     return table.rename_axis("penalty by")

@@ -96,8 +96,8 @@ def gallery(table: pd.DataFrame, corpus: Corpus, title: str = "") -> Figure:
     figure, axes = figures.subplots(rows, 2, 1.25 * rows + 0.4)
     for axis, row in zip(axes.flat, table.itertuples(), strict=False):
         image = draw(axis, corpus, str(row.clip))
-        said = f"{row.rank} · {row.similarity:z.2f} · {row.clip}{' · ✓ right clip' if row.right else ''}"
-        axis.set_title("\n".join([said, *textwrap.wrap(str(row.caption), WIDTH)]), size=7, loc="left", pad=3)
+        line = f"{row.rank} · {row.similarity:z.2f} · {row.clip}{' · ✓ right clip' if row.right else ''}"
+        axis.set_title("\n".join([line, *textwrap.wrap(str(row.caption), WIDTH)]), size=7, loc="left", pad=3)
         axis.set_ylabel("kHz", size=7)
         if row.right:
             axis.spines[:].set(visible=True, color="C2", linewidth=2.5)

@@ -190,10 +190,10 @@ def agreement(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
         raise ValueError(f"labels of {len(first)} and {len(second)} captions; give labels of the same ones")
     both = (first >= 0) & (second >= 0)
     result = {"placed": 100 * float(both.mean())}
-    for ending, kept in (("", both), ("_all", np.ones_like(both))):
-        pair = first[kept], second[kept]
-        result[f"ami{ending}"] = float(adjusted_mutual_info_score(*pair)) if kept.any() else np.nan
-        result[f"ari{ending}"] = float(adjusted_rand_score(*pair)) if kept.any() else np.nan
+    for ending, rows in (("", both), ("_all", np.ones_like(both))):
+        pair = first[rows], second[rows]
+        result[f"ami{ending}"] = float(adjusted_mutual_info_score(*pair)) if rows.any() else np.nan
+        result[f"ari{ending}"] = float(adjusted_rand_score(*pair)) if rows.any() else np.nan
     return result
 
 
@@ -211,9 +211,9 @@ def together(clips: Sequence[Any], labels: np.ndarray, draws: int = 1000, seed: 
     must share a topic: number, percent that do, chance (the same where topics are dealt to captions at random, mean of
     the draws), p (of a share as high by chance, the data counted as one draw).
     """
-    kept = labels >= 0
-    topic = labels[kept]
-    rows = pd.Series(np.arange(len(topic))).groupby(pd.factorize(np.asarray(clips)[kept])[0])
+    in_topic = labels >= 0
+    topic = labels[in_topic]
+    rows = pd.Series(np.arange(len(topic))).groupby(pd.factorize(np.asarray(clips)[in_topic])[0])
     pairs = np.array([pair for own in rows.indices.values() for pair in combinations(own, 2)], dtype=int).reshape(-1, 2)
     _, clip = np.unique(rows.ngroup().to_numpy()[pairs[:, 0]], return_inverse=True)
     sizes = np.bincount(clip)
@@ -226,9 +226,9 @@ def together(clips: Sequence[Any], labels: np.ndarray, draws: int = 1000, seed: 
     if not len(pairs):
         return result.assign(percent=np.nan, chance=np.nan, p=np.nan)
     rng = np.random.default_rng(seed)
-    found, drawn = shares(topic), np.stack([shares(rng.permutation(topic)) for _ in range(draws)])
-    beyond = 1 + (drawn >= found).sum(0)
-    return result.assign(percent=100 * found, chance=100 * drawn.mean(0), p=beyond / (draws + 1))
+    actual, drawn = shares(topic), np.stack([shares(rng.permutation(topic)) for _ in range(draws)])
+    beyond = 1 + (drawn >= actual).sum(0)
+    return result.assign(percent=100 * actual, chance=100 * drawn.mean(0), p=beyond / (draws + 1))
 
 
 def picture(points: np.ndarray, topics: Topics, number: int = 25) -> Figure:

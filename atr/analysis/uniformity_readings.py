@@ -185,8 +185,8 @@ def nearest_points(
     """
 
     def h(points: int) -> float:
-        found = values(replace(reading, points=points), "h", "uniform", dim, sets, draws, seed)
-        return float(found.mean())
+        of_sets = values(replace(reading, points=points), "h", "uniform", dim, sets, draws, seed)
+        return float(of_sets.mean())
 
     low, high = 2, most
     ends = {low: h(low), high: h(high)}
@@ -329,12 +329,12 @@ def by_points(tables: Mapping[Metric, pd.DataFrame], table: pd.DataFrame | None 
     tables: metric → its `search`; table: the published one, as in `bands`.
     """
     figure, axes = subplots(len(tables), 2, 2.1 * len(tables), sharex=True, sharey="row")
-    for row, (metric, found) in zip(axes, tables.items(), strict=True):
-        readings, limits = nearest(found, bands(metric, table), most), bands(metric, table)
+    for row, (metric, results) in zip(axes, tables.items(), strict=True):
+        readings, limits = nearest(results, bands(metric, table), most), bands(metric, table)
         for axis, name in zip(row, SETS, strict=True):
             axis.axhspan(*limits[name], color="0.6", alpha=0.6, lw=0.7)
             for (measure, width), look in zip(readings, looks(range(most)).values(), strict=False):
-                line = found[(found["measure"] == measure) & (found["width"] == width)].sort_values("points")
+                line = results[(results["measure"] == measure) & (results["width"] == width)].sort_values("points")
                 label = f"{measure};\n{width}"
                 axis.errorbar(line["points"], line[name], line[f"{name}_std"], ms=3, capsize=2, label=label, **look)
             axis.set_xscale("log")
@@ -345,7 +345,7 @@ def by_points(tables: Mapping[Metric, pd.DataFrame], table: pd.DataFrame | None 
         units = dict.fromkeys(
             unit
             for measure, width in readings
-            for unit in found["unit"][(found["measure"] == measure) & (found["width"] == width)]
+            for unit in results["unit"][(results["measure"] == measure) & (results["width"] == width)]
         )
         row[0].set_ylabel("σ" if metric == "sigma" else f"h ({' or '.join(units)})")
     for axis in axes[-1]:
@@ -353,13 +353,13 @@ def by_points(tables: Mapping[Metric, pd.DataFrame], table: pd.DataFrame | None 
     return figure
 
 
-def nearest(found: pd.DataFrame, limits: Mapping[str, Band], most: int = 2) -> list[tuple[str, str]]:
+def nearest(results: pd.DataFrame, limits: Mapping[str, Band], most: int = 2) -> list[tuple[str, str]]:
     """Measure and width of the readings that come nearest to the printed values, nearest first: by the larger of the
     two sets' distances from the middle of their band, in parts of it, where it is smallest over the points.
 
-    found: of `search`; limits: of `bands`.
+    results: of `search`; limits: of `bands`.
     """
     middles = {name: sum(limits[name]) / 2 for name in SETS}
-    apart = pd.concat([(found[name] - middle).abs() / middle for name, middle in middles.items()], axis=1).max(axis=1)
-    best = apart.groupby([found["measure"], found["width"]]).min().sort_values(kind="stable")
+    apart = pd.concat([(results[name] - middle).abs() / middle for name, middle in middles.items()], axis=1).max(axis=1)
+    best = apart.groupby([results["measure"], results["width"]]).min().sort_values(kind="stable")
     return list(best.index[:most])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr.bench.harness import Case, Released, timed
+from atr.bench.harness import Case, ReleasedCode, timed
 from atr.metrics import uniformity
 from atr.training.batches import mine, report
 
@@ -23,7 +23,7 @@ PAIRS = {"smoke": ((64,), 16, 8)} | dict.fromkeys(("demo", "paper"), ((5000, 15_
 POINTS = {"smoke": ((50,), 16), "demo": ((1000, 3000, 10_000), 2048), "paper": ((1000, 5000, 50_000), 2048)}
 
 
-def cases(scale: str, device: str, released: Released) -> list[Case]:
+def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     pairs, dim, clusters = PAIRS[scale]
     sizes = [{"pairs": number, "dim": dim, "clusters": clusters, "device": device} for number in pairs]
     result = [

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr.bench.harness import Case, Released, timed
+from atr.bench.harness import Case, ReleasedCode, timed
 from atr.bench.released import definitions
 from atr.metrics import retrieval
 
@@ -19,13 +19,13 @@ DIM = 1024
 METRICS = ("t2a_r1", "t2a_r5", "t2a_r10", "t2a_median_rank", "t2a_mean_rank")
 
 
-def cases(scale: str, device: str, released: Released) -> list[Case]:
+def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     result = []
     for clips in SIZES[scale]:
         size = {"clips": clips, "dim": DIM if scale != "smoke" else 32}
-        result.append(Case("evaluation", "atr", "evaluation.counted", size | {"device": device}))
+        result.append(Case("evaluation", "atr", "evaluation.ours", size | {"device": device}))
         if clips <= LARGEST_LOOP:
-            result.append(Case("evaluation", "one query at a time, sorted", "evaluation.looped", size))
+            result.append(Case("evaluation", "one query at a time, sorted", "evaluation.loop", size))
             theirs = size | {"folder": str(released.mei2022)}
             missing = released.missing("mei2022")
             result.append(Case("evaluation", "released code", "evaluation.as_released", theirs, missing))
@@ -47,14 +47,14 @@ def _scores(metrics: dict[str, float]) -> dict[str, float]:
     return {name: round(float(metrics[name]), 3) for name in METRICS}
 
 
-def counted(clips: int, dim: int, device: str) -> dict[str, Any]:
+def ours(clips: int, dim: int, device: str) -> dict[str, Any]:
     text, audio, clip_of = random_embeddings(clips, dim)
     text, audio = text.to(device), audio.to(device)
     seconds = timed(lambda: retrieval.retrieval_metrics((text, audio), clip_of), device)
     return seconds | {"scores": _scores(retrieval.retrieval_metrics((text, audio), clip_of))}
 
 
-def looped(clips: int, dim: int) -> dict[str, Any]:
+def loop(clips: int, dim: int) -> dict[str, Any]:
     """The obvious way: for each query the cosines to all candidates, sorted, and where the right one lies."""
     text, audio, clip_of = random_embeddings(clips, dim)
     best = np.zeros(len(text))

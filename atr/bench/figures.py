@@ -90,8 +90,8 @@ def steps(rows: Sequence[dict[str, Any]]) -> Figure:
     shares = pd.DataFrame([row.get("shares", {}) for row in done]).fillna(0.0)
     shares = shares[shares.max().sort_values(ascending=False, kind="stable").index]
     if shares.shape[1] > COLORS:  # of the smallest kinds one
-        kept = shares.drop(columns=REST, errors="ignore").iloc[:, : COLORS - 1]
-        shares = kept.assign(**{REST: shares.sum(axis=1) - kept.sum(axis=1)})
+        largest = shares.drop(columns=REST, errors="ignore").iloc[:, : COLORS - 1]
+        shares = largest.assign(**{REST: shares.sum(axis=1) - largest.sum(axis=1)})
     for place, (kind, part) in enumerate(shares.items()):
         widths = 100 * part.to_numpy()
         right.barh(names, widths, left=start, label=kind, color="0.8" if kind == REST else f"C{place}")

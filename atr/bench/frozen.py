@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import atr
-from atr.bench.harness import Case, Released, scratch
+from atr.bench.harness import Case, ReleasedCode, scratch
 from atr.bench.released import random_networks
 from atr.config import RunConfig
 from atr.corpora.corpus import Corpus
@@ -40,15 +40,15 @@ SCALES: dict[str, tuple[dict[str, tuple[int, ...]], int, int, str]] = {
 EVALUATED = 5  # a clip of the validation and one of the test split for so many of the training split
 
 
-def cases(scale: str, device: str, released: Released) -> list[Case]:
+def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     clips, epochs, timed_epochs, network = SCALES[scale]
     result = []
     for shape, numbers in clips.items():
         for number in numbers:
             size = {"shape": shape, "clips": number, "epochs": epochs, "network": network, "device": device}
-            result.append(Case("frozen", "atr", "frozen.cached", size))
+            result.append(Case("frozen", "atr", "frozen.ours", size))
         again = size | {"timed_epochs": timed_epochs}
-        result.append(Case("frozen", "anew in every epoch", "frozen.encoded_again", again))
+        result.append(Case("frozen", "anew in every epoch", "frozen.every_epoch", again))
     return result
 
 
@@ -83,7 +83,7 @@ def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[R
         yield RunConfig(corpus="csv", epochs=epochs, batch_size=batch, **fields), atr.load_corpus("csv", folder), folder
 
 
-def cached(shape: str, clips: int, epochs: int, network: str, device: str) -> dict[str, Any]:
+def ours(shape: str, clips: int, epochs: int, network: str, device: str) -> dict[str, Any]:
     with study(shape, clips, epochs, network) as (config, corpus, folder):
         started = time.perf_counter()
         run = atr.fit(config, corpus, device=device, runs=folder / "runs", threads=os.cpu_count() or 1)
@@ -92,7 +92,7 @@ def cached(shape: str, clips: int, epochs: int, network: str, device: str) -> di
         return {"seconds": seconds, "first_loss": float(history.iloc[0]), "epochs": len(history)}
 
 
-def encoded_again(shape: str, clips: int, epochs: int, network: str, device: str, timed_epochs: int) -> dict[str, Any]:
+def every_epoch(shape: str, clips: int, epochs: int, network: str, device: str, timed_epochs: int) -> dict[str, Any]:
     """The same study, its encoders frozen in evaluation mode, but run on every batch of every epoch, as a loop that
     keeps no features has it. `timed_epochs` are timed, validation and all, and count for `epochs`: each costs the same.
     """

@@ -55,14 +55,14 @@ SCALES = ("smoke", "demo", "paper")  # tests; a laptop; what the goals are state
 
 
 @dataclass(frozen=True)
-class Released:
+class ReleasedCode:
     """Folders with the released code of two papers, None where it is not at hand."""
 
     mei2022: Path | None = None  # a clone of github.com/XinhaoMei/audio-text_retrieval
     tymofieiev2025: Path | None = None  # a clone of github.com/timoniko/PR-Text-To-Audio-Retrieval
 
     @classmethod
-    def from_environment(cls) -> "Released":
+    def from_environment(cls) -> "ReleasedCode":
         """Those that the environment names: ATR_MEI2022, ATR_TYMOFIEIEV2025."""
         return cls(**{one.name: places.place(f"ATR_{one.name.upper()}") for one in fields(cls)})
 
@@ -99,7 +99,7 @@ class Case:
         return {"part": self.part, "how": self.how, "size": sizes}
 
 
-class Failed(RuntimeError):
+class MeasurementError(RuntimeError):
     """A case could not be measured: which, and the reason."""
 
     def __init__(self, case: Case, reason: str) -> None:
@@ -108,7 +108,7 @@ class Failed(RuntimeError):
         self.reason = reason
 
 
-def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> list[Case]:
+def cases(parts: Sequence[str], scale: str, device: str, released: ReleasedCode) -> list[Case]:
     """All cases of some parts. ValueError: an unknown part or scale."""
     for part in parts:
         if part not in PARTS:
@@ -124,8 +124,8 @@ def cases(parts: Sequence[str], scale: str, device: str, released: Released) -> 
 
 def measure(case: Case, limit: float | None = None, threads: int | None = None) -> dict[str, Any]:
     """A case's row, by a process of its own: part, how, size, what its function gives (seconds, and more), the peak
-    memory of that process in GiB. What cannot be measured here says so under "missing". Failed: it did, or took more
-    than `limit` seconds and was ended. threads: of the CPU; all cores if not given.
+    memory of that process in GiB. What cannot be measured here says so under "missing". threads: of the CPU; all cores
+    if not given. MeasurementError: it failed, or took more than `limit` seconds and was ended.
     """
     if case.missing:
         return case.row() | {"missing": case.missing}
@@ -139,7 +139,7 @@ def measure(case: Case, limit: float | None = None, threads: int | None = None) 
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, BrokenProcessPool) and limit is not None and time.monotonic() - started >= limit:
                 reason = f"ended after {limit:.0f} s"
-            raise Failed(case, reason) from error
+            raise MeasurementError(case, reason) from error
 
 
 def _work(function: str, arguments: dict[str, Any], threads: int, limit: float | None) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def run(
     parts: Sequence[str] = (),
     scale: str = "demo",
     device: str = "cpu",
-    released: Released | None = None,
+    released: ReleasedCode | None = None,
     again: bool = False,
     on_row: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def run(
     What this code has measured on this machine before is taken from the store, unless `again`. Nothing else should run
     meanwhile; each row's "load" says how many processes were busy when it began. RuntimeError: a case failed.
     """
-    released = Released.from_environment() if released is None else released
+    released = ReleasedCode.from_environment() if released is None else released
     here, rows = machine(device), []
     same = [here[name] for name in ("device", "processor", "cores", "python", "versions")]
     for case in cases(parts, scale, device, released):

@@ -10,7 +10,7 @@ import pandas as pd
 import soundfile
 import torch
 
-from atr.bench.harness import Case, Released, scratch, timed
+from atr.bench.harness import Case, ReleasedCode, scratch, timed
 from atr.corpora import audio
 from atr.corpora.corpus import Corpus, no_events
 from atr.encoders import inputs, registry
@@ -25,7 +25,7 @@ SPECTROGRAMS = {"smoke": (2, 1.0), "demo": (32, 10.0), "paper": (32, 10.0)}
 CLIPS = {"smoke": ((4,), 1.0), "demo": ((100, 300, 1000), 10.0), "paper": ((100, 1000, 10_000), 10.0)}
 
 
-def cases(scale: str, device: str, released: Released) -> list[Case]:
+def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     batches, clips, seconds = BATCHES[scale]
     sizes = [{"batch": batch, "clips": clips, "seconds": seconds, "device": device} for batch in batches]
     result = [Case("pipeline", "atr", "inputs.read_batches", size) for size in sizes]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from atr.bench.harness import Case, Released, timed
+from atr.bench.harness import Case, ReleasedCode, timed
 from atr.inference import neighbours
 from atr.inference.neighbours import Neighbours
 
@@ -25,7 +25,7 @@ CENTRES, NOISE, QUERIES, TOP = 500, 0.5, 1000, 10
 AT_A_TIME = 100
 
 
-def cases(scale: str, device: str, released: Released) -> list[Case]:
+def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     numbers, dim, probed = SIZES[scale]
     missing = ""
     try:

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from atr.bench import needs
-from atr.bench.harness import Case, Released, once, timed
+from atr.bench.harness import Case, ReleasedCode, once, timed
 from atr.bench.released import NETWORKS, bert, definitions
 from atr.config import RunConfig
 from atr.losses import pair
@@ -67,7 +67,7 @@ KINDS = {
 }
 
 
-def cases(scale: str, device: str, released: Released) -> list[Case]:
+def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     size = SIZES["smoke" if scale == "smoke" else device] | {"device": device}
     variants = VARIANTS if device == "cuda" else ON_CPU[: 2 if scale == "smoke" else None]
     result = [Case("step", f"atr, {name}", "step.ours", size | {"variant": name}) for name in variants]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atr.bench.harness import Case, Released, timed
+from atr.bench.harness import Case, ReleasedCode, timed
 from atr.bench.released import definitions
 from atr.encoders.pooling import TextAwarePooling
 
@@ -21,14 +21,14 @@ SIZES["demo"] = SIZES["paper"]
 NORMALISED = "code"  # its loop hands on captions of length 1 from the second clip on; ours is told to do so too
 
 
-def cases(scale: str, device: str, released: Released) -> list[Case]:
+def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     sizes = dict(SIZES[scale])
     result = []
     for clips in sizes.pop("clips"):
         size = {"clips": clips, **sizes, "device": device}
-        result.append(Case("text_aware", "atr", "text_aware.folded", size))
+        result.append(Case("text_aware", "atr", "text_aware.ours", size))
     size = size | {"clips": SIZES[scale]["clips"][1]}
-    result.append(Case("text_aware", "clip by clip", "text_aware.looped", size))
+    result.append(Case("text_aware", "clip by clip", "text_aware.loop", size))
     theirs, missing = size | {"folder": str(released.tymofieiev2025)}, released.missing("tymofieiev2025")
     result.append(Case("text_aware", "released code", "text_aware.as_released", theirs, missing))
     return result
@@ -51,14 +51,14 @@ def _corner(scores: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def folded(**size: Any) -> dict[str, Any]:
+def ours(**size: Any) -> dict[str, Any]:
     module, sounds, mask, text = random_inputs(**size)
     seconds = timed(lambda: module.similarity(sounds, mask, text), size["device"], repeats=3)
     return seconds | {"scores": _corner(module.similarity(sounds[:2], mask[:2], text))}
 
 
 @torch.no_grad()
-def looped(**size: Any) -> dict[str, Any]:
+def loop(**size: Any) -> dict[str, Any]:
     """Section 3.6 word for word: every caption's query meets every clip's keys, then values, then W_0."""
     module, sounds, _, text = random_inputs(**size)
 

@@ -40,7 +40,7 @@ def bench(
     it is given; the step of fine-tuning then needs torchlibrosa as well.
     """
     from atr.bench import goals
-    from atr.bench.harness import PARTS, Released, run
+    from atr.bench.harness import PARTS, ReleasedCode, run
     from atr.system import atomic
     from atr.system.devices import resolve_device
 
@@ -50,7 +50,7 @@ def bench(
         return
     try:
         where = resolve_device(device)
-        released = Released(mei2022, tymofieiev2025)
+        released = ReleasedCode(mei2022, tymofieiev2025)
         os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
         with as_exception():
             result = run(parts or (), scale, where, released, again, show)

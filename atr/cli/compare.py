@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, check_out, print_table, say
-from atr.config import WINDOWS
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, WindowsOption, check_out, print_table, say
 from atr.experiments.profiles import get_profile
 
 Side = "A folder that atr evaluate wrote (--out), one <protocol>.json of it, or a model, which needs --on."
@@ -20,7 +19,7 @@ def compare(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
     profile: ProfileOption = "demo",
-    windows: Annotated[str | None, typer.Option(help="How models hear longer sounds: mean, first or random.")] = None,
+    windows: WindowsOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, a table of all queries, and a page.")] = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
@@ -29,8 +28,6 @@ def compare(
     from atr.evaluation import naming, protocols
 
     check_out(out)
-    if windows not in (None, *WINDOWS):
-        raise ValueError(f"--windows: {windows!r}; known: {', '.join(WINDOWS)}")
     asked, to_load = protocols.several(on or ()), set()
     for side in (a, b):
         held = list(naming.results(Path(side).expanduser()))
@@ -43,18 +40,18 @@ def compare(
             naming.check(side, get_profile(profile).runs, windows)
             to_load |= set(absent)
     parts = {one.name: one.load(root) for one in asked if one.name in to_load}
-    from atr.evaluation import compare as comparison  # takes seconds
-    from atr.evaluation import evaluate as evaluation
+    from atr.evaluation.compare import Result, compare, match, results, sounds_of  # takes seconds
+    from atr.evaluation.evaluate import evaluate, under
 
-    found = [comparison.results(Path(side).expanduser()) for side in (a, b)]
-    for side, kept in zip((a, b), found, strict=True):
-        if lacking := [one for one in asked if one.name not in kept]:
-            model_under = evaluation.under(side, get_profile(profile), windows, device)
+    sides = [results(Path(side).expanduser()) for side in (a, b)]
+    for side, own in zip((a, b), sides, strict=True):
+        if lacking := [one for one in asked if one.name not in own]:
+            model_under = under(side, get_profile(profile), windows, device)
             for protocol in lacking:
-                one = evaluation.evaluate(model_under(protocol), protocol, parts[protocol.name], windows, quiet)
-                kept[protocol.name] = comparison.Result.of(one)
-    for pair in comparison.match(found[0], found[1], [one.name for one in asked]):
-        both = comparison.compare(*pair)
+                one = evaluate(model_under(protocol), protocol, parts[protocol.name], windows, quiet)
+                own[protocol.name] = Result.of(one)
+    for pair in match(sides[0], sides[1], [one.name for one in asked]):
+        both = compare(*pair)
         name = both.a.protocol["name"]
         print_table(both.readable, f"A {both.a.model}, B {both.b.model}")
         print_table(both.wins)
@@ -62,5 +59,5 @@ def compare(
             print_table(apart[["direction", "query", "clip", "rank_a", "rank_b"]], "the queries that differ most")
         say(f"{name} ({both.a.protocol['hash']}): {both.a.report['clips']:,} clips, {len(both.queries):,} queries")
         if out is not None:
-            part = parts[name] if name in parts else comparison.sounds_of(both.a, root)
+            part = parts[name] if name in parts else sounds_of(both.a, root)
             say(*(f"  → {path}" for path in both.save(out.expanduser(), part)))

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from atr.config import WINDOWS
 from atr.experiments.profiles import PROFILES, get_profile
 from atr.register import LOADERS
 from atr.system.credentials import without_credentials
@@ -86,6 +87,23 @@ def _device(name: str) -> str:
     return name
 
 
+def choice(values: Sequence[str]) -> Any:
+    """For an option: its value, None or one of these; ValueError names it and them."""
+
+    def check(parameter: typer.CallbackParam, value: str | None) -> str | None:
+        if value is not None and value not in values:
+            raise ValueError(f"{parameter.opts[0]}: unknown {value!r}; known: {', '.join(values)}")
+        return value
+
+    return check
+
+
+def _windows(name: str | None) -> str | None:
+    if name not in (None, *WINDOWS):
+        raise ValueError(f"--windows: {name!r}; known: {', '.join(WINDOWS)}")
+    return name
+
+
 def _folder(path: Path | None) -> Path | None:
     if path is not None and not path.expanduser().is_dir():
         raise ValueError(f"--root: {path}: no such folder; name that of the corpus")
@@ -107,7 +125,10 @@ CorpusArgument = Annotated[str, typer.Argument(help=f"{', '.join(CORPORA)}.", au
 ProfileOption = Annotated[
     str,
     typer.Option(
-        help=f"Data and encoders: {', '.join(PROFILES)}.", callback=_profile, autocompletion=beginning([*PROFILES])
+        "--profile",
+        help=f"Data and encoders: {', '.join(PROFILES)}.",
+        callback=_profile,
+        autocompletion=beginning([*PROFILES]),
     ),
 ]
 DeviceOption = Annotated[
@@ -117,6 +138,10 @@ DeviceOption = Annotated[
         callback=_device,
         autocompletion=beginning(["auto", "cpu", "cuda"]),
     ),
+]
+WindowsOption = Annotated[
+    str | None,
+    typer.Option(help="Of longer sounds: mean of all windows, the first one, or a random one.", callback=_windows),
 ]
 RootOption = Annotated[
     Path | None, typer.Option(help=f"Folder of the corpus, for {' and '.join(ROOT_CORPORA)}.", callback=_folder)

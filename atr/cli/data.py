@@ -60,23 +60,23 @@ def verify(quiet: bool = False) -> list[str]:
     from atr.encoders import checkpoints
     from atr.inference import indexes
 
-    home, found = places.home(), []
-    kept = [(home / "checkpoints" / entry.file.name, entry.file) for entry in checkpoints.REGISTRY.values()]
+    home, damage = places.home(), []
+    paths = [(home / "checkpoints" / entry.file.name, entry.file) for entry in checkpoints.REGISTRY.values()]
     for name, set_ in DATASETS.items():
         for place in dict.fromkeys((home / name, _locate(name))):
-            kept += [(place / file.name, file) for file in set_.files]
+            paths += [(place / file.name, file) for file in set_.files]
             for folder in (place, *(path for path in place.rglob("*") if path.is_dir())):
-                found += files.byte_changes(folder)
-    for path, file in kept:
+                damage += files.byte_changes(folder)
+    for path, file in paths:
         if path.is_file():
             try:
                 download.verify(path, file, quiet)
             except download.DownloadError as error:
-                found.append(str(error))
+                damage.append(str(error))
     for path in sorted(indexes.home().glob("*/")):
-        found += indexes.verify(path)
+        damage += indexes.verify(path)
     for path in tqdm(sorted((home / "cache").glob("*/[!.]*/")), "cache", unit="entry", disable=quiet):
         if problem := store.damage(path, whole=True):
             store.discard(path)
-            found.append(f"{path}: damaged ({problem}); removed, it is made anew when it is needed")
-    return found
+            damage.append(f"{path}: damaged ({problem}); removed, it is made anew when it is needed")
+    return damage

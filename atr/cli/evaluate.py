@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, check_out, print_table, say
-from atr.config import WINDOWS
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, WindowsOption, check_out, print_table, say
 from atr.experiments.profiles import get_profile
 
 
@@ -24,9 +23,7 @@ def evaluate(
     ],
     root: Annotated[Path | None, typer.Option(help="Folder of sounds with captions.csv, for protocol folder.")] = None,
     profile: ProfileOption = "demo",
-    windows: Annotated[
-        str | None, typer.Option(help="Of longer sounds: mean of all windows, the first one, or a random one.")
-    ] = None,
+    windows: WindowsOption = None,
     seeds: Annotated[str | None, typer.Option(help="Of parts that are drawn, such as 0,1,2; mean over them.")] = None,
     train: Annotated[
         Path | None, typer.Option(help="Folder of sounds, or table of captions, that the model was trained on.")
@@ -52,16 +49,14 @@ def evaluate(
             raise ValueError(f"--seeds: {seeds!r}; give whole numbers with commas between, such as 0,1,2")
         drawn = [int(seed) for seed in dict.fromkeys(seeds.split(","))]
     asked = protocols.several(on)
-    if windows not in (None, *WINDOWS):
-        raise ValueError(f"--windows: {windows!r}; known: {', '.join(WINDOWS)}")
     naming.check(model, get_profile(profile).runs, windows, seeds is not None)
     parts = [protocol.load(root) for protocol in asked]  # all of them before a model is loaded
-    from atr.evaluation import evaluate as evaluation  # takes seconds
+    from atr.evaluation.evaluate import across, evaluate, under  # takes seconds
 
-    model_under = evaluation.under(model, get_profile(profile), windows, device)
+    model_under = under(model, get_profile(profile), windows, device)
     for protocol, part in zip(asked, parts, strict=True):
         loaded = model_under(protocol)
-        by_seed = [evaluation.evaluate(loaded, protocol, part, windows, quiet, train, seed) for seed in drawn]
+        by_seed = [evaluate(loaded, protocol, part, windows, quiet, train, seed) for seed in drawn]
         for one in by_seed:
             print_table(one.readable, loaded.name if one.seed is None else f"{loaded.name}, seed {one.seed}")
             say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.notes))
@@ -69,4 +64,4 @@ def evaluate(
                 folder = out.expanduser() if one.seed is None else out.expanduser() / f"seed-{one.seed}"
                 say(f"  → {one.save(folder)}")
         if len(by_seed) > 1:
-            print_table(evaluation.across(by_seed), f"{loaded.name}: mean ± standard deviation of {len(by_seed)} seeds")
+            print_table(across(by_seed), f"{loaded.name}: mean ± standard deviation of {len(by_seed)} seeds")

@@ -32,8 +32,8 @@ def pack(
     elif (what := naming.what_is(path)) != "folder":
         raise ValueError(naming.otherwise(path, what))
     from atr.corpora import corpus_of  # takes seconds
-    from atr.inference import pack as packing
     from atr.inference.embedder import beginning
+    from atr.inference.pack import CARD, pack
     from atr.system.units import human
     from atr.training import identity
     from atr.training.records import Run
@@ -47,6 +47,6 @@ def pack(
             raise  # else only its source, which the card would state, stays unknown
     _, start = beginning(finished, corpus, quiet)
     target = out.expanduser() if out else Path(f"atr-{finished.address}")
-    packing.pack(finished, start, target, corpus.source if corpus else "")
+    pack(finished, start, target, corpus.source if corpus else "")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    say(f"{human(size)} → {target}", f"{target / packing.CARD}: the model card; look through it, and state a licence")
+    say(f"{human(size)} → {target}", f"{target / CARD}: the model card; look through it, and state a licence")

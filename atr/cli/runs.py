@@ -1,14 +1,14 @@
 """`atr runs`: list, show, export, verify and remove runs."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atr.cli.console import ProfileOption, YesOption, console, doing, fail, harmless, print_table, say
+from atr.cli.console import ProfileOption, YesOption, choice, console, doing, fail, harmless, print_table, say
 from atr.config import TRAININGS, RunConfig
 from atr.experiments.listing import METRICS, STATES, Glance, differences, find, glances
 from atr.experiments.notebooks import notebooks
@@ -36,44 +36,33 @@ def every(profile: str) -> "list[Run]":
     return records.runs_in(get_profile(profile).runs)
 
 
-def _choice(values: Sequence[str]) -> Any:
-    """For an option: its value, None or one of these; ValueError names it and them."""
-
-    def check(parameter: typer.CallbackParam, value: str | None) -> str | None:
-        if value is not None and value not in values:
-            raise ValueError(f"{parameter.opts[0]}: unknown {value!r}; known: {', '.join(values)}")
-        return value
-
-    return check
-
-
 @app.command("list")
 def runs_list(
-    profile: ProfileOption = "demo",
+    profile_name: ProfileOption = "demo",
     loss: Annotated[str | None, typer.Option(help="Only those with this loss, such as nt_xent.")] = None,
     training: Annotated[
-        str | None, typer.Option(help=f"Only those trained so: {', '.join(TRAININGS)}.", callback=_choice(TRAININGS))
+        str | None, typer.Option(help=f"Only those trained so: {', '.join(TRAININGS)}.", callback=choice(TRAININGS))
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Only those of this seed.")] = None,
     state: Annotated[
-        str | None, typer.Option(help=f"Only those that are {', '.join(STATES)}.", callback=_choice(STATES))
+        str | None, typer.Option(help=f"Only those that are {', '.join(STATES)}.", callback=choice(STATES))
     ] = None,
     notebook: Annotated[str | None, typer.Option(help="Only those that this notebook trains, such as 01.")] = None,
-    sort: Annotated[str, typer.Option(help=f"By {', '.join(SORTS)}.", callback=_choice(SORTS))] = "age",
+    sort: Annotated[str, typer.Option(help=f"By {', '.join(SORTS)}.", callback=choice(SORTS))] = "age",
 ) -> None:
     """The runs of a profile: address, state, what each is, text-to-audio R@10, the newest last.
 
     "differs in" has what each run has and most of the others listed do not.
     """
-    chosen = get_profile(profile)
-    shown = glances(chosen.runs)
+    profile = get_profile(profile_name)
+    shown = glances(profile.runs)
     if not shown:
-        return say(f"no runs of profile {profile} yet: atr study --profile {profile}")
+        return say(f"no runs of profile {profile_name} yet: atr study --profile {profile_name}")
     asked = {"loss.name": loss, "training": training, "seed": seed}
     shown = [run for run in shown if all(value in (None, run.fields.get(name)) for name, value in asked.items())]
     shown = [run for run in shown if state in (None, run.state)]
     if notebook is not None:
-        own = _of_notebook(chosen, notebook)
+        own = _of_notebook(profile, notebook)
         shown = [run for run in shown if own(run)]
     if not shown:
         return say("no runs are like that; leave out some of the options")
@@ -245,15 +234,15 @@ def runs_remove(
         doing()
         if not typer.confirm(f"Remove {harmless(', '.join(run.address for run in runs))}?{also}"):
             raise typer.Exit(1)
-    kept = 0
+    failures = 0
     for run in runs:
         try:
             run.remove()
         except FileNotFoundError:
             say(f"{run.path}: gone already")
         except OSError as error:
-            kept += 1
+            failures += 1
             fail(error)
-    say(f"removed {len(runs) - kept}")
-    if kept:
+    say(f"removed {len(runs) - failures}")
+    if failures:
         raise typer.Exit(1)

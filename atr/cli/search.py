@@ -239,9 +239,9 @@ def _model(run: str | None, profile: str, clap: str | None, device: str, quiet: 
 
     if clap:
         kind, path = locate(clap) if clap.startswith(PREFIXES) else ("", Path(clap).expanduser())
-        path, kept = path.resolve(), (places.home() / "checkpoints").resolve()
-        if path.is_relative_to(kept):  # then its name is enough, also once ATR_HOME is elsewhere
-            path = path.relative_to(kept)
+        path, checkpoints = path.resolve(), (places.home() / "checkpoints").resolve()
+        if path.is_relative_to(checkpoints):  # then its name is enough, also once ATR_HOME is elsewhere
+            path = path.relative_to(checkpoints)
         elif not path.exists():
             return {"clap": clap}  # of the Hub
         return {"clap": f"{kind}:{path}" if kind else str(path)}
@@ -330,14 +330,14 @@ def _indexes(folder: Path | None, query: str | None) -> list[dict[str, Any]]:
     """The indexes that may be meant, the last one first; ValueError that names the command if there are none."""
     from atr.inference.indexes import INDEX_VERSION, descriptions
 
-    kept = descriptions(folder)
-    if not kept:
+    entries = descriptions(folder)
+    if not entries:
         raise _missing_index(folder, query)
     if folder is None:
-        kept = [one for one in kept if one["folder"] == kept[0]["folder"]]
-    current = [one for one in kept if one["version"] == INDEX_VERSION]
+        entries = [one for one in entries if one["folder"] == entries[0]["folder"]]
+    current = [one for one in entries if one["version"] == INDEX_VERSION]
     if not current:
-        name = kept[0]["folder"]
+        name = entries[0]["folder"]
         raise ValueError(f"{name}: indexed by another version of atr; run: atr index {shlex.quote(name)}")
     return current
 
@@ -363,14 +363,14 @@ def _reminder(record: dict[str, Any], query: str) -> str:
     letters = [letter for letter in query if letter.isalpha()]
     english = sum(letter.isascii() for letter in letters) >= len(letters) / 2
     kinds = len(record["trained_on"])
-    said = (
+    line = (
         f"Model: esc50's, R@10 {record['r10']:.0f} % on scenes mixed from recordings of {kinds} kinds"
         if record.get("profile") == "esc50"
         else f"Model: the demo's, R@10 {record['r10']:.0f} % on synthetic soundscapes of {kinds} kinds; it has never "
         "heard a recording"
     )
-    said += " (--clap or --run name another)."
-    return said if english else f"{said} It was taught in English."
+    line += " (--clap or --run name another)."
+    return line if english else f"{line} It was taught in English."
 
 
 def _show(rows: Any, folder: str, as_json: bool) -> None:

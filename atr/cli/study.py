@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, harmless, print_table, say
-from atr.experiments.notebooks import TIMED, notebooks
-from atr.experiments.notebooks import paths as every_path
+from atr.cli.console import DeviceOption, ProfileOption, QuietOption, choice, doing, harmless, print_table, say
+from atr.experiments import notebooks
 from atr.experiments.progress import NOTEBOOK_SECONDS, VARIABLE, Progress
 
 if TYPE_CHECKING:
@@ -33,15 +32,9 @@ def _whole_numbers(seeds: str | None) -> str | None:
     return seeds
 
 
-def _executor(name: str) -> str:
-    if name not in EXECUTORS:
-        raise ValueError(f"--executor: unknown {name!r}; known: {', '.join(EXECUTORS)}")
-    return name
-
-
 def _numbers(incomplete: str) -> list[tuple[str, str]]:
     """For the shell's completion: notebooks by number, and what each is called."""
-    return [(number, path.stem) for number, path in every_path().items() if number.startswith(incomplete)]
+    return [(number, path.stem) for number, path in notebooks.paths().items() if number.startswith(incomplete)]
 
 
 def study(
@@ -49,14 +42,14 @@ def study(
         list[str] | None,
         typer.Argument(help="Notebooks, such as 01 03; all but 12 if none.", autocompletion=_numbers),
     ] = None,
-    profile: ProfileOption = "demo",
+    profile_name: ProfileOption = "demo",
     seeds: Annotated[
         str | None,
         typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.", callback=_whole_numbers),
     ] = None,
     device: DeviceOption = "auto",
     executor: Annotated[
-        str, typer.Option(help="Where runs execute: local, or ray (docs/scale.md).", callback=_executor)
+        str, typer.Option(help="Where runs execute: local, or ray (docs/scale.md).", callback=choice(EXECUTORS))
     ] = "local",
     clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profiles esc50 and esc10.")] = None,
     without: Annotated[
@@ -85,42 +78,42 @@ def study(
 
     with ExitStack() as stack:
         hand_on("--without", without, "ATR_WITHOUT")
-        setting = get_profile(profile)
+        profile = get_profile(profile_name)
         seed_list = [int(seed) for seed in seeds.split(",")] if seeds else None
-        paths = notebooks_for(numbers, setting)
+        paths = notebooks_for(numbers, profile)
         hand_on("--captions", captions, "ATR_CAPTIONS")
         hand_on("--clips", clips, "ATR_CLIPS", folder=True)
         if not dry:
-            _ = setting.root, setting.captions  # which say what is missing
-        doing(f"profile {profile}: looking for what is done already")
+            _ = profile.root, profile.captions  # which say what is missing
+        doing(f"profile {profile_name}: looking for what is done already")
         from atr.experiments import executors
         from atr.experiments.study import execute_all, plan
         from atr.system.devices import resolve_device
 
-        table = plan(paths, profile, seed_list, strict=not dry)
+        table = plan(paths, profile_name, seed_list, strict=not dry)
         if dry and not len(table):
-            return say(f"Profile {profile}: nothing to train.")
+            return say(f"Profile {profile_name}: nothing to train.")
         cluster = None
         if executor == "ray" and (dry or not table["finished"].all()):
-            cluster = stack.enter_context(closing(executors.Ray(device, runs=setting.runs)))
+            cluster = stack.enter_context(closing(executors.Ray(device, runs=profile.runs)))
             os.environ["RAY_ADDRESS"] = cluster.address  # for the notebooks: all on the same one
         where = cluster.device if cluster else resolve_device(device)
         if dry:
-            return show_plan(table, profile, where, cluster, rows)
-        jobs, guess, words = workload(table, setting, len(paths), where, cluster, jobs)
-        say(f"Profile {profile}: {', '.join(path.stem for path in paths)}; {words}.")
-        os.environ["ATR_COMMAND"] = " ".join(["atr study", *(numbers or []), "--profile", profile])
+            return show_plan(table, profile_name, where, cluster, rows)
+        jobs, guess, words = workload(table, profile, len(paths), where, cluster, jobs)
+        say(f"Profile {profile_name}: {', '.join(path.stem for path in paths)}; {words}.")
+        os.environ["ATR_COMMAND"] = " ".join(["atr study", *(numbers or []), "--profile", profile_name])
         parameters = {"seeds": seed_list, "device": device, "executor": executor}
         with show_progress(table, len(paths), jobs, guess, quiet) as (watch, done):
-            execute_all(paths, profile, parameters, jobs, done, watch)
-        say(f"Tables: {setting.results / 'tables'}   figures: {setting.results / 'figures'}")
+            execute_all(paths, profile_name, parameters, jobs, done, watch)
+        say(f"Tables: {profile.results / 'tables'}   figures: {profile.results / 'figures'}")
 
 
 @contextmanager
 def show_progress(
-    table: "pd.DataFrame", notebooks: int, jobs: int, guess: float | None, quiet: bool
+    table: "pd.DataFrame", count: int, jobs: int, guess: float | None, quiet: bool
 ) -> Iterator[tuple[Callable[[], None], Callable[[Path], None]]]:
-    """While a plan's notebooks run: what shows how far they are, and what says that one is done.
+    """While the notebooks of a plan run, `count`: what shows how far they are, and what says that one is done.
 
     On a terminal that is a line that changes; elsewhere one every PAUSE seconds, where something has changed.
     """
@@ -129,7 +122,7 @@ def show_progress(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "progress"
         os.environ[VARIABLE] = str(file)
-        state = progress(file, table, notebooks, jobs, guess)
+        state = progress(file, table, count, jobs, guess)
         try:
             if sys.stderr.isatty() and not quiet:
                 looks: Any = {"bar_format": "|{bar:20}| {desc}", "dynamic_ncols": True, "leave": False}
@@ -162,8 +155,8 @@ def _lines(state: Progress, quiet: bool) -> Callable[[], None]:
 
 def notebooks_for(numbers: Sequence[str] | None, profile: "Profile") -> list[Path]:
     """The notebooks of these numbers; without any, all but the one that must have the machine to itself."""
-    paths = notebooks(numbers or (), profile)
-    return paths if numbers else [path for path in paths if path.stem[:2] != TIMED]
+    paths = notebooks.notebooks(numbers or (), profile)
+    return paths if numbers else [path for path in paths if path.stem[:2] != notebooks.TIMED]
 
 
 def hand_on(option: str, path: Path | None, variable: str, folder: bool = False) -> None:
@@ -195,10 +188,10 @@ def show_plan(table: "pd.DataFrame", profile: str, where: str, cluster: "Ray | N
 
 
 def workload(
-    table: "pd.DataFrame", profile: "Profile", notebooks: int, where: str, cluster: "Ray | None", jobs: int | None
+    table: "pd.DataFrame", profile: "Profile", count: int, where: str, cluster: "Ray | None", jobs: int | None
 ) -> tuple[int, float | None, str]:
-    """How many notebooks run at a time, `jobs` if given, rough seconds of training, if known, and in words how much
-    there is to do.
+    """How many of `count` notebooks run at a time, `jobs` if given, rough seconds of training, if known, and in words
+    how much there is to do.
     """
     from atr.experiments import executors
     from atr.experiments.study import LITTLE, estimate
@@ -209,9 +202,9 @@ def workload(
     if where == "cpu" and not profile.published:
         guess = estimate(table, cores, cluster.slots() if cluster else None)
     little = finished == len(table) if guess is None else guess < LITTLE
-    jobs = min(jobs or (cores if little else 1), notebooks)
+    jobs = min(jobs or (cores if little else 1), count)
     words = f"{len(table)} runs, {finished} of them finished"
     if guess is not None:
-        seconds = guess + NOTEBOOK_SECONDS * notebooks / jobs
+        seconds = guess + NOTEBOOK_SECONDS * count / jobs
         words += f"; about {units.duration(seconds)} on {cluster or f'{cores} cores here'}"
     return jobs, guess, words

@@ -98,8 +98,8 @@ class Pair:
             a, b = (_pad(part[column]) for column in ("ranks_a", "ranks_b"))
             of_b = by_metric(b, classes, *cuts)
             for metric, of_a in by_metric(a, classes, *cuts).items():
-                found = statistics.grouped_test(of_a, of_b[metric], part["clip"].map(group).to_numpy())
-                values = of_a.mean(), of_b[metric].mean(), found.difference, found.low, found.high, found.p
+                test = statistics.grouped_test(of_a, of_b[metric], part["clip"].map(group).to_numpy())
+                values = of_a.mean(), of_b[metric].mean(), test.difference, test.low, test.high, test.p
                 rows.append((direction, metric, *map(float, values)))
             medians = median_rank(a), median_rank(b)
             rows.append((direction, "median rank", *medians, medians[0] - medians[1], np.nan, np.nan, np.nan))
@@ -246,7 +246,7 @@ def _players(part: Corpus, clips: list[str]) -> dict[str, str]:
     """A player with the beginning of each clip in it, as far as there is room; none for a file that cannot be read."""
     import soundfile
 
-    found: dict[str, str] = {}
+    players: dict[str, str] = {}
     room, here = ROOM, set(part.clips["clip"])
     for clip in dict.fromkeys(clips):
         if clip not in here:
@@ -261,8 +261,8 @@ def _players(part: Corpus, clips: list[str]) -> dict[str, str]:
         if (room := room - len(buffer.getbuffer())) < 0:
             break
         data = base64.b64encode(buffer.getvalue()).decode()
-        found[clip] = f'<br><audio controls preload="none" src="data:audio/mpeg;base64,{data}"></audio>'
-    return found
+        players[clip] = f'<br><audio controls preload="none" src="data:audio/mpeg;base64,{data}"></audio>'
+    return players
 
 
 def _table(table: pd.DataFrame) -> Iterator[str]:

@@ -103,15 +103,15 @@ def ambiguity(part: Corpus, queries: Sequence[str], own: np.ndarray, relevance: 
     rows: dict[str, list[int]] = {}
     for row, query in enumerate(queries):
         rows.setdefault(words(query), []).append(row)
-    found = []
+    cases = []
     for alike in rows.values():
         clips = list(dict.fromkeys(own[alike].tolist()))
         if len(clips) > 1 and (relevance.ndim == 1 or not all(relevance[row, clip] for row in alike for clip in clips)):
-            found.append((queries[alike[0]], [part.clips["clip"].iloc[clip] for clip in clips]))
-    if found:
-        caption, names = found[0]
+            cases.append((queries[alike[0]], [part.clips["clip"].iloc[clip] for clip in clips]))
+    if cases:
+        caption, names = cases[0]
         yield (
-            f"{len(found):,} captions are of several clips, as {caption!r} of {names[0]!r} and {names[1]!r}; to find "
+            f"{len(cases):,} captions are of several clips, as {caption!r} of {names[0]!r} and {names[1]!r}; to find "
             "the other one counts as wrong"
         )
 

@@ -11,14 +11,14 @@ SMALL, LARGE = 1e-9, 1e15  # largest entries of rows whose length is computed as
 APART = 1e-3  # of the largest entry, from which two embeddings are not the same but for rounding
 
 
-class Rows(NamedTuple):
+class EmbeddingTable(NamedTuple):
     """Embeddings (rows, D) float32, and of each name on their list which row it is."""
 
     rows: np.ndarray
     places: dict[str, int]
 
 
-def read(folder: Path) -> dict[str, Rows]:
+def read(folder: Path) -> dict[str, EmbeddingTable]:
     """A folder's "audio" and "text".
 
     ValueError, FileNotFoundError: a file that is missing or damaged; rows that are not finite numbers, or not as many
@@ -27,11 +27,11 @@ def read(folder: Path) -> dict[str, Rows]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: a file; give the folder that holds it, with {' and '.join(LISTS.values())}")
     arrays = _safetensors(folder / KEPT) if (folder / KEPT).is_file() else {side: _npy(folder, side) for side in LISTS}
-    found = {side: _listed(folder, side, arrays[side]) for side in LISTS}
-    widths = {side: one.rows.shape[1] for side, one in found.items()}
+    sides = {side: _listed(folder, side, arrays[side]) for side in LISTS}
+    widths = {side: one.rows.shape[1] for side, one in sides.items()}
     if widths["audio"] != widths["text"]:
         raise ValueError(f"{folder}: audio has {widths['audio']} dimensions, text {widths['text']}; give one space's")
-    return found
+    return sides
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ def _npy(folder: Path, side: str) -> np.ndarray:
     return array
 
 
-def _listed(folder: Path, side: str, array: np.ndarray) -> Rows:
+def _listed(folder: Path, side: str, array: np.ndarray) -> EmbeddingTable:
     path, what = folder / LISTS[side], ""
     if array.dtype.kind not in "fiu":
         what = f"{side} of type {array.dtype}"
@@ -96,7 +96,7 @@ def _listed(folder: Path, side: str, array: np.ndarray) -> Rows:
             raise ValueError(
                 f"{path}: {line!r} is on lines {first + 1} and {row + 1}, with two embeddings; keep one of them"
             )
-    return Rows(array, places)
+    return EmbeddingTable(array, places)
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:

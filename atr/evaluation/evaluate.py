@@ -73,11 +73,11 @@ class Evaluation:
     def coverage(self) -> str:
         """What of the protocol is here, in words."""
         of_clips, of_queries = (f" of {n:,}" if n else "" for n in (self.protocol.clips, self.protocol.queries))
-        said = f"{len(self.clips):,}{of_clips} clips, {len(self.queries):,}{of_queries} queries"
+        words = f"{len(self.clips):,}{of_clips} clips, {len(self.queries):,}{of_queries} queries"
         if self.missing:
-            said += f"; missing {', '.join(self.missing[:3])}{', …' if len(self.missing) > 3 else ''}"
+            words += f"; missing {', '.join(self.missing[:3])}{', …' if len(self.missing) > 3 else ''}"
         why = f"heard by --windows {self.windows}" if self.otherwise else "not all of it"
-        return said + ("" if self.whole or not of_clips else f"; {why}, so published numbers do not compare")
+        return words + ("" if self.whole or not of_clips else f"; {why}, so published numbers do not compare")
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -92,12 +92,12 @@ class Evaluation:
             rows.append((TITLES[way], metric, interval.mean, interval.low, interval.high))
 
         for way in self.directions:
-            found = getattr(self.ranks, way)
-            asked = found[:, 0] > 0
+            ranks = getattr(self.ranks, way)
+            asked = ranks[:, 0] > 0
             groups = names[self.own] if way == "t2a" else names
-            for metric, scores in by_metric(found[asked], classes, *self.protocol.cuts).items():
+            for metric, scores in by_metric(ranks[asked], classes, *self.protocol.cuts).items():
                 add(way, metric, scores, groups[asked])
-            rows.append((TITLES[way], "median rank", median_rank(found[asked]), np.nan, np.nan))
+            rows.append((TITLES[way], "median rank", median_rank(ranks[asked]), np.nan, np.nan))
         if classes:
             right, folds = (
                 by_metric(self.ranks.a2t, classes, *self.protocol.cuts)["accuracy"],
@@ -240,19 +240,19 @@ def under(name: str, profile: Profile, windows: str | None, device: str) -> Call
     loaded = cache(lambda way: models.load(name, profile, way, device))
 
     def model(protocol: Protocol) -> Model:
-        said = None if protocol.windows == OWN or name.startswith("embeddings:") else protocol.windows
-        return loaded(windows or said)
+        default = None if protocol.windows == OWN or name.startswith("embeddings:") else protocol.windows
+        return loaded(windows or default)
 
     return model
 
 
-def across(found: Sequence[Evaluation]) -> pd.DataFrame:
+def across(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """Of one model and protocol by several seeds, one row per metric, a column per direction: mean ± sample standard
     deviation over seeds.
     """
-    rows = pd.concat([one.table for one in found]).groupby(["metric", "direction"], sort=False)["value"]
+    rows = pd.concat([one.table for one in evaluations]).groupby(["metric", "direction"], sort=False)["value"]
     cells = rows.mean().map("{:.1f}".format) + " ± " + rows.std().map("{:.1f}".format)
-    order = found[0].readable
+    order = evaluations[0].readable
     return cells.unstack().loc[order["metric"], list(order)[1:]].reset_index().rename_axis(columns=None)
 
 

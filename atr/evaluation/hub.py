@@ -41,7 +41,7 @@ class Place(NamedTuple):
     stem: str
 
 
-class Shard(NamedTuple):
+class HubShard(NamedTuple):
     """A Parquet file of a copy, and of each of its rows the clip, or None for what the data set does not list."""
 
     file: File
@@ -88,22 +88,24 @@ class HubCopy:
                 yield clip, Place(split, clotho.OFFICIAL[split], stem), words(csvtable.captions_of(row))
 
     @cached_property
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[HubShard]:
         """All of the copy; of its tables no more is read than what identifies clips. DownloadError."""
-        found = self._files()
+        parquet = self._files()
         clips = {key: clip for clip, _, key in self._official_clips()} if self.places else {}
-        kept = self.folder / f"{self.revision}.json"
+        listing = self.folder / f"{self.revision}.json"
         try:
-            keys = json.loads(kept.read_text(encoding="utf-8"))
+            keys = json.loads(listing.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             pool = ThreadPoolExecutor(READERS)
             try:
-                rows = tqdm(pool.map(self._keys, found), f"{self.repo}: clips", len(found), disable=None, leave=False)
-                keys = {file.name: list(row) for file, row in zip(found, rows, strict=True)}
+                rows = tqdm(
+                    pool.map(self._keys, parquet), f"{self.repo}: clips", len(parquet), disable=None, leave=False
+                )
+                keys = {file.name: list(row) for file, row in zip(parquet, rows, strict=True)}
             finally:
                 pool.shutdown(cancel_futures=True)
-            atomic.write_json(kept, keys)
-        return [Shard(file, [clips.get(key) for key in keys[file.name]]) for file in found]
+            atomic.write_json(listing, keys)
+        return [HubShard(file, [clips.get(key) for key in keys[file.name]]) for file in parquet]
 
     def _files(self) -> list[File]:
         """The copy's Parquet files, with the sizes and hashes that the Hub states."""
@@ -148,7 +150,7 @@ class HubCopy:
         stems = {folder: _stems(self.folder / folder) for folder in {place.folder for place in self.places.values()}}
         return {clip for clip, place in self.places.items() if place.stem in stems[place.folder]}
 
-    def todo(self, splits: Sequence[str]) -> list[Shard]:
+    def todo(self, splits: Sequence[str]) -> list[HubShard]:
         """The shards that hold clips of these splits of ours which are not here yet."""
         here, wanted = self.here(), {clip for clip, place in self.places.items() if place.split in splits}
         return [shard for shard in self.shards if (wanted - here) & set(shard.clips)]
@@ -180,7 +182,7 @@ class HubCopy:
             (self.folder / place.folder).mkdir(parents=True, exist_ok=True)
         catalogue.record(self.data, self.folder)
 
-    def _unpack(self, path: Path, shard: Shard, splits: Sequence[str]) -> None:
+    def _unpack(self, path: Path, shard: HubShard, splits: Sequence[str]) -> None:
         here, row = self.here(), 0
         with open(path, "rb") as source:
             for group in _table(shard.file, source, [AUDIO]).iter_row_groups(columns=[AUDIO]):

@@ -21,8 +21,8 @@ LETTER = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u340
 def words(text: str) -> str:
     """A caption's words with blanks between, but for case, punctuation, and how Unicode composes its letters."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    kept = (letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in text)
-    return " ".join(LETTER.sub(r" \1 ", "".join(kept)).split())
+    letters = (letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in text)
+    return " ".join(LETTER.sub(r" \1 ", "".join(letters)).split())
 
 
 def captions(train: Path, part: Corpus | None = None) -> tuple[dict[str, str], list[str]]:
@@ -47,17 +47,17 @@ def captions(train: Path, part: Corpus | None = None) -> tuple[dict[str, str], l
 
 
 def _captions(table: Path, must: bool, own: set[str]) -> Iterator[tuple[str, str]]:
-    found = csvtable.frame(table, latin=True)
-    columns = [column for column in map(str, found) if csvtable.CAPTION_COLUMN.fullmatch(column)]
+    rows = csvtable.frame(table, latin=True)
+    columns = [column for column in map(str, rows) if csvtable.CAPTION_COLUMN.fullmatch(column)]
     if must and not columns:
         raise ValueError(f"{table}: no column 'caption' or 'caption_1'; name a table of captions")
-    if "split" in found:
-        written = found["split"].str.strip().str.lower()
-        found = found[written.map(csvfolder.split_names(written.tolist())) == "train"]
-    for column in {"file_name", "youtube_id"} & set(found):
-        found = found[~found[column].map(_last).isin(own)]
+    if "split" in rows:
+        written = rows["split"].str.strip().str.lower()
+        rows = rows[written.map(csvfolder.split_names(written.tolist())) == "train"]
+    for column in {"file_name", "youtube_id"} & set(rows):
+        rows = rows[~rows[column].map(_last).isin(own)]
     for column in columns:
-        yield from ((words(text), text) for text in found[column] if text.strip())
+        yield from ((words(text), text) for text in rows[column] if text.strip())
 
 
 def _last(name: str) -> str:
@@ -87,16 +87,16 @@ def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
     texts, unread = captions(train, part)
     lost = [query for query in queries if words(query) in texts]
     if texts:
-        said = f"{len(lost):,} of {len(queries):,} queries are in {train}" + (f", as {lost[0]!r}" if lost else "")
+        line = f"{len(lost):,} of {len(queries):,} queries are in {train}" + (f", as {lost[0]!r}" if lost else "")
         others = [query for query in queries if words(query) not in texts]
-        close = [found for found in nearest(others, list(texts.values())) if found[2] >= CLOSE]
+        close = [pair for pair in nearest(others, list(texts.values())) if pair[2] >= CLOSE]
         if close:
-            query, text, _ = max(close, key=lambda found: found[2])
-            said += f"; {len(close):,} more share {CLOSE:.0%} or more of their words with a caption there, as {query!r}"
-            said += f" with {text!r}"
+            query, text, _ = max(close, key=lambda pair: pair[2])
+            line += f"; {len(close):,} more share {CLOSE:.0%} or more of their words with a caption there, as {query!r}"
+            line += f" with {text!r}"
     else:
-        said = f"no captions to train on are in {train}, so queries were not looked for"
-    yield said + (f"; {len(unread):,} tables cannot be read: {unread[0]}" if unread else "")
+        line = f"no captions to train on are in {train}, so queries were not looked for"
+    yield line + (f"; {len(unread):,} tables cannot be read: {unread[0]}" if unread else "")
     if train.is_dir():
         yield _sounds(part, train)
 
@@ -114,13 +114,13 @@ def _sounds(part: Corpus, train: Path) -> str:
     reader: Any = part.read
     own = {str(path): reader.digests[clip] for path, clip in here.items()}
     first, errors = copies.groups(Path(), digests | own)
-    found = [(clip, first[str(path)]) for path, clip in here.items() if first[str(path)] in digests]
-    said = f"{len(found):,} of {len(here):,} clips are in {train}" + (
-        f", as {found[0][0]!r}: {found[0][1]}" if found else ""
+    doubles = [(clip, first[str(path)]) for path, clip in here.items() if first[str(path)] in digests]
+    line = f"{len(doubles):,} of {len(here):,} clips are in {train}" + (
+        f", as {doubles[0][0]!r}: {doubles[0][1]}" if doubles else ""
     )
     if bad := [fact for fact in theirs.values() if isinstance(fact, AudioError)] + errors:
-        said += f"; {len(bad):,} files cannot be read, as {bad[0].where}"
-    return said + ("; so bytes alone were compared" if errors else "")
+        line += f"; {len(bad):,} files cannot be read, as {bad[0].where}"
+    return line + ("; so bytes alone were compared" if errors else "")
 
 
 def nearest(queries: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[str, str, float]]:

@@ -84,9 +84,9 @@ class EmbedderModel:
         ahead = devices.prefetch(lambda row: self.embedder.prepare(part.read(clips[row])), order, 2 * SOUNDS)
         batches = iter(lambda: list(islice(ahead, SOUNDS)), [])
         count = -(-len(clips) // SOUNDS)
-        found = [self.embedder.embed(b) for b in tqdm(batches, f"{self.name}: sounds", count, disable=quiet)]
+        rows = [self.embedder.embed(b) for b in tqdm(batches, f"{self.name}: sounds", count, disable=quiet)]
         join = FrameRows.cat if self.embedder.text_aware else torch.cat
-        return join(found)[torch.from_numpy(np.argsort(order))]
+        return join(rows)[torch.from_numpy(np.argsort(order))]
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         return self.embedder.sentences(texts)
@@ -119,15 +119,15 @@ class Own(Seedless):
     def sentences(self, texts: Sequence[str]) -> Tensor:
         return self._rows("sentences", list(texts))
 
-    def _rows(self, side: str, given: list) -> Tensor:
+    def _rows(self, side: str, inputs: list) -> Tensor:
         with torch.no_grad():
-            found = getattr(self.model, side)(given)
+            output = getattr(self.model, side)(inputs)
         try:
-            rows = torch.as_tensor(found).float().cpu()
+            rows = torch.as_tensor(output).float().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{self.name}: its {side} gave no array of numbers ({error}); give (N, D)") from None
-        if rows.ndim != 2 or len(rows) != len(given) or not rows.shape[1]:
-            raise ValueError(f"{self.name}: its {side} gave {tuple(rows.shape)} for {len(given)} of them; give (N, D)")
+        if rows.ndim != 2 or len(rows) != len(inputs) or not rows.shape[1]:
+            raise ValueError(f"{self.name}: its {side} gave {tuple(rows.shape)} for {len(inputs)} of them; give (N, D)")
         return rows
 
     def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,10 +156,10 @@ class Embeddings(Seedless):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.resolve().name
-        found = embeddings.read(folder)
-        self.rows = {side: torch.from_numpy(one.rows) for side, one in found.items()}
-        self.places = {side: one.places for side, one in found.items()}
-        content = [one.rows.tobytes() for one in found.values()]
+        sides = embeddings.read(folder)
+        self.rows = {side: torch.from_numpy(one.rows) for side, one in sides.items()}
+        self.places = {side: one.places for side, one in sides.items()}
+        content = [one.rows.tobytes() for one in sides.values()]
         self.fingerprint = hashes.content_key(*map(hashes.sha256, content), *map(list, self.places.values()))
 
     def _of(self, side: str, names: Sequence[str]) -> Tensor:

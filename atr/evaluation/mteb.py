@@ -48,7 +48,7 @@ class Encoder:
         return functional.cosine_similarity(torch.as_tensor(one), torch.as_tensor(other), dim=-1)
 
 
-class Rows(list):
+class MtebDataset(list):
     """What MTEB's models take for a data set: `features` names what its rows have."""
 
     features = property(lambda self: self[0].keys())
@@ -73,7 +73,7 @@ class Mteb:
         return self._encode("query", [{"text": text} for text in texts])
 
     def _encode(self, role: str, rows: list[dict[str, Any]]) -> Any:
-        loader: Any = DataLoader(cast(Any, Rows(rows)), BATCH, collate_fn=columns)
+        loader: Any = DataLoader(cast(Any, MtebDataset(rows)), BATCH, collate_fn=columns)
         part = _mteb().types.PromptType(role)
         return self.model.encode(loader, **self.about, prompt_type=part, show_progress_bar=False)
 

@@ -36,8 +36,8 @@ def kind_of(name: str, runs: Path) -> tuple[str, str]:
             raise ValueError(otherwise(path, what))
         return kind, rest
     if kind in ("embeddings", "laion", "msclap") and rest:
-        kept = places.home() / "checkpoints" / rest  # where a checkpoint's name alone is enough
-        if not path.exists() and (kind == "embeddings" or not kept.exists()):
+        checkpoint = places.home() / "checkpoints" / rest  # where a checkpoint's name alone is enough
+        if not path.exists() and (kind == "embeddings" or not checkpoint.exists()):
             named = "folder of embeddings" if kind == "embeddings" else "checkpoint"
             raise FileNotFoundError(f"{rest}: not there; name the {named}: {kind}:<path>")
         what = what_is(path) if path.is_dir() else None
@@ -76,8 +76,8 @@ def results(path: Path) -> dict[str, tuple[Path, Path]]:
     """By the protocol's name, what `atr evaluate --out` wrote into a folder, or that of one `<protocol>.json`: the
     report and the ranks.
     """
-    found = [path] if path.suffix == ".json" else sorted(path.glob("*.json")) if path.is_dir() else []
-    pairs = {report.stem: (report, report.with_name(report.stem + RANKS)) for report in found}
+    reports = [path] if path.suffix == ".json" else sorted(path.glob("*.json")) if path.is_dir() else []
+    pairs = {report.stem: (report, report.with_name(report.stem + RANKS)) for report in reports}
     return {name: files for name, files in pairs.items() if files[1].is_file()}
 
 

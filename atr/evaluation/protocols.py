@@ -99,24 +99,24 @@ class Protocol:
         if self.clip_list is None:
             return None
         paths = [self.folder / self.clip_list, places.home() / "protocols" / self.clip_list]
-        found = next((path for path in paths if path.is_file()), None)
-        if found is None and self.folder != FOLDER:
+        file = next((path for path in paths if path.is_file()), None)
+        if file is None and self.folder != FOLDER:
             raise FileNotFoundError(f"protocol {self.name}: its clips are named in {paths[0]}, which is not there")
-        if found is None:
+        if file is None:
             raise ValueError(
                 f"protocol {self.name}: its {self.clips:,} clips are named in {self.clip_list}, which does not come "
                 f"with atr; write their names, one a line, to {paths[1]}, or run: atr data {self.corpus['name']} --hub."
                 f" They are of: {self.source}"
             )
         try:
-            lines = map(str.strip, found.read_text(encoding="utf-8-sig").splitlines())
+            lines = map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as error:
-            raise ValueError(f"{found}: not UTF-8 ({error}); save it as that") from None
+            raise ValueError(f"{file}: not UTF-8 ({error}); save it as that") from None
         names = list(dict.fromkeys(filter(None, lines)))
-        self._check_without(names, str(found))
+        self._check_without(names, str(file))
         names = [name for name in names if name not in self.without]
         if self.clips is not None and len(names) != self.clips:
-            raise ValueError(f"{found}: names {len(names):,} clips where protocol {self.name} has {self.clips:,}")
+            raise ValueError(f"{file}: names {len(names):,} clips where protocol {self.name} has {self.clips:,}")
         return names
 
     @property
@@ -126,12 +126,12 @@ class Protocol:
     @cached_property
     def hash(self) -> str:
         """Of all that it says but its name, title and source. ValueError: as in `names`."""
-        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in LABELS}
-        said |= {"corpus": dict(self.corpus), "names": sorted(self.names) if self.names is not None else None}
+        content = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in LABELS}
+        content |= {"corpus": dict(self.corpus), "names": sorted(self.names) if self.names is not None else None}
         if self.without and self.names is None:
-            said["without"] = sorted(set(self.without))
-        said |= {cuts: sorted(set(said[cuts])) for cuts in ("recalls", "precisions")}
-        return hashes.content_key("protocol", 2, said)[:12]
+            content["without"] = sorted(set(self.without))
+        content |= {cuts: sorted(set(content[cuts])) for cuts in ("recalls", "precisions")}
+        return hashes.content_key("protocol", 2, content)[:12]
 
     def load(self, root: str | Path | None = None) -> Corpus:
         """The clips and captions that are here, as the split test. root: a folder of one's own, where the corpus lies
@@ -209,13 +209,17 @@ class Protocol:
         """`ask` by a table of answers; queries are left out that describe no clip here, or that none answers."""
         places = {clip.removeprefix("test/"): place for place, clip in enumerate(part.clips["clip"])}
         described = dict(reversed(list(zip(part.captions["caption"], part.clip_of_caption(), strict=True))))
-        found = {query: [places[clip] for clip in clips if clip in places] for query, clips in clotho.answers().items()}
-        texts = [query for query, clips in found.items() if clips and query in described]
+        answers = {
+            query: [places[clip] for clip in clips if clip in places] for query, clips in clotho.answers().items()
+        }
+        texts = [query for query, clips in answers.items() if clips and query in described]
         if not texts:
-            raise ValueError(f"protocol {self.name}: none of the {len(found):,} queries is a caption of the clips here")
+            raise ValueError(
+                f"protocol {self.name}: none of the {len(answers):,} queries is a caption of the clips here"
+            )
         relevance = np.zeros((len(texts), len(part)), bool)
         for row, query in enumerate(texts):
-            relevance[row, found[query]] = True
+            relevance[row, answers[query]] = True
         return texts, np.array([described[query] for query in texts]), relevance
 
 
@@ -230,43 +234,43 @@ def get(name: str) -> Protocol:
     if not path.is_file() or (path.parent == FOLDER and path.stem not in names()):
         raise ValueError(f"protocol {name!r}: unknown; known: {', '.join(names())}, or a .toml file of your own")
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         keys = {field.name for field in fields(Protocol)} - {"name", "folder"}
-        if unknown := ", ".join(sorted(said.keys() - keys)):
+        if unknown := ", ".join(sorted(content.keys() - keys)):
             raise ValueError(f"unknown: {unknown}; known: {', '.join(sorted(keys))}")
-        if lacking := ", ".join(sorted({"title", "corpus", "source"} - said.keys())):
+        if lacking := ", ".join(sorted({"title", "corpus", "source"} - content.keys())):
             raise ValueError(f"without {lacking}; write what it is")
-        found = Protocol(path.stem, folder=path.parent, **said)
+        protocol = Protocol(path.stem, folder=path.parent, **content)
         for field, what, right in FIELD_TYPES:
-            if (value := getattr(found, field)) is not None and not right(value):
+            if (value := getattr(protocol, field)) is not None and not right(value):
                 raise ValueError(f"{field}: {value!r}; give {what}")
-        for field, known_ones in CHOICES.items():
-            if (value := getattr(found, field)) not in known_ones:
-                raise ValueError(f"{field}: {value!r}; known: {', '.join(filter(None, known_ones))}")
+        for field, choices in CHOICES.items():
+            if (value := getattr(protocol, field)) not in choices:
+                raise ValueError(f"{field}: {value!r}; known: {', '.join(filter(None, choices))}")
         for field in ("recalls", "precisions"):
-            cuts = getattr(found, field)
+            cuts = getattr(protocol, field)
             if not isinstance(cuts, list | tuple) or not all(type(cut) is int and cut > 0 for cut in cuts) or not cuts:
                 raise ValueError(f"{field}: {cuts!r}; give whole numbers above 0, such as [1, 5, 10]")
-        if found.template is not None and (not _one_gap(found.template) or 1 not in found.recalls):
+        if protocol.template is not None and (not _one_gap(protocol.template) or 1 not in protocol.recalls):
             raise ValueError(
-                f"template: {found.template!r}; write {{}} where the class's name stands, and 1 among the recalls"
+                f"template: {protocol.template!r}; write {{}} where the class's name stands, and 1 among the recalls"
             )
-        if not isinstance(found.corpus, Mapping) or "name" not in found.corpus:
+        if not isinstance(protocol.corpus, Mapping) or "name" not in protocol.corpus:
             raise ValueError('corpus: write { name = "…" }')
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return found
+    return protocol
 
 
-def several(given: Sequence[str]) -> list[Protocol]:
+def several(names: Sequence[str]) -> list[Protocol]:
     """Those of the names and paths that are given, each once. Errors: as in `get`, and ValueError for two of one name,
     whose results would be one file.
     """
-    found: dict[str, Protocol] = {}
-    for one in map(get, dict.fromkeys(given)):
-        if found.setdefault(one.name, one) != one:
+    by_name: dict[str, Protocol] = {}
+    for one in map(get, dict.fromkeys(names)):
+        if by_name.setdefault(one.name, one) != one:
             raise ValueError(f"--on: two protocols are named {one.name}, and so their results; rename one's file")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _one_gap(template: str) -> bool:

@@ -36,11 +36,11 @@ def recordings(root: str | Path | None, template: str) -> Corpus:
 
 def fold(clip: str) -> str:
     """The digit before the first "-" of a recording's name, where it has one as ESC-50's have; else nothing."""
-    found = re.match(r"(\d)-", clip.rpartition("/")[2])
-    return found[1] if found else ""
+    match = re.match(r"(\d)-", clip.rpartition("/")[2])
+    return match[1] if match else ""
 
 
 def recording(clip: str) -> str:
     """What a take was cut from: the Freesound id of a name as ESC-50's are; else the clip itself."""
-    found = re.match(r"\d-(\d+)-", clip.rpartition("/")[2])
-    return found[1] if found else clip
+    match = re.match(r"\d-(\d+)-", clip.rpartition("/")[2])
+    return match[1] if match else clip

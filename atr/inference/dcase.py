@@ -109,15 +109,15 @@ def read(path: StrPath, queries: Sequence[str] | None = None, names: Sequence[st
         raise ValueError(
             f"{path}, row {row + 1}: {captions[row]!r} where the query is {queries[row]!r}; keep the order"
         )
-    known = None if names is None else set(names)
+    valid = None if names is None else set(names)
     for row, files in enumerate(table[expected[1:]].itertuples(index=False, name=None), start=1):
         if "" in files:
             raise ValueError(f"{path}, row {row}: no file name at place {files.index('') + 1}; fill every place")
         if len(set(files)) < len(files):
             twice = next(file for file in files if files.count(file) > 1)
             raise ValueError(f"{path}, row {row}: file name {twice!r} is there twice; name each file once")
-        if known is not None and not known.issuperset(files):
-            stranger = next(file for file in files if file not in known)
+        if valid is not None and not valid.issuperset(files):
+            stranger = next(file for file in files if file not in valid)
             raise ValueError(f"{path}, row {row}: unknown file name {stranger!r}; use the names of the files to rank")
     return table
 
@@ -138,8 +138,8 @@ def score(
 
     ValueError: as `read`; a query without a relevant file; a cut beyond the files listed.
     """
-    found = read(path, queries, names).drop(columns="caption").to_numpy()
-    top = found.shape[1]
+    listing = read(path, queries, names).drop(columns="caption").to_numpy()
+    top = listing.shape[1]
     if max(*ks, map_at) > top:
         raise ValueError(
             f"{path}: lists {top} files a query, too few for a cut at {max(*ks, map_at)}; lower ks or map_at"
@@ -159,7 +159,7 @@ def score(
             f"relevance: {int((relevant == 0).sum())} of {len(queries)} queries have no relevant file, the first is "
             f"{row} ({queries[row]!r}); score without them"
         )
-    places = _index(names).get_indexer(pd.Index(found.ravel())).reshape(found.shape)
+    places = _index(names).get_indexer(pd.Index(listing.ravel())).reshape(listing.shape)
     hits = np.isin(places + len(names) * np.arange(len(queries))[:, None], len(names) * asked.astype(np.int64) + files)
     # Files that are not relevant, and relevant ones that are not listed, stand behind the list, where no cut reaches.
     ranked = np.sort(np.where(hits, np.arange(1, top + 1), top + 1), axis=1)[:, : relevant.max()]
@@ -192,13 +192,13 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
         table["file_name"] = lists
         table = table[table["file_name"].map(len) > 0].explode("file_name")
     of_query, distinct = pd.factorize(np.array(queries, dtype=object))  # a text may be the query of several rows
-    given = (pd.Index(distinct), table[text]), (_index(names), table["file_name"])
-    pairs = tuple(index.get_indexer(pd.Index(column)) for index, column in given)
-    for found, column, mend in zip(pairs, (text, "file_name"), ("queries", "names"), strict=True):
-        if (found < 0).any():
-            first = table[column].iloc[int(np.argmax(found < 0))]
+    sides = (pd.Index(distinct), table[text]), (_index(names), table["file_name"])
+    pairs = tuple(index.get_indexer(pd.Index(column)) for index, column in sides)
+    for places, column, mend in zip(pairs, (text, "file_name"), ("queries", "names"), strict=True):
+        if (places < 0).any():
+            first = table[column].iloc[int(np.argmax(places < 0))]
             raise ValueError(
-                f"{path}: {(found < 0).sum()} unknown in {column}, such as {first!r}; see the {mend} given"
+                f"{path}: {(places < 0).sum()} unknown in {column}, such as {first!r}; see the {mend} given"
             )
     shape = (len(distinct), len(names))
     fits = sparse.csr_array((np.ones(len(table), bool), pairs), shape)[of_query]

@@ -116,11 +116,11 @@ class Embedder:
         config = RunConfig(training="external", audio_encoder="clap", epochs=0, text_encoder=name)
         if name.startswith(clap_files.PREFIXES):
             loaded = clap_files.load(name, devices.resolve_device(device))
-            folder, known = Path(), loaded.fingerprint
+            folder, digest = Path(), loaded.fingerprint
         else:
             folder = clap.folder(name)
-            loaded, known = None, text.fingerprint(folder)
-        start = Preparation(None, folder, {"text": hashes.content_key(CLAP_VERSION, known)})
+            loaded, digest = None, text.fingerprint(folder)
+        start = Preparation(None, folder, {"text": hashes.content_key(CLAP_VERSION, digest)})
         self._load(config, start, None, device, windows, loaded)
         return self
 
@@ -222,11 +222,11 @@ class Embedder:
             embeddings = self._clap.embed(rows)
         else:
             packed = RaggedArray.of(rows)
-            heard = InputRows(inputs.WAVEFORMS, packed)
+            batch = InputRows(inputs.WAVEFORMS, packed)
             if self._audio_below is not None:
                 states = inputs.states(self._hearer, packed, self._audio_below, self._fabric.device.type)
-                heard = InputRows(inputs.STATES, RaggedArray.of(list(states)))
-            embeddings = self._embed("audio", heard)
+                batch = InputRows(inputs.STATES, RaggedArray.of(list(states)))
+            embeddings = self._embed("audio", batch)
         if self._windows != "mean":
             return embeddings
         return mean(embeddings, [len(parts) for parts in prepared])

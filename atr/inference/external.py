@@ -42,11 +42,11 @@ def test(
     """
     part, window = _part(corpus), _window(run, windows)
     name = _name(run.config, part, window)
-    if known := _load_test(run, name):
-        return known
+    if earlier := _load_test(run, name):
+        return earlier
     with run.lock("tested on another corpus"):
-        if known := _load_test(run, name, warn=True):
-            return known
+        if earlier := _load_test(run, name, warn=True):
+            return earlier
         result = _run_test(run, part, window, root, devices.resolve_device(device), quiet)
         about = {"corpus": part.name, "fingerprint": part.fingerprint, "clips": len(part), "window": window}
         run.write_external(name, result, about)

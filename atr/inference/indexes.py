@@ -32,17 +32,17 @@ def descriptions(folder: str | os.PathLike[str] | None = None) -> list[dict[str,
     version, folder, segment, name and fingerprint of the embedder, model, shards that are searched, complete: whether
     no update was interrupted, time: when it was written.
     """
-    found = []
+    rows = []
     for file in home().glob(f"*/{DESCRIPTION}"):
         try:
             content = read(file)
-            found.append((file.stat().st_mtime_ns, content))
+            rows.append((file.stat().st_mtime_ns, content))
         except DamageError as error:
             warnings.warn(f"{error}; {mend()}", stacklevel=2)
         except FileNotFoundError:  # removed meanwhile
             pass
-    found.sort(key=lambda one: one[0], reverse=True)
-    return [one for _, one in found if folder is None or one["folder"] == str(resolve(folder))]
+    rows.sort(key=lambda one: one[0], reverse=True)
+    return [one for _, one in rows if folder is None or one["folder"] == str(resolve(folder))]
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -52,18 +52,18 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     path, content, problems = Path(path), dict[str, Any](), list[str]()
     if not path.is_dir():
         return problems
-    kept = {shard.name: shard for shard in shards.shards_in(path)}
+    by_name = {shard.name: shard for shard in shards.shards_in(path)}
     try:
         content = read(path / DESCRIPTION)
     except FileNotFoundError as error:
-        if not kept:
+        if not by_name:
             return [problem for below in sorted(path.iterdir()) if below.is_dir() for problem in verify(below)]
         problems.append(f"{path / DESCRIPTION}: {error.strerror}; {mend()}")
     except DamageError as error:
         problems.append(f"{error}; {mend()}")
     if content and content["version"] != INDEX_VERSION:
         return problems
-    for shard in (kept | {shard.name: shard for shard in shards_of(path, content)}).values():
+    for shard in (by_name | {shard.name: shard for shard in shards_of(path, content)}).values():
         try:
             shard.check()
         except DamageError as error:

@@ -33,29 +33,29 @@ class Hit(NamedTuple):
 
 
 class Lookup:
-    """The segments of the shards in `folder`, of whose files those in `kept` count, rows of `shards.files`.
+    """The segments of the shards in `folder`, of whose files those in `table` count, rows of `shards.files`.
 
     The embedder scores every segment. Only where there are more than `atr.inference.neighbours.LIMIT`, and its
     similarity is the cosine, FAISS names likely ones first, and all segments of their files are scored. Files are
     counted through the shards. shards.DamageError: one of their files is.
     """
 
-    def __init__(self, folder: Path, parts: Sequence[Shard], kept: pd.DataFrame, embedder: Embedder) -> None:
-        self.folder, self.parts, self.kept, self.embedder = folder, parts, kept, embedder
+    def __init__(self, folder: Path, parts: Sequence[Shard], table: pd.DataFrame, embedder: Embedder) -> None:
+        self.folder, self.parts, self.table, self.embedder = folder, parts, table, embedder
         self.starts = np.cumsum([0, *(len(part.table) for part in parts)])
-        self.live = np.concatenate([np.empty(0, bool), *shards.masks(parts, kept)])
-        self.files = int((kept["segments"] > 0).sum())
+        self.live = np.concatenate([np.empty(0, bool), *shards.masks(parts, table)])
+        self.files = int((table["segments"] > 0).sum())
 
     def best(self, sentences: Tensor, top: int) -> list[list[Hit]]:
         """The `top` files for each sentence (N, dim), the best first."""
-        found, top, started = [], min(top, self.files), time.monotonic()
+        result, top, started = [], min(top, self.files), time.monotonic()
         for block in sentences.split(QUERIES):
             for sentence, files in zip(block, self._likely(block, top) if top else [[]] * len(block), strict=True):
                 hits = sorted((self._hit(sentence, file) for file in files), key=lambda hit: (-hit.score, hit.path))
-                found.append(hits[:top])
+                result.append(hits[:top])
         if self.neighbours is not None:
             self.neighbours.remark(time.monotonic() - started)
-        return found
+        return result
 
     def open(self) -> str:
         """Map and check all files, so that their removal changes no answer. Why FAISS cannot be used, if it should."""
@@ -108,11 +108,11 @@ class Lookup:
             scores = self.embedder.similarity(sentences, part.tensors["embeddings"]).numpy()
             live = self.live[start + lines]
             peaks = np.maximum.reduceat(scores, part.offsets[lines], axis=1)[:, live]
-            values, chosen = torch.from_numpy(peaks).topk(min(top, peaks.shape[1]))
-            files = start + lines[live][chosen.numpy()]
-            for query, found in enumerate(zip(values.tolist(), files.tolist(), strict=True)):
-                best[query] = sorted([*best[query], *zip(*found, strict=True)], key=lambda hit: -hit[0])[:top]
-        return [[file for _, file in found] for found in best]
+            values, places = torch.from_numpy(peaks).topk(min(top, peaks.shape[1]))
+            files = start + lines[live][places.numpy()]
+            for query, hits in enumerate(zip(values.tolist(), files.tolist(), strict=True)):
+                best[query] = sorted([*best[query], *zip(*hits, strict=True)], key=lambda hit: -hit[0])[:top]
+        return [[file for _, file in hits] for hits in best]
 
     @cached_property
     def _owners(self) -> np.ndarray:

@@ -76,12 +76,12 @@ class Neighbours:
         scores, rows = np.empty((len(queries), top)), np.empty((len(queries), top), np.int64)
         candidates = self.candidates(queries, OVERFETCH * top)
         lacking = []
-        for query, found in enumerate(candidates):
-            found = np.sort(found[found >= 0])
-            if len(found) < top:
+        for query, near in enumerate(candidates):
+            near = np.sort(near[near >= 0])
+            if len(near) < top:
                 lacking.append(query)
             else:
-                scores[query], rows[query] = _best(_cosines(queries[query], self._gather(found)), found, top)
+                scores[query], rows[query] = _best(_cosines(queries[query], self._gather(near)), near, top)
         for start in range(0, len(lacking), QUERIES):
             block = lacking[start : start + QUERIES]
             scores[block], rows[block] = self._exact(queries[block], top)
@@ -177,22 +177,22 @@ class Neighbours:
         """For queries of length 1. Single precision leaves few rows, and double precision decides among them."""
         slack = 2 * (self.dim + 8) * 2.0**-24  # no cosine in single precision is further from the true one
         scores: list[np.ndarray] = [np.empty(0)] * len(queries)
-        found: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
+        numbers: list[np.ndarray] = [np.empty(0, np.int64)] * len(queries)
         floor = np.full(len(queries), -np.inf)
         single = queries.astype(np.float32)
         for start, chunk in tqdm(self._chunks(), "searching", delay=3, leave=False):
             rows, lengths = _measure(chunk)
             rough = single @ rows.T / lengths
             for query in np.flatnonzero((rough >= floor[:, None]).any(1)):
-                chosen = np.flatnonzero(rough[query] >= floor[query])
-                if len(chosen) > top:
-                    least = np.partition(rough[query, chosen], -top)[-top]
-                    chosen = chosen[rough[query, chosen] >= least - 2 * slack]
-                joined = np.concatenate([scores[query], _cosines(queries[query], rows[chosen])])
-                scores[query], found[query] = _best(joined, np.concatenate([found[query], start + chosen]), top)
-                if len(found[query]) == top:
+                near = np.flatnonzero(rough[query] >= floor[query])
+                if len(near) > top:
+                    least = np.partition(rough[query, near], -top)[-top]
+                    near = near[rough[query, near] >= least - 2 * slack]
+                joined = np.concatenate([scores[query], _cosines(queries[query], rows[near])])
+                scores[query], numbers[query] = _best(joined, np.concatenate([numbers[query], start + near]), top)
+                if len(numbers[query]) == top:
                     floor[query] = scores[query][-1] - slack
-        return np.stack(scores), np.stack(found)
+        return np.stack(scores), np.stack(numbers)
 
     def _chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Number of the first row, and rows (n, D) as they are."""

@@ -73,18 +73,18 @@ def open_pack(folder: Path) -> tuple[RunConfig, Preparation, Run]:
     of one's own that is not here or is another.
     """
     about = _about(folder)
-    for name, known in about["files"].items():
+    for name, digest in about["files"].items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: missing; {AGAIN}")
-        if hashes.file_hash(folder / name) != known:
+        if hashes.file_hash(folder / name) != digest:
             raise ValueError(f"{folder / name}: damaged (not the bytes that were packed); {AGAIN}")
-    kept = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if kept["result_version"] > RESULT_VERSION:
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if content["result_version"] > RESULT_VERSION:
         raise ValueError(f"{folder / CONFIG}: by a newer version of atr, whose results differ; update atr")
-    if kept["result_version"] < RESULT_VERSION:
+    if content["result_version"] < RESULT_VERSION:
         warnings.warn(f"{folder}: by an older version of atr, so that its card may not hold; evaluate it", stacklevel=3)
     try:
-        config = from_dict({name: value for name, value in kept["config"].items() if name not in TRAINING})
+        config = from_dict({name: value for name, value in content["config"].items() if name not in TRAINING})
     except ConfigError as error:
         raise ValueError(f"{folder / CONFIG}: {error}; update atr if a newer version wrote it") from error
     for part, code in identity.fingerprints(config).items():
@@ -146,8 +146,8 @@ def pack(run: Run, start: Preparation, target: Path, source: str = "") -> None:
         for file in texts:
             shutil.copyfile(file, folder / TEXT / file.name)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
-        known = {file.relative_to(folder).as_posix(): hashes.file_sha256(file) for file in files}
-        about = {"format": FORMAT, "name": run.address, "fingerprints": start.fingerprints, "files": known}
+        digests = {file.relative_to(folder).as_posix(): hashes.file_sha256(file) for file in files}
+        about = {"format": FORMAT, "name": run.address, "fingerprints": start.fingerprints, "files": digests}
         atomic.write_json(folder / PACK, about)
         (folder / CARD).write_bytes(described)
 
@@ -225,11 +225,11 @@ which speak of this seed alone.
 
 def _scores(run: Run, way: Direction) -> list[str]:
     """R@1, R@5, R@10 and mAP@10, each with its interval."""
-    recall, precision, found = statistics.clip_scores, statistics.clip_precision, []
+    recall, precision, cells = statistics.clip_scores, statistics.clip_precision, []
     for name, scores, k in (("r1", recall, 1), ("r5", recall, 5), ("r10", recall, 10), ("map10", precision, 10)):
         interval = statistics.crossed_interval(scores(run.ranks, run.relevance, k, way)[None])
-        found.append(f"{run.metrics[f'{way}_{name}']:.1f} ({interval.low:.1f} to {interval.high:.1f})")
-    return found
+        cells.append(f"{run.metrics[f'{way}_{name}']:.1f} ({interval.low:.1f} to {interval.high:.1f})")
+    return cells
 
 
 def _origins(config: RunConfig, source: str) -> list[str]:

@@ -136,7 +136,7 @@ class Index:
         """One row per file: path relative to the folder, size, mtime_ns, seconds, segments, problem ("" if none).
         Errors as in `search`.
         """
-        return self._lookup.kept[list(shards.COLUMNS)].sort_values("path", ignore_index=True)
+        return self._lookup.table[list(shards.COLUMNS)].sort_values("path", ignore_index=True)
 
     def update(self, quiet: bool = False) -> IndexUpdate:
         """Embed the files that are new or changed by size or time, or whose embeddings are damaged; forget those that
@@ -148,20 +148,20 @@ class Index:
         FileNotFoundError, NotADirectoryError, ValueError: no folder with sounds. OSError: nothing can be written; or
         another process is indexing the same.
         """
-        found, closed = scan(self.folder, quiet)
+        here, closed = scan(self.folder, quiet)
         with _writing(self.path):
             before, parts = self._usable()
-            known = shards.files(parts)
-            both = found.merge(known, "left", ["path", "size", "mtime_ns"])
+            old = shards.files(parts)
+            both = here.merge(old, "left", ["path", "size", "mtime_ns"])
             todo = both.loc[both["segments"].isna(), ["path", "size", "mtime_ns"]]
-            hidden = known["path"].str.startswith(tuple(f"{below}/" for below in closed))
-            gone = ~known["path"].isin(found["path"]) & ~hidden.astype(bool)
-            new = int((~todo["path"].isin(known["path"])).sum())
+            hidden = old["path"].str.startswith(tuple(f"{below}/" for below in closed))
+            gone = ~old["path"].isin(here["path"]) & ~hidden.astype(bool)
+            new = int((~todo["path"].isin(old["path"])).sum())
             if len(todo):
                 self._describe(before, complete=False)
                 parts += self._embed(todo, quiet)
             files = shards.files(parts)
-            parts = shards.compact(self.path, parts, files[~files["path"].isin(known["path"][gone])])
+            parts = shards.compact(self.path, parts, files[~files["path"].isin(old["path"][gone])])
             files = shards.files(parts)
             lookup = Lookup(self.path, parts, files, self.embedder)
             lookup.build(quiet)
@@ -336,7 +336,7 @@ class _Filling:
         table = pd.DataFrame(self.entries, columns=list(shards.COLUMNS))
         rows = torch.tensor([not self.entries[owner][-1] for owner in self.owners], dtype=torch.bool)
         times = torch.tensor(self.times, dtype=torch.float64).reshape(-1, 2)
-        part = shards.Rows(table, torch.cat(self.embedded)[rows], times[rows])
+        part = shards.FileRows(table, torch.cat(self.embedded)[rows], times[rows])
         self.landed.append(shards.write(self.folder, [part]))
         self._empty()
 

@@ -31,7 +31,7 @@ COLUMNS = {"path": "object", "size": "int64", "mtime_ns": "int64", "seconds": "f
 COLUMNS |= {"problem": "object"}
 
 
-class Rows(NamedTuple):
+class FileRows(NamedTuple):
     """Some files: a table of COLUMNS, embeddings and times of their rows."""
 
     table: pd.DataFrame
@@ -71,8 +71,8 @@ class Shard:
             raise DamageError(self.paths[0], error.strerror) from error
         if hashes.sha256(content)[:24] != self.name:
             raise DamageError(self.paths[0], "other bytes than were written")
-        known, *rows = map(json.loads, content.splitlines())
-        return known, pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+        sums, *rows = map(json.loads, content.splitlines())
+        return sums, pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -88,9 +88,9 @@ class Shard:
 
     def check(self, sample: bool = False) -> None:
         """Read both files; with `sample` only a part of the second, if it is large."""
-        known, _ = self._content
+        sums, _ = self._content
         try:
-            hashes.check(self.paths[1], known, sample)
+            hashes.check(self.paths[1], sums, sample)
         except (ValueError, OSError) as error:
             raise DamageError(self.paths[1], getattr(error, "strerror", error)) from error
 
@@ -99,30 +99,30 @@ class Shard:
         """(files + 1,): file i's rows are offsets[i] to offsets[i + 1]."""
         return np.cumsum([0, *self.table["segments"]])
 
-    def part(self, files: np.ndarray) -> Rows:
+    def part(self, files: np.ndarray) -> FileRows:
         """Of the chosen files, a mask (files,)."""
         rows = torch.from_numpy(np.repeat(files, self.table["segments"]))
-        return Rows(self.table[files], self.tensors["embeddings"][rows], self.tensors["times"][rows])
+        return FileRows(self.table[files], self.tensors["embeddings"][rows], self.tensors["times"][rows])
 
 
 def shards_in(folder: Path) -> list[Shard]:
     """The complete shards of a folder, the last written one last."""
-    found = []
+    stamps = []
     for path in folder.glob("*.jsonl"):
         with suppress(FileNotFoundError):  # replaced meanwhile
-            found.append((path.stat().st_mtime_ns, path.stem))
-    return [Shard(folder, name) for _, name in sorted(found)]
+            stamps.append((path.stat().st_mtime_ns, path.stem))
+    return [Shard(folder, name) for _, name in sorted(stamps)]
 
 
-def clean(folder: Path, kept: Iterable[Shard]) -> None:
-    """Remove the shards that are not in `kept`, and what a killed process left unfinished."""
-    names = {shard.name for shard in kept}
+def clean(folder: Path, live: Iterable[Shard]) -> None:
+    """Remove the shards that are not in `live`, and what a killed process left unfinished."""
+    names = {shard.name for shard in live}
     for path in sorted(folder.iterdir()):  # a table before its embeddings, as without it they are no shard
         if path.name.startswith(".") or (path.suffix in (".jsonl", ".safetensors") and path.stem not in names):
             path.unlink()
 
 
-def write(folder: Path, parts: Sequence[Rows]) -> Shard:
+def write(folder: Path, parts: Sequence[FileRows]) -> Shard:
     """A further shard; no other process may be writing one to this folder."""
     embeddings, times = torch.cat([part.embeddings for part in parts]), torch.cat([part.times for part in parts])
     rows = pd.concat([part.table for part in parts]).to_dict("records")
@@ -143,27 +143,27 @@ def files(shards: Iterable[Shard]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).drop_duplicates("path", keep="last", ignore_index=True)
 
 
-def masks(shards: Sequence[Shard], kept: pd.DataFrame) -> list[np.ndarray]:
-    """For each shard which of its files are in `kept`, rows of `files`."""
+def masks(shards: Sequence[Shard], rows: pd.DataFrame) -> list[np.ndarray]:
+    """For each shard which of its files are in `rows`, rows of `files`."""
     starts = np.cumsum([0, *(len(shard.table) for shard in shards)])
     mask = np.zeros(starts[-1], bool)
-    mask[starts[kept["shard"]] + kept["line"]] = True
+    mask[starts[rows["shard"]] + rows["line"]] = True
     return np.split(mask, starts[1:-1])
 
 
-def compact(folder: Path, shards: Sequence[Shard], kept: pd.DataFrame) -> list[Shard]:
-    """Shards of the files in `kept`, rows of `files`, alone: those of a folder's `shards` that are small or hold others
+def compact(folder: Path, shards: Sequence[Shard], rows: pd.DataFrame) -> list[Shard]:
+    """Shards of the files in `rows`, rows of `files`, alone: those of a folder's `shards` that are small or hold others
     are written anew, none is removed.
     """
     loose = [
         (shard, mask)
-        for shard, mask in zip(shards, masks(shards, kept), strict=True)
+        for shard, mask in zip(shards, masks(shards, rows), strict=True)
         if not mask.all() or max(len(mask), shard.offsets[-1]) < FULL // 2
     ]
     if len(loose) == 1 and loose[0][1].all():
         return list(shards)
     result = [shard for shard in shards if all(shard is not other for other, _ in loose)]
-    parts: list[Rows] = []
+    parts: list[FileRows] = []
     for shard, mask in loose:
         part = Shard(folder, shard.name).part(mask)  # not to hold them all
         if parts and part.size + sum(one.size for one in parts) > FULL:

@@ -18,8 +18,7 @@ from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from atr.metrics.statistics import crossed_interval
-from atr.reports.names import HEADINGS, heading
-from atr.reports.names import number as in_words
+from atr.reports.names import HEADINGS, heading, number
 from atr.reports.output import provenance
 from atr.reports.verdicts import scores
 from atr.system import atomic
@@ -275,9 +274,9 @@ def lines(
     figure, axes = subplots(1, len(names), 2.4, PAGE if panels else COLUMN, sharey=panels != hue)
     for axis, name in zip(axes[0], names, strict=True):
         part = table[table[panels] == name] if panels else table
-        for number, (label, group) in enumerate(part.groupby(hue, sort=False)):
+        for place, (label, group) in enumerate(part.groupby(hue, sort=False)):
             group = group.sort_values(x)
-            places = group[x] * (1 + 0.03 * (number - 1.5))  # bars that would hide each other
+            places = group[x] * (1 + 0.03 * (place - 1.5))  # bars that would hide each other
             axis.errorbar(places, group[column], group[f"{column}_std"], label=legible(label), **BARS | look[label])
         ticks = sorted(part[x].unique())
         log2_axis(axis, ticks, rotation=60 if len(ticks) > 7 else 0)
@@ -308,7 +307,7 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
             axis.plot(best["rate"], best[label], "o", ms=8, mfc="none", color=look[name]["color"])
         ticks = sorted(set(rows["rate"]))
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [in_words(tick, "rate") for tick in ticks], rotation=60, size=7)
+        axis.set_xticks(ticks, [number(tick, "rate") for tick in ticks], rotation=60, size=7)
         axis.minorticks_off()
         named = zip(levels, panel, strict=True)
         axis.set_title(
@@ -334,10 +333,10 @@ def responses(
     order = list(dict.fromkeys(table[x]))
     at = {key: key if pd.api.types.is_numeric_dtype(table[x]) else place for place, key in enumerate(order)}
     for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
-        for number, (name, group) in enumerate(table.groupby(hue, sort=False)):
+        for place, (name, group) in enumerate(table.groupby(hue, sort=False)):
             means, deviations = (group.groupby(x, sort=False)[column].agg(how) for how in ("mean", "std"))
             places = np.array([at[key] for key in means.index])
-            places = places + 0.08 * (number - (table[hue].nunique() - 1) / 2)  # bars that would hide each other
+            places = places + 0.08 * (place - (table[hue].nunique() - 1) / 2)  # bars that would hide each other
             axis.errorbar(places, means, deviations.fillna(0), label=legible(name), **BARS | look[name])
         for words, height in levels.get(column, {}).items():
             level(axis, words, height)
@@ -369,8 +368,8 @@ def learned(groups: Mapping[str, Sequence[Run]]) -> Figure:
     names = list(next(iter(tables.values()))[0].columns[3:])
     figure, axes = subplots(1, len(names), 2.2)
     for axis, name in zip(axes[0], names, strict=True):
-        for number, (label, histories) in enumerate(tables.items()):
-            band(axis, histories, "step", name, label, color=f"C{number}")
+        for place, (label, histories) in enumerate(tables.items()):
+            band(axis, histories, "step", name, label, color=f"C{place}")
         axis.set(xlabel="step", ylabel=name.replace("_", " "))
     legend_below(figure, axes[0, 0])
     return figure
@@ -406,8 +405,8 @@ def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> F
                 warnings.filterwarnings("always", GLYPH, UserWarning)
                 figure.savefig(path, format=ending, metadata=metadata)
             for one in caught:
-                if found := re.match(GLYPH, str(one.message)):
-                    lacking[f"U+{int(found[1]):04X}"] = None
+                if match := re.match(GLYPH, str(one.message)):
+                    lacking[f"U+{int(match[1]):04X}"] = None
                 else:
                     warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
@@ -415,7 +414,7 @@ def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> F
     atomic.write_json(target / f"{stem}.json", origin)
     plt.close(figure)
     if lacking:
-        mend = f"name one that has them in font.family of atr/{STYLE.name}"
+        mend = f"name one that has them in font.family of atr/reports/{STYLE.name}"
         warnings.warn(
             f"{target / stem}.*: empty boxes for what the font lacks: {', '.join(lacking)}; {mend}", stacklevel=2
         )

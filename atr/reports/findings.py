@@ -17,7 +17,7 @@ import pandas as pd
 from atr.experiments.profiles import PROFILES
 from atr.reports import names
 from atr.reports.output import legend, markdown, read
-from atr.reports.verdicts import DIRECTIONS, VERDICTS, Comparison, comparisons, paper_claims
+from atr.reports.verdicts import DIRECTIONS, VERDICTS, ComparisonRow, comparisons, paper_claims
 from atr.system import atomic
 
 HEAD = """# What was found
@@ -67,7 +67,7 @@ def page(project: Path) -> str:
     return "\n".join([*parts, papers(reference / "claims.csv", made), changes(before, judged)])
 
 
-def papers(table: Path, made: Mapping[tuple[str, str], Sequence[Comparison]]) -> str:
+def papers(table: Path, made: Mapping[tuple[str, str], Sequence[ComparisonRow]]) -> str:
     """What became of each paper's claims, a column per profile. made: comparisons by profile and notebook."""
     parts, profiles = [PAPERS], list(dict.fromkeys(profile for profile, _ in made))
     results = {profile: paper_claims(table) for profile in profiles}
@@ -95,12 +95,12 @@ def apart(judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
 
 def disagreements(judged: Mapping[tuple[str, str], pd.DataFrame]) -> tuple[int, pd.DataFrame]:
     """How many comparisons `demo` and `esc50` both decide, and those that they decide otherwise, one per row."""
-    found: dict[str, dict[tuple[str, str], str]] = {"demo": {}, "esc50": {}}
+    by_profile: dict[str, dict[tuple[str, str], str]] = {"demo": {}, "esc50": {}}
     for (profile, notebook), table in judged.items():
         for row in table[table["verdict"].isin(VERDICTS[:2])].to_dict("records"):
-            found.setdefault(profile, {})[notebook, _anywhere(profile, row["claim"])] = verdict(row)
-    both = [key for key in found["demo"] if key in found["esc50"]]
-    rows = [(*key, found["demo"][key], found["esc50"][key]) for key in both]
+            by_profile.setdefault(profile, {})[notebook, _anywhere(profile, row["claim"])] = verdict(row)
+    both = [key for key in by_profile["demo"] if key in by_profile["esc50"]]
+    rows = [(*key, by_profile["demo"][key], by_profile["esc50"][key]) for key in both]
     other = [row for row in rows if row[2].partition(":")[0] != row[3].partition(":")[0]]
     return len(rows), pd.DataFrame(other, columns=["notebook", "claim", "demo", "esc50"])
 
@@ -112,13 +112,13 @@ def _anywhere(profile: str, claim: str) -> str:
     return re.sub(r"\w+ \(in (\w+)'s place\)", r"\1", claim)
 
 
-def _comparisons(folder: Path, notebook: Path) -> list[Comparison]:
+def _comparisons(folder: Path, notebook: Path) -> list[ComparisonRow]:
     """All of a notebook that have a verdict."""
-    found = []
+    rows = []
     for path in sorted((folder / "tables").glob(f"{notebook.stem[:2]}_*.csv")):
         caption = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["caption"]
-        found += comparisons(notebook.stem[:2], read(path), caption)
-    return found
+        rows += comparisons(notebook.stem[:2], read(path), caption)
+    return rows
 
 
 def sections(project: Path) -> list[tuple[Path, Path]]:
@@ -150,8 +150,8 @@ def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
         now = table[table["claim"].isin(words)]
         if not asked & {(row["notebook"], _anywhere(row["profile"], one)) for one in words}:
             raise ValueError(f"verdicts_before.csv: {claim!r} is no claim of notebook {row['notebook']} now")
-        said = "; ".join(verdict(one) for one in now.to_dict("records")) or NOT_ASKED
-        rows.append((row["profile"], row["notebook"], claim, row["before"], said, row["reason"]))
+        after = "; ".join(verdict(one) for one in now.to_dict("records")) or NOT_ASKED
+        rows.append((row["profile"], row["notebook"], claim, row["before"], after, row["reason"]))
     columns = ["profile", "notebook", "claim", "before", "now", "what was wrong before"]
     return f"{CHANGES}\n{markdown(pd.DataFrame(rows, columns=columns))}\n"
 

@@ -215,8 +215,8 @@ def provenance(runs: Iterable[Run]) -> dict[str, Any]:
     devices = sorted({f"{one['device']}, {one['platform']}" for one in made})
     versions = {name: sorted({one["versions"][name] for one in made}) for name in PACKAGES}
     hours = sum(one["seconds"] for one in made) / 3600 if runs else 0.0
-    said = f"{units.count_of(len(runs), 'run')}, {hours:.2f} h in sum; " if runs else ""
-    note = f"{said}{'; '.join(devices)}; PyTorch {', '.join(versions['torch'])}."
+    total = f"{units.count_of(len(runs), 'run')}, {hours:.2f} h in sum; " if runs else ""
+    note = f"{total}{'; '.join(devices)}; PyTorch {', '.join(versions['torch'])}."
     commits = sorted({one["commit"] for one in made if one["commit"]})
     return {
         "note": note,

@@ -20,7 +20,7 @@ from atr.experiments import study
 from atr.experiments.profiles import Profile, get_profile
 from atr.reports import freshness
 from atr.reports.output import View, legend, read, view
-from atr.reports.verdicts import VERDICTS, Claim, Comparison, comparisons, paper_claims
+from atr.reports.verdicts import VERDICTS, Claim, ComparisonRow, comparisons, paper_claims
 from atr.system import places
 from atr.training.records import Run
 
@@ -69,7 +69,7 @@ class Output:
         return "" if self.table is None else legend(self.table, self.provenance)
 
     @property
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[ComparisonRow]:
         """The rows that have a verdict."""
         return [] if self.table is None else comparisons(self.name[:2], self.table, self.provenance["caption"])
 
@@ -182,12 +182,12 @@ class Report:
             for output in one.outputs:
                 for why in output.stale:
                     reasons.setdefault(why, []).append(f"{output.kind} {output.name}")
-            said = [
+            parts = [
                 f"{why} ({'all' if len(names) == len(one.outputs) else ', '.join(names)})"
                 for why, names in reasons.items()
             ]
-            if said:
-                lines.append(f"{one.path.stem}: stale, run {self.command(one)}: {'; '.join(said)}")
+            if parts:
+                lines.append(f"{one.path.stem}: stale, run {self.command(one)}: {'; '.join(parts)}")
         for why in dict.fromkeys(one.unchecked for one in self.studies if one.unchecked):
             names = ", ".join(one.path.stem for one in self.studies if one.unchecked == why)
             lines.append(f"{names}: not checked: {why}")
@@ -250,35 +250,35 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
     """A notebook and what it made."""
     cells = nbformat.read(path, as_version=4).cells
     title, _, words = cells[0].source.partition("\n")
-    found = Study(path, title.lstrip("# "), words.strip())
-    mine = sorted((name, folder) for folder, name in files if name[:2] == found.number)
+    result = Study(path, title.lstrip("# "), words.strip())
+    mine = sorted((name, folder) for folder, name in files if name[:2] == result.number)
     if not mine:
-        return found
-    found.parts = _parts(cells, found.number)
+        return result
+    result.parts = _parts(cells, result.number)
     rest = Section("No longer in the notebook", "", [])
     for name, folder in mine:
-        output = _output(results / folder, name, f"atr study {found.number} --profile {profile.name}")
-        home = next((part for part in found.parts if any(one.fullmatch(name) for one in part.names)), rest)
+        output = _output(results / folder, name, f"atr study {result.number} --profile {profile.name}")
+        home = next((part for part in result.parts if any(one.fullmatch(name) for one in part.names)), rest)
         home.outputs.append(output)
-    found.parts = [part for part in (*found.parts, rest) if part.outputs]
-    first = {part.heading for part in found.parts if any(one.name.endswith("_published") for one in part.outputs)}
-    found.parts.sort(key=lambda part: part.heading not in first)
+    result.parts = [part for part in (*result.parts, rest) if part.outputs]
+    first = {part.heading for part in result.parts if any(one.name.endswith("_published") for one in part.outputs)}
+    result.parts.sort(key=lambda part: part.heading not in first)
     copy = study.executed(results / "notebooks" / path.name)
     grid, lacking = None, ""
     try:
         grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile_name": profile.name})
     except (ValueError, OSError) as error:
         lacking = f"what the grid needs is not here ({str(error).splitlines()[0]})"
-    made = {output.path: output.provenance for output in found.outputs}
+    made = {output.path: output.provenance for output in result.outputs}
     runs = results / "runs"
     stale, unchecked = freshness.check(path, copy, made, grid, profile, runs)
-    found.unchecked = "; ".join(filter(None, [unchecked, lacking]))
-    for output in found.outputs:
+    result.unchecked = "; ".join(filter(None, [unchecked, lacking]))
+    for output in result.outputs:
         output.stale = stale[output.path]
     for output in rest.outputs:
         output.stale.append(f"its notebook no longer makes it (remove {output.path.parent.name}/{output.name}.*)")
-    found.facts = _facts([output.provenance for output in found.outputs], grid or [], runs)
-    return found
+    result.facts = _facts([output.provenance for output in result.outputs], grid or [], runs)
+    return result
 
 
 def _parts(cells: list, number: str) -> list[Section]:
@@ -325,8 +325,10 @@ def _facts(provenances: list[dict[str, Any]], grid: list, folder: Path) -> dict[
         hours = sum(run.environment["seconds"] for run in runs) / 3600
         each = {str(run.config.corpus): run for run in runs}
         clips = {key: f"{run.config.corpus['name']}: {_counts(run)}" for key, run in each.items()}
-    versions = {f"{name} {one}" for made in provenances for name, known in made["versions"].items() for one in known}
-    said = {
+    versions = {
+        f"{name} {one}" for made in provenances for name, numbers in made["versions"].items() for one in numbers
+    }
+    facts = {
         "runs": (f"{len(runs)}" + (f", {hours:.2f} h in sum" if hours else "")) if runs else "",
         "seeds": ", ".join(map(str, sorted({config.seed for config in grid}))),
         "clips": "; ".join(dict.fromkeys(clips.values())),
@@ -336,14 +338,14 @@ def _facts(provenances: list[dict[str, Any]], grid: list, folder: Path) -> dict[
         "result version": ", ".join(sorted({str(made["result_version"]) for made in provenances})),
         "command": "; ".join(sorted({made["command"] for made in provenances if made["command"]})),
     }
-    return {name: value for name, value in said.items() if value}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _options(corpus: Mapping[str, Any]) -> str:
-    said = [
+    words = [
         f"{name} {value}" for name, value in corpus.items() if name != "name" and not isinstance(value, tuple | list)
     ]
-    return f"{corpus['name']}: {', '.join(said)}" if said else corpus["name"]
+    return f"{corpus['name']}: {', '.join(words)}" if words else corpus["name"]
 
 
 def _counts(run: Run) -> str:

@@ -179,9 +179,9 @@ def comparison(
     if converged is None:
         return table
 
-    known = {key if isinstance(key, tuple) else (key,): value for key, value in converged.items() if value is not None}
-    size = len(next(iter(known), ()))
-    rows = [known.get((key if isinstance(key, tuple) else (key,))[:size]) for key in table.index]
+    by_key = {key if isinstance(key, tuple) else (key,): value for key, value in converged.items() if value is not None}
+    size = len(next(iter(by_key), ()))
+    rows = [by_key.get((key if isinstance(key, tuple) else (key,))[:size]) for key in table.index]
     return table.assign(converged=["" if one is None else "yes" if one else "no" for one in rows])
 
 

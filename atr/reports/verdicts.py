@@ -28,7 +28,7 @@ RULES = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonRow:
     """A comparison of ours that has a verdict: its words, its direction of retrieval ("" for both or neither), and what
     came out, as text.
     """
@@ -42,7 +42,7 @@ class Comparison:
     p: str
 
     @classmethod
-    def read(cls, notebook: str, row: Mapping[str, str]) -> "Comparison":
+    def read(cls, notebook: str, row: Mapping[str, str]) -> "ComparisonRow":
         """From a row of a readable table of claims."""
         words = row["claim"]
         direction = next((title for title in DIRECTIONS.values() if words.endswith(f", {title}")), "")
@@ -52,7 +52,7 @@ class Comparison:
         return cls(notebook, words, direction, row["verdict"], row.get("difference", "—"), ends, p)
 
 
-def comparisons(notebook: str, table: pd.DataFrame, caption: str) -> list[Comparison]:
+def comparisons(notebook: str, table: pd.DataFrame, caption: str) -> list[ComparisonRow]:
     """The rows of a table that have a verdict; its caption says what they are where they are no claims in words."""
     if "verdict" not in table:
         return []
@@ -60,7 +60,7 @@ def comparisons(notebook: str, table: pd.DataFrame, caption: str) -> list[Compar
     if "claim" not in table:
         first = text[labels(table, text)].to_numpy()
         text.insert(0, "claim", [f"{caption} {', '.join(row)}" for row in first])
-    return [Comparison.read(notebook, dict(zip(map(str, text), row, strict=True))) for row in text.to_numpy()]
+    return [ComparisonRow.read(notebook, dict(zip(map(str, text), row, strict=True))) for row in text.to_numpy()]
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Claim:
     context: str
     notebook: str
     figure: str
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[ComparisonRow] = field(default_factory=list)
     pattern: str = ""
     negated: bool = False
     note: str = ""
@@ -97,7 +97,7 @@ class Claim:
         holding = sum(one.verdict == VERDICTS[0] for one in self.comparisons)
         return f"{holding} of {len(self.comparisons)} hold{'s' * (holding == 1)}"
 
-    def take(self, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    def take(self, comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
         """Take those that test it; the others are given back. Those on its contrary get the contrary verdict."""
         mine = [one for one in comparisons if self.pattern and re.search(self.pattern, one.words)]
         contrary = [replace(one, words=f"not: {one.words}", verdict=opposite(one.verdict)) for one in mine]

@@ -14,7 +14,7 @@ from atr.bench.gpu.parts import (
     step_rows,
     switch_rows,
 )
-from atr.system.units import seconds as duration
+from atr.system import units
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _percent(row: Row, name: str, unknown: str = "") -> str:
 
 
 TIMES: dict[str, Callable[[Row], Any]] = {
-    "a step": lambda row: duration(row["seconds"]),
+    "a step": lambda row: units.seconds(row["seconds"]),
     "clips/s": lambda row: _number(row["clips_a_second"]),
 }
 MEMORY: dict[str, Callable[[Row], Any]] = {"GiB at most": lambda row: _number(row["memory_gib"])}
@@ -87,7 +87,7 @@ PARTS = {
             "time against the first row": lambda row: (
                 f"{row['against_all_on']:.2f} ×" if "against_all_on" in row else ""
             ),
-            "first step": lambda row: duration(row["first_seconds"]),
+            "first step": lambda row: units.seconds(row["first_seconds"]),
         },
     ),
     "memory": PageTable(
@@ -107,7 +107,7 @@ PARTS = {
             "clips": lambda row: row["size"]["clips"],
             "captions": lambda row: row["size"]["captions"],
             "products in": lambda row: row["how"],
-            "all pairs": lambda row: duration(row["seconds"]),
+            "all pairs": lambda row: units.seconds(row["seconds"]),
             "pairs/s": lambda row: _number(row["pairs_a_second"]),
             **MEMORY,
         },
@@ -117,7 +117,7 @@ PARTS = {
         "32 pairs of 10 s, with the device's switches and the precision of the paper; what the hours below rest on.",
         95,
         cost_rows,
-        {"run": lambda row: row["how"], "a step": lambda row: duration(row["seconds"])},
+        {"run": lambda row: row["how"], "a step": lambda row: units.seconds(row["seconds"])},
     ),
     "hours": PageTable(
         "Hours of the published tables",

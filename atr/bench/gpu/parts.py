@@ -36,7 +36,7 @@ def measure_cases(cases: list[Case], deadline: float) -> Iterator[Row]:
             continue
         try:
             row = harness.measure(case, left, threads=1 if case.arguments.get("device") == "cpu" else None)
-        except harness.Failed as error:
+        except harness.MeasurementError as error:
             row = case.row() | {"error": error.reason}
         if "seconds" in row and "clips" in row:
             row["clips_a_second"] = row["clips"] / row["seconds"]
@@ -142,9 +142,9 @@ def memory_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
 
 
 def scoring(tf32: bool, **size: Any) -> dict[str, Any]:
-    """All pairs scored by text-aware pooling, as `text_aware.folded` has it, with and without TF32."""
+    """All pairs scored by text-aware pooling, as `text_aware.ours` has it, with and without TF32."""
     with Switches(tf32=tf32).on():
-        return text_aware.folded(**size)
+        return text_aware.ours(**size)
 
 
 def scoring_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
