@@ -237,18 +237,18 @@ def test_hours_are_the_sum_of_what_the_runs_of_a_grid_cost(monkeypatch):
     sizes = dict.fromkeys(("activations", "parameters", "trained", "checkpoint", "copy"), 0.0)
     measured = planning.Measurement(fixed=0.01, pair=0.002, clip=0.001, caption=0.001, seconds=10.0, **sizes)
     plans = {path: study.plan([path], "paper") for path in paths}
-    kinds = {json.dumps(parts.kind(config)): config for path in paths[:2] for config in plans[path]["config"]}
+    kinds = {json.dumps(needs.cost_fields(config)): config for path in paths[:2] for config in plans[path]["config"]}
     assert 2 < len(kinds) < 10
     rows = [{"kind": key, "how": "a run", "measured": vars(measured)} for key in kinds]
     content = {"smoke": False, "parts": {"costs": {"rows": rows}}}
     first, second, third, every = parts.hour_rows(content, math.inf)
     for path, row in zip(paths, (first, second), strict=False):
         plan = plans[path]
-        needs = [
+        costs = [
             planning.cost(config, measured, size) for config, size in zip(plan["config"], plan["size"], strict=True)
         ]
-        assert row["runs"] == len(plan) and row["steps"] == sum(need.steps for need in needs)
-        assert row["hours"] == pytest.approx(sum(need.seconds for need in needs) / 3600)
+        assert row["runs"] == len(plan) and row["steps"] == sum(cost.steps for cost in costs)
+        assert row["hours"] == pytest.approx(sum(cost.seconds for cost in costs) / 3600)
     assert "table 1" in first["reproduces"] and "no step of a kind of run" in third["error"]
     assert max(first["hours"], second["hours"]) < every["hours"] < first["hours"] + second["hours"]
 

@@ -86,6 +86,10 @@ def parts(box):
     return *box.children[0].children, box.children[1]
 
 
+def explorer(runs, corpus, seed=0):
+    return maps.explorer(list(runs), maps.maps_of(runs, lambda config: corpus, seed))
+
+
 def test_components_of_points_on_two_lines_are_their_distances_along_them():
     # Along (3, 4) / 5 lie -5 and 5, across it -1 and 1; the centre is (10, 20).
     x = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [-0.8, 0.6], [0.8, -0.6]]) + torch.tensor([10.0, 20.0])
@@ -167,7 +171,7 @@ def test_four_points_make_a_map_even_where_they_coincide_or_oppose_each_other():
 def test_neighbours_are_the_nearest_by_cosine_and_each_point_is_its_own_first(points, monkeypatch):
     monkeypatch.setattr(maps, "ROWS", 7)
     x = torch.nn.functional.normalize(torch.cat([points, points[:3]]), dim=1)
-    indices, distances = maps._nearest(x, 6)
+    indices, distances = maps.nearest(x, 6)
     assert torch.equal(indices[:, 0], torch.arange(43)) and (distances[:, 0] == 0).all()
     expected = (1 - x @ x.t()).sort(1).values[:, :6]
     torch.testing.assert_close(distances, expected.clamp(min=0))
@@ -212,7 +216,7 @@ def test_a_map_is_coloured_by_the_sound_that_a_clip_begins_with(run_of, corpus, 
     assert [to_hex(color) for color in above.get_edgecolors()] == [grey, blue]
     assert [text.get_text() for text in figure.legends[0].get_texts()][2:] == ["dog", "other kinds"]
     assert figure.get_figwidth() == figures.PAGE
-    canvas = parts(maps.explorer({"one": run}, lambda config: corpus))[2]
+    canvas = parts(explorer({"one": run}, corpus))[2]
     assert list(canvas.data[1].marker.color) == [grey, blue] and canvas._config["responsive"] and canvas.layout.autosize
     assert (
         f'<span style="color:{blue}">■ dog</span>' in canvas.layout.title.text
@@ -253,7 +257,7 @@ def test_labels_of_another_corpus_are_an_error(run_of, corpus):
 
 
 def test_the_menu_changes_the_map_and_a_run_is_mapped_once(run_of, corpus, unprojected):
-    box = maps.explorer({"one": run_of("a"), "two <2>": run_of("b", 10.0)}, lambda config: corpus, seed=3)
+    box = explorer({"one": run_of("a"), "two <2>": run_of("b", 10.0)}, corpus, seed=3)
     menu, said, figure = parts(box)
     text, audio = figure.data
     assert (text.name, audio.name) == ("captions", "clips") and menu.options == ("one", "two <2>")
@@ -268,17 +272,17 @@ def test_the_menu_changes_the_map_and_a_run_is_mapped_once(run_of, corpus, unpro
 def test_a_run_that_cannot_be_mapped_says_why_and_the_map_stays(run_of, corpus, unprojected):
     broken = run_of("b")
     (broken.path / "clips.csv").unlink()
-    menu, said, figure = parts(maps.explorer({"one": run_of("a"), "two": broken}, lambda config: corpus))
+    menu, said, figure = parts(explorer({"one": run_of("a"), "two": broken}, corpus))
     menu.value = "two"
     assert "clips.csv" in said.value and figure.layout.title.text == "one" and list(figure.data[1].x) == [0, 2]
     menu.value = "one"
     assert said.value == ""
     with pytest.raises(ValueError, match="no runs"):
-        maps.explorer({})
+        maps.show({})
 
 
 def test_the_explorers_script_comes_with_the_package_and_loads_no_other(run_of, corpus, unprojected):
-    script = parts(maps.explorer({"one": run_of("a")}, lambda config: corpus))[2]._esm
+    script = parts(explorer({"one": run_of("a")}, corpus))[2]._esm
     assert len(script) > 1e6 and not re.search(r"""\b(import|from)\s*\(?\s*["'](https?:)?//""", script)
 
 
@@ -319,16 +323,16 @@ def test_a_title_and_texts_with_signs_of_tex_are_shown_as_they_are(run_of, corpu
         figure = maps.picture(torch.eye(2), torch.eye(2), title)
         figure.canvas.draw()
     assert figure.axes[0].get_title() == title
-    box = maps.explorer({title: run_of("a")}, lambda config: corpus)
+    box = explorer({title: run_of("a")}, corpus)
     assert parts(box)[2].layout.title.text == r"&#36;\frac{&#36; 狗"
     assert maps.wrap("$5 & $6 <or> more") == "&#36;5 &amp; &#36;6 &lt;or&gt; more"
 
 
 def test_so_many_similarities_are_held_at_a_time_and_no_more(points, monkeypatch):
     x = torch.nn.functional.normalize(points, dim=1)
-    whole, held, topk = maps._nearest(x, 6), [], torch.Tensor.topk
+    whole, held, topk = maps.nearest(x, 6), [], torch.Tensor.topk
     monkeypatch.setattr(maps, "BLOCK", 3 * len(x))
     monkeypatch.setattr(torch.Tensor, "topk", lambda part, number: held.append(tuple(part.shape)) or topk(part, number))
-    for part, expected in zip(maps._nearest(x, 6), whole, strict=True):
+    for part, expected in zip(maps.nearest(x, 6), whole, strict=True):
         torch.testing.assert_close(part, expected)
     assert set(held) == {(3, 40), (1, 40)}

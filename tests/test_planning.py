@@ -1,10 +1,11 @@
+import time
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from atr import get_profile
-from atr.bench import needs
+from atr.bench import harness, needs
 from atr.config import RunConfig
 from atr.experiments import planning, study
 from atr.experiments.planning import CorpusSize, Measurement
@@ -110,7 +111,7 @@ def test_more_activations_are_kept_for_more_of_the_network(tiny_bert):
 
 def test_known_text_encoders_are_planned_for_without_a_download():
     for name, width in (("bert-base-uncased", 768), ("FacebookAI/roberta-base", 768)):
-        assert needs._language(RunConfig(text_encoder=name, training="frozen_released"))[1] == width
+        assert needs.text_network(RunConfig(text_encoder=name, training="frozen_released"))[1] == width
 
 
 def test_like_runs_are_summed(monkeypatch):
@@ -142,7 +143,7 @@ def test_finished_runs_and_external_models_take_nothing(monkeypatch):
 def test_planning_fetches_no_text_encoder(monkeypatch):
     monkeypatch.setattr(needs.text, "folder", lambda name, fetch: fetch and pytest.fail("fetched"))
     with pytest.raises((OSError, TypeError, ValueError)):
-        needs._language(RunConfig(text_encoder="someone/unknown"))
+        needs.text_network(RunConfig(text_encoder="someone/unknown"))
 
 
 def test_the_corpora_at_hand_count(corpus, monkeypatch):
@@ -165,7 +166,7 @@ def test_parameters_of_both_heads_by_hand(dim, audio):
 
 def test_searches_are_counted_a_second(monkeypatch):
     done = []
-    monkeypatch.setattr(needs, "_seconds", lambda work, device: (done.append(work()), 2.0)[1])
+    monkeypatch.setattr(needs, "warm_seconds", lambda work, device: (done.append(work()), 2.0)[1])
     assert needs.queries_a_second(8, clips=100, queries=3) == 1.5 and len(done) == 1
 
 
@@ -197,4 +198,4 @@ def test_a_fine_tuned_run_over_states_takes_what_was_measured(epochs, took):
 
 
 def test_what_runs_beside_it_does_not_lengthen_a_measurement_on_a_cpu():
-    assert needs._seconds(lambda: needs.time.sleep(0.2), "cpu") < 0.1
+    assert harness.warm_seconds(lambda: time.sleep(0.2), "cpu") < 0.1

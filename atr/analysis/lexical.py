@@ -383,7 +383,7 @@ def closeness(captions: pd.DataFrame, embeddings: Tensor) -> pd.DataFrame:
     each source, "between" each two sources, and from a source to its captions of all "other clips", the floor.
 
     captions: clip, source, caption; embeddings: (captions, D) of length 1, as `encoders.text.sentences` gives them. NaN
-    where a clip has no such pair. ValueError: not one embedding a caption.
+    where a clip has no such pair. ValueError: not one embedding per caption.
     """
     if len(captions) != len(embeddings):
         raise ValueError(f"{len(embeddings)} embeddings of {len(captions)} captions; give one of each, in order")

@@ -16,7 +16,7 @@ LABELS = lexical.MEASURES | {"mtld": "MTLD (words)"}
 
 
 def clouds(table: pd.DataFrame) -> Figure:
-    """Word clouds side by side, a source a panel, words as large as they are frequent: figure 4.4 of Tymofieiev 2025.
+    """Word clouds, one source per panel, words as large as they are frequent: figure 4.4 of Tymofieiev 2025.
 
     table: of `lexical.frequent`. Shades have no meaning.
     """
@@ -48,7 +48,7 @@ def clouds(table: pd.DataFrame) -> Figure:
 
 
 def densities(measured: Mapping[str, pd.DataFrame], column: str = "mtld", beyond: float = 0.01) -> Figure:
-    """How a measure is spread, by source: densities (above) and violins with quartiles (below), a unit a column, as
+    """How a measure is spread, by source: densities (above) and violins with quartiles (below), one unit per column, as
     figure 4.5 of Tymofieiev 2025.
 
     measured: unit → table of `lexical.richness`. Of each unit the largest values, `beyond` of them, are not drawn;
@@ -86,8 +86,8 @@ def densities(measured: Mapping[str, pd.DataFrame], column: str = "mtld", beyond
 
 
 def by_length(measured: pd.DataFrame, least: int = 20) -> Figure:
-    """Why MTLD of a caption says little: its median by the number of words, a source a panel, where no word is repeated
-    and where one is; and the share of captions that repeat one.
+    """Why MTLD of a caption says little: its median by the number of words, one source per panel, where no word is
+    repeated and where one is; and the share of captions that repeat one.
 
     measured: of `lexical.richness`, by caption. Numbers of words that fewer than `least` captions have are not drawn.
     """

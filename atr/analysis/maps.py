@@ -113,7 +113,7 @@ def project(audio: Tensor, text: Tensor, seed: int = 0, neighbours: int = 15) ->
     noise = torch.randn(len(x), 2, generator=torch.Generator().manual_seed(seed))  # parts points that coincide
     start = components(x) + 1e-4 * noise
     neighbours = min(neighbours, len(x) - 1)
-    indices, distances = _nearest(x, neighbours)
+    indices, distances = nearest(x, neighbours)
     # Numba, at its first parallel call, sets the number of threads of the whole process, PyTorch's too.
     with devices.threads(torch.get_num_threads()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
@@ -135,7 +135,7 @@ def project(audio: Tensor, text: Tensor, seed: int = 0, neighbours: int = 15) ->
     return first, second
 
 
-def _nearest(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def nearest(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Indices and cosine distances (N, number) of the points nearest to each of x (N, D), itself first, at 0."""
     parts = []
     rows = max(1, min(ROWS, BLOCK // len(x)))
@@ -229,7 +229,7 @@ def labels(run: Run, corpus: Corpus) -> tuple[list[str], list[str]]:
     """What points say of themselves, as the HTML that plotly knows: (clips,) and (captions,) of the test split.
 
     A clip says its name and its captions, a caption itself and where its best-ranked right clip stands. Texts are
-    escaped, lines broken at `WIDTH` characters. ValueError: as `tested`.
+    escaped, lines broken at `WIDTH` characters. ValueError: as `test_split`.
     """
     test = test_split(run, corpus)
     clips = test.clips["clip"].tolist()
@@ -256,34 +256,26 @@ def escape(text: str) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
-def explorer(
-    runs: Mapping[str, Run],
-    corpus_of: CorpusOf = lambda config: corpora.corpus_of(config.corpus),
-    seed: int = 0,
-    neighbours: int = 15,
-) -> "ipywidgets.VBox":
-    """A map to explore: a menu of runs, clips and captions as layers that the legend toggles, and their texts where the
-    pointer rests.
-
-    runs: label → finished run. corpus_of: gives the corpus that a config names, for a run that another folder holds
-    `functools.partial(training.corpus_of, root=…)`. A run is mapped when it is first chosen. One that cannot be mapped
-    says why beside the menu, and the map stays as it was. ValueError: no runs, or as `map_of` for the first.
+def maps_of(runs: Mapping[str, Run], corpus_of: CorpusOf, seed: int = 0, neighbours: int = 15) -> Callable[[str], Map]:
+    """Label → map, made once. runs: label → finished run; corpus_of: gives the corpus that a config names. ValueError:
+    no runs.
     """
-    return _explorer(runs, _maps(runs, corpus_of, seed, neighbours))
-
-
-def _maps(runs: Mapping[str, Run], corpus_of: CorpusOf, seed: int, neighbours: int) -> Callable[[str], Map]:
-    """Label → map, made once."""
     if not runs:
         raise ValueError("no runs to map; give at least one that is finished")
     return functools.cache(lambda label: map_of(runs[label], corpus_of(runs[label].config), seed, neighbours))
 
 
-def _explorer(runs: Mapping[str, Run], maps: Callable[[str], Map]) -> "ipywidgets.VBox":
+def explorer(names: Sequence[str], maps: Callable[[str], Map]) -> "ipywidgets.VBox":
+    """A map to explore: a menu of runs, clips and captions as layers that the legend toggles, and their texts where the
+    pointer rests.
+
+    names, maps: of the runs (`maps_of`). A run is mapped when it is first selected. One that cannot be mapped says why
+    beside the menu, and the map stays as it was. ValueError: as `map_of` for the first.
+    """
     import ipywidgets
 
     figure = canvas()
-    menu = ipywidgets.Dropdown(options=list(runs), description="run", layout={"width": "max-content"})
+    menu = ipywidgets.Dropdown(options=names, description="run", layout={"width": "max-content"})
     message = ipywidgets.Label()
 
     def draw(change: dict[str, Any]) -> None:
@@ -374,13 +366,14 @@ def show(
     """What a notebook's cell ends with: the `explorer` where somebody looks on (`live`), otherwise the `picture` of the
     first run. With `folder` that picture is saved there in either case, as `figures.save` does.
 
-    The other parameters are those of `explorer`.
+    corpus_of: for a corpus that lies in a folder, `explore.corpora(folder)`. The other parameters are those of
+    `maps_of`.
     """
-    maps = _maps(runs, corpus_of, seed, neighbours)
+    maps = maps_of(runs, corpus_of, seed, neighbours)
     label, run = next(iter(runs.items()))
     one = maps(label)
     still = picture(one.audio, one.text, label, one.audio_kinds, one.text_kinds)
-    return live_or_still(still, lambda: _explorer(runs, maps), folder, name, [run])
+    return live_or_still(still, lambda: explorer(list(runs), maps), folder, name, [run])
 
 
 def live_or_still(

@@ -41,8 +41,8 @@ def voxel_network(
     """A voxel network three ways: accuracy by epoch beside the published one, errors by the distance to the nearest
     plane, and what it and others make of embeddings at each scale.
 
-    history: of `voxels.train_voxel_network`; errors: of `voxels.errors_by_distance`; scales: label → table of
-    `voxels.by_scale`; usual: the scale that makes the mean square of an entry 1.
+    history: of `voxels.train_voxel_network`; errors: of `errors_by_distance`; scales: label → table of
+    `by_scale`; usual: the scale that makes the mean square of an entry 1.
     """
     figure, (axes,) = subplots(1, 3)
     axes[0].plot(history["epoch"], history["training_accuracy"], color="C0", label="training")

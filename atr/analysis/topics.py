@@ -66,7 +66,7 @@ def fit(captions: list[str], embeddings: Tensor, seed: int = 0, smallest: int = 
     Its defaults: UMAP to 5 dimensions by cosine, 15 neighbours, minimal distance 0; HDBSCAN, Euclidean, by excess of
     mass, `smallest` captions a topic or more. UMAP is seeded, which keeps it to one core. Keywords are the words of
     largest class-based tf-idf; stop words are left out of them, which has no bearing on the topics.
-    ValueError: not one embedding a caption, fewer captions than `smallest`, or only stop words.
+    ValueError: not one embedding per caption, fewer captions than `smallest`, or only stop words.
     """
     if len(captions) != len(embeddings):
         raise ValueError(f"{len(embeddings)} embeddings of {len(captions)} captions; give one of each, in order")
@@ -282,8 +282,8 @@ def apart(places: np.ndarray, names: Sequence[str], height: float = 8.0, letter:
 
 
 def explorer(points: np.ndarray, topics: Topics, captions: list[str], number: int = 25) -> "FigureWidget":
-    """The `picture` to explore: a layer a topic, which the legend toggles, and where the pointer rests the caption and
-    its topic.
+    """The `picture` to explore: one layer per topic, which the legend toggles, and where the pointer rests the caption
+    and its topic.
     """
     from plotly import graph_objects
 

@@ -6,8 +6,6 @@ from typing import Any
 import pandas as pd
 
 from atr.bench import needs
-from atr.experiments import study
-from atr.experiments.profiles import get_profile
 from atr.system.units import seconds
 
 PEOPLE = "released code"
@@ -40,11 +38,9 @@ def table(rows: Sequence[dict[str, Any]], device: str) -> pd.DataFrame:
 def hours(device: str) -> pd.DataFrame:
     """Hours of each published grid on a GPU, one run after another: notebook, runs, hours. Empty on a CPU."""
     lines = []
-    for path in study.notebooks((), get_profile("paper")) if device == "cuda" else ():
-        plan = study.plan([path], "paper")
-        if len(plan):
-            groups, _ = needs.summary(plan, device, 1)
-            lines.append({"notebook": path.stem, "runs": len(plan), "hours": groups.attrs["seconds"] / 3600})
+    for path, plan in (needs.plans("paper") if device == "cuda" else {}).items():
+        groups, _ = needs.summary(plan, device, 1)
+        lines.append({"notebook": path.stem, "runs": len(plan), "hours": groups.attrs["seconds"] / 3600})
     return pd.DataFrame(lines, columns=["notebook", "runs", "hours"])
 
 

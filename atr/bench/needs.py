@@ -4,8 +4,9 @@ random weights.
 
 import copy
 import functools
-import time
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from atr.bench.harness import warm_seconds
 from atr.config import RunConfig
 from atr.encoders import inputs, pooling, registry, text
 from atr.encoders.audio.vit import SegmentEncoder
+from atr.experiments import study
 from atr.experiments.planning import Measurement, cost
+from atr.experiments.profiles import get_profile
 from atr.system import devices, hashes
 from atr.system.packed import POOLED, Batch, RaggedArray
 from atr.system.units import duration, gigabytes
@@ -24,6 +28,7 @@ from atr.training import model
 from atr.training.trainer import PRECISIONS
 
 TOKENS = 16  # of a caption, special ones included
+ALIKE = ("audio_encoder", "text_encoder", "text_layers", "head", "precision")
 # Text encoders that can be planned for before they are downloaded: architecture, and what differs from its defaults.
 ARCHITECTURES: dict[str, tuple[str, dict[str, int]]] = {
     "bert-base-uncased": ("bert", {}),
@@ -44,13 +49,13 @@ def summary(plan: pd.DataFrame, device: str, side_by_side: int, cluster: str = "
     time of those not finished, one after another; `.attrs["seconds"]` is the sum of that.
     cluster: in words, where the runs are not for this machine alone.
     """
-    measured: dict[tuple, Measurement] = {}
+    measured: dict[str, Measurement] = {}
     rows, audio = [], {}
     state = 0.0
     for notebooks, finished, config, data in plan[["notebooks", "finished", "config", "size"]].itertuples(index=False):
         if config.training == "external":
             continue  # nothing is trained
-        kind = signature(config)
+        kind = json.dumps(cost_fields(config) | {"embedding_dim": config.embedding_dim})
         if kind not in measured:
             measured[kind] = measure(config, device)
         one = cost(config, measured[kind], data)
@@ -92,18 +97,22 @@ def summary(plan: pd.DataFrame, device: str, side_by_side: int, cluster: str = "
     return groups, words
 
 
-def signature(config: RunConfig) -> tuple:
-    """Configs that agree in it cost the same for a pair."""
-    return (
-        config.audio_encoder,
-        config.text_encoder,
-        config.training,
-        config.text_layers,
-        config.embedding_dim,
-        config.head,
-        tuple(sorted(config.text_aware.items())) if config.text_aware else None,
-        config.precision,
-    )
+def plans(profile: str, numbers: Sequence[str] = ()) -> dict[Path, pd.DataFrame]:
+    """By notebook of a profile, of these numbers or of any: the runs that it trains, as `study.plan` has them."""
+    every = {path: study.plan([path], profile) for path in study.notebooks(numbers, get_profile(profile))}
+    some = {path: plan[[one.training != "external" for one in plan["config"]]] for path, plan in every.items()}
+    return {path: plan for path, plan in some.items() if len(plan)}
+
+
+def cost_fields(config: RunConfig) -> dict[str, Any]:
+    """What decides what a step of a config costs, but for the width of its heads: fields of a RunConfig. From scratch
+    costs what fine-tuning does, SpecAugment and dropout next to nothing.
+    """
+    training = "finetuned" if config.training == "scratch" else config.training
+    patchout = config.augment == "patchout" and training != "frozen"
+    pooling = config.text_aware and {**config.text_aware, "dropout": 0.1}
+    fields = {name: getattr(config, name) for name in ALIKE}
+    return fields | {"training": training, "augment": "patchout" if patchout else None, "text_aware": pooling}
 
 
 def measure(config: RunConfig, device: str) -> Measurement:
@@ -149,11 +158,11 @@ def measure(config: RunConfig, device: str) -> Measurement:
 
         owned = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
         network.train()
-        few, many = (_seconds(lambda n=n: step(n), device) for n in counts)  # type: ignore[misc]
+        few, many = (warm_seconds(lambda n=n: step(n), device) for n in counts)  # type: ignore[misc]
         pair = max(many - few, 0.0) / (counts[1] - counts[0])
         fixed = max(few - counts[0] * pair, 0.0)
         network.eval()
-        clip, caption = (_seconds(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
+        clip, caption = (warm_seconds(lambda which=which: embed(which), device) / counts[0] for which in (0, 1))  # type: ignore[misc]
     checkpoint = sum(tensor.nbytes for tensor in network.trainable_state().values())
     whole, changed = (sum(parameter.nbytes for parameter in some) for some in (network.parameters(), trained))
     sizes = sum(saved.values()) / counts[1], float(whole), float(changed), float(checkpoint)
@@ -168,7 +177,7 @@ def shell(
     words(captions, device). text_sizes: fields of the text encoder's architecture to change.
     """
     frozen = config.training == "frozen"
-    language, width = _language(config, text_sizes)
+    language, width = text_network(config, text_sizes)
     audio = registry.build(config.audio_encoder, augment=config.augment, dropout=config.audio_dropout)
     if config.training == "frozen_released":
         audio.requires_grad_(False)
@@ -231,7 +240,7 @@ class _Language(nn.Module):
         return self.network(**{kind: batch.values}).last_hidden_state[:, 0]
 
 
-def _language(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tuple[nn.Module, int]:
+def text_network(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tuple[nn.Module, int]:
     """A text encoder of a config's architecture with random weights, and its width; no download."""
     from transformers import AutoConfig, AutoModel
 
@@ -264,19 +273,4 @@ def queries_a_second(dim: int, clips: int, queries: int = 50, top: int = 10) -> 
             for row in range(queries):
                 (index @ index[row]).topk(top)
 
-        return queries / _seconds(search, "cpu")
-
-
-def _seconds(work: Callable[[], Any], device: str) -> float:
-    """Seconds of `work` once it is warm: the faster of two runs, or one if it is slow. On a CPU, CPU time, which what
-    else runs there lengthens little.
-    """
-    times: list[float] = []
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    while len(times) < 2 or len(times) == 2 and times[1] < 1:
-        started = clock()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(clock() - started)
-    return min(times[1:])
+        return queries / warm_seconds(search, "cpu")

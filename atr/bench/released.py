@@ -27,7 +27,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 
 def definitions(file: Path, names: Sequence[str], scope: dict[str, Any]) -> dict[str, Any]:
-    """The functions, classes and methods ("Class.method") of a file by their names, run with the names of `known`.
+    """The functions, classes and methods ("Class.method") of a file by their names, run with the names of `scope`.
 
     ValueError: the file is not there or does not define one of them.
     """

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +58,7 @@ def results(path: Path) -> dict[str, Result]:
 def _read(path: Path, ranks: Path) -> Result:
     """A result that may be another's: what it says is looked at before anything is made of it."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = atomic.read_object(path)
         texts = report["model"]["name"], report["protocol"]["name"], report["protocol"]["hash"]
         cuts = [*report["protocol"]["recalls"], *report["protocol"]["precisions"]]
         table = pd.read_parquet(ranks)[["direction", "query", "clip", "ranks"]]
@@ -151,8 +150,7 @@ class Pair:
         paths = [folder / f"{self.a.protocol['name']}.compare.{kind}" for kind in ("json", "csv", "html")]
         atomic.write_json(paths[0], self.report())
         atomic.write_csv(self.queries, paths[1])
-        page = "".join(self._page(part))
-        atomic.write_atomic(paths[2], lambda path: path.write_text(page, encoding="utf-8"))
+        atomic.write_text(paths[2], "".join(self._page(part)))
         return paths
 
     def show(self, part: Corpus | str) -> Any:

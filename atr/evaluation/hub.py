@@ -94,7 +94,7 @@ class HubCopy:
         clips = {key: clip for clip, _, key in self._official_clips()} if self.places else {}
         listing = self.folder / f"{self.revision}.json"
         try:
-            keys = json.loads(listing.read_text(encoding="utf-8"))
+            keys = atomic.read_object(listing)
         except (OSError, ValueError):
             pool = ThreadPoolExecutor(READERS)
             try:
@@ -213,8 +213,7 @@ def write_list(copy: HubCopy) -> Path | None:
     if copy.repo != "OpenSound/AudioCaps" or path.exists():
         return None
     tested = [shard for shard in copy.shards if re.search(r"(^|\+)test", shard.file.name)]
-    lines = "".join(f"{clip}\n" for clip in dict.fromkeys(c for shard in tested for c in shard.clips if c))
-    atomic.write_atomic(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    atomic.write_text(path, "".join(f"{clip}\n" for clip in dict.fromkeys(c for s in tested for c in s.clips if c)))
     return path
 
 

@@ -71,6 +71,5 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    written = page(read())
-    atomic.write_atomic(PAGE, lambda path: path.write_text(written, encoding="utf-8"))
+    atomic.write_text(PAGE, page(read()))
     print(f"→ {PAGE}")

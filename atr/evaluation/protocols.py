@@ -57,7 +57,7 @@ class Protocol:
               split at full stops, and the parts are queries
     answers   "dcase2025": the captions that its table lists are the queries, and the clips that it lists answer them;
               else a caption is answered by its clip, and by those of the same description
-    clip_list a file of the clips' names, one a line, here or in the folder `protocols` of the home; None: all clips
+    clip_list a file of the clips' names, one per line, here or in the folder `protocols` of the home; None: all clips
     without   those of them that are left out
     template  with {} for a class's name, it makes the queries of what its recordings are sorted into (`zeroshot`); the
               corpus is then read by its folders

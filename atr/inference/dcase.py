@@ -207,7 +207,7 @@ def relevance(path: StrPath, queries: Sequence[str], names: Sequence[str]) -> np
 
 def export(corpus: Corpus, folder: StrPath) -> tuple[list[Path], list[str], np.ndarray]:
     """A one-split corpus as organisers hand out an evaluation set: its clips as WAV files (16 bits, one channel) in
-    `folder`, by `store.file_name`, and the first caption of each as a query. Returns files, queries, and relevance as
+    `folder`, by `atomic.file_name`, and the first caption of each as a query. Returns files, queries, and relevance as
     `score` takes it.
 
     ValueError, before anything is written: names of two clips that some file systems take for one.

@@ -63,7 +63,7 @@ class Embedder:
 
     sample_rate: in Hz, of the sounds it hears; seconds: of the longest that it hears whole, None for any; of a longer
     one a run hears the beginning, CLAP parts drawn from the sound itself; name: of the run or model;
-    text_aware: whether sounds have an embedding a frame (`DualEncoder`).
+    text_aware: whether sounds have an embedding per frame (`DualEncoder`).
 
     With windows="mean" it hears any sound whole: in windows of `window` seconds, as few as cover it, evenly spaced from
     its start to its end. Their embeddings of length 1 are averaged, and the mean is made of length 1 again. A shorter

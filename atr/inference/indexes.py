@@ -78,7 +78,9 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What an `index.json` says, of an older version's one at least version and folder. FileNotFoundError, Damaged."""
+    """What an `index.json` says, of an older version's one at least version and folder. FileNotFoundError,
+    DamageError.
+    """
     try:
         content = json.loads(file.read_bytes())
         checksum = content.pop("checksum", None)

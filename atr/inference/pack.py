@@ -10,7 +10,6 @@
 | README.md | the model card, which is its owner's to edit |
 """
 
-import json
 import os
 import re
 import shutil
@@ -78,7 +77,7 @@ def open_pack(folder: Path) -> tuple[RunConfig, Preparation, Run]:
             raise FileNotFoundError(f"{folder / name}: missing; {AGAIN}")
         if hashes.file_hash(folder / name) != digest:
             raise ValueError(f"{folder / name}: damaged (not the bytes that were packed); {AGAIN}")
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    content = atomic.read_object(folder / CONFIG)
     if content["result_version"] > RESULT_VERSION:
         raise ValueError(f"{folder / CONFIG}: by a newer version of atr, whose results differ; update atr")
     if content["result_version"] < RESULT_VERSION:
@@ -100,7 +99,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """The content of pack.json."""
     path, kinds = folder / PACK, {"name": str, "fingerprints": dict, "files": dict}
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = atomic.read_object(path)
         newer = about["format"] > FORMAT
         whole = newer or all(isinstance(about[name], kind) for name, kind in kinds.items())
     except (ValueError, LookupError, TypeError):

@@ -52,7 +52,7 @@ class DamageError(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One pair of files. Damaged: one of them is gone, or not as it was written."""
+    """One pair of files. DamageError: one of them is gone, or not as it was written."""
 
     folder: Path
     name: str

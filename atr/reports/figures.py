@@ -348,7 +348,7 @@ def responses(
 
 
 def batches(reports: Mapping[str, pd.DataFrame]) -> Figure:
-    """Mean cosine within each batch by order of construction. reports: label → table of `mining.report`."""
+    """Mean cosine within each batch by order of construction. reports: label → table of `batches.report`."""
     figure, ((axis,),) = subplots(height=2.4)
     for name, table in reports.items():
         marker = "." if len(table) < 60 else ""

@@ -4,11 +4,9 @@ A section per notebook and profile whose runs' ranks are committed (`experiments
 docs/protocol.md. No number and no verdict is typed by hand.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +114,7 @@ def _comparisons(folder: Path, notebook: Path) -> list[ComparisonRow]:
     """All of a notebook that have a verdict."""
     rows = []
     for path in sorted((folder / "tables").glob(f"{notebook.stem[:2]}_*.csv")):
-        caption = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["caption"]
+        caption = atomic.read_object(path.with_suffix(".json"))["caption"]
         rows += comparisons(notebook.stem[:2], read(path), caption)
     return rows
 
@@ -158,7 +156,7 @@ def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
 
 def section(folder: Path, notebook: Path) -> str:
     """One notebook's results in one profile: its question, main table and claims."""
-    about = json.loads((folder / "tables" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
+    about = atomic.read_object(folder / "tables" / f"{notebook.stem}.json")
     table, judged = _main(folder, notebook), _claims(folder, notebook)
     return "\n\n".join(
         [
@@ -178,7 +176,7 @@ def heading(folder: Path, notebook: Path) -> str:
 
 def question(notebook: Path) -> str:
     """What it asks: its title, less its number."""
-    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
+    first = atomic.read_object(notebook)["cells"][0]["source"]
     return re.sub(r"^# (\d+ )?", "", "".join(first).partition("\n")[0])
 
 
@@ -319,7 +317,7 @@ def write(project: Path) -> list[Path]:
     readme, target = project / "README.md", project / "docs" / "findings.md"
     texts = {target: page(project), readme: replace_parts(readme.read_text(encoding="utf-8"), lead(project))}
     for path, text in texts.items():
-        atomic.write_atomic(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        atomic.write_text(path, text)
     return list(texts)
 
 

@@ -59,7 +59,7 @@ def check_name(name: str) -> str:
 
 
 def table(parts: Sequence[pd.DataFrame], caption: str, note: str, name: str) -> str:
-    """A table of text as floats, one a part, with rules of booktabs: caption above, `note` below the last, labelled
+    """A table of text as floats, one per part, with rules of booktabs: caption above, `note` below the last, labelled
     `tab:<name>` and `tab:<name>-2`. Headings and long cells take several lines; numbers stand to the right.
     """
     floats, below = [], escape(" ".join(note.split()))

@@ -15,7 +15,7 @@ def compared(tests: Mapping[str, Sequence[ExternalTest]], against: str) -> pd.Da
     """One row per option: seeds, R@1 and R@10 T→A as means over seeds, and in R@1 the difference from the option
     `against` with its standard error over recordings, each one's scores averaged over seeds.
 
-    tests: by option its tests on one corpus, one a seed.
+    tests: by option its tests on one corpus, one per seed.
     """
     scores = {name: _by_recording(seeds) for name, seeds in tests.items()}
     rows = []

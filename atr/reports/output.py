@@ -1,12 +1,10 @@
 """A table as files, on a page and in a notebook, with the text of `names.readable`; and where its numbers come from."""
 
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +100,7 @@ def save(
     runs, target, text = list(runs), folder / "tables", _csv(table)
     origin = {"caption": caption, **provenance(runs), "measured": test_sets(runs) if on is None else on}
     drawn = drawings(read(io.StringIO(text)), name, origin)  # refuses a name before anything is written
-    atomic.write_atomic(target / f"{name}.csv", partial(Path.write_text, data=text, encoding="utf-8"))
+    atomic.write_text(target / f"{name}.csv", text)
     _draw(target / name, drawn)
     atomic.write_json(target / f"{name}.json", origin)
     return target / f"{name}.csv"
@@ -115,7 +113,7 @@ def render(folder: Path) -> int:
     paths = sorted(folder.glob("*.csv"))
     for path in paths:
         try:
-            origin = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            origin = atomic.read_object(path.with_suffix(".json"))
             drawn = drawings(read(path), path.stem, origin)
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); run its notebook again") from error
@@ -146,9 +144,7 @@ def drawings(table: pd.DataFrame, name: str, origin: Mapping[str, Any]) -> dict[
 
 def _draw(path: Path, drawn: Mapping[str, str]) -> None:
     for ending, text in drawn.items():
-        atomic.write_atomic(
-            path.parent / f"{path.name}.{ending}", partial(Path.write_text, data=text, encoding="utf-8")
-        )
+        atomic.write_text(path.parent / f"{path.name}.{ending}", text)
 
 
 def markdown(text: pd.DataFrame) -> str:

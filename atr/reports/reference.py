@@ -52,8 +52,9 @@ def beside_published(
 ) -> pd.DataFrame:
     """Published and own `mean ± deviation` side by side: rows `by`, columns (metric, whose).
 
-    ours: one row per run, as `frame` gives it; reference: as `published` gives it, with the columns of `by` added.
-    Sources stand side by side; no difference is computed, as data and encoders differ outside of profile `paper`.
+    ours: one row per run, as `tables.run_table` gives it; reference: as `published` gives it, with the columns of `by`
+    added. Sources stand side by side; no difference is computed, as data and encoders differ outside of profile
+    `paper`.
     """
     parts: dict[tuple[str, str], pd.Series] = {}
     for column in columns:

@@ -198,12 +198,12 @@ class Report:
         return lines + [f"{name}: belongs to no notebook, left out" for name in self.strays]
 
 
-def gather(profile: str, results: Path | None = None) -> Report:
+def gather(profile_name: str, results: Path | None = None) -> Report:
     """Everything in the results of a profile, checked against its notebooks and runs. ValueError: files that cannot be
     read, or no results at all. results: folder with tables/ and figures/, and runs/ if there are any.
     """
-    settings = get_profile(profile)
-    results = results or settings.results
+    profile = get_profile(profile_name)
+    results = results or profile.results
     files = {
         (folder, path.stem)
         for folder in FILES
@@ -211,10 +211,10 @@ def gather(profile: str, results: Path | None = None) -> Report:
         if path.suffix in FILES[folder] and path.name[:2] != EXPLORATION
     }
     if not files:
-        raise ValueError(f"{results}: no tables or figures there; first: atr study --profile {profile}")
-    notebooks = [path for path in study.notebooks((), settings) if path.stem[:2] != EXPLORATION]
+        raise ValueError(f"{results}: no tables or figures there; first: atr study --profile {profile_name}")
+    notebooks = [path for path in study.notebooks((), profile) if path.stem[:2] != EXPLORATION]
     with loaded_once():
-        studies = [_study(path, settings, results, files) for path in notebooks]
+        studies = [_study(path, profile, results, files) for path in notebooks]
     numbers = {one.number for one in studies}
     strays = sorted(f"{folder}/{name}" for folder, name in files if name[:2] not in numbers)
     papers = []
@@ -236,7 +236,7 @@ def gather(profile: str, results: Path | None = None) -> Report:
             if comparisons:
                 title = f"Further comparisons of notebook {one.number}"
                 paper.claims.append(Claim(title, "", "", one.number, "", comparisons))
-    return Report(settings, results, [paper for paper in papers if paper.studies], strays)
+    return Report(profile, results, [paper for paper in papers if paper.studies], strays)
 
 
 def citations() -> list[str]:

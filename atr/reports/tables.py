@@ -1,6 +1,5 @@
 """Tables of runs: means over seeds with their uncertainty, in one order, as people read them."""
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -210,8 +209,8 @@ def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits:
 
 def rows_of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) -> pd.DataFrame:
     """The rows of a frame whose runs are those of `configs`, with columns that hold a label each."""
-    wanted = {json.dumps(config.to_dict(), sort_keys=True) for config in configs}
-    rows = table[[json.dumps(run.config.to_dict(), sort_keys=True) in wanted for run in table["run"]]]
+    wanted = {key(config) for config in configs}
+    rows = table[[key(run.config) in wanted for run in table["run"]]]
     return rows.assign(**labels)
 
 

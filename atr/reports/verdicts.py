@@ -191,7 +191,7 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     """Judge claims on pairs of systems, paired by seed and clip (`statistics.crossed_test`).
 
     Each row: claim (words), a and b (runs that pair by seed), optionally k (10) and direction ("t2a"). a and b may
-    also be scores (seeds, clips), as `scores` gives them, or numbers, one a seed, which are paired by seed alone
+    also be scores (seeds, clips), as `scores` gives them, or numbers, one per seed, which are paired by seed alone
     (`statistics.paired_t`).
     "a beats b", by `least` points or more (0): holds if the p value, Holm-corrected over these rows, is below `alpha`
     and the difference is at least that; is contradicted if a is behind by such a p, or the 95 % interval excludes it.

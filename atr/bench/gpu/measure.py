@@ -57,8 +57,7 @@ def run(folder: Path, smoke: bool = False, command: str = "", say: Callable[[str
         content["seconds"] = round(time.monotonic() - began, 1)
         stem = folder / ("smoke" if smoke else "gpu")
         atomic.write_json(stem.with_suffix(".json"), content)
-        text = page.markdown(content)
-        atomic.write_atomic(stem.with_suffix(".md"), lambda file: file.write_text(text, encoding="utf-8"))
+        atomic.write_text(stem.with_suffix(".md"), page.markdown(content))
 
     deadline = began
     for name, part in page.PARTS.items():

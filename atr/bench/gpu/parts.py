@@ -17,7 +17,8 @@ from atr.bench import harness, needs, step, text_aware
 from atr.bench.harness import Case
 from atr.config import RunConfig
 from atr.experiments import planning
-from atr.system import places
+from atr.experiments.grid import key
+from atr.system import atomic, places
 from atr.system.devices import Switches
 
 LEAST_SECONDS = 3.0  # below which no measurement begins
@@ -163,30 +164,9 @@ def scoring_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
 
 # Hours of the published tables
 
-ALIKE = ("audio_encoder", "text_encoder", "text_layers", "head", "precision")
 
-
-def _plan(content: dict[str, Any]) -> dict[Path, Any]:
-    """By notebook: the runs of its grid that train, with the sizes of their corpora."""
-    from atr.experiments import study
-    from atr.experiments.profiles import get_profile
-
-    profile = "smoke" if content["smoke"] else "paper"
-    paths = study.notebooks(["01"] if content["smoke"] else (), get_profile(profile))
-    plans = {path: study.plan([path], profile) for path in paths}
-    trained = {path: [config.training != "external" for config in plan["config"]] for path, plan in plans.items()}
-    return {path: plan[trained[path]] for path, plan in plans.items() if any(trained[path])}
-
-
-def kind(config: RunConfig) -> dict[str, Any]:
-    """What decides what a step of a config costs, but for the width of its heads: fields of a RunConfig. From scratch
-    costs what fine-tuning does, SpecAugment and dropout next to nothing.
-    """
-    training = "finetuned" if config.training == "scratch" else config.training
-    patchout = config.augment == "patchout" and training != "frozen"
-    pooling = config.text_aware and {**config.text_aware, "dropout": 0.1}
-    fields = {name: getattr(config, name) for name in ALIKE}
-    return fields | {"training": training, "augment": "patchout" if patchout else None, "text_aware": pooling}
+def _plans(content: dict[str, Any]) -> dict[Path, Any]:
+    return needs.plans("smoke", ["01"]) if content["smoke"] else needs.plans("paper")
 
 
 def cost(fields: dict[str, Any], device: str) -> dict[str, Any]:
@@ -198,45 +178,41 @@ def cost(fields: dict[str, Any], device: str) -> dict[str, Any]:
 
 def cost_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     widths: dict[str, int] = {}
-    for plan in _plan(content).values():
+    for plan in _plans(content).values():
         for config in plan["config"]:
-            key = json.dumps(kind(config))
-            widths[key] = max(widths.get(key, 0), config.embedding_dim)
+            kind = json.dumps(needs.cost_fields(config))
+            widths[kind] = max(widths.get(kind, 0), config.embedding_dim)
     device = "cpu" if content["smoke"] else "cuda"
     cases = []
-    for key, width in widths.items():
-        fields = json.loads(key)
+    for kind, width in widths.items():
+        fields = json.loads(kind)
         words = [f"{fields['audio_encoder']} + {fields['text_encoder']}"]
         words += [{"frozen_released": "frozen in training mode"}.get(fields["training"], fields["training"])]
         words += ["text-aware"] * bool(fields["text_aware"]) + ["patchout"] * bool(fields["augment"])
         words += [{"32": "float32"}.get(fields["precision"], fields["precision"])]
         arguments = {"fields": fields | {"embedding_dim": width}, "device": device}
         cases.append(Case("costs", ", ".join(words), "gpu.parts.cost", arguments))
-    for row, key in zip(measure_cases(cases, deadline), widths, strict=True):
-        yield row | {"kind": key}
+    for row, kind in zip(measure_cases(cases, deadline), widths, strict=True):
+        yield row | {"kind": kind}
 
 
 def hour_rows(content: dict[str, Any], deadline: float) -> Iterator[Row]:
     costs = {row["kind"]: row for row in content["parts"]["costs"]["rows"]}
     every: dict[str, planning.Cost] = {}
-    for path, plan in _plan(content).items():
+    for path, plan in _plans(content).items():
         row: Row = {"how": path.stem, "reproduces": _source_of(path), "runs": len(plan)}
         own: dict[str, planning.Cost] = {}
         missing = set()
         for config, size in zip(plan["config"], plan["size"], strict=True):
-            costly = costs.get(json.dumps(kind(config)), {})
+            costly = costs.get(json.dumps(needs.cost_fields(config)), {})
             if "measured" in costly:
-                own[_key(config)] = planning.cost(config, planning.Measurement(**costly["measured"]), size)
+                own[key(config)] = planning.cost(config, planning.Measurement(**costly["measured"]), size)
             else:
                 missing.add(costly.get("how", "a kind of run"))
         every |= own
         yield row | ({"error": f"no step of {'; '.join(sorted(missing))}"} if missing else _sum(own))
     if every:
         yield {"how": "all that were measured, each run once", "reproduces": "", "runs": len(every), **_sum(every)}
-
-
-def _key(config: RunConfig) -> str:
-    return json.dumps(config.to_dict(), sort_keys=True)
 
 
 def _sum(costs: dict[str, planning.Cost]) -> dict[str, float]:
@@ -246,6 +222,6 @@ def _sum(costs: dict[str, planning.Cost]) -> dict[str, float]:
 
 def _source_of(notebook: Path) -> str:
     """The paper and tables that a notebook reproduces, as its first cell says; "" where it names none."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    lines = [line.strip() for line in "".join(cells[0]["source"]).splitlines() if line.strip()]
+    first = atomic.read_object(notebook)["cells"][0]["source"]
+    lines = [line.strip() for line in "".join(first).splitlines() if line.strip()]
     return next((line for line in lines[1:2] if re.search(r"\b20\d\d\b", line)), "")
