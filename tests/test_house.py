@@ -64,8 +64,7 @@ def test_folders_and_files_are_few():
     assert len(folders) <= 13 and files == {"README.md", "__init__.py", "__main__.py", "config.py", "register.py"}
     for folder in [path for path in ROOT.rglob("*") if path.is_dir() and path.name != "__pycache__"]:
         count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
-        # analysis: the diagrams of three papers belong to no one study.
-        assert count <= (13 if folder.name == "analysis" else 12), folder
+        assert count <= 12, folder
 
 
 def test_the_page_on_upgrading_names_modules_that_are_there():

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import atr
-from atr.bench.harness import Case, ReleasedCode, scratch
+from atr.bench.harness import Case, ReleasedCode, once, scratch
 from atr.bench.released import random_networks
 from atr.config import RunConfig
-from atr.corpora.corpus import Corpus
+from atr.corpora.corpus import SPLITS, Corpus
 from atr.encoders import inputs, registry, text
 from atr.losses import pair
 from atr.metrics import retrieval
@@ -92,74 +92,80 @@ def ours(shape: str, clips: int, epochs: int, network: str, device: str) -> dict
         return {"seconds": seconds, "first_loss": float(history.iloc[0]), "epochs": len(history)}
 
 
+class EncodingStudy:
+    """A frozen study whose encoders, in evaluation mode, run on every batch, as where no features are kept."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, device: str) -> None:
+        self.config, self.device = config, device
+        assert config.audio_weights is not None
+        self.audio = registry.build(config.audio_encoder, config.audio_weights).eval().to(device).requires_grad_(False)
+        self.text = text.TextEncoder(Path(config.text_encoder), config.text_pooling).eval().to(device)
+        self.text.requires_grad_(False)
+        self.splits = {name: _inputs(config, corpus.split(name), self.text) for name in SPLITS}
+        torch.manual_seed(config.seed)
+        widths = (self.audio.dim, self.text.dim, config.embedding_dim, self.audio.head_hidden)
+        self.heads = model.DualEncoder(None, None, *widths).to(device)
+        self.loss = pair.build(**config.loss, variant=config.recipe)
+        self.optimizer = torch.optim.Adam(model.parameter_groups(self.heads, self.loss, config), fused=True)
+
+    def _to(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
+
+    @torch.no_grad()
+    def encode_audio(self, split: Inputs, clips: np.ndarray) -> Batch:
+        return Batch(POOLED, self.audio.pool(*inputs.encode(self.audio, split.audio.batch(clips).to(self._to))))
+
+    @torch.no_grad()
+    def encode_text(self, split: Inputs, captions: np.ndarray) -> Batch:
+        return Batch(POOLED, self.text(split.text.batch(captions).to(self._to)))
+
+    def train(self, epoch: int) -> float:
+        """An epoch's mean loss."""
+        split, config, total = self.splits["train"], self.config, 0.0
+        batches = epoch_batches(split.clip_of_caption, config.batch_size, config.sampler, config.seed, epoch)
+        for captions in batches:
+            clips = split.clip_of_caption[captions]
+            sounds, words = self.encode_audio(split, clips), self.encode_text(split, captions)
+            ids = torch.from_numpy(clips).to(self.device)
+            loss = self.loss(self.heads.embed_audio(sounds), self.heads.embed_text(words), ids)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if config.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.heads.parameters(), config.clip_norm)
+            self.optimizer.step()
+            total += loss.item()
+        return total / len(batches)
+
+    @torch.no_grad()
+    def evaluate(self, name: str) -> None:
+        """Each clip and each caption of a split once."""
+        split, size, sides = self.splits[name], self.config.batch_size, []
+        for encode, count in ((self.encode_audio, len(split.audio)), (self.encode_text, len(split.text))):
+            batches = np.split(np.arange(count), range(size, count, size))
+            sides.append(Batch(POOLED, torch.cat([encode(split, batch).values for batch in batches])))
+        embeddings = self.heads.embed_text(sides[1]), self.heads.embed_audio(sides[0])
+        retrieval.retrieval_metrics(embeddings, split.relevance)
+
+
 def every_epoch(shape: str, clips: int, epochs: int, network: str, device: str, timed_epochs: int) -> dict[str, Any]:
-    """The same study, its encoders frozen in evaluation mode, but run on every batch of every epoch, as a loop that
-    keeps no features has it. `timed_epochs` are timed, validation and all, and count for `epochs`: each costs the same.
+    """The same study, its features encoded anew in every epoch. `timed_epochs` are timed, validation and all, and count
+    for `epochs`: each costs the same.
     """
     with study(shape, clips, epochs, network) as (config, corpus, _):
         started = time.perf_counter()
-        assert config.audio_weights is not None
-        audio = registry.build(config.audio_encoder, config.audio_weights).eval().to(device).requires_grad_(False)
-        text_encoder = text.TextEncoder(Path(config.text_encoder), config.text_pooling).eval().to(device)
-        text_encoder.requires_grad_(False)
-        splits = {name: _inputs(config, corpus.split(name), text_encoder) for name in ("train", "validation", "test")}
-        torch.manual_seed(config.seed)
-        widths = (audio.dim, text_encoder.dim, config.embedding_dim, audio.head_hidden)
-        heads = model.DualEncoder(None, None, *widths).to(device)
-        loss_function = pair.build(**config.loss, variant=config.recipe)
-        optimizer = torch.optim.Adam(model.parameter_groups(heads, loss_function, config), fused=True)
-
-        def to(tensor: Tensor) -> Tensor:
-            return tensor.to(device)
-
-        @torch.no_grad()
-        def encode_audio(split: Inputs, clips: np.ndarray) -> Batch:
-            return Batch(POOLED, audio.pool(*inputs.encode(audio, split.audio.batch(clips).to(to))))
-
-        @torch.no_grad()
-        def encode_text(split: Inputs, captions: np.ndarray) -> Batch:
-            return Batch(POOLED, text_encoder(split.text.batch(captions).to(to)))
-
-        @torch.no_grad()
-        def evaluate(split: Inputs) -> None:
-            """Each clip and each caption once."""
-            sides = []
-            for encode, count in ((encode_audio, len(split.audio)), (encode_text, len(split.text))):
-                batches = np.split(np.arange(count), range(config.batch_size, count, config.batch_size))
-                sides.append(Batch(POOLED, torch.cat([encode(split, batch).values for batch in batches])))
-            embeddings = heads.embed_text(sides[1]), heads.embed_audio(sides[0])
-            retrieval.retrieval_metrics(embeddings, split.relevance)
-
-        ready = time.perf_counter() - started
-        clip_of = splits["train"].clip_of_caption
-        first_loss = None
+        anew = EncodingStudy(config, corpus, device)
+        ready, losses = time.perf_counter() - started, []
         started = time.perf_counter()
         for epoch in range(timed_epochs):
-            total, batches = 0.0, epoch_batches(clip_of, config.batch_size, config.sampler, config.seed, epoch)
-            for captions in batches:
-                sounds, words = encode_audio(splits["train"], clip_of[captions]), encode_text(splits["train"], captions)
-                ids = torch.from_numpy(clip_of[captions]).to(device)
-                loss = loss_function(heads.embed_audio(sounds), heads.embed_text(words), ids)
-                optimizer.zero_grad()
-                loss.backward()
-                if config.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(heads.parameters(), config.clip_norm)
-                optimizer.step()
-                total += loss.item()
-            first_loss = total / len(batches) if first_loss is None else first_loss
-            evaluate(splits["validation"])
+            losses.append(anew.train(epoch))
+            anew.evaluate("validation")
         epoch_seconds = (time.perf_counter() - started) / timed_epochs
-        started = time.perf_counter()
-        evaluate(splits["test"])
-        tested = time.perf_counter() - started
-        seconds = ready + epochs * epoch_seconds + tested
-        return {"seconds": seconds, "epoch_seconds": epoch_seconds, "ready_seconds": ready, "first_loss": first_loss}
+        seconds = ready + epochs * epoch_seconds + once(lambda: anew.evaluate("test"), device)
+        return {"seconds": seconds, "epoch_seconds": epoch_seconds, "ready_seconds": ready, "first_loss": losses[0]}
 
 
 def _inputs(config: RunConfig, corpus: Corpus, encoder: text.TextEncoder) -> Inputs:
     fingerprint = text.fingerprint(Path(config.text_encoder))
     ids = text.ids_from_store(preparation.normal_captions(config, corpus), fingerprint, lambda: encoder)
     waveforms = inputs.waveforms(corpus, registry.facts(config.audio_encoder).sample_rate, True)
-    place = {clip: row for row, clip in enumerate(corpus.clips["clip"])}
-    clip_of = corpus.captions["clip"].map(place).to_numpy(dtype=np.int64)
-    return Inputs(InputRows(inputs.WAVEFORMS, waveforms), ids, clip_of, corpus.relevance())
+    return Inputs(InputRows(inputs.WAVEFORMS, waveforms), ids, corpus.clip_of_caption(), corpus.relevance())

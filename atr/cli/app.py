@@ -143,6 +143,27 @@ def data(
     verify: read again all that is kept (downloads, caches, indexes) and compare it with its hashes. Damaged entries of
     the cache are removed, to be made anew; exit status 1 if anything is damaged.
     """
+    _check_data(name, source, hub, copy, split)
+    from atr.cli.data import adopt, fetch_checkpoint, from_hub, obtain, status, verify
+    from atr.encoders.checkpoints import REGISTRY
+
+    if name is None:
+        print_table(status())
+    elif name == "verify":
+        complain(verify(quiet), "damaged")
+        say("nothing is damaged")
+    elif source is not None:
+        adopt(name, source, quiet)
+    elif name in REGISTRY:
+        fetch_checkpoint(name, yes, quiet)
+    elif hub:
+        from_hub(name, copy, split, yes, quiet)
+    else:
+        obtain(name, yes, workers, again, quiet)
+
+
+def _check_data(name: str | None, source: Path | None, hub: bool, copy: str | None, split: list[str] | None) -> None:
+    """ValueError, FileNotFoundError: options of `data` that cannot be, or not together."""
     if name is not None and name not in (*DATA, "verify"):
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATA)}, and verify")
     if source is not None and not source.expanduser().is_dir():
@@ -160,46 +181,6 @@ def data(
         raise ValueError(
             "--copy and --split: of a copy on the Hub they say what to fetch; add --hub, or leave them out"
         )
-    from atr.cli.data import checkpoint_state, from_hub, status, verify
-    from atr.corpora import catalogue
-    from atr.encoders import checkpoints
-    from atr.system import units
-
-    def agree(state: str) -> None:
-        if not state.startswith("ready") and not yes and not typer.confirm("Go on?"):
-            raise typer.Exit(1)
-
-    if name is None:
-        return print_table(status())
-    if name == "verify":
-        complain(verify(quiet), "damaged")
-        return say("nothing is damaged")
-    if name in checkpoints.REGISTRY and source is None:
-        entry = checkpoints.REGISTRY[name]
-        size = "unknown" if entry.file.size is None else units.human(entry.file.size)
-        facts = [f"download: {size}", f"licence: {entry.licence}", f"source: {entry.source}"]
-        say(f"{name}: {entry.file.name}", *facts)
-        agree(checkpoint_state(entry.file))
-        return say(f"→ {checkpoints.fetch(name, quiet)}")
-    if name not in catalogue.DATASETS:
-        raise ValueError(
-            f"--from: {name} is a checkpoint, which is fetched; known data sets: {', '.join(catalogue.DATASETS)}"
-        )
-    if hub:
-        return from_hub(name, copy, split or SPLITS, agree, quiet)
-    left, counts = "", None
-    if source is not None:
-        counts = catalogue.adopt(name, source, quiet)
-    else:
-        say(*catalogue.announcement(name).split("\n"))
-        agree(catalogue.state(name))
-        left, counts = catalogue.obtain(name, workers, again, quiet)
-    if left:
-        say(*left.split("\n"))
-    if counts is not None:
-        say(f"{name}: {catalogue.folder(name)}")
-        print_table(counts.clips)
-        complain(counts.problems, "problems", most=50)
 
 
 @app.command()

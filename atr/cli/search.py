@@ -67,8 +67,6 @@ def index(
     from atr.system import units
     from atr.system.devices import resolve_device
 
-    if clap:
-        _check_clap(clap)  # all of it before a model is trained
     try:
         check_segment(segment)
     except ValueError as error:
@@ -122,34 +120,21 @@ def search(
         raise ValueError('empty query; describe a sound in a few words, such as "a dog barks"')
     folder = folder or within
     _check(run, profile, clap)
-    if clap:
-        _check_clap(clap)
     _check_index(folder, query)
     from atr.inference.search import Index
     from atr.system.devices import resolve_device
 
     resolve_device(device)
     with _remarks():
-        kept = _indexes(folder, query)
-    record = kept[0]["model"]
+        entries = _indexes(folder, query)
+    record = entries[0]["model"]
     if run or clap or not record:
         record = _model(run, profile, clap, device, True)
     doing("loading the model")
     embedder = _embedder(record, device, True)
-    fitting = [one for one in kept if one["fingerprint"] == embedder.fingerprint]
-    if not fitting:
-        raise ValueError(
-            f"{kept[0]['folder']}: indexed by {kept[0]['name']}, not by {embedder.name} as it is now; "
-            f"index it again with the same options: atr index {shlex.quote(kept[0]['folder'])}"
-        )
-    place, complete = fitting[0]["folder"], fitting[0]["complete"]
-    index = Index(place, embedder, fitting[0]["segment"], record)
-
-    remarks = [_reminder(record, query or "a sound")] if "trained_on" in record else []
-    if not complete:
-        remarks.append("Indexing was interrupted or goes on, so not all is searched: run atr index again.")
-    if not Path(place).is_dir():
-        remarks.append(f"{_plain(place)}: not here; where it lies now, run: atr index <folder>")
+    entry = _entry_of(embedder, entries)
+    place, remarks = entry["folder"], _notes(entry, record, query or "a sound")
+    index = Index(place, embedder, entry["segment"], record)
 
     def answer(query: str) -> None:
         with _remarks():
@@ -166,6 +151,28 @@ def search(
         return answer(query)
     say(f"Searching {_plain(place)}. Describe a sound and press Enter; an empty line ends.", error=True)
     _ask(answer)
+
+
+def _entry_of(embedder: "Embedder", entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first of the indexes that the embedder made, as it is now. ValueError: none of them."""
+    first = entries[0]
+    entry = next((one for one in entries if one["fingerprint"] == embedder.fingerprint), None)
+    if entry is None:
+        raise ValueError(
+            f"{first['folder']}: indexed by {first['name']}, not by {embedder.name} as it is now; index it again with "
+            f"the same options: atr index {shlex.quote(first['folder'])}"
+        )
+    return entry
+
+
+def _notes(entry: dict[str, Any], record: dict[str, Any], query: str) -> list[str]:
+    """What is to be known of a search, a line each: how good its model is, and what of its index is not there."""
+    notes = [_reminder(record, query)] if "trained_on" in record else []
+    if not entry["complete"]:
+        notes.append("Indexing was interrupted or goes on, so not all is searched: run atr index again.")
+    if not Path(entry["folder"]).is_dir():
+        notes.append(f"{_plain(entry['folder'])}: not here; where it lies now, run: atr index <folder>")
+    return notes
 
 
 def _ask(answer: Callable[[str], None]) -> None:
@@ -208,13 +215,15 @@ def default_model() -> "tuple[Profile, RunConfig]":
 
 
 def _check(run: str | None, profile: str, clap: str | None) -> None:
-    """ValueError: options that name no model, as far as they show it by themselves."""
+    """ValueError: options that name no model, as far as they show it before one is loaded."""
     if run is not None and clap is not None:
         raise ValueError("--run and --clap: give one of them")
     if "" in (run, clap):
         raise ValueError("--run or --clap: empty; name a model, or leave it out")
     if run is not None and not Path(run).expanduser().is_dir():
         find(run, get_profile(profile).runs)
+    if clap:
+        _check_clap(clap)
 
 
 def _check_clap(clap: str) -> None:

@@ -52,9 +52,12 @@ class Model(Protocol):
 
 
 class Seedless:
-    """A model of which no part is drawn here."""
+    """A model that draws no part here, and whose similarity is the cosine."""
 
     name: str
+
+    def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
+        return sentences, sounds
 
     def with_seed(self, seed: int) -> Model:
         raise ValueError(f"--seeds: {self.name} draws nothing here; leave it out")
@@ -130,9 +133,6 @@ class Own(Seedless):
             raise ValueError(f"{self.name}: its {side} gave {tuple(rows.shape)} for {len(inputs)} of them; give (N, D)")
         return rows
 
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
-        return sentences, sounds
-
 
 class OfMteb(Own):
     """A model of MTEB's, which takes sounds at their own rates."""
@@ -174,9 +174,6 @@ class Embeddings(Seedless):
 
     def sentences(self, texts: Sequence[str]) -> Tensor:
         return self._of("text", texts)
-
-    def similarity(self, sentences: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
-        return sentences, sounds
 
 
 def load(name: str, profile: Profile, windows: str | None = None, device: str = "auto") -> Model:

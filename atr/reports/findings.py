@@ -15,7 +15,7 @@ import pandas as pd
 from atr.experiments.profiles import PROFILES
 from atr.reports import names
 from atr.reports.output import legend, markdown, read
-from atr.reports.verdicts import DIRECTIONS, VERDICTS, ComparisonRow, comparisons, paper_claims
+from atr.reports.verdicts import DIRECTIONS, VERDICTS, ComparisonRow, comparisons, paper_claims, split_direction
 from atr.system import atomic
 
 HEAD = """# What was found
@@ -272,10 +272,7 @@ def claims(judged: pd.DataFrame) -> str:
     """Each claim with its verdicts in Markdown, a column per direction of retrieval where it speaks of both."""
     rows: dict[str, dict[str, str]] = {}
     for row in judged.to_dict("records"):
-        claim, way = row["claim"], ""
-        for title in DIRECTIONS.values():
-            if claim.endswith(f", {title}"):
-                claim, way = claim.removesuffix(f", {title}"), title
+        claim, way = split_direction(row["claim"])
         rows.setdefault(claim, {})[way] = verdict(row)
     ways = [way for way in ("", *DIRECTIONS.values()) if any(way in verdicts for verdicts in rows.values())]
     table = pd.DataFrame(

@@ -44,12 +44,16 @@ class ComparisonRow:
     @classmethod
     def read(cls, notebook: str, row: Mapping[str, str]) -> "ComparisonRow":
         """From a row of a readable table of claims."""
-        words = row["claim"]
-        direction = next((title for title in DIRECTIONS.values() if words.endswith(f", {title}")), "")
+        words, direction = split_direction(row["claim"])
         p = next((text for name, text in row.items() if names.quantity(name) == "p" and text != "—"), "—")
         ends = row.get("95 %", row.get("low to high", "—"))
-        words = words.removesuffix(f", {direction}") if direction else words
         return cls(notebook, words, direction, row["verdict"], row.get("difference", "—"), ends, p)
+
+
+def split_direction(claim: str) -> tuple[str, str]:
+    """A claim's words but for its direction of retrieval, and that, "" for both or neither."""
+    way = next((title for title in DIRECTIONS.values() if claim.endswith(f", {title}")), "")
+    return claim.removesuffix(f", {way}") if way else claim, way
 
 
 def comparisons(notebook: str, table: pd.DataFrame, caption: str) -> list[ComparisonRow]:
