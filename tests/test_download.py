@@ -329,7 +329,7 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_used(tmp_path, monkeypatch
     def read_only(*arguments):
         raise PermissionError(13, "read-only")
 
-    monkeypatch.setattr(download, "write_atomic", read_only)
+    monkeypatch.setattr(download, "write_text", read_only)
     (tmp_path / "clips.bin").write_bytes(CONTENT)
     file = File("clips.bin", "https://nowhere.invalid/", 100_000)
     assert download.fetch(file, tmp_path).parent == tmp_path and [*tmp_path.iterdir()] == [tmp_path / "clips.bin"]

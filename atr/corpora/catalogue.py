@@ -378,8 +378,7 @@ def adopt(name: str, source: str | PathLike[str], quiet: bool = False) -> Counts
 def record(name: str, folder: Path) -> None:
     """Let a data set be what lies in a folder."""
     text = json.dumps({"folder": str(folder)}, ensure_ascii=False, indent=1)
-    target = places.home() / name / "location.json"
-    atomic.write_atomic(target, lambda path: path.write_text(text, encoding="utf-8"))
+    atomic.write_text(places.home() / name / "location.json", text)
 
 
 def _locate(name: str) -> Path:

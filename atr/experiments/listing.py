@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atr.config import RESULT_VERSION, RunConfig
-from atr.system import store
+from atr.system import atomic, store
 
 CONFIG, METRICS, ERROR = "config.json", "metrics.json", "error.txt"
 STATES = ("finished", "unfinished", "failed", "damaged", "stale", "newer")
@@ -115,10 +115,7 @@ def _defaults() -> dict[str, Any]:
 
 def _read(path: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads((path / name).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        return content
+        return atomic.read_object(path / name)
     except FileNotFoundError:
         raise ValueError(f"{path / name}: missing") from None
     except ValueError as error:

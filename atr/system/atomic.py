@@ -24,10 +24,6 @@ if TYPE_CHECKING:  # it takes a second to import
     import pandas as pd
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
-
-
 DEVICES = r"c(?=on\b)|p(?=rn\b)|a(?=ux\b)|n(?=ul\b)|c(?=om\d)|l(?=pt\d)"  # Windows has them whatever their ending
 UNSAFE_NAME = re.compile(rf"""[%/\\:*?"<>|\x00-\x1f\x7f]|^\.|[. ]$|^(?i:{DEVICES})""")
 LONGEST = 200  # bytes of a name, which leaves room for what a temporary one adds; file systems take 255
@@ -158,6 +154,27 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
+def write_text(path: Path, text: str, newline: str | None = None) -> None:
+    """A text into a file, in UTF-8, which is there as a whole or not at all."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=newline))
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object. ValueError: it holds something else, or a number that JSON does not know."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"holds {constant}")
+
+    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    return content
+
+
 def make_folder(target: Path, write: Callable[[Path], object], usable: Callable[[], bool] | None = None) -> None:
     """Let `write` fill a new folder that becomes `target`, one process at a time; nothing where it is `usable` by then.
 
@@ -227,5 +244,4 @@ def as_csv(table: "pd.DataFrame") -> str:
 
 def write_csv(table: "pd.DataFrame", path: Path) -> None:
     """`as_csv` into a file, which is there as a whole or not at all."""
-    text = as_csv(table)
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+    write_text(path, as_csv(table), newline="")

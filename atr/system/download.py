@@ -27,7 +27,7 @@ from filelock import FileLock
 from py7zr.callbacks import ExtractCallback
 from tqdm.auto import tqdm
 
-from atr.system.atomic import make_folder, write_atomic, writing
+from atr.system.atomic import make_folder, write_text, writing
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt while nothing new arrives
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
@@ -140,7 +140,7 @@ def _has_note(path: Path, file: File) -> bool:
 
 def _note(path: Path, file: File) -> None:
     with suppress(OSError):  # a folder that can only be read: verified again by the next process
-        write_atomic(_note_file(path), lambda temporary: temporary.write_text(_state(path, file)))
+        write_text(_note_file(path), _state(path, file))
 
 
 class _Member(tarfile.TarInfo):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from atr.system import hashes
-from atr.system.atomic import beside, make_folder, write_atomic, writing
+from atr.system.atomic import beside, make_folder, write_text, writing
 from atr.system.places import home
 
 SUMS = "sums.json"
@@ -42,7 +42,7 @@ def write_sums(folder: Path, names: Iterable[str], contents: Mapping[str, bytes]
             sums[name] = (os.fstat(file.fileno()).st_size, digests(file))
     for name, content in (contents or {}).items():
         sums[name] = (len(content), digests(io.BytesIO(content)))
-    write_atomic(folder / SUMS, lambda path: path.write_text(json.dumps(sums)))
+    write_text(folder / SUMS, json.dumps(sums))
 
 
 def damage(folder: Path, name: str | None = None, whole: bool = False) -> str:

@@ -33,9 +33,10 @@ from atr.config import RESULT_VERSION, ConfigError, RunConfig, from_dict
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.metrics.retrieval import Ranks
 from atr.system import atomic, hashes, places, store
+from atr.system.atomic import read_object
 from atr.system.environment import PACKAGES
 from atr.training import results, state
-from atr.training.results import ExternalTest, check_embeddings, check_kinds, check_metrics, read_object
+from atr.training.results import ExternalTest, check_embeddings, check_kinds, check_metrics
 from atr.training.state import State
 
 Content = TypeVar("Content")
@@ -360,7 +361,7 @@ class Run:
         store.write_sums(
             self.path, [name for name in names if (self.path / name).exists()], {METRICS: metrics.encode()}
         )
-        atomic.write_atomic(self.path / METRICS, lambda path: path.write_text(metrics))
+        atomic.write_text(self.path / METRICS, metrics)
         (self.path / STATE).unlink(missing_ok=True)
 
     @contextmanager

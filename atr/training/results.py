@@ -4,7 +4,6 @@ In the functions below `run` is an `atr.Run`, whose files `atr.training.records`
 """
 
 import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ class ExternalTest:
 
 def read_external(path: Path) -> ExternalTest:
     """What `write_external` wrote. ValueError, OSError, KeyError: it is not there, or not as it was written."""
-    content, about = path.with_suffix(".npz").read_bytes(), read_object(path)
+    content, about = path.with_suffix(".npz").read_bytes(), atomic.read_object(path)
     if about.pop("sha256", "") != _digest(about, content):
         raise ValueError(f"it or {path.with_suffix('.npz').name} is not as it was written")
     arrays = np.load(io.BytesIO(content))
@@ -60,18 +59,6 @@ def write_external(path: Path, test: ExternalTest, about: dict[str, Any]) -> Non
 def _digest(about: dict[str, Any], ranks: bytes) -> str:
     """Of a test on another corpus: the two files that hold it."""
     return hashes.sha256(hashes.content_key(about) + hashes.sha256(ranks))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object. ValueError: it holds something else, or a number that JSON does not know."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"holds {constant}")
-
-    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    if not isinstance(content, dict):
-        raise ValueError("not an object")
-    return content
 
 
 def check_kinds(record: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def collect(tables: Sequence[str | Path], without: Iterable[str] = ()) -> str:
         )
     content = pd.DataFrame(rows, columns=["clip", "caption"]).to_csv(index=False, lineterminator="\n")
     name = f"{hashes.sha256(content)[:12]}.csv"
-    atomic.write_atomic(home() / "captions" / name, lambda path: path.write_text(content, encoding="utf-8"))
+    atomic.write_text(home() / "captions" / name, content)
     return name
 
 
