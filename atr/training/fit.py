@@ -15,7 +15,7 @@ from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
 from atr.system import atomic, devices, store, tracking
 from atr.system.devices import resolve_device
-from atr.training import batches, distributed, evaluation, model, preparation
+from atr.training import CONFIG, batches, distributed, evaluation, model, preparation
 from atr.training.distributed import ALONE, Group
 from atr.training.identity import Preparation, locate, requirements
 from atr.training.records import RecordError, Run
@@ -66,7 +66,7 @@ def fit(
     with atomic.writing(run.path), run.lock("trained"):
         if not at_hand(run, config):
             if run.at_end:
-                problem = run.problem or f"{run.path / 'config.json'}: not what this version writes for the run"
+                problem = run.problem or f"{run.path / CONFIG}: not what this version writes for the run"
                 warnings.warn(f"{problem}. Now trained anew; kept as {run.set_aside()}", stacklevel=2)
             run.begin()
             try:

@@ -11,6 +11,7 @@ from atr.encoders.inputs import encode
 from atr.encoders.pooling import FrameRows, TextAwarePooling
 from atr.encoders.text import TextEncoder
 from atr.system.packed import POOLED, Batch
+from atr.training import CHECKPOINT
 from atr.training.distributed import norms
 from atr.training.identity import Preparation
 from atr.training.records import RecordError, Run
@@ -198,7 +199,7 @@ def restore(run: Run, prepared: Preparation, config: RunConfig | None = None) ->
 
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    path, saved, own = run.path / "checkpoint.safetensors", run.checkpoint, network.trainable_state()
+    path, saved, own = run.path / CHECKPOINT, run.checkpoint, network.trainable_state()
     mend = "train anew, with the run's folder moved away"
     shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, own)]
     if shapes[0] != shapes[1]:

@@ -17,12 +17,12 @@ from atr.losses.contrast import Contrast
 from atr.system.devices import switches_for
 from atr.system.environment import environment
 from atr.system.packed import Batch
-from atr.training import evaluation, identity, model, preparation
+from atr.training import STATE, evaluation, identity, model, preparation
 from atr.training.batches import epoch_batches
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import SplitResult
 from atr.training.gradient_cache import BatchEncoder
-from atr.training.records import STATE, Diverged, Run, TrainingError
+from atr.training.records import Diverged, Run, TrainingError
 from atr.training.state import Keeper, State, load
 
 if TYPE_CHECKING:
