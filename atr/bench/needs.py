@@ -21,7 +21,7 @@ from atr.system import devices, hashes
 from atr.system.packed import POOLED, Batch, RaggedArray
 from atr.system.units import duration, gigabytes
 from atr.training import model
-from atr.training.trainer import PRECISIONS
+from atr.training.distributed import PRECISIONS
 
 TOKENS = 16  # of a caption, special ones included
 # Text encoders that can be planned for before they are downloaded: architecture, and what differs from its defaults.

@@ -23,7 +23,8 @@ from atr.inference import pack
 from atr.inference.windows import cut, mean, one, window_of
 from atr.system import devices, hashes
 from atr.system.packed import POOLED, InputRows, RaggedArray
-from atr.training import CHECKPOINT, ENVIRONMENT, evaluation, identity, model, preparation, trainer
+from atr.training import CHECKPOINT, ENVIRONMENT, evaluation, identity, model, preparation
+from atr.training.distributed import fabric_of
 from atr.training.evaluation import SIDES
 from atr.training.identity import Inputs, Preparation
 from atr.training.records import Run
@@ -162,7 +163,7 @@ class Embedder:
             if config.training == "frozen":
                 hears = registry.build(config.audio_encoder, start.audio_weights, pooling=config.pooling)
                 network.audio_encoder, network.text_encoder = hears, self._reader
-        self._network, self._fabric = network, trainer.fabric_of(config, device)
+        self._network, self._fabric = network, fabric_of(config, device)
         self._dual = self._fabric.setup(network)
         self.sample_rate = facts.sample_rate
         self.dim = self._reader.dim if config.head == "labels" else config.embedding_dim
