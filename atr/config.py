@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 RESULT_VERSION = 2  # raised when a fix or another default changes results
@@ -400,14 +399,3 @@ def from_dict(fields: Mapping[str, Any]) -> RunConfig:
     if unknown:
         raise ConfigError(f"unknown field {', '.join(unknown)}; known: {', '.join(sorted(names))}")
     return RunConfig(**fields)
-
-
-def read(path: Path) -> RunConfig:
-    """A config from a JSON file."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ConfigError("not a table of fields")
-        return from_dict(fields)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error

@@ -289,5 +289,3 @@ def test_scenes_have_the_rate_that_is_asked_for(tmp_path):
     assert (rate, lower) == (32_000, 16_000) and len(wave) == 320_000 and np.abs(wave).max() <= 1
     with pytest.raises(ValueError, match="rate 8000 Hz; give 16,000 or more"):
         clipfolder.load(tmp_path, **SIZES, rate=8000)
-    with pytest.raises(ValueError, match="difficulty 'hard'; known: plain"):
-        clipfolder.load(tmp_path, **SIZES, difficulty="hard")

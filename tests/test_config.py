@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from atr.config import CHOICES, ConfigError, RunConfig, from_dict, read
+from atr.config import CHOICES, ConfigError, RunConfig, from_dict
 from atr.experiments import profiles
 from atr.experiments.profiles import PROFILES, get_profile
 from atr.training.batches import SAMPLERS
@@ -19,13 +19,11 @@ def test_the_corpus_may_be_given_by_its_name_alone():
     assert RunConfig(corpus="csv") == RunConfig(corpus={"name": "csv"})
 
 
-def test_a_config_survives_json_and_a_file(tmp_path):
+def test_a_config_survives_json():
     config = RunConfig(
         loss={"name": "triplet_max", "margin": 0.1}, learning_rates={"heads": 1e-3, "text": 1e-5}, seed=7
     )
     assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    assert read(tmp_path / "config.json") == config
 
 
 def test_replace_changes_what_it_names_and_checks_it():
@@ -141,14 +139,6 @@ def test_a_penalty_is_held_without_what_is_at_its_default():
 def test_an_unknown_field_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ConfigError, match="unknown field learning_rate; known: .*learning_rates"):
         from_dict({"learning_rate": 1e-3})
-
-
-@pytest.mark.parametrize("content", [b'{"seed": 1', b'{"sede": 1}', b'{"seed": -1}', b"[1, 2]", b'{"corpus": "\xff"}'])
-def test_a_bad_file_is_an_error_that_names_it(tmp_path, content):
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"^{path}: "):
-        read(path)
 
 
 @pytest.mark.parametrize("name", PROFILES)

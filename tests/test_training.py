@@ -17,7 +17,7 @@ from atr.encoders import pretraining
 from atr.losses import voxels
 from atr.losses.penalty import PenaltySettings, UniformityPenalty, read_settings
 from atr.system import atomic, devices
-from atr.training import evaluation, identity, model, preparation, state, trainer
+from atr.training import distributed, evaluation, identity, model, preparation, state
 from atr.training.records import Run, TrainingError
 from atr.training.trainer import learning_rate, selection_score
 
@@ -583,6 +583,6 @@ def test_slurm_is_not_asked_how_many_processes_train(monkeypatch, tmp_path):
     srun.write_text("#!/bin/sh\n")
     srun.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert trainer.fabric_of(config(), "cpu").world_size == 1
+    assert distributed.fabric_of(config(), "cpu").world_size == 1
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert trainer.fabric_of(config(), "cpu").world_size == 1
+    assert distributed.fabric_of(config(), "cpu").world_size == 1

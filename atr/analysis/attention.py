@@ -15,7 +15,7 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import text
 from atr.reports.figures import PAGE, legible, subplots
 from atr.system.packed import InputRows, RaggedArray
-from atr.training import evaluation, identity, model, preparation
+from atr.training import evaluation, identity, model
 from atr.training.records import Run
 
 
@@ -56,9 +56,7 @@ def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
     """The test split of `corpus` as a finished text-aware run hears it. ValueError: another kind of run."""
     if not run.config.text_aware:
         raise ValueError(f"{run.path}: has no text-aware pooling, so there is no attention to look at")
-    prepared = preparation.prepare(run.config, corpus, ("test",), True)
-    network = model.restore(run, prepared)
-    inputs = prepared.splits["test"]
+    _, network, inputs, _ = model.restore_split(run, corpus)
     with torch.no_grad():
         frames = evaluation.embed(network, inputs)[0]
     return ClipFrames(

@@ -32,12 +32,6 @@ from atr.system import hashes
 from atr.training import records, results
 from atr.training.records import Run
 
-MENDS = {
-    "unfinished": "not finished; atr.fit(run.config) continues it",
-    "failed": "failed, as its error.txt says; atr.fit(run.config) tries again",
-    "newer": "made by a newer version of atr; look at it with that one",
-    "stale": "made by an older version, whose results differ; atr.fit(run.config) makes it anew",
-}
 MAPPING = threading.Lock()  # in JupyterLab widgets answer in another thread than cells
 WORDS = re.compile(r"[^\s\d!-/:-@\[-`{-~]+(?:'[^\s\d!-/:-@\[-`{-~]+)*")  # in `lexical.ascii_signs` of a text
 
@@ -83,8 +77,7 @@ def config_of(run: Run) -> RunConfig:
     """The config of a finished run. ValueError: the run is not there, not finished, or of another version."""
     if not run.path.is_dir():
         raise ValueError(f"{run.path}: no such run, it may have been removed; choose another, or fit it again")
-    if run.status != "finished":
-        raise ValueError(run.problem or f"{run.path}: {MENDS[run.status]}")
+    run.require_finished()
     return run.config
 
 

@@ -25,7 +25,7 @@ from atr.system import devices, hashes
 from atr.system.packed import POOLED, Batch, RaggedArray
 from atr.system.units import duration, gigabytes
 from atr.training import model
-from atr.training.trainer import PRECISIONS
+from atr.training.distributed import PRECISIONS
 
 TOKENS = 16  # of a caption, special ones included
 ALIKE = ("audio_encoder", "text_encoder", "text_layers", "head", "precision")

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from atr.cli.console import ProfileOption, QuietOption, check_out, say
-from atr.experiments.listing import find
 from atr.experiments.profiles import get_profile
+from atr.training import find
 
 
 def pack(

@@ -10,9 +10,10 @@ import typer
 
 from atr.cli.console import ProfileOption, YesOption, choice, console, doing, fail, harmless, print_table, say
 from atr.config import TRAININGS, RunConfig
-from atr.experiments.listing import METRICS, STATES, Glance, differences, find, glances
+from atr.experiments.listing import STATES, Glance, differences, glances
 from atr.experiments.notebooks import notebooks
 from atr.experiments.profiles import Profile, get_profile
+from atr.training import CONFIG, ENVIRONMENT, ERROR, METRICS, find
 
 if TYPE_CHECKING:
     from atr.training.records import Run
@@ -131,7 +132,7 @@ def runs_show(address: Annotated[str, typer.Argument(help="First digits.")], pro
     """One run: config, environment, metrics."""
     path = find(address, get_profile(profile).runs)
     say(str(path))
-    for name in ("config.json", "environment.json", "metrics.json", "error.txt"):
+    for name in (CONFIG, ENVIRONMENT, METRICS, ERROR):
         if os.path.lexists(path / name):
             console.print(f"[bold]{name}[/bold]", markup=True)
             try:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atr.cli.console import DeviceOption, ProfileOption, QuietOption, doing, fail, print_table, say
-from atr.experiments.listing import find
 from atr.experiments.profiles import Profile, get_profile
 from atr.system import places
 from atr.system.interrupt import as_exception
+from atr.training import find
 
 if TYPE_CHECKING:
     from atr.config import RunConfig
@@ -303,8 +303,7 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
         return Embedder.packed(path, device=device)
     moved = places.results_home().joinpath(*path.parts[-3:])  # <profile>/runs/<address>
     run = Run(path if path.is_dir() or not moved.is_dir() else moved)
-    if run.status != "finished":
-        raise ValueError(run.problem or f"{run.path}: {run.status} or gone; name another model, or index it again")
+    run.require_finished(" or gone; name another model, or index it again")
     corpus = corpus_of(run.config.corpus, record["root"]) if identity.pretrained_on_corpus(run.config) else None
     return Embedder(run, corpus, device=device, quiet=quiet)
 

@@ -1,8 +1,7 @@
 """What audio encoders take: waveforms as 16-bit integers, or spectrograms, computed once."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from atr.corpora.corpus import Corpus
 from atr.encoders import registry
 from atr.encoders.audio.compact import Compact
 from atr.encoders.registry import AudioEncoder
-from atr.system import devices, hashes, packed, store
-from atr.system.packed import Batch, InputRows, RaggedArray
+from atr.system import devices, hashes
+from atr.system.packed import Batch, InputRows, RaggedArray, cached_rows
 
 WAVEFORMS, LOG_MELS, STATES = "waveforms", "log-mels", "states"  # kinds of rows that an audio encoder reads
 AUDIO_BATCH = 16  # clips that an audio encoder takes at a time outside of training
@@ -26,22 +25,18 @@ def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: flo
     """The encoder's frontend over the clips of a one-split corpus: rows (frames, bands) float32, computed once."""
     split = corpus.clips["split"].iloc[0]
 
-    def build(folder: Path) -> None:
+    def rows() -> Iterator[np.ndarray]:
         sounds = waveforms(corpus, encoder.sample_rate, quiet, seconds)
-
-        def rows():
-            for start in tqdm(range(0, len(sounds), 16), desc=f"{corpus.name} {split}: log-mel", disable=quiet):
-                batch, lengths = sounds.batch(np.arange(start, min(start + 16, len(sounds))))
+        for start in tqdm(range(0, len(sounds), 16), desc=f"{corpus.name} {split}: log-mel", disable=quiet):
+            batch, lengths = sounds.batch(np.arange(start, min(start + 16, len(sounds))))
+            with torch.no_grad(), devices.threads(os.cpu_count() or 1):
                 features = encoder.frontend(from_int16(batch), lengths).transpose(1, 2).numpy()
-                for row, length in zip(features, encoder.feature_lengths(lengths).tolist(), strict=True):
-                    yield row[:length]
-
-        with torch.no_grad(), devices.threads(os.cpu_count() or 1):
-            packed.pack(folder, rows())
+            for row, length in zip(features, encoder.feature_lengths(lengths).tolist(), strict=True):
+                yield row[:length]
 
     cut = [seconds] if seconds else []
     key = hashes.content_key(corpus.audio_fingerprint(split), encoder.logmel.description, WAVEFORM_VERSION, *cut)
-    return packed.open_packed(store.cached_folder("logmel", key, build))
+    return cached_rows("logmel", key, rows)
 
 
 def audio_input(corpus: Corpus, name: str, quiet: bool = False, seconds: float | None = None) -> InputRows:
@@ -102,13 +97,13 @@ def waveforms(corpus: Corpus, sample_rate: int, quiet: bool = False, seconds: fl
             waveform = waveform[: max(1, round(seconds * rate))]
         return quantise(waveform, rate, sample_rate)
 
-    def build(folder: Path) -> None:
-        rows = devices.prefetch(decode, clips)
-        packed.pack(folder, tqdm(rows, f"{corpus.name} {split}: audio", len(clips), unit="clip", disable=quiet))
+    def rows() -> Iterable[np.ndarray]:
+        decoded = devices.prefetch(decode, clips)
+        return tqdm(decoded, f"{corpus.name} {split}: audio", len(clips), unit="clip", disable=quiet)
 
     beginning = [] if seconds is None else [float(seconds)]
     key = hashes.content_key(corpus.audio_fingerprint(split), sample_rate, WAVEFORM_VERSION, *beginning)
-    return packed.open_packed(store.cached_folder("waveforms", key, build))
+    return cached_rows("waveforms", key, rows)
 
 
 def quantise(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

@@ -18,9 +18,8 @@ from atr.encoders import checkpoints
 from atr.encoders.pooling import frame_mask, mean
 from atr.system.devices import threads
 from atr.system.hashes import content_key, file_hash
-from atr.system.packed import Batch, InputRows, RaggedArray, open_packed, pack
+from atr.system.packed import Batch, InputRows, RaggedArray, cached_rows
 from atr.system.places import home
-from atr.system.store import cached_folder
 
 MINILM = "minilm"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -288,8 +287,7 @@ def ids(captions: list[str], encoder: TextEncoder) -> InputRows:
 def ids_from_store(captions: list[str], fingerprint: str, encoder: Callable[[], TextEncoder]) -> InputRows:
     """`ids` from the store; `encoder()` is called only if it lacks them."""
     key = content_key(fingerprint, LONGEST, captions)
-    folder = cached_folder("tokens", key, lambda folder: pack(folder, encoder().tokenize(captions)))
-    return InputRows(TOKENS, open_packed(folder))
+    return InputRows(TOKENS, cached_rows("tokens", key, lambda: encoder().tokenize(captions)))
 
 
 def sentences(captions: list[str], name: str = "minilm", device: str = "cpu", quiet: bool = True) -> Tensor:
@@ -312,9 +310,9 @@ def rows_from_store(
 ) -> RaggedArray:
     """`TextEncoder.rows` from the store; `encoder()` is called only if it lacks them."""
 
-    def build(folder: Path) -> None:
+    def rows() -> list[np.ndarray]:
         bars = tqdm(total=len(captions), desc="captions", unit="caption", disable=quiet)
         with bars as bar, threads(os.cpu_count() or 1):
-            pack(folder, encoder().rows(captions, below, bar))
+            return encoder().rows(captions, below, bar)
 
-    return open_packed(cached_folder("text", content_key(fingerprint, pooling, below, captions), build))
+    return cached_rows("text", content_key(fingerprint, pooling, below, captions), rows)

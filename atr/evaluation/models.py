@@ -196,7 +196,6 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
     if kind != "folder":
         return EmbedderModel(Embedder.clap(what if kind == "hf" else name, windows=windows, device=device))
     run = Run(Path(what).expanduser())
-    if not run.finished:
-        raise ValueError(f"{run.path}: {run.status}, no finished run; give {KINDS}")
+    run.require_finished(f", no finished run; give {KINDS}")
     own = corpus_of(run.config.corpus, profile.root) if identity.pretrained_on_corpus(run.config) else None
     return EmbedderModel(Embedder(run, own, windows=windows, device=device))

@@ -7,9 +7,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from atr import register
+from atr import register, training
 from atr.evaluation import embeddings
-from atr.experiments import listing
 from atr.system import places
 
 KINDS = (
@@ -53,7 +52,7 @@ def kind_of(name: str, runs: Path) -> tuple[str, str]:
         return "folder", name
     if not (name.isalnum() and name.isascii()):
         raise ValueError(f"model {name!r}: unknown; give {KINDS}")
-    return "folder", str(listing.find(name, runs))
+    return "folder", str(training.find(name, runs))
 
 
 def what_is(path: Path) -> str | None:
@@ -65,7 +64,7 @@ def what_is(path: Path) -> str | None:
     with suppress(OSError, ValueError, AttributeError):
         if json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type"):
             return "hf"
-    if any(os.path.lexists(path / file) for file in (listing.CONFIG, listing.METRICS)):
+    if any(os.path.lexists(path / file) for file in (training.CONFIG, training.METRICS)):
         return "folder"
     if any((path / file).is_file() for file in (embeddings.KEPT, "audio.npy", "text.npy")):
         return "embeddings"

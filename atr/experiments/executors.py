@@ -20,7 +20,7 @@ from atr.corpora.corpus import Corpus
 from atr.system import devices, hashes
 from atr.system.environment import versions
 from atr.system.places import home, results_home
-from atr.training import distributed, fit, records
+from atr.training import default_folder, distributed, fit
 from atr.training.records import Run, error_text
 
 RETRIES = 3  # of a run whose process or machine dies
@@ -185,7 +185,7 @@ class Ray:
                 raise ValueError(f"device: 'cuda' asked for, but {self} has no GPU; use 'cpu' or 'auto'")
             self.device = "cuda" if gpus and device != "cpu" else "cpu"
             self.resources = {"CPU": 1, "GPU": 1} if self.device == "cuda" else {"CPU": 1}
-            self._check([(runs or records.default_folder()).resolve(), home().resolve()])
+            self._check([(runs or default_folder()).resolve(), home().resolve()])
         except BaseException:
             self.close()
             raise

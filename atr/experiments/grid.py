@@ -19,9 +19,9 @@ from atr.experiments.listing import leaves
 from atr.experiments.profiles import get_profile
 from atr.experiments.progress import note
 from atr.system import devices, hashes, tracking
-from atr.training import fit, identity, records
+from atr.training import ERROR, find, fit, identity
 from atr.training.preparation import prepare
-from atr.training.records import RecordError, Run, error_text
+from atr.training.records import Run, error_text
 
 
 @dataclass
@@ -67,14 +67,13 @@ def load_run(address: str, profile: str = "demo") -> Run:
     >>> load_run(run.address[:8]) == run
     True
     """
-    run = records.find(address, get_profile(profile).runs)
+    run = Run(find(address, get_profile(profile).runs))
     status = run.status
-    if status == "damaged":
-        raise RecordError(run.problem)
     if status == "newer":
         raise FileNotFoundError(f"{run.path}: made by a newer version of atr; load it with that one")
-    if status != "finished":
+    if status not in ("finished", "damaged"):
         raise FileNotFoundError(f"{run.path}: {status}; run its study again: atr study --profile {profile}")
+    run.require_finished()
     return run
 
 
@@ -276,5 +275,5 @@ def _order(task: Task) -> tuple:
 
 def _where(run: Run, reason: str) -> str:
     """Why a run failed, and where its traceback lies, if the disk had room for it."""
-    error = run.path / "error.txt"
+    error = run.path / ERROR
     return f"{reason} (see {error})" if error.is_file() and error.stat().st_size else reason

@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atr.config import RESULT_VERSION, RunConfig
 from atr.system import atomic, store
+from atr.training import CONFIG, ERROR, METRICS, run_folders
 
-CONFIG, METRICS, ERROR = "config.json", "metrics.json", "error.txt"
 STATES = ("finished", "unfinished", "failed", "damaged", "stale", "newer")
 OWN = ("loss.name", "training", "seed")  # have columns of their own
 
@@ -61,23 +59,7 @@ def glance(path: Path) -> Glance | None:
 
 def glances(folder: Path) -> list[Glance]:
     """Of all runs in a folder, oldest first."""
-    kept = []
-    with suppress(FileNotFoundError):
-        for entry in os.scandir(folder):
-            with suppress(FileNotFoundError):  # removed meanwhile
-                if re.fullmatch("[0-9a-f]+", entry.name) and entry.is_dir() and (one := glance(Path(entry.path))):
-                    kept.append((entry.stat().st_mtime, entry.name, one))
-    return [one for _, _, one in sorted(kept, key=lambda row: row[:2])]
-
-
-def find(digits: str, folder: Path) -> Path:
-    """The run in a folder whose address begins so; ValueError if there is none, or several."""
-    with suppress(FileNotFoundError):
-        matches = [name for name in os.listdir(folder) if re.fullmatch("[0-9a-f]+", name) and name.startswith(digits)]
-        if len(matches) == 1:
-            return folder / matches[0]
-        raise ValueError(f"{folder}: {len(matches)} runs begin with {digits!r}; list them: atr runs list")
-    raise ValueError(f"{folder}: 0 runs begin with {digits!r}, as there are none yet; list profiles: atr study --help")
+    return [one for path in run_folders(folder) if (one := glance(path))]
 
 
 def differences(every: Sequence[Mapping[str, Any]]) -> list[str]:

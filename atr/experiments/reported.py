@@ -11,7 +11,8 @@ import numpy as np
 
 from atr.config import RunConfig, from_dict
 from atr.metrics.retrieval import Ranks
-from atr.training.records import EXTERNAL, Run
+from atr.training import EXTERNAL
+from atr.training.records import Run
 from atr.training.results import ExternalTest
 
 

@@ -39,7 +39,7 @@ from atr.inference import embedder
 from atr.metrics import retrieval
 from atr.metrics.retrieval import Matrix, Relevance
 from atr.system import atomic, devices, hashes
-from atr.training import evaluation, model, preparation, trainer
+from atr.training import evaluation, model
 from atr.training.records import Run
 
 StrPath = str | PathLike[str]
@@ -273,12 +273,9 @@ def embed(
     captions = pd.DataFrame({"clip": paths[0], "caption": list(queries)})  # a caption needs a clip, any will do
     reader = FileReader(Path(), {path: digest for path, _, _, digest, _ in clips})
     held = Corpus("files", clip_table(clips), captions, no_events(), reader)
-    with torch.random.fork_rng():
-        prepared = preparation.prepare(config, held, ("test",), quiet, device)
-    network = model.restore(run, prepared, config)
-    fabric = trainer.fabric_of(config, device)
+    network, _, split, to = model.restore_split(run, held, "test", device, quiet, config)
     with devices.threads(threads):
-        sounds, words = evaluation.embed(fabric.setup(network), prepared.splits["test"], lambda x: x.to(fabric.device))
+        sounds, words = evaluation.embed(network, split, to)
     return words, sounds
 
 

@@ -23,7 +23,8 @@ from atr.inference import pack
 from atr.inference.windows import cut, mean, one, window_of
 from atr.system import devices, hashes
 from atr.system.packed import POOLED, InputRows, RaggedArray
-from atr.training import evaluation, identity, model, preparation, trainer
+from atr.training import CHECKPOINT, ENVIRONMENT, evaluation, identity, model, preparation
+from atr.training.distributed import fabric_of
 from atr.training.evaluation import SIDES
 from atr.training.identity import Inputs, Preparation
 from atr.training.records import Run
@@ -40,7 +41,7 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
 
     FileNotFoundError: the run is not finished. ValueError: its weights are no longer the same.
     """
-    if not os.path.lexists(run.path / "metrics.json"):
+    if not run.at_end:
         raise FileNotFoundError(f"{run.path}: not finished; atr.fit(run.config) continues it")
     config = run.config.replace(penalty=None)  # training's alone; it would have to be fetched
     if corpus is None and identity.pretrained_on_corpus(config):
@@ -50,9 +51,7 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     for part, fingerprint in start.fingerprints.items():
         if fingerprint != recorded.get(part):
             kind = f"other {part} weights than are" if part in SIDES else f"another code of {part} than is"
-            raise ValueError(
-                f"{run.path / 'environment.json'}: trained from {kind} here; restore what it was, or train anew"
-            )
+            raise ValueError(f"{run.path / ENVIRONMENT}: trained from {kind} here; restore what it was, or train anew")
     if start.audio_weights is not None:  # "pretrained" would mean: on the corpus at hand
         config = config.replace(audio_weights=str(start.audio_weights))
     return config, start
@@ -134,7 +133,7 @@ class Embedder:
         loaded: Clap | None = None,
     ) -> None:
         self.config, self.seconds, self.text_aware = config, config.max_seconds, config.text_aware is not None
-        checkpoint = run and run.path / "checkpoint.safetensors"
+        checkpoint = run and run.path / CHECKPOINT
         trained = hashes.file_hash(checkpoint) if checkpoint and checkpoint.is_file() else None
         # Contents alone: the config names weights by where they lie here.
         self.seed = config.seed if config.training == "external" else 0
@@ -164,7 +163,7 @@ class Embedder:
             if config.training == "frozen":
                 hears = registry.build(config.audio_encoder, start.audio_weights, pooling=config.pooling)
                 network.audio_encoder, network.text_encoder = hears, self._reader
-        self._network, self._fabric = network, trainer.fabric_of(config, device)
+        self._network, self._fabric = network, fabric_of(config, device)
         self._dual = self._fabric.setup(network)
         self.sample_rate = facts.sample_rate
         self.dim = self._reader.dim if config.head == "labels" else config.embedding_dim

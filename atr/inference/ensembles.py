@@ -53,7 +53,7 @@ def embeddings(runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
                 "join; leave it out"
             )
     for run in runs[1:]:
-        if _test_clips(run) != _test_clips(runs[0]):
+        if run.test_clips != runs[0].test_clips:
             what = "test clips"
         elif not np.array_equal(run.embeddings["relevance"].numpy(), runs[0].embeddings["relevance"].numpy()):
             what = "relevance"
@@ -72,7 +72,3 @@ def ensemble(runs: Sequence[Run]) -> Ranks:
     `statistics.clip_scores` or `clip_precision`; they speak of the clips alone, as there is one ensemble.
     """
     return retrieval.ranks(embeddings(runs), runs[0].embeddings["relevance"])
-
-
-def _test_clips(run: Run) -> list[str]:
-    return run.clips.loc[run.clips["split"] == run.tested_split, "clip"].tolist()

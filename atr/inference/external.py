@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from atr.config import RESULT_VERSION, RunConfig
@@ -17,7 +16,7 @@ from atr.inference import embedder, ensembles
 from atr.inference.windows import cut_corpus, mean, window_of
 from atr.metrics import retrieval
 from atr.system import devices, hashes
-from atr.training import evaluation, identity, model, preparation, trainer
+from atr.training import evaluation, identity, model
 from atr.training.identity import Inputs
 from atr.training.model import DualEncoder
 from atr.training.records import RecordError, Run
@@ -131,15 +130,9 @@ def _embed(
 def _restore(
     run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
 ) -> tuple[Any, DualEncoder, Inputs, Callable[[Tensor], Tensor], list[int] | None]:
-    """The network, wrapped and bare, what it reads, what moves that to its device, and each clip's number of windows.
-
-    Through the inputs that training has: what runs share, such as a frozen encoder's output, is computed once.
-    """
+    """As `model.restore_split`, and each clip's number of windows."""
     trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
     config, _ = embedder.beginning(run, trained, quiet)
     short = registry.facts(config.audio_encoder).short if window else None
     heard, counts = (part, None) if window is None else cut_corpus(part, window, short)
-    with torch.random.fork_rng():
-        prepared = preparation.prepare(config, heard, ("test",), quiet, device)
-    fabric, network = trainer.fabric_of(config, device), model.restore(run, prepared, config)
-    return fabric.setup(network), network, prepared.splits["test"], lambda x: x.to(fabric.device), counts
+    return *model.restore_split(run, heard, "test", device, quiet, config), counts

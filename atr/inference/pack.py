@@ -28,9 +28,9 @@ from atr.encoders import checkpoints, text
 from atr.metrics import statistics
 from atr.metrics.retrieval import Direction
 from atr.system import atomic, hashes
-from atr.training import identity
+from atr.training import CHECKPOINT, CONFIG, identity
 from atr.training.identity import Preparation
-from atr.training.records import CHECKPOINT, CONFIG, Run
+from atr.training.records import Run
 
 FORMAT = 1
 PACK, CARD, AUDIO, TEXT = "pack.json", "README.md", "audio.safetensors", "text"
@@ -119,8 +119,7 @@ def pack(run: Run, start: Preparation, target: Path, source: str = "") -> None:
     ValueError: not a finished run, a damaged one, CLAP as published. FileExistsError: `target` is something else than a
     pack of this run, or holds more. WriteError.
     """
-    if not run.finished:
-        raise ValueError(run.problem or f"{run.path}: {run.status}; only a finished run can be packed: atr runs list")
+    run.require_finished("; only a finished run can be packed: atr runs list")
     if problem := run.damage():
         raise ValueError(f"{run.path}: damaged ({problem}); restore it, or train it anew")
     if run.config.training == "external":

@@ -18,6 +18,7 @@ from atr.reports.names import DATASETS, numeric, quantity, readable
 from atr.system import atomic, hashes, units
 from atr.system.credentials import without_credentials
 from atr.system.environment import PACKAGES, environment
+from atr.training import EMBEDDINGS, HISTORY, METRICS
 from atr.training.records import Run
 
 MOST = 10  # columns of a table as people read it
@@ -195,7 +196,7 @@ def test_sets(runs: Iterable[Run]) -> str:
 
 def content(runs: Iterable[Run]) -> str:
     """A hash of what finished runs came to, in any order."""
-    names = ("metrics.json", "history.csv", "embeddings.safetensors")
+    names = (METRICS, HISTORY, EMBEDDINGS)
     return hashes.content_key(
         sorted([run.address, *(run._read(name, hashes.file_hash) for name in names)] for run in runs)
     )

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atr.system.store import cached_folder
+
 POOLED = "pooled"
 
 
@@ -106,6 +108,11 @@ def pack(folder: Path, rows: Iterable[np.ndarray]) -> None:
         raise ValueError("nothing to pack: no rows")
     save_array(folder / "offsets.npy", np.array(offsets))
     (folder / "layout.json").write_text(json.dumps({"shape": [offsets[-1], *shape], "dtype": str(dtype)}))
+
+
+def cached_rows(kind: str, key: str, rows: Callable[[], Iterable[np.ndarray]]) -> RaggedArray:
+    """What `rows()` gives, as `pack` takes it, computed once: the entry `kind`/`key` of the store."""
+    return open_packed(cached_folder(kind, key, lambda folder: pack(folder, rows())))
 
 
 def open_packed(folder: Path) -> RaggedArray:

@@ -113,7 +113,7 @@ def cached_folder(kind: str, key: str, build: Callable[[Path], object]) -> Path:
 
     def usable() -> bool:
         if path.exists() and (problem := _damage(path)):
-            warnings.warn(f"{path}: damaged ({problem}); made anew", stacklevel=4)  # of whoever called `cached`
+            warnings.warn(f"{path}: damaged ({problem}); made anew", stacklevel=4)  # of whoever called `cached_folder`
             discard(path)
         return path.exists()
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from multiprocessing import current_process, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atr import register
+from atr.config import RunConfig
 from atr.system import devices, hashes
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,19 @@ class Group:
 
 
 ALONE = Group()
+
+
+def fabric_of(config: RunConfig, device: str, loggers: Sequence[Any] = (), number: int = 0) -> "Fabric":
+    """Lightning Fabric for one device, of several GPUs that of this number, at the config's precision.
+
+    It is one process of our own to Lightning, also within a job of Slurm, whose tasks it would take for its own.
+    """
+    from lightning_fabric import Fabric  # brings PyTorch's compiler: a second that reading results need not wait for
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    chips = [number] if device == "cuda" else 1
+    precision, alone = PRECISIONS[config.precision], LightningEnvironment()
+    return Fabric(accelerator=device, devices=chips, precision=precision, plugins=[alone], loggers=list(loggers))
 
 
 class _Whole(torch.autograd.Function):

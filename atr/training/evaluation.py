@@ -68,7 +68,7 @@ def evaluate(
     group: Group = ALONE,
 ) -> SplitResult:
     """Embed a whole split in evaluation mode and rank it. `dual` is `network`, wrapped for its device and precision;
-    for the others see `model.embed`. FloatingPointError: embeddings that are not finite.
+    for the others see `embed`. FloatingPointError: embeddings that are not finite.
     """
     audio, text = embed(dual, split, to, released_batch=released_batch, group=group)
     if not (audio.isfinite().all() and text.isfinite().all()):

@@ -15,11 +15,11 @@ from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
 from atr.system import atomic, devices, store, tracking
 from atr.system.devices import resolve_device
-from atr.training import batches, distributed, evaluation, model, preparation
+from atr.training import CONFIG, batches, distributed, evaluation, model, preparation
 from atr.training.distributed import ALONE, Group
 from atr.training.identity import Preparation, locate, requirements
 from atr.training.records import RecordError, Run
-from atr.training.trainer import Trainer, fabric_of, train
+from atr.training.trainer import Trainer, train
 
 
 def fit(
@@ -66,7 +66,7 @@ def fit(
     with atomic.writing(run.path), run.lock("trained"):
         if not at_hand(run, config):
             if run.at_end:
-                problem = run.problem or f"{run.path / 'config.json'}: not what this version writes for the run"
+                problem = run.problem or f"{run.path / CONFIG}: not what this version writes for the run"
                 warnings.warn(f"{problem}. Now trained anew; kept as {run.set_aside()}", stacklevel=2)
             run.begin()
             try:
@@ -116,16 +116,14 @@ def _train(
 
 def ancillary(run: Run, corpus: Corpus, device: str = "cpu", threads: int = 1) -> Tensor:
     """(captions, D) ancillary embeddings of the training pairs of a finished run's corpus, computed once: of each
-    caption with its clip (`mining.ancillary`), by the run's selected epoch.
+    caption with its clip (`batches.ancillary`), by the run's selected epoch.
     """
 
     def build(folder: Path) -> None:
-        prepared = preparation.prepare(run.config, corpus, ("train",), True, device)
-        fabric, split = fabric_of(run.config, device), prepared.splits["train"]
-        network = fabric.setup(model.restore(run, prepared))
+        network, _, split, to = model.restore_split(run, corpus, "train", device)
         size = run.config.batch_size if run.config.padding == "released" else None
         with devices.threads(threads):
-            audio, text = evaluation.embed(network, split, lambda x: x.to(fabric.device), released_batch=size)
+            audio, text = evaluation.embed(network, split, to, released_batch=size)
             pairs = batches.ancillary(audio[torch.tensor(split.clip_of_caption)], text)
         save_file({"embeddings": pairs}, folder / "embeddings.safetensors")
 

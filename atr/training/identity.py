@@ -18,7 +18,7 @@ from atr.register import code
 from atr.system import hashes, store
 from atr.system.packed import InputRows
 from atr.system.places import home
-from atr.training import records
+from atr.training import default_folder, records
 from atr.training.records import Run
 
 
@@ -124,7 +124,7 @@ def locate(
     fingerprints = weights(config, corpus, quiet, fetch).fingerprints
     for name, (other, its_corpus) in requirements(config, corpus, root).items():
         fingerprints = fingerprints | {name: locate(other, its_corpus, runs, quiet, fetch, root).address}
-    return Run((runs or records.default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
+    return Run((runs or default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
 
 
 def requirements(config: RunConfig, corpus: Corpus, root: str | Path | None) -> dict[str, tuple[RunConfig, Corpus]]:

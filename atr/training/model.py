@@ -1,18 +1,22 @@
 """The dual encoder: audio and captions into one space."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atr.config import RunConfig
+from atr.corpora.corpus import Corpus
 from atr.encoders import checkpoints, registry
 from atr.encoders.inputs import encode
 from atr.encoders.pooling import FrameRows, TextAwarePooling
 from atr.encoders.text import TextEncoder
 from atr.system.packed import POOLED, Batch
-from atr.training.distributed import norms
-from atr.training.identity import Preparation
+from atr.training import CHECKPOINT
+from atr.training.distributed import fabric_of, norms
+from atr.training.identity import Inputs, Preparation
+from atr.training.preparation import prepare
 from atr.training.records import RecordError, Run
 
 
@@ -196,9 +200,29 @@ def restore(run: Run, prepared: Preparation, config: RunConfig | None = None) ->
         return load(build(config, prepared), run).eval()
 
 
+def restore_split(
+    run: Run,
+    corpus: Corpus,
+    split: str = "test",
+    device: str = "cpu",
+    quiet: bool = True,
+    config: RunConfig | None = None,
+) -> tuple[Any, DualEncoder, Inputs, Callable[[Tensor], Tensor]]:
+    """A finished run's selected epoch over one split of a corpus: the network as its device and precision want it, the
+    network as it is, what it reads, and what moves that to the device. config: as in `restore`.
+
+    Through the inputs that training has: what runs share, such as a frozen encoder's output, is computed once.
+    """
+    config = config or run.config
+    with torch.random.fork_rng():
+        prepared = prepare(config, corpus, (split,), quiet, device)
+    fabric, network = fabric_of(config, device), restore(run, prepared, config)
+    return fabric.setup(network), network, prepared.splits[split], lambda tensor: tensor.to(fabric.device)
+
+
 def load(network: DualEncoder, run: Run) -> DualEncoder:
     """The network with the weights of a finished run's selected epoch; ValueError if it is built otherwise."""
-    path, saved, own = run.path / "checkpoint.safetensors", run.checkpoint, network.trainable_state()
+    path, saved, own = run.path / CHECKPOINT, run.checkpoint, network.trainable_state()
     mend = "train anew, with the run's folder moved away"
     shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, own)]
     if shapes[0] != shapes[1]:

@@ -1,7 +1,9 @@
 """What a run reads of a corpus: waveforms or log-mels, pooled features, captions as token states, from the store."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from atr.encoders.audio.compact import ENCODER_VERSION
 from atr.encoders.clap import CLAP_VERSION, Clap
 from atr.encoders.inputs import AUDIO_BATCH, audio_input, encode
 from atr.losses.contrast import WordRows
-from atr.system import devices, hashes, packed, store
+from atr.system import devices, hashes, packed
 from atr.system.packed import POOLED, InputRows
 from atr.training.identity import Inputs, Preparation, weights
 
@@ -29,7 +31,7 @@ def pool_features(config: RunConfig, corpus: Corpus, weights: Path, device: str 
     split = corpus.clips["split"].iloc[0]
     name, seconds = config.audio_encoder, config.max_seconds
 
-    def build(folder: Path) -> None:
+    def features() -> np.ndarray:
         encoder = registry.build(name, weights, pooling=config.pooling).eval().to(device)
         rows = audio_input(corpus, name, quiet, seconds)
         size = 64 if encoder.cached else AUDIO_BATCH
@@ -39,7 +41,7 @@ def pool_features(config: RunConfig, corpus: Corpus, weights: Path, device: str 
             for start in tqdm(range(0, len(rows), size), title, disable=quiet or encoder.cached):
                 batch = rows.batch(np.arange(start, min(start + size, len(rows))))
                 parts.append(encoder.pool(*encode(encoder, batch.to(lambda tensor: tensor.to(device)))).cpu())
-        packed.pack(folder, torch.cat(parts).numpy()[:, None])
+        return torch.cat(parts).numpy()[:, None]
 
     versions: list[Any] = [ENCODER_VERSION, inputs.WAVEFORM_VERSION]
     if seconds or config.pooling != "max_mean":
@@ -47,7 +49,7 @@ def pool_features(config: RunConfig, corpus: Corpus, weights: Path, device: str 
     if own := register.code("encoder", name):
         versions.append(own)
     key = hashes.content_key(corpus.audio_fingerprint(split), name, hashes.file_hash(weights), versions)
-    return torch.from_numpy(packed.open_packed(store.cached_folder("pooled", key, build)).data)
+    return torch.from_numpy(packed.cached_rows("pooled", key, features).data)
 
 
 def audio_states(
@@ -60,14 +62,14 @@ def audio_states(
     name, seconds = config.audio_encoder, config.max_seconds
     assert layers is not None
 
-    def build(folder: Path) -> None:
+    def states() -> Iterator[np.ndarray]:
         encoder = registry.with_states(registry.build(name, weights), name).eval().to(device)
         sounds = inputs.waveforms(corpus, encoder.sample_rate, quiet, seconds)
-        packed.pack(folder, inputs.states(encoder, sounds, layers, device, f"{corpus.name} {split}: {name}", quiet))
+        return inputs.states(encoder, sounds, layers, device, f"{corpus.name} {split}: {name}", quiet)
 
     versions = [inputs.STATES_VERSION, inputs.WAVEFORM_VERSION, layers, seconds, register.code("encoder", name)]
     key = hashes.content_key(corpus.audio_fingerprint(split), name, hashes.file_hash(weights), versions)
-    return InputRows(inputs.STATES, packed.open_packed(store.cached_folder("states", key, build)))
+    return InputRows(inputs.STATES, packed.cached_rows("states", key, states))
 
 
 def caption_style(config: RunConfig) -> str | None:
@@ -94,6 +96,29 @@ def pooled_text(config: RunConfig, corpus: Corpus, device: str = "cpu", quiet: b
     return InputRows(POOLED, torch.from_numpy(rows.data))
 
 
+class CaptionReader:
+    """What a config's text encoder takes of captions, from the store. The encoder is loaded only where something is
+    missing there: that takes longer than many a frozen run's epoch.
+    """
+
+    def __init__(self, config: RunConfig, prepared: Preparation, device: str, quiet: bool) -> None:
+        self.config, self.folder, self.device, self.quiet = config, prepared.text_folder, device, quiet
+        self.fingerprint = prepared.fingerprints["text"]
+
+    @cached_property
+    def encoder(self) -> text.TextEncoder:
+        return text.TextEncoder(self.folder, self.config.text_pooling, self.config.state_layers)
+
+    def __call__(self, captions: list[str]) -> InputRows:
+        frozen, below = self.config.training == "frozen", self.config.state_layers
+        if not frozen and below is None:
+            return text.ids_from_store(captions, self.fingerprint, lambda: self.encoder)
+        pooling = self.config.text_pooling if frozen else None
+        work = (lambda: self.encoder.to(self.device), pooling, below, self.quiet)
+        rows = text.rows_from_store(captions, self.fingerprint, *work)
+        return InputRows(POOLED, torch.from_numpy(rows.data)) if frozen else InputRows(text.STATES, rows)
+
+
 def prepare(
     config: RunConfig, corpus: Corpus, splits: tuple[str, ...] = SPLITS, quiet: bool = False, device: str = "cpu"
 ) -> Preparation:
@@ -105,73 +130,65 @@ def prepare(
             f"corpus {corpus.name!r} has test clips alone, and nothing to train on; test finished runs on it"
         )
     prepared = weights(config, corpus, quiet)
-    # Built only if the store lacks something: loading a model takes longer than many a frozen run's epoch.
-    loaded: list[text.TextEncoder] = []
-
-    def text_encoder() -> text.TextEncoder:
-        if not loaded:
-            loaded.append(text.TextEncoder(prepared.text_folder, config.text_pooling, config.state_layers))
-        return loaded[0]
-
-    def encoder_on_device() -> text.TextEncoder:
-        return text_encoder().to(device)
-
-    fingerprint = prepared.fingerprints["text"]
-
-    def read(captions: list[str]) -> InputRows:
-        if config.training == "frozen":
-            rows = text.rows_from_store(
-                captions, fingerprint, encoder_on_device, pooling=config.text_pooling, quiet=quiet
-            )
-            return InputRows(POOLED, torch.from_numpy(rows.data))
-        if config.state_layers is not None:
-            below = config.state_layers
-            states = text.rows_from_store(captions, fingerprint, encoder_on_device, below=below, quiet=quiet)
-            return InputRows(text.STATES, states)
-        return text.ids_from_store(captions, fingerprint, text_encoder)
-
     if config.padding == "released" and registry.facts(config.audio_encoder).cached:
         raise ValueError(f"padding 'released': {config.audio_encoder} reads cached log-mels, which hold no padding")
+    read = CaptionReader(config, prepared, device, quiet)
     for name in splits:
         if name == "test" and not corpus.clips["split"].eq("test").any():
             prepared.splits[name] = prepared.splits["validation"]
             continue
         part = corpus.split(name)
         captions = normal_captions(config, part)
-        place = {clip: row for row, clip in enumerate(part.clips["clip"])}
-        clip_of_caption = part.captions["clip"].map(place).to_numpy(dtype=np.int64)
         if config.training == "external":
             sides = external(config, part, prepared.text_folder, captions, device, quiet)
-        elif config.training == "frozen":
-            assert prepared.audio_weights is not None
-            sides = (
-                InputRows(POOLED, pool_features(config, part, prepared.audio_weights, device, quiet)),
-                read(captions),
-            )
-        elif config.audio_state_layers is None:
-            sides = audio_input(part, config.audio_encoder, quiet, config.max_seconds), read(captions)
-        elif prepared.audio_weights is None:
-            raise ValueError("audio_layers: random audio_weights have no states worth keeping; use None")
         else:
-            sides = audio_states(config, part, prepared.audio_weights, device, quiet), read(captions)
-        prepared.splits[name] = Inputs(*sides, clip_of_caption, part.relevance())
+            sides = audio_rows(config, part, prepared.audio_weights, device, quiet), read(captions)
+        prepared.splits[name] = Inputs(*sides, part.clip_of_caption(), part.relevance())
     if config.text_contrast and "train" in splits:
-        table = language.read(config.text_contrast["captions"]).sort_values("clip", kind="stable")
-        captions = [text.normalise(caption, caption_style(config)) for caption in table["caption"]]
-        count = table.groupby("clip")["caption"].size().to_numpy()
-        clips = np.stack([np.cumsum(count) - count, count], axis=1)[count > 1]
-        prepared.words["captions"] = WordRows(read(captions), clips=clips)
+        prepared.words["captions"] = _contrast_captions(config, read)
     if config.label_contrast and "train" in splits or config.head == "labels":
-        encoder = registry.with_labels(config.audio_encoder, prepared.audio_weights)
-        names = [text.normalise(f"the sound of {name}", caption_style(config)) for name in encoder.labels()]
-        prepared.words["labels"] = WordRows(read(names))
-    if config.label_contrast and "train" in splits:
-        assert prepared.audio_weights is not None
-        with torch.inference_mode():
-            frozen = pool_features(config, corpus.split("train"), prepared.audio_weights, device, quiet)
-            posteriors = encoder.logits(frozen).sigmoid()
-        prepared.words["labels"] = replace(prepared.words["labels"], posteriors=posteriors.clone())
+        prepared.words["labels"] = _label_words(config, corpus, splits, prepared, read)
     return prepared
+
+
+def audio_rows(config: RunConfig, corpus: Corpus, weights: Path | None, device: str, quiet: bool) -> InputRows:
+    """What a config's audio encoder, whose weights are given, takes of a one-split corpus."""
+    if config.training == "frozen":
+        assert weights is not None
+        return InputRows(POOLED, pool_features(config, corpus, weights, device, quiet))
+    if config.audio_state_layers is None:
+        return audio_input(corpus, config.audio_encoder, quiet, config.max_seconds)
+    if weights is None:
+        raise ValueError("audio_layers: random audio_weights have no states worth keeping; use None")
+    return audio_states(config, corpus, weights, device, quiet)
+
+
+def _contrast_captions(config: RunConfig, read: CaptionReader) -> WordRows:
+    """The captions of clips that have several, for `RunConfig.text_contrast`."""
+    assert config.text_contrast is not None
+    table = language.read(config.text_contrast["captions"]).sort_values("clip", kind="stable")
+    captions = [text.normalise(caption, caption_style(config)) for caption in table["caption"]]
+    count = table.groupby("clip")["caption"].size().to_numpy()
+    clips = np.stack([np.cumsum(count) - count, count], axis=1)[count > 1]
+    return WordRows(read(captions), clips=clips)
+
+
+def _label_words(
+    config: RunConfig, corpus: Corpus, splits: tuple[str, ...], prepared: Preparation, read: CaptionReader
+) -> WordRows:
+    """The names of the classes that the audio encoder hears; where a run trains by them, how much of each is in the
+    training clips.
+    """
+    encoder = registry.with_labels(config.audio_encoder, prepared.audio_weights)
+    names = [text.normalise(f"the sound of {name}", caption_style(config)) for name in encoder.labels()]
+    words = WordRows(read(names))
+    if not config.label_contrast or "train" not in splits:
+        return words
+    assert prepared.audio_weights is not None
+    with torch.inference_mode():
+        frozen = pool_features(config, corpus.split("train"), prepared.audio_weights, read.device, read.quiet)
+        posteriors = encoder.logits(frozen).sigmoid()
+    return replace(words, posteriors=posteriors.clone())
 
 
 def external(
@@ -179,22 +196,17 @@ def external(
 ) -> tuple[InputRows, InputRows]:
     """Embeddings of a CLAP model with both towers over a one-split corpus, computed once: audio, text."""
     fingerprint, split = text.fingerprint(folder), corpus.clips["split"].iloc[0]
-    loaded: list[Clap] = []
+    model = cache(lambda: Clap(folder, device))
 
-    def model() -> Clap:
-        if not loaded:
-            loaded.append(Clap(folder, device))
-        return loaded[0]
-
-    def sounds(target: Path) -> None:
+    def sounds() -> np.ndarray:
         rows = inputs.waveforms(corpus, model().sample_rate, quiet, config.max_seconds)
-        packed.pack(target, model().audio(rows, config.seed, quiet).numpy()[:, None])
+        return model().audio(rows, config.seed, quiet).numpy()[:, None]
 
-    def words(target: Path) -> None:
-        packed.pack(target, model().text(captions, quiet).numpy()[:, None])
+    def words() -> np.ndarray:
+        return model().text(captions, quiet).numpy()[:, None]
 
     content, cut = corpus.audio_fingerprint(split), (config.max_seconds, config.seed)
     audio_key = hashes.content_key(CLAP_VERSION, fingerprint, content, cut, inputs.WAVEFORM_VERSION)
     keys = {audio_key: sounds, hashes.content_key(CLAP_VERSION, fingerprint, captions): words}
-    audio, texts = (packed.open_packed(store.cached_folder("clap", key, build)).data for key, build in keys.items())
+    audio, texts = (packed.cached_rows("clap", key, rows).data for key, rows in keys.items())
     return InputRows(POOLED, torch.from_numpy(audio)), InputRows(POOLED, torch.from_numpy(texts))

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,23 +31,36 @@ from torch import Tensor
 from atr.config import RESULT_VERSION, ConfigError, RunConfig, from_dict
 from atr.corpora.corpus import SPLITS, Corpus
 from atr.metrics.retrieval import Ranks
-from atr.system import atomic, hashes, places, store
+from atr.system import atomic, hashes, store
 from atr.system.atomic import read_object
 from atr.system.environment import PACKAGES
-from atr.training import results, state
+from atr.training import (
+    CHECKPOINT,
+    CLIPS,
+    CONFIG,
+    EMBEDDINGS,
+    ENVIRONMENT,
+    ERROR,
+    EXTERNAL,
+    HISTORY,
+    LEARNED,
+    METRICS,
+    STATE,
+    default_folder,
+    results,
+    run_folders,
+    state,
+)
 from atr.training.results import ExternalTest, check_embeddings, check_kinds, check_metrics
 from atr.training.state import State
 
 Content = TypeVar("Content")
-CONFIG, ENVIRONMENT, CLIPS, HISTORY, LEARNED = (
-    "config.json",
-    "environment.json",
-    "clips.csv",
-    "history.csv",
-    "learned.csv",
-)
-EMBEDDINGS, CHECKPOINT, METRICS = "embeddings.safetensors", "checkpoint.safetensors", "metrics.json"
-STATE, ERROR, EXTERNAL = "state.pt", "error.txt", "external"
+MENDS = {
+    "unfinished": "not finished; atr.fit(run.config) continues it",
+    "failed": "failed, as its error.txt says; atr.fit(run.config) tries again",
+    "newer": "made by a newer version of atr; look at it with that one",
+    "stale": "made by an older version, whose results differ; atr.fit(run.config) makes it anew",
+}
 AGAIN = "run its study or atr.fit again: the run is trained anew, and this folder kept beside it"
 
 
@@ -59,10 +71,6 @@ class RecordError(ValueError):
 def error_text(error: BaseException) -> str:
     """An exception in words, even where it has none."""
     return f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
-
-
-def default_folder() -> Path:
-    return places.results_home() / "runs"
 
 
 def address(config: RunConfig, corpus_fingerprint: str, weights: dict[str, str]) -> str:
@@ -121,27 +129,31 @@ class Run:
         return False
 
     @property
-    def stale(self) -> bool:
-        """Made by an older version of the code, whose results differ."""
-        return self._record["result_version"] < RESULT_VERSION
-
-    @property
     def problem(self) -> str:
         """What is wrong with the files of a run that came to its end, the first of them; nothing if they are whole."""
         if not self.at_end:
             return ""
         run = Run(self.path)  # reads anew, and keeps nothing
         try:
-            clips, audio = run.clips, len(run.embeddings["a2t"])
-            _ = run._record, run._metrics, run.environment, run.history
+            audio = len(run.embeddings["a2t"])
+            _ = run.clips, run._record, run._metrics, run.environment, run.history
             if os.path.lexists(self.path / LEARNED):
                 _ = run.learned
             self._read(CHECKPOINT, lambda path: safe_open(path, "pt"))
         except RecordError as error:
             return str(error)
-        if clips["split"].eq(run.tested_split).sum() != audio:
-            return f"{self.path / 'clips.csv'}: other clips than the {audio} of embeddings.safetensors; {AGAIN}"
+        if len(run.test_clips) != audio:
+            return f"{self.path / CLIPS}: other clips than the {audio} of {EMBEDDINGS}; {AGAIN}"
         return ""
+
+    def require_finished(self, mend: str | None = None) -> None:
+        """RecordError: the run is not finished, or damaged. mend: what is said after its status, by default how `fit`
+        goes on with it.
+        """
+        status = self.status
+        if status != "finished":
+            words = MENDS.get(status, "") if mend is None else status + mend
+            raise RecordError(self.problem or f"{self.path}: {words}")
 
     def _read(self, name: str, parse: Callable[[Path], Content]) -> Content:
         """What `parse` makes of a file."""
@@ -225,6 +237,11 @@ class Run:
     def tested_split(self) -> str:
         """ "test", or "validation" where the corpus had no test clips."""
         return "test" if self.clips["split"].eq("test").any() else "validation"
+
+    @property
+    def test_clips(self) -> list[str]:
+        """Those of the `tested_split`."""
+        return self.clips.loc[self.clips["split"] == self.tested_split, "clip"].tolist()
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -321,7 +338,7 @@ class Run:
             if (self.path / STATE).is_file():
                 state.check(self.path / STATE)
         except ValueError as error:
-            return f"state.pt: {error}"
+            return f"{STATE}: {error}"
         return ""
 
     def begin(self) -> None:
@@ -408,24 +425,7 @@ def _table(path: Path, **options: Any) -> pd.DataFrame:
 
 def runs_in(folder: Path | None = None) -> list[Run]:
     """All runs in a folder, whatever their state, oldest first."""
-    folder = folder or default_folder()
-    entries = []
-    with suppress(FileNotFoundError):
-        for entry in os.scandir(folder):
-            with suppress(FileNotFoundError):  # removed meanwhile
-                if re.fullmatch("[0-9a-f]+", entry.name) and entry.is_dir():
-                    entries.append((entry.stat().st_mtime, entry.path))
-    return [Run(Path(path)) for _, path in sorted(entries)]
-
-
-def find(address: str, folder: Path | None = None) -> Run:
-    """The run in a folder whose address begins so; ValueError if there is none, or several."""
-    matches = [run for run in runs_in(folder) if run.address.startswith(address)]
-    if len(matches) != 1:
-        raise ValueError(
-            f"{folder or default_folder()}: {len(matches)} runs begin with {address!r}; list them: atr runs list"
-        )
-    return matches[0]
+    return [Run(path) for path in run_folders(folder or default_folder())]
 
 
 class TrainingError(RuntimeError):

@@ -132,8 +132,7 @@ def test_split(run: Any, corpus: Corpus) -> Corpus:
     """The split that a finished run was tested on; validation where it had no test clips. corpus: what it was trained
     on. ValueError: it is another.
     """
-    theirs = run.clips.loc[run.clips["split"] == run.tested_split, "clip"].tolist()
-    part = corpus.split(run.tested_split)
+    theirs, part = run.test_clips, corpus.split(run.tested_split)
     if part.clips["clip"].tolist() != theirs or len(part.captions) != len(run.embeddings["text"]):
         raise ValueError(
             f"{run.path}: embeddings of {len(theirs)} clips and {len(run.embeddings['text'])} captions; the corpus has "

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,34 +17,15 @@ from atr.losses.contrast import Contrast
 from atr.system.devices import switches_for
 from atr.system.environment import environment
 from atr.system.packed import Batch
-from atr.training import evaluation, identity, model, preparation
+from atr.training import STATE, evaluation, identity, model, preparation
 from atr.training.batches import epoch_batches
-from atr.training.distributed import ALONE, Group, synchronise
+from atr.training.distributed import ALONE, Group, fabric_of, synchronise
 from atr.training.evaluation import SplitResult
 from atr.training.gradient_cache import BatchEncoder
-from atr.training.records import STATE, Diverged, Run, TrainingError
+from atr.training.records import Diverged, Run, TrainingError
 from atr.training.state import Keeper, State, load
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-
-PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed"}
-
 BROKEN_WEIGHTS = "embeddings are not finite before any training: check audio_weights and text_encoder"
-
-
-def fabric_of(config: RunConfig, device: str, loggers: Sequence[Any] = (), number: int = 0) -> "Fabric":
-    """Lightning Fabric for one device, of several GPUs that of this number, at the config's precision.
-
-    It is one process of our own to Lightning, also within a job of Slurm, whose tasks it would take for its own.
-    """
-    from lightning_fabric import Fabric  # brings PyTorch's compiler: a second that reading results need not wait for
-    from lightning_fabric.plugins.environments import LightningEnvironment
-
-    devices = [number] if device == "cuda" else 1
-    precision, alone = PRECISIONS[config.precision], LightningEnvironment()
-    return Fabric(accelerator=device, devices=devices, precision=precision, plugins=[alone], loggers=list(loggers))
 
 
 class Trainer:

@@ -8,34 +8,22 @@ import random
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
 from atr import register
 from atr.corpora import audio, containers, copies, csvtable, files
-from atr.corpora.corpus import Corpus, CorpusError, Problem, caption_table, clip_table, event_table
-from atr.corpora.scenes.scene import (
-    MANY,
-    RATE,
-    RECORDINGS,
-    SECONDS,
-    Difficulty,
-    Kind,
-    Scene,
-    check,
-    distinct,
-    draw,
-    fade,
-    mix,
-    new_combinations,
-)
-from atr.corpora.scenes.wording import Words, captions, minimal_pairs, sentence
+from atr.corpora.corpus import Corpus, CorpusError, Problem
+from atr.corpora.scenes.scene import MANY, RATE, RECORDINGS, SECONDS, Kind, Scene, check, draw, fade, mix
+from atr.corpora.scenes.splits import draw_splits
+from atr.corpora.scenes.wording import Words, minimal_pairs, sentence
 from atr.system.hashes import sha256
 
 CLOTHO_SOURCES = tuple(
@@ -138,7 +126,6 @@ def load(
     test: int = 500,
     duration: float = 10.0,
     rate: int = RATE,
-    difficulty: str = "plain",
     without: str | Sequence[str | int] = (),
     unseen: bool = False,
 ) -> Corpus:
@@ -149,9 +136,9 @@ def load(
     (`copies`) go where the first of them goes; `source` says how many there are. A split's scenes have
     different descriptions as long as its classes allow; `source` says how many have not.
 
-    difficulty: how scenes are drawn, worded and mixed, a name of `scene.RECORDINGS`. without: ids of recordings, the
-    second field of a file's name, that no scene is mixed from, or "described": those of ESC-50 that people described
-    in Clotho (CLOTHO_SOURCES). unseen: test scenes combine classes that occur together in no scene to train on.
+    without: ids of recordings, the second field of a file's name, that no scene is mixed from, or "described": those of
+    ESC-50 that people described in Clotho (CLOTHO_SOURCES). unseen: test scenes combine classes that occur together in
+    no scene to train on.
 
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
     """
@@ -159,11 +146,8 @@ def load(
     check("clipfolder", wanted, duration)
     if rate < RATE:
         raise ValueError(f"clipfolder: rate {rate} Hz; give {RATE:,} or more")
-    if difficulty not in RECORDINGS:
-        raise ValueError(f"clipfolder: difficulty {difficulty!r}; known: {', '.join(RECORDINGS)}")
     if isinstance(without, str) and without != "described":
         raise ValueError(f"clipfolder: without {without!r}; give ids of recordings, or 'described'")
-    hardness = RECORDINGS[difficulty]
     held_out = frozenset(CLOTHO_SOURCES if without == "described" else map(str, without))
     listing = _listing(root)
     entries = [entry for entry in listing if _id(entry[2]) not in held_out]
@@ -173,43 +157,50 @@ def load(
         raise ValueError(f"{root}: has no recordings to be held out ({few}, …); correct the list or leave it out")
     sources, together = _sources(root, entries, [split for split, count in wanted.items() if count], rate)
     digests = {source.path: source.sha256 for source in sources}
-    names = sorted({source.event for source in sources})
-    words = {name: _words(name) for name in names}
+    words = _words_of_classes(root, sources)
+
+    def stream(split: str) -> Iterator[Scene | None]:
+        return _scenes(seed, split, [source for source in sources if source.split == split], duration)
+
+    def content(split: str, index: int, scene: Scene) -> tuple:
+        used = [(digests[part.source], *part.spans, part.level) for part in scene.parts]
+        at = () if rate == RATE else (rate,)
+        return MIXER_VERSION, RECORDINGS.noise, seed, split, index, duration, scene.description, used, *at
+
+    made = (str(root), wanted, seed, duration, stream, content, words, RECORDINGS)
+    mend = "add classes or recordings, or ask for fewer clips"
+    scenes, tables = draw_splits(*made, mend=mend, times=TIMES, unseen=unseen, repeats=True)
+    mixes = {clip: (int(sha256(f"{seed} {clip}")[:16], 16), scene) for clip, scene in scenes.items()}
+    licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
+    apart = f", {left_out} recordings held out" if held_out else ""
+    counts = _counts(wanted, sources, tables[0])
+    origin = f"scenes of {len(words)} classes in {root.name}: {counts}{apart}{copies.in_words(together)}"
+    origin += "; test scenes of combinations that occur in none to train on" * unseen
+    reader = ClipSceneReader(str(root), duration, mixes, digests, rate, RECORDINGS.noise)
+    return Corpus(f"clipfolder-{root.name}", *tables, reader, f"{origin}; seed {seed}; licence: {licence}")
+
+
+def _words_of_classes(root: Path, sources: list[Source]) -> dict[str, Words]:
+    """By class. CorpusError: two that are worded alike."""
     owner: dict[Words, str] = {}
-    for name in names:
-        if (other := owner.setdefault(words[name], name)) != name:
+    words = {name: _words(name) for name in sorted({source.event for source in sources})}
+    for name, own in words.items():
+        if (other := owner.setdefault(own, name)) != name:
             problem = "worded alike, so that a caption of one would fit the other"
             twins = Problem(f"{root}, classes {other!r} and {name!r}", problem, "put them into one folder")
             raise CorpusError(f"clipfolder-{root.name}", [twins])
-    clips, texts, spans, counts = [], [], [], []
-    scenes: dict[str, tuple[int, Scene]] = {}
+    return words
+
+
+def _counts(wanted: Mapping[str, int], sources: list[Source], clips: pd.DataFrame) -> str:
+    """Scenes and recordings of each split, in words."""
+    words = []
     for split, count in wanted.items():
-        mine = [source for source in sources if source.split == split]
-        mend = "add classes or recordings, or ask for fewer clips"
-        stream = _scenes(seed, split, mine, duration, hardness)
-        if unseen and split == "test":
-            stream = new_combinations(stream, [scene for _, scene in scenes.values()][:train])
-        mixes = distinct(stream, count, f"{root}, {split}", mend, repeats=True)
-        for index, scene in enumerate(mixes):
-            clip = f"{split}-{index:05d}"
-            scenes[clip] = (int(sha256(f"{seed} {clip}")[:16], 16), scene)
-            wording = random.Random(f"captions {seed} {split} {index}")
-            texts += [(clip, text) for text in captions(wording, scene, words, hardness, TIMES)]
-            spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
-            used = [(digests[part.source], *part.spans, part.level) for part in scene.parts]
-            at = () if rate == RATE else (rate,)
-            content = (MIXER_VERSION, hardness.noise, seed, split, index, duration, scene.description, used, *at)
-            clips.append((clip, split, duration, sha256(repr(content)), scene.description))
-        alike = count - len({scene.description for scene in mixes})
+        recordings = sum(source.split == split for source in sources)
+        alike = count - clips.loc[clips["split"] == split, "description"].nunique()
         repeats = f" ({alike} repeat a description)" if alike else ""
-        counts.append(f"{split} {count} scenes of {len(mine)} recordings{repeats}")
-    licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
-    apart = f", {left_out} recordings held out" if held_out else ""
-    origin = f"scenes of {len(names)} classes in {root.name}: {', '.join(counts)}{apart}{copies.in_words(together)}"
-    origin += "; test scenes of combinations that occur in none to train on" * unseen
-    tables = clip_table(clips), caption_table(texts), event_table(spans)
-    reader = ClipSceneReader(str(root), duration, scenes, digests, rate, hardness.noise)
-    return Corpus(f"clipfolder-{root.name}", *tables, reader, f"{origin}; seed {seed}; licence: {licence}")
+        words.append(f"{split} {count} scenes of {recordings} recordings{repeats}")
+    return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -291,15 +282,13 @@ def _words(name: str) -> Words:
     return Words(SYNONYMS.get(key, (sound, general, f"{plain}|sounding|sounds")))
 
 
-def _scenes(
-    seed: int, split: str, sources: list[Source], duration: float, difficulty: Difficulty
-) -> Iterator[Scene | None]:
+def _scenes(seed: int, split: str, sources: list[Source], duration: float) -> Iterator[Scene | None]:
     rng = random.Random(f"scenes {seed} {split}")
     kinds: dict[str, list[Kind]] = {}
     for source in sources:
         kinds.setdefault(source.event, []).append(source.kind)
     while True:
-        yield draw(rng, list(kinds), lambda name: rng.choice(kinds[name]), duration, difficulty)
+        yield draw(rng, list(kinds), lambda name: rng.choice(kinds[name]), duration, RECORDINGS)
 
 
 def _sources(

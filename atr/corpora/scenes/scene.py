@@ -56,9 +56,7 @@ class Difficulty:
 
 
 SYNTHETIC = Difficulty(noise=(-48.0, -34.0), say={1: 0.6, 2: 0.45, 3: 0.2}, vague=0.3)
-RECORDINGS = {
-    "plain": Difficulty(noise=(-70.0, -55.0), say={1: 0.9, 2: 0.8, 3: 0.6}, vague=0.05),
-}
+RECORDINGS = Difficulty(noise=(-70.0, -55.0), say={1: 0.9, 2: 0.8, 3: 0.6}, vague=0.05)
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,16 @@ audio is generated when it is read.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from atr import register
-from atr.corpora.corpus import SPLITS, Corpus, caption_table, clip_table, event_table
-from atr.corpora.scenes.scene import (
-    RATE,
-    SYNTHETIC,
-    Kind,
-    Scene,
-    check,
-    distinct,
-    draw,
-    fade,
-    mix,
-    new_combinations,
-)
+from atr.corpora.corpus import SPLITS, Corpus
+from atr.corpora.scenes.scene import RATE, SYNTHETIC, Kind, Scene, check, draw, fade, mix
+from atr.corpora.scenes.splits import draw_splits
 from atr.corpora.scenes.synthesis import synthesise
-from atr.corpora.scenes.wording import Words, captions, minimal_pairs, sentence
-from atr.system.hashes import sha256
+from atr.corpora.scenes.wording import Words, minimal_pairs, sentence
 
 GENERATOR_VERSION = 1  # raise it when the same scene sounds different
 
@@ -161,22 +151,13 @@ def load(
         raise ValueError(f"soundscapes: unknown events {unknown}; known: {', '.join(EVENTS)}")
     counts = dict(zip(SPLITS, (train, validation, test), strict=True))
     check("soundscapes", counts, duration)
-    scenes: dict[str, Scene] = {}
-    clips, texts, spans = [], [], []
-    for split, count in counts.items():
-        mend = f"ask for fewer clips in {split!r} or use more events"
-        stream = _scenes(seed, split, names, duration)
-        if unseen and split == "test":
-            stream = new_combinations(stream, list(scenes.values())[:train])
-        for index, scene in enumerate(distinct(stream, count, f"soundscapes, {split}", mend)):
-            clip = f"{split}-{index:05d}"
-            scenes[clip] = scene
-            wording = random.Random(f"captions {seed} {split} {index}")
-            texts += [(clip, text) for text in captions(wording, scene, WORDS, SYNTHETIC)]
-            spans += [(clip, part.event, *span) for part in scene.parts for span in part.spans]
-            content = GENERATOR_VERSION, SYNTHETIC.noise, seed, split, index, names, duration, scene.description, scene
-            clips.append((clip, split, duration, sha256(repr(content)), scene.description))
-    tables = clip_table(clips), caption_table(texts), event_table(spans)
+
+    def content(split: str, index: int, scene: Scene) -> tuple:
+        return GENERATOR_VERSION, SYNTHETIC.noise, seed, split, index, names, duration, scene.description, scene
+
+    stream, mend = partial(_scenes, seed, names, duration), "ask for fewer clips in '{split}' or use more events"
+    made = ("soundscapes", counts, seed, duration, stream, content, WORDS, SYNTHETIC)
+    scenes, tables = draw_splits(*made, mend=mend, unseen=unseen)
     source = f"synthesised scenes of {len(names)} kinds of sound, generator {GENERATOR_VERSION}, seed {seed}; MIT"
     source += "; test scenes of combinations that occur in none to train on" * unseen
     return Corpus("soundscapes", *tables, SoundscapeReader(seed, duration, scenes), source)
@@ -185,7 +166,7 @@ def load(
 WORDS = {name: words for name, (_, words) in EVENTS.items()}
 
 
-def _scenes(seed: int, split: str, names: Sequence[str], duration: float) -> Iterator[Scene | None]:
+def _scenes(seed: int, names: Sequence[str], duration: float, split: str) -> Iterator[Scene | None]:
     rng = random.Random(f"scenes {seed} {split}")
     while True:
         yield draw(rng, names, lambda name: EVENTS[name][0], duration, SYNTHETIC)
