@@ -286,5 +286,11 @@ def test_seconds_are_said_in_fitting_units():
 
 
 def test_no_figure_needs_all_parts():
-    for draw in (figures.sizes, figures.steps, figures.recalls):
-        assert draw([row for row in rows() if "missing" not in row]) is not None
+    some = [row for row in rows() if "missing" not in row]
+    panels = [axis for axis in figures.sizes(some).axes if axis.get_visible()]
+    assert [axis.get_title() for axis in panels] == ["frozen", "evaluation", "text-aware", "pipeline"]
+    frozen = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in panels[0].lines}
+    assert frozen == {"atr, Clotho": ([32], [2.0]), "anew in every epoch, Clotho": ([32], [300.0])}
+    speeds, _ = figures.steps(some).axes
+    assert [bar.get_width() for bar in speeds.patches] == [2.0]  # clips a second of the plain step
+    assert not any(axis.lines for axis in figures.recalls(some).axes)

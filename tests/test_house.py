@@ -74,3 +74,12 @@ def test_the_page_on_upgrading_names_modules_that_are_there():
     for _, new in rows:
         module, _, name = (new, "", "") if new in modules() else new.rpartition(".")
         assert not name or hasattr(importlib.import_module(module), name), new
+
+
+def test_what_the_page_says_that_inference_and_the_studies_do_not_know():
+    for name, others in imports().items():
+        if name.startswith("atr.inference"):
+            assert not others & {"atr.training.trainer", "atr.training.fit", "atr.training.batches"}, name
+        if name.startswith("atr.analysis."):
+            studies = {other.removeprefix("atr.analysis.") for other in others if other.startswith("atr.analysis.")}
+            assert studies <= {"lexical", "maps", "spectrograms"} or name == "atr.analysis.widgets", name

@@ -1,5 +1,6 @@
 """Options compared on few recordings."""
 
+import json
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -103,7 +104,11 @@ def test_the_notebook_compares_each_way_alone_and_joined(profile, tmp_path, monk
     assert tables["people_options"]["difference"].iloc[0] == 0 and set(
         tables["people_halves"]["chosen"].dropna()
     ) <= set(alike)
-    assert (profile.results / "figures" / "13_people_differences.png").stat().st_size > 5000
+    (axis,) = space["figure"].axes  # of the differences, which is saved with the runs it rests on
+    assert [label.get_text() for label in axis.get_yticklabels()] == alike[1:]
+    assert axis.lines[0].get_xdata() == pytest.approx(tables["people_options"]["difference"].iloc[1:].to_numpy())
+    saved = json.loads((profile.results / "figures" / "13_people_differences.json").read_text())
+    assert sorted(saved["runs"]) == sorted(run.address for run in space["everything"]["run"])
     learnt = language.read(space["words"])  # the clip whose captions are tested on is not among them
     assert learnt["clip"].nunique() == 9 and not learnt["caption"].str.contains("dog").any()
     assert "two ways are left out" not in capsys.readouterr().out

@@ -5,7 +5,6 @@ Captions in none are outliers, labelled -1. How many topics there are is not cho
 captions and from the smallest size of a topic, and a little from the seed of UMAP (`counts`, `stability`).
 """
 
-import hashlib
 import re
 import string
 from collections.abc import Sequence
@@ -161,7 +160,7 @@ def plane(embeddings: Tensor, seed: int = 0) -> np.ndarray:
 
 def _key(embeddings: Tensor, *parts: Any) -> str:
     """Of the store: what is computed from embeddings, by these packages, with these parts."""
-    digest = hashlib.sha256(embeddings.numpy().tobytes()).hexdigest()
+    digest = hashes.sha256(embeddings.numpy().tobytes())
     return hashes.content_key(TOPICS_VERSION, [metadata.version(name) for name in PACKAGES], digest, *parts)
 
 

@@ -1,6 +1,5 @@
 """Sounds in windows of the length that an encoder was trained on, and the mean of their embeddings."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ def one(waveform: np.ndarray, rate: int, window: float, short: str | None, seed:
     """The first `window` seconds, or with a seed those that it and the samples draw. A shorter waveform as in `cut`."""
     size, start = round(window * rate), 0
     if seed is not None and len(waveform) > size:
-        content = int.from_bytes(hashlib.sha256(waveform.tobytes()).digest(), "little")
+        content = int.from_bytes(bytes.fromhex(hashes.sha256(waveform.tobytes())), "little")
         start = int(np.random.default_rng([seed, content]).integers(len(waveform) - size + 1))
     return cut(waveform[start : start + size], rate, window, short)[0]
 

@@ -1,7 +1,6 @@
 """The report as a page and as LaTeX."""
 
 import base64
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from atr.reports.latex import SIGNS, check_name, escape, prose
 from atr.reports.names import numeric
 from atr.reports.output import drawings
 from atr.reports.report import Report
-from atr.system import atomic
+from atr.system import atomic, hashes
 
 ROWS = 45  # that fit on a page
 
@@ -54,7 +53,7 @@ def page(report: "Report") -> str:
     environment = _environment(autoescape=True)
     parts = {kind: Markup(environment.get_template(f"report.{kind}").render()) for kind in ("css", "js")}
     script = f"\n{parts['js']}".encode()  # no other one may run
-    mark = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    mark = base64.b64encode(bytes.fromhex(hashes.sha256(script))).decode()
     markdown = MarkdownIt("commonmark", {"html": False})
     environment.filters["markdown"] = lambda text: Markup(markdown.render(text))
     environment.filters["inline"] = lambda text: Markup(markdown.renderInline(text))
