@@ -148,11 +148,7 @@ def nearest(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 
 def picture(
-    audio: Tensor,
-    text: Tensor,
-    title: str = "",
-    audio_kinds: Sequence[str] = (),
-    text_kinds: Sequence[str] = (),
+    audio: Tensor, text: Tensor, title: str = "", audio_kinds: Sequence[str] = (), text_kinds: Sequence[str] = ()
 ) -> Figure:
     """A map at rest, as wide as a page: captions (captions, 2) below, clips (clips, 2) above them; by kinds of sound
     where those are given, by layers otherwise.

@@ -94,13 +94,7 @@ class DeviceRows(InputRows):
 
 
 def ours(
-    batch: int,
-    seconds: float,
-    network: str,
-    variant: str,
-    device: str,
-    chunk: int | None = None,
-    detail: bool = True,
+    batch: int, seconds: float, network: str, variant: str, device: str, chunk: int | None = None, detail: bool = True
 ) -> dict[str, Any]:
     """Seconds of a step and of the first one, which compiles. With `detail` its FLOPs, those of a large product of the
     same precision a second, and the share of each kind of work in its time.

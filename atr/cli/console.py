@@ -5,7 +5,7 @@ import os
 import sys
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Timer
 from typing import Annotated, Any
@@ -71,20 +71,18 @@ def doing(words: str = "") -> None:
         _remark.start()
 
 
-def _profile(name: str) -> str:
-    try:
-        get_profile(name)
-    except ValueError as error:
-        raise ValueError(f"--{error}" if str(error).startswith("profile: ") else str(error)) from error
-    return name
+def option_check(check: Callable[[str], Any]) -> Any:
+    """For an option: its value, unless `check` raises a ValueError, which then names the option as it is given."""
 
+    def take(parameter: typer.CallbackParam, value: str) -> str:
+        try:
+            check(value)
+        except ValueError as error:
+            words = f"--{error}"
+            raise ValueError(words if words.startswith(f"{parameter.opts[0]}: ") else str(error)) from error
+        return value
 
-def _device(name: str) -> str:
-    try:
-        check_name(name)
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error
-    return name
+    return take
 
 
 def choice(values: Sequence[str]) -> Any:
@@ -127,7 +125,7 @@ ProfileOption = Annotated[
     typer.Option(
         "--profile",
         help=f"Data and encoders: {', '.join(PROFILES)}.",
-        callback=_profile,
+        callback=option_check(get_profile),
         autocompletion=beginning([*PROFILES]),
     ),
 ]
@@ -135,7 +133,7 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         help="cpu, cuda, or auto: a GPU if there is one.",
-        callback=_device,
+        callback=option_check(check_name),
         autocompletion=beginning(["auto", "cpu", "cuda"]),
     ),
 ]

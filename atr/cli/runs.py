@@ -13,6 +13,7 @@ from atr.config import TRAININGS, RunConfig
 from atr.experiments.listing import STATES, Glance, differences, glances
 from atr.experiments.notebooks import notebooks
 from atr.experiments.profiles import Profile, get_profile
+from atr.system import store
 from atr.training import CONFIG, ENVIRONMENT, ERROR, METRICS, find
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def runs_verify(
         else:
             words += "; --repair sets it aside, to be trained anew"
         say(f"{run.path}: {words}")
-    if unknown := sum(run.finished and not (run.path / "sums.json").is_file() for run in runs):
+    if unknown := sum(run.finished and not (run.path / store.SUMS).is_file() for run in runs):
         say(f"{unknown} by an older version, which wrote no hashes")
     if damaged:
         console.print(f"[red]{len(damaged)} damaged[/red] of {len(runs)} runs", markup=True)

@@ -39,13 +39,11 @@ def _numbers(incomplete: str) -> list[tuple[str, str]]:
 
 def study(
     numbers: Annotated[
-        list[str] | None,
-        typer.Argument(help="Notebooks, such as 01 03; all but 12 if none.", autocompletion=_numbers),
+        list[str] | None, typer.Argument(help="Notebooks, such as 01 03; all but 12 if none.", autocompletion=_numbers)
     ] = None,
     profile_name: ProfileOption = "demo",
     seeds: Annotated[
-        str | None,
-        typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.", callback=_whole_numbers),
+        str | None, typer.Option(help="Seeds, such as 0,1,2; the profile's own if not given.", callback=_whole_numbers)
     ] = None,
     device: DeviceOption = "auto",
     executor: Annotated[

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-KEPT = "embeddings.safetensors"
+FILE = "embeddings.safetensors"
 LISTS = {"audio": "clips.txt", "text": "captions.txt"}
 SMALL, LARGE = 1e-9, 1e15  # largest entries of rows whose length is computed as it stands
 APART = 1e-3  # of the largest entry, from which two embeddings are not the same but for rounding
@@ -26,7 +26,7 @@ def read(folder: Path) -> dict[str, EmbeddingTable]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: a file; give the folder that holds it, with {' and '.join(LISTS.values())}")
-    arrays = _safetensors(folder / KEPT) if (folder / KEPT).is_file() else {side: _npy(folder, side) for side in LISTS}
+    arrays = _safetensors(folder / FILE) if (folder / FILE).is_file() else {side: _npy(folder, side) for side in LISTS}
     sides = {side: _listed(folder, side, arrays[side]) for side in LISTS}
     widths = {side: one.rows.shape[1] for side, one in sides.items()}
     if widths["audio"] != widths["text"]:
@@ -54,7 +54,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 def _npy(folder: Path, side: str) -> np.ndarray:
     path = folder / f"{side}.npy"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; give audio.npy and text.npy, or {KEPT}")
+        raise FileNotFoundError(f"{path}: missing; give audio.npy and text.npy, or {FILE}")
     try:
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray):

@@ -99,10 +99,8 @@ class Evaluation:
                 add(way, metric, scores, groups[asked])
             rows.append((TITLES[way], "median rank", median_rank(ranks[asked]), np.nan, np.nan))
         if classes:
-            right, folds = (
-                by_metric(self.ranks.a2t, classes, *self.protocol.cuts)["accuracy"],
-                np.array(list(map(zeroshot.fold, self.clips))),
-            )
+            right = by_metric(self.ranks.a2t, classes, *self.protocol.cuts)["accuracy"]
+            folds = np.array(list(map(zeroshot.fold, self.clips)))
             for fold in sorted(set(folds) - {""}):
                 add("a2t", f"accuracy, fold {fold}", right[folds == fold], names[folds == fold])
         return pd.DataFrame(rows, columns=["direction", "metric", "value", "low", "high"])

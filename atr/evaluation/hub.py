@@ -6,10 +6,10 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -191,7 +191,8 @@ class HubCopy:
                     if clip is not None and clip not in here and self.places[clip].split in splits:
                         place = self.places[clip]
                         target = f"{place.stem}{_suffix(content, f'{path}, row {row}, {clip!r}')}"
-                        atomic.write_atomic(self.folder / place.folder / target, _writing(content))
+                        write = partial(Path.write_bytes, data=content)
+                        atomic.write_atomic(self.folder / place.folder / target, write)
                         here.add(clip)
 
 
@@ -247,10 +248,6 @@ def _suffix(content: bytes | None, where: str) -> str:
     except soundfile.SoundFileError as error:
         problem = str(error)
     raise DownloadError(f"{where}: no sound ({problem}); try another copy: --copy, or without --hub")
-
-
-def _writing(content: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(content)
 
 
 def _stems(folder: Path) -> set[str]:

@@ -80,10 +80,8 @@ class EmbedderModel:
         return EmbedderModel(self.embedder.with_seed(seed))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Any:
-        clips, order = (
-            part.clips["clip"].tolist(),
-            np.argsort(part.clips["duration"].to_numpy(), kind="stable"),
-        )  # of like length
+        clips = part.clips["clip"].tolist()
+        order = np.argsort(part.clips["duration"].to_numpy(), kind="stable")  # of like length
         ahead = devices.prefetch(lambda row: self.embedder.prepare(part.read(clips[row])), order, 2 * SOUNDS)
         batches = iter(lambda: list(islice(ahead, SOUNDS)), [])
         count = -(-len(clips) // SOUNDS)

@@ -66,7 +66,7 @@ def what_is(path: Path) -> str | None:
             return "hf"
     if any(os.path.lexists(path / file) for file in (training.CONFIG, training.METRICS)):
         return "folder"
-    if any((path / file).is_file() for file in (embeddings.KEPT, "audio.npy", "text.npy")):
+    if any((path / file).is_file() for file in (embeddings.FILE, "audio.npy", "text.npy")):
         return "embeddings"
     return "results" if results(path) else None
 

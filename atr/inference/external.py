@@ -134,5 +134,5 @@ def _restore(
     trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
     config, _ = embedder.beginning(run, trained, quiet)
     short = registry.facts(config.audio_encoder).short if window else None
-    heard, counts = (part, None) if window is None else cut_corpus(part, window, short)
-    return *model.restore_split(run, heard, "test", device, quiet, config), counts
+    pieces, counts = (part, None) if window is None else cut_corpus(part, window, short)
+    return *model.restore_split(run, pieces, "test", device, quiet, config), counts

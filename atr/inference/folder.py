@@ -15,13 +15,7 @@ from atr.corpora import files
 # Endings of the formats that libsndfile knows by their content; RAW has none, and .mat seldom holds a sound.
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw", ".mat4", ".mat5"}
 SUFFIXES |= {".aif", ".aifc", ".iff", ".mp2", ".oga", ".opus", ".snd", ".sph", ".wave"}
-OTHER_SUFFIXES = {
-    ".aac",
-    ".amr",
-    ".ape",
-    ".m4a",
-    ".wma",
-}  # sounds that it cannot read: listed, so that somebody is told
+OTHER_SUFFIXES = {".aac", ".amr", ".ape", ".m4a", ".wma"}  # which it cannot read: listed, so that somebody is told
 
 
 def check(folder: Path) -> None:

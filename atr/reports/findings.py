@@ -224,9 +224,9 @@ def conclude(results: Path, stem: str) -> str:
     if not any(table.parent.glob(f"{stem[:2]}_*claims.csv")):
         return " ".join(parts) + "\n"
     judged = _claims(results, Path(stem))
-    told = [row for row in judged.to_dict("records") if row["verdict"] in VERDICTS[:2]]
+    effects = [row for row in judged.to_dict("records") if row["verdict"] in VERDICTS[:2]]
     return "\n".join(
-        [" ".join([*parts, verdict_counts(judged)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in told)]
+        [" ".join([*parts, verdict_counts(judged)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in effects)]
     )
 
 

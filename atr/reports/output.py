@@ -137,10 +137,7 @@ def drawings(table: pd.DataFrame, name: str, origin: Mapping[str, Any]) -> dict[
     blocks = [_escape(title), *map(markdown, seen.parts), _escape(seen.note), _escape(origin["note"])]
     paper = view(table, latex.WIDE)
     below = " ".join(filter(None, [paper.note, origin["note"]]))
-    return {
-        "md": "\n\n".join(filter(None, blocks)) + "\n",
-        "tex": latex.table(paper.parts, title, below, name),
-    }
+    return {"md": "\n\n".join(filter(None, blocks)) + "\n", "tex": latex.table(paper.parts, title, below, name)}
 
 
 def _draw(path: Path, drawn: Mapping[str, str]) -> None:

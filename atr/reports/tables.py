@@ -163,10 +163,7 @@ def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str | None = None
 
 
 def comparison(
-    runs: pd.DataFrame,
-    by: Sequence[str],
-    columns: Sequence[str] = MEASURES,
-    converged: Mapping[Any, Any] | None = None,
+    runs: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = MEASURES, converged: Mapping[Any, Any] | None = None
 ) -> pd.DataFrame:
     """The table that answers a notebook's question: a summary of `columns` and of tests on other corpora, with its
     intervals, and in its last column which methods have converged.

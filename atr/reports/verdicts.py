@@ -176,10 +176,10 @@ def in_words(judged: pd.DataFrame, difference: str = " ({:+.1f} points)") -> lis
     difference: how it is said, as `str.format` takes it.
     """
     sizes = judged.get("difference", pd.Series(np.nan, judged.index)).where(judged["verdict"].isin(VERDICTS[:2]))
-    said = [difference.format(size) if pd.notna(size) else "" for size in sizes]
+    effects = [difference.format(size) if pd.notna(size) else "" for size in sizes]
     return [
         f"- {claim}: {verdict}{size}."
-        for claim, verdict, size in zip(judged["claim"], judged["verdict"], said, strict=True)
+        for claim, verdict, size in zip(judged["claim"], judged["verdict"], effects, strict=True)
     ]
 
 

@@ -4,16 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from atr.bench.gpu.parts import (
-    Row,
-    cost_rows,
-    cuda_tests,
-    hour_rows,
-    memory_rows,
-    scoring_rows,
-    step_rows,
-    switch_rows,
-)
+from atr.bench.gpu.parts import Row, cost_rows, cuda_tests, hour_rows, memory_rows, scoring_rows, step_rows, switch_rows
 from atr.system import units
 
 
