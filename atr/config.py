@@ -217,7 +217,7 @@ class RunConfig:
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not a name")
         if not isinstance(self.learning_rates, Mapping):
-            raise ConfigError(f'learning_rates: {self.learning_rates!r}; write {{"heads": …}}, a rate a group')
+            raise ConfigError(f'learning_rates: {self.learning_rates!r}; write {{"heads": …}}, a rate per group')
         unknown = set(self.learning_rates) - set(GROUPS)
         if unknown or "heads" not in self.learning_rates:
             raise ConfigError(
@@ -289,7 +289,7 @@ class RunConfig:
         if self.training in ("frozen", "external"):
             raise ConfigError(f"text_aware: needs frames, and training {self.training!r} knows a clip by one vector")
         if self.fixed == "audio":
-            raise ConfigError("text_aware: of a fixed audio encoder one vector a clip is kept; fix 'text', or nothing")
+            raise ConfigError("text_aware: a fixed audio encoder leaves one vector per clip; fix 'text', or nothing")
         if self.penalty is not None:
             raise ConfigError("text_aware: a clip has no embedding of its own, which penalty needs")
 

@@ -29,7 +29,7 @@ IDS = [dataset_layouts.youtube_id(number) for number in range(12)]
 
 
 def as_mei2022(root, to):
-    """The tables as Mei et al. 2022 wrote them: one row a clip, names with a Y in front."""
+    """The tables as Mei et al. 2022 wrote them: one row per clip, names with a Y in front."""
     for split, rows in audiocaps.clip_lists(root).items():
         width = max(len(captions) for _, captions in rows.values())
         columns = ["caption"] if width == 1 else [f"caption_{k}" for k in range(1, width + 1)]

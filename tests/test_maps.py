@@ -115,7 +115,7 @@ def test_all_components_hold_all_variance_and_all_distances(points):
 @pytest.mark.parametrize(
     "x, number, said",
     [
-        (torch.ones(3), 2, "a point a row"),
+        (torch.ones(3), 2, "a point per row"),
         (torch.ones(5, 3), 4, "ask for 1 to 3"),
         (torch.ones(1, 3), 2, "ask for 1 to 1"),
         (torch.full((3, 3), torch.nan), 2, "NaN"),

@@ -128,7 +128,7 @@ def test_errors_say_where_and_what_to_do():
         holm([0.1, np.nan])
     with pytest.raises(ValueError, match="p nan"):
         judge((1.0, np.nan))
-    with pytest.raises(ValueError, match="one number a seed"):
+    with pytest.raises(ValueError, match="one number per seed"):
         mean_std([])
 
 

@@ -60,7 +60,7 @@ class TestTextAware:
         "changes, words",
         [
             ({"training": "frozen"}, "needs frames"),
-            ({"fixed": "audio"}, "of a fixed audio encoder one vector"),
+            ({"fixed": "audio"}, "a fixed audio encoder leaves one vector"),
             ({"penalty": {"alpha": 0.1}}, "no embedding of its own"),
             ({"text_aware": {"projection": 3}}, "write"),
             ({"text_aware": {"projection_dim": 0}}, "write"),

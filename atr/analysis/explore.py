@@ -21,14 +21,13 @@ from torch import Tensor
 from atr.analysis import lexical, maps
 from atr.analysis.maps import CorpusOf, Map
 from atr.config import RunConfig
-from atr.corpora import audio, corpus_of
+from atr.corpora import audio, remembered
 from atr.corpora.corpus import Corpus
 from atr.encoders.text import normalise
 from atr.experiments import listing
 from atr.inference.embedder import Embedder
 from atr.reports import figures
 from atr.reports.names import loss_title
-from atr.system import hashes
 from atr.training import records, results
 from atr.training.records import Run
 
@@ -38,15 +37,8 @@ WORDS = re.compile(r"[^\s\d!-/:-@\[-`{-~]+(?:'[^\s\d!-/:-@\[-`{-~]+)*")  # in `l
 
 def corpora(root: str | Path | None = None) -> CorpusOf:
     """Gives the corpus that a config names, each made once; root: the folder of those that lie in one."""
-    made: dict[str, Corpus] = {}
-
-    def corpus(config: RunConfig) -> Corpus:
-        key = hashes.content_key(dict(config.corpus))
-        if key not in made:
-            made[key] = corpus_of(config.corpus, root)
-        return made[key]
-
-    return corpus
+    corpus_of = remembered(root)
+    return lambda config: corpus_of(config.corpus)
 
 
 def run_menu(folder: Path, first: Iterable[Run] = ()) -> dict[str, Run]:

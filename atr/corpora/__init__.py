@@ -1,8 +1,10 @@
 """Data sets by name."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from os import PathLike
 from typing import Any
 
@@ -100,6 +102,12 @@ def corpus_of(options: Mapping[str, Any], root: str | PathLike[str] | None = Non
     return corpus
 
 
+def remembered(root: str | PathLike[str] | None = None) -> Callable[[Mapping[str, Any]], Corpus]:
+    """`corpus_of` that loads each corpus once, for whoever holds it."""
+    load = cache(lambda options: corpus_of(json.loads(options), root))
+    return lambda options: load(json.dumps(dict(options)))
+
+
 __all__ = [
     "LOADERS",
     "PAPER_COUNTS",
@@ -112,4 +120,5 @@ __all__ = [
     "in_folder",
     "load_corpus",
     "loaded_once",
+    "remembered",
 ]

@@ -44,7 +44,7 @@ def load(root: str | PathLike[str] | None = None) -> Corpus:
     """AudioCaps from a folder, or from where `atr data audiocaps` put or found it.
 
     Clips are named by YouTube id, without the Y that some file names begin with. The tables are the official ones
-    (one row a caption) or those of Mei et al. 2022 (one row a clip); where the folder has none, those that
+    (one row per caption) or those of Mei et al. 2022 (one row per clip); where the folder has none, those that
     `atr data audiocaps` fetched. One caption a training clip, else five, as published: some repeat.
     Videos disappear, so listed clips without audio are left out: `atr.corpora.coverage` counts them. A clip that has
     several files is a problem; one that is not 10 s long, or as long as its file's name says, is a doubt.
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, tuple[str, list[str]]]:
         if not clip or not csvtable.captions_of(row) or clip in rows:
             problem = "listed twice" if clip in rows else "no YouTube id with captions"
             where = f"{path}, {name!r}"
-            mend = "give youtube_id, start_time, caption, or file_name and captions, one row a clip"
+            mend = "give youtube_id, start_time, caption, or file_name and captions, one row per clip"
             raise CorpusError("audiocaps", [Problem(where, problem, mend)])
         rows[clip] = "", csvtable.captions_of(row)
     return rows

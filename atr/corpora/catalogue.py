@@ -64,15 +64,15 @@ def _count_esc50(folder: Path) -> Counts:
 
 
 def _count_dcase2022(folder: Path) -> Counts:
-    found = clotho.evaluation(folder)
-    columns = {"clips here": len(found.clips), "queries here": len(found.queries), "published of each": 1000}
+    content = clotho.evaluation(folder)
+    columns = {"clips here": len(content.clips), "queries here": len(content.queries), "published of each": 1000}
     return Counts(pd.DataFrame([columns]), [])
 
 
 def _count_dcase2025(folder: Path) -> Counts:
-    found = clotho.answers(folder)
-    pairs = sum(map(len, found.values()))
-    columns = {"queries here": len(found), "published": 1037, "pairs here": pairs, "pairs published": 3116}
+    answers = clotho.answers(folder)
+    pairs = sum(map(len, answers.values()))
+    columns = {"queries here": len(answers), "published": 1037, "pairs here": pairs, "pairs published": 3116}
     return Counts(pd.DataFrame([columns]), [])
 
 

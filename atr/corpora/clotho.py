@@ -24,7 +24,7 @@ LAYOUT = (
     "clotho_captions_<split>.csv with <split>/ or clotho_audio_<split>/ (split: development, validation, evaluation), "
     "or csv_files/<split>.csv with waveforms/<split>/ (train, val, test), here or in Clotho/"
 )
-COLUMNS = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
+COLUMNS = ("file_name", *csvtable.caption_columns(5))
 SECONDS = (15.0, 30.0)  # shortest and longest clip
 PHI4 = "clotho_captions_development_plus_phi_generated.csv"
 RATE = 44_100  # of the samples in which the metadata tables give a clip's start and end in its recording
@@ -77,16 +77,16 @@ def by_clip(
 ) -> dict[str, dict[str, dict[str, str]]]:
     """The rows of the caption tables, by split and by the clip's name. CorpusError: a file that is listed twice."""
     count = Counter(_stem(row["file_name"]) for rows in tables.values() for row in rows)
-    found: dict[str, dict[str, dict[str, str]]] = {split: {} for split in tables}
+    by_split: dict[str, dict[str, dict[str, str]]] = {split: {} for split in tables}
     for split, rows in tables.items():
         for row in rows:
             name = _stem(row["file_name"])
             clip = name if count[name] == 1 else f"{split}/{name}"
-            if clip in found[split]:
+            if clip in by_split[split]:
                 problem = Problem(f"{paths[split]}, {row['file_name']!r}", "listed twice", "fetch the table again")
                 raise CorpusError("clotho", [problem])
-            found[split][clip] = row
-    return found
+            by_split[split][clip] = row
+    return by_split
 
 
 def _stem(name: str) -> str:
@@ -202,7 +202,7 @@ def phi4(table: Path | None = None) -> list[tuple[str, list[str], list[str]]]:
 
     Raises FileNotFoundError if there is nothing, CorpusError for what cannot be used.
     """
-    columns = [f"caption_{number}" for number in range(1, 11)]
+    columns = csvtable.caption_columns(10)
     rows = csvtable.read_table("phi4", table or files.locate("phi4", None) / PHI4, ("file_name", *columns))
     return [(row["file_name"], [row[c] for c in columns[:5]], [row[c] for c in columns[5:]]) for row in rows]
 
@@ -210,10 +210,10 @@ def phi4(table: Path | None = None) -> list[tuple[str, list[str], list[str]]]:
 def generated(clips: Iterable[str]) -> dict[str, list[str]]:
     """phi-4's captions of training clips of Clotho. ValueError: clips that the table lacks; else as in `phi4`."""
     by_name = {files.normal_spelling(_stem(file)): texts for file, _, texts in phi4()}
-    found = {clip: by_name.get(files.normal_spelling(clip.removeprefix("train/")), []) for clip in clips}
-    if lacking := [clip for clip, texts in found.items() if not texts]:
+    captions = {clip: by_name.get(files.normal_spelling(clip.removeprefix("train/")), []) for clip in clips}
+    if lacking := [clip for clip, texts in captions.items() if not texts]:
         raise ValueError(
-            f"{PHI4}: no captions of {len(lacking)} of {len(found)} training clips, as {lacking[0]!r}; they are "
+            f"{PHI4}: no captions of {len(lacking)} of {len(captions)} training clips, as {lacking[0]!r}; they are "
             "for Clotho alone; if it is that, fetch them again: atr data phi4"
         )
-    return found
+    return captions

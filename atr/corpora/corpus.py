@@ -91,16 +91,16 @@ def no_events() -> pd.DataFrame:
 class Corpus:
     """Clips with their captions, splits and known sound events.
 
-    clips: one row a clip. clip (str, unique), split (one of SPLITS), duration (seconds), digest (hex: the hash of all
+    clips: one row per clip. clip (str, unique), split (one of SPLITS), duration (seconds), digest (hex: the hash of all
         that determines the clip's audio), description (str: clips of one split whose descriptions are equal and not
         empty are relevant to each other's captions).
-    captions: clip, caption. One row or more a clip, in an order that counts.
+    captions: clip, caption. One row or more per clip, in an order that counts.
     events: clip, event, onset, offset (seconds). Empty where unknown.
     read: gives a clip's audio.
     source: origin and licence in one line.
-    found: problems that a loader met before it could build the tables; `problems` lists them with its own.
+    loading_problems: problems that a loader met before it could build the tables; `problems` lists them with its own.
     repeats: a clip may have the same caption twice, as in published data sets; elsewhere that is a problem.
-    heard: the clips that an encoder of the corpus's own is pre-trained on; None: those of its training split.
+    pretraining_clips: those that an encoder of the corpus's own is pre-trained on; None: those of its training split.
     test_only: whether it is there to test on alone, and needs no clips to train on.
     doubts: what may well be a fault but spoils no use of the corpus; `problems` lists them with those of the audio.
 
@@ -150,8 +150,8 @@ class Corpus:
         """All clips for training, but for `count` drawn ones for validation: for a model whose test is elsewhere.
 
         They are drawn from what was not for training, where that suffices, and where it can be from clips whose bytes
-        no other clip has. `heard` stays what the corpus trained on, so
-        that its own encoder, like a published one, is the same with and without clips held out.
+        no other clip has. `pretraining_clips` stay what the corpus trained on, so that its own encoder, like a
+        published one, is the same with and without clips held out.
         """
         if not 0 < count < len(self):
             raise ValueError(f"hold_out is {count}; hold out 1 to {len(self) - 1} of the {len(self)} clips")

@@ -253,7 +253,7 @@ class _CaptionSheet(_Sheet):
             captions = self.captions(row)
             for column, text in captions:
                 if not text:
-                    self.reject([row], "empty caption", "write one, or use one row a caption", column)
+                    self.reject([row], "empty caption", "write one, or use one row per caption", column)
             earlier = first_row.setdefault(tuple(self.rows[row]), row)
             if earlier != row:
                 self.reject([row], f"the same row as line {self.lines[earlier]}", "remove one of them")

@@ -128,6 +128,11 @@ def read_table(name: str, path: Path, required: Iterable[str]) -> list[dict[str,
     return [dict(zip(table.header, cells, strict=True)) for cells in table.rows]
 
 
+def caption_columns(count: int) -> list[str]:
+    """As published tables name them."""
+    return [f"caption_{number}" for number in range(1, count + 1)]
+
+
 def captions_of(row: Mapping[str, str]) -> list[str]:
     """The row's captions in the order of its columns."""
     return [text for column, text in row.items() if CAPTION_COLUMN.fullmatch(column)]

@@ -22,7 +22,7 @@ from atr.corpora import audio, containers, csvtable
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Problem, caption_table, clip_table, no_events
 from atr.system import atomic, hashes, places
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
+SUFFIXES = set(containers.SUFFIXES.values())
 
 
 class Fact(NamedTuple):
@@ -291,7 +291,7 @@ def published_corpus(
 
     lists: split → clip → captions. paths: clip → audio file below `folder`; more than are listed may be there.
     missing: makes the problem of a clip (split, clip) without audio; None: such clips are left out.
-    unclear: clips that several files could be, a problem. stated: the shortest and longest that a clip is by the data
+    unclear: clips that several files could be, a problem. limits: the shortest and longest that a clip is by the data
     set, in seconds; a file that is clearly not gets a warning and is in `Corpus.doubts`, for some that were published
     are not either.
     A file that cannot be used is a problem, and its clip left out.

@@ -73,7 +73,7 @@ def load(root: Folder | None = None, *, captions: Folder | None = None, metadata
 def matches(
     root: Folder | None = None, *, captions: Folder | None = None, metadata: Folder | None = None
 ) -> pd.DataFrame:
-    """What is known of each match, one row a recording, by its number; arguments and errors as in `load`.
+    """What is known of each match, one row per recording, by its number; arguments and errors as in `load`.
 
     clip: its Freesound id; file: the take that is heard, of so many `takes` of ESC-50; clotho_split, clotho_file;
     start, seconds: of Clotho's excerpt in the recording, NaN where its metadata state none; licence: the recording's;

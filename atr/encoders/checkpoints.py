@@ -110,28 +110,28 @@ def read(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         except Exception as error:  # a header that is none ends in any error
             raise ValueError(f"{path}: damaged ({reason(error)}); delete it or fetch it again") from error
-    found = _read_torch(path)
-    while isinstance(found, dict):
-        inner = [name for name in WRAPPERS if isinstance(found.get(name), dict)]
+    state = _read_torch(path)
+    while isinstance(state, dict):
+        inner = [name for name in WRAPPERS if isinstance(state.get(name), dict)]
         if len(inner) > 1:
             raise ValueError(f"{path}: holds {' and '.join(map(repr, inner))}; save the one that you mean by itself")
         if not inner:
             break
-        found = found[inner[0]]
-    if not isinstance(found, dict) or not any(isinstance(tensor, Tensor) for tensor in found.values()):
+        state = state[inner[0]]
+    if not isinstance(state, dict) or not any(isinstance(tensor, Tensor) for tensor in state.values()):
         wrappers = " or ".join(map(repr, WRAPPERS))
         raise ValueError(f"{path}: holds no state dict, neither itself nor as {wrappers}; fetch it again")
-    for name, tensor in found.items():
+    for name, tensor in state.items():
         if not isinstance(name, str):
             raise ValueError(
                 f"{path}: a key is of type {type(name).__name__}; give every tensor a name and save it again"
             )
         if problem := _oddity(tensor):
             raise ValueError(f"{path}: {name[:100]} is {problem}; save it as a plain tensor")
-    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found.values()}
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
     if sum(memory.values()) > path.stat().st_size:
         raise ValueError(f"{path}: states more numbers than it holds; fetch it again")
-    return {name: tensor.detach() for name, tensor in found.items()}
+    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def _oddity(tensor: Any) -> str | None:
@@ -178,8 +178,8 @@ def _read_torch(path: Path) -> Any:
 
 def reason(error: Exception) -> str:
     """One line: torch's own message is long and advises to run the file's code."""
-    found = re.search(r"(?:WeightsUnpickler error:\s*|\n\n)([^\n]+)", str(error))
-    return (found[1] if found else str(error).partition("\n")[0] or type(error).__name__)[:200]
+    match = re.search(r"(?:WeightsUnpickler error:\s*|\n\n)([^\n]+)", str(error))
+    return (match[1] if match else str(error).partition("\n")[0] or type(error).__name__)[:200]
 
 
 def _zip_globals(path: Path) -> set[str]:
@@ -214,7 +214,7 @@ def load(encoder: Any, path: str | Path) -> None:
 
     Prefixes that all names share, such as `module.` (DataParallel) and `_orig_mod.` (torch.compile), are taken off.
     Raises ValueError for tensors which are missing, unexpected or of another shape, but for those that the encoder has
-    no use for; as `check`; and as `encoder.official`, for a file of another frontend. Counts of batches
+    no use for; as `check`; and as the encoder's `official`, for a file of another frontend. Counts of batches
     (`num_batches_tracked`) may be missing: files from before they existed.
     """
     own = encoder.state_dict()
@@ -252,7 +252,7 @@ def _official_names(encoder: Any, path: str | Path, own: Mapping[str, Tensor]) -
     tensors = read(path)
     while True:
         try:
-            named = encoder.official(tensors)
+            named = getattr(encoder, "official", dict)(tensors)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         prefix = next(iter(tensors), "").partition(".")[0] + "."

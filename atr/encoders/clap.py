@@ -1,6 +1,5 @@
 """CLAP as published, an external baseline: its embeddings of audio and captions under this project's evaluation."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from atr.corpora.audio import from_int16
 from atr.encoders import text
+from atr.system import hashes
 from atr.system.packed import RaggedArray
 
 AUDIO_BATCH, TEXT_BATCH = 32, 128
@@ -39,17 +39,17 @@ def folder(name: str, fetch: bool = True) -> Path:
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{name}: a folder without config.json; {TAKES}")
-    found = text.folder(name, fetch, "CLAP model")
+    place = text.folder(name, fetch, "CLAP model")
     try:
-        config = json.loads((found / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
         kind = config.get("model_type")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{found / 'config.json'}: not the configuration of a model ({error}); {TAKES}") from None
+        raise ValueError(f"{place / 'config.json'}: not the configuration of a model ({error}); {TAKES}") from None
     if "training" in config and kind is None:
         raise ValueError(f"{name}: the folder of a run, which --run takes; {TAKES}")
     if kind != "clap":
         raise ValueError(f"{name}: {f'a model of type {kind!r}' if kind else 'no model of transformers'}; {TAKES}")
-    return found
+    return place
 
 
 class Clap:
@@ -165,7 +165,7 @@ _DRAWING = Lock()  # there is one such generator
 @contextmanager
 def drawing_from(seed: int, waveform: np.ndarray) -> Iterator[None]:
     """Numpy's global generator, which the extractor draws from, seeded by seed and samples; put back afterwards."""
-    content = hashlib.sha256(waveform.tobytes()).digest()
+    content = bytes.fromhex(hashes.sha256(waveform.tobytes()))
     with _DRAWING:
         state = np.random.get_state()
         np.random.seed(np.random.SeedSequence([seed, int.from_bytes(content, "little")]).generate_state(4))

@@ -56,8 +56,8 @@ def locate(name: str) -> tuple[str, Path]:
     """Kind and path of `laion:<file>` or `msclap:<file>`: a name alone may lie among the checkpoints of ATR_HOME."""
     kind, _, file = name.partition(":")
     path = Path(file).expanduser()
-    kept = places.home() / "checkpoints" / path
-    return kind, path if path.exists() or not kept.exists() else kept
+    checkpoint = places.home() / "checkpoints" / path
+    return kind, path if path.exists() or not checkpoint.exists() else checkpoint
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

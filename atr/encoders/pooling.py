@@ -107,8 +107,8 @@ class TextAwarePooling(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
         """frames (clips, T, D), mask (clips, T) bool, text (texts, D) → pooled (clips, texts, D)."""
-        heard = self.layer_norm(frames)
-        return self._pool(heard, F.linear(heard, *self._fold()), mask, self._queries(text))
+        sounds = self.layer_norm(frames)
+        return self._pool(sounds, F.linear(sounds, *self._fold()), mask, self._queries(text))
 
     def attention(self, frames: Tensor, mask: Tensor, text: Tensor) -> Tensor:
         """Weights (clips, texts, T) that each caption gives to the frames of each clip; they sum to 1."""
@@ -134,10 +134,10 @@ class TextAwarePooling(nn.Module):
         for clips in _blocks(frames.shape[0], max(1, pairs // texts), alone=self.variant == "code"):
             here = mask[clips]
             last = int(here.any(0).nonzero().max()) + 1  # frames behind all clips of the block
-            here, heard = here[:, :last], self.layer_norm(frames[clips, :last])
-            values, asked = F.linear(heard, *folded), first if clips.start == 0 else queries
+            here, sounds = here[:, :last], self.layer_norm(frames[clips, :last])
+            values, asked = F.linear(sounds, *folded), first if clips.start == 0 else queries
             for rows in _blocks(len(text), texts):
-                pooled = self._pool(heard, values, here, asked[rows])
+                pooled = self._pool(sounds, values, here, asked[rows])
                 length = torch.linalg.vector_norm(pooled, dim=-1).clamp_min(1e-12)
                 result[clips, rows] = torch.einsum("ctd,td->ct", pooled, target[rows]) / length
         return result.T
@@ -149,12 +149,12 @@ class TextAwarePooling(nn.Module):
         """Weight and bias of W_v and W_0 as one layer."""
         return self.w_0.weight @ self.w_v.weight, self.w_0.weight @ self.w_v.bias
 
-    def _weights(self, heard: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
-        scores = queries @ heard.transpose(1, 2)
+    def _weights(self, sounds: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
+        scores = queries @ sounds.transpose(1, 2)
         return scores.masked_fill_(~mask[:, None], float("-inf")).softmax(-1)
 
-    def _pool(self, heard: Tensor, values: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
-        weights = self.dropout(self._weights(heard, mask, queries))
+    def _pool(self, sounds: Tensor, values: Tensor, mask: Tensor, queries: Tensor) -> Tensor:
+        weights = self.dropout(self._weights(sounds, mask, queries))
         return self.layer_norm((weights @ values).add_(self.w_0.bias))
 
 

@@ -14,6 +14,7 @@ from atr import register
 from atr.corpora.corpus import Corpus
 from atr.encoders import registry
 from atr.encoders.audio.compact import ENCODER_VERSION, Compact
+from atr.encoders.inputs import log_mels
 from atr.encoders.pooling import frame_mask
 from atr.system import devices, hashes, packed, places, store
 
@@ -34,10 +35,10 @@ def labels(corpus: Corpus, events: list[str]) -> Tensor:
 
 def default_epochs() -> int:
     """EPOCHS, or what ATR_PRETRAINING_EPOCHS says; ValueError where that is no number from 1."""
-    given = os.environ.get("ATR_PRETRAINING_EPOCHS") or str(EPOCHS)
-    if not given.isdecimal() or not int(given):
-        raise ValueError(f"ATR_PRETRAINING_EPOCHS: {given!r}; give a whole number from 1")
-    return int(given)
+    value = os.environ.get("ATR_PRETRAINING_EPOCHS") or str(EPOCHS)
+    if not value.isdecimal() or not int(value):
+        raise ValueError(f"ATR_PRETRAINING_EPOCHS: {value!r}; give a whole number from 1")
+    return int(value)
 
 
 def name_line(events: list[str]) -> str:
@@ -48,8 +49,8 @@ def name_line(events: list[str]) -> str:
 def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int = 0) -> tuple[str, int]:
     """Key in the store of what `weights` makes, and the number of epochs. ValueError if the corpus knows no events."""
     epochs = epochs or default_epochs()
-    sounds, heard = corpus.pretraining_key
-    if not heard:
+    sounds, events = corpus.pretraining_key
+    if not events:
         raise ValueError(
             f"{corpus.name}: knows no sound events to pre-train {name} on; set audio_weights to a file (say, of "
             'atr.encoders.pretraining.weights(atr.load_corpus("soundscapes"), …)), or training to "scratch"'
@@ -57,7 +58,7 @@ def location(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int 
     recipe = (PRETRAINING_VERSION, epochs, BATCH_SIZE, LEARNING_RATE, seed)
     code = register.code("encoder", name)
     own = [code] if code else []
-    key = hashes.content_key(name, ENCODER_VERSION, _shapes(name, code), sounds, heard, recipe, *own)
+    key = hashes.content_key(name, ENCODER_VERSION, _shapes(name, code), sounds, events, recipe, *own)
     return key, epochs
 
 
@@ -83,8 +84,6 @@ def weights(corpus: Corpus, name: str, *, epochs: int | None = None, seed: int =
     events = sorted(part.events["event"].unique())
 
     def build(folder: Path) -> None:
-        from atr.encoders.inputs import log_mels  # `features` needs this module for its "pretrained" weights
-
         with torch.random.fork_rng(), devices.threads(os.cpu_count() or 1):
             torch.manual_seed(seed)
             encoder = registry.build(name, augment="specaugment")
@@ -110,11 +109,11 @@ def train(
         for _ in range(epochs):
             order, total = generator.permutation(len(features)), 0.0
             for step in range(steps):
-                chosen = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
-                batch, lengths = features.batch(chosen)
+                rows = order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+                batch, lengths = features.batch(rows)
                 batch = batch.masked_fill(~frame_mask(lengths, batch.shape[1])[:, :, None], SILENCE)
-                target = targets[chosen]
-                share = torch.from_numpy(generator.beta(0.5, 0.5, (len(chosen), 1)).astype(np.float32))
+                target = targets[rows]
+                share = torch.from_numpy(generator.beta(0.5, 0.5, (len(rows), 1)).astype(np.float32))
                 batch = share[:, :, None] * batch + (1 - share[:, :, None]) * batch.flip(0)
                 lengths = torch.maximum(lengths, lengths.flip(0))
                 target = share * target + (1 - share) * target.flip(0)

@@ -22,7 +22,8 @@ class AudioEncoder(Protocol):
     One that was trained on sounds of one length may also state `window`, that length in seconds, and `short`, what it
     prefers of a shorter sound: "repeat" it to the window, "pad" it with zeros, or None: hear it as it is. Both count
     where sounds are heard in windows alone (`atr.Embedder`). What attention looks at (`atr.analysis.attention`) is
-    known of one that also has `frame_times(count)`, the time of each frame's centre in seconds, (count,).
+    known of one that also has `frame_times(count)`, the time of each frame's centre in seconds, (count,). Where
+    official checkpoint files name tensors otherwise, a static `official(tensors)` gives them under the encoder's names.
 
     With `lengths`, in evaluation mode, a clip's frames depend neither on what else is in its batch nor on what lies
     behind its end. Without, every clip is as long as the tensor.
@@ -33,11 +34,6 @@ class AudioEncoder(Protocol):
     cached: bool  # training reads cached features of the frontend, not waveforms
     head_hidden: int  # hidden width of the audio head, in units of the shared dimension (Mei et al. 2022)
     dropped: tuple[str, ...]  # how names of official tensors begin that this encoder has no use for
-
-    @staticmethod
-    def official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of an official checkpoint file under this encoder's names."""
-        ...
 
     def frontend(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, samples), lengths (B,) in samples → (B, bands, frames), as the official model sees it."""
@@ -83,9 +79,9 @@ def build(
     tensors or hold others.
     """
     if name not in AUDIO_ENCODERS:
-        known = ", ".join(AUDIO_ENCODERS)
+        names = ", ".join(AUDIO_ENCODERS)
         raise ValueError(
-            f"audio_encoder: unknown {name!r}; known: {known}; one of your own: first atr.extend(<its file>)"
+            f"audio_encoder: unknown {name!r}; known: {names}; one of your own: first atr.extend(<its file>)"
         )
     options = {}
     if pooling not in ("max_mean", "mean"):

@@ -92,10 +92,10 @@ def fingerprint(path: Path) -> str:
 
 def files(path: Path) -> list[Path]:
     """What a model folder is loaded from. FileNotFoundError: no weights among it."""
-    found = [file for pattern in ("*.json", "*.txt", "*.model") for file in path.glob(pattern)]
+    others = [file for pattern in ("*.json", "*.txt", "*.model") for file in path.glob(pattern)]
     if not (weights := _weights(path)):
         raise FileNotFoundError(f"{path}: no .safetensors weights; save the model with save_pretrained")
-    return sorted(found + weights)
+    return sorted(others + weights)
 
 
 def _weights(path: Path) -> list[Path]:
@@ -151,28 +151,28 @@ def tokenizer(path: Path, words: int) -> Any:
     from transformers import AutoTokenizer
 
     with naming(path):
-        found = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    if len(found) < words / 2:
+        result = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if len(result) < words / 2:
         raise ValueError(
-            f"{path}: a tokenizer of {len(found):,} words, where the model has {words:,}; save or fetch it again, with "
-            "tokenizer.json or its vocabulary"
+            f"{path}: a tokenizer of {len(result):,} words, where the model has {words:,}; save or fetch it again, "
+            "with tokenizer.json or its vocabulary"
         )
-    return found
+    return result
 
 
 def _integers(file: Path) -> list[str]:
     """Weights and biases of a file that are not kept in floating point, which transformers would take as they are."""
     if file.name == PICKLED:
         kinds = {name: tensor.dtype for name, tensor in checkpoints.read(file).items()}
-        known: tuple = checkpoints.FLOATS
+        floats: tuple = checkpoints.FLOATS
     else:
         with safe_open(file, "pt") as tensors:
             kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
-        known = ("F16", "BF16", "F32", "F64")
+        floats = ("F16", "BF16", "F32", "F64")
     return [
         f"{name} is {kind}"
         for name, kind in kinds.items()
-        if ("weight" in name or "bias" in name) and "index" not in name and kind not in known
+        if ("weight" in name or "bias" in name) and "index" not in name and kind not in floats
     ]
 
 
@@ -259,8 +259,8 @@ class TextEncoder(nn.Module):
         order = np.argsort(tokens.lengths, kind="stable")  # batches of like length
         result: list[np.ndarray] = [np.empty(0)] * len(captions)
         for start in range(0, len(order), 128):
-            chosen = order[start : start + 128]
-            batch, lengths = tokens.batch(chosen)
+            places = order[start : start + 128]
+            batch, lengths = tokens.batch(places)
             mask = frame_mask(lengths, batch.shape[1])
             batch, mask = batch.masked_fill(~mask, self.padding).to(device), mask.to(device)
             output = self.model(input_ids=batch, attention_mask=mask.long(), output_hidden_states=True)
@@ -272,9 +272,9 @@ class TextEncoder(nn.Module):
                     raise ValueError("text_layers: this model's top layers cannot run alone; use None to train all")
             if below is None:
                 hidden, lengths = self.pool(hidden, mask)[:, None], torch.ones_like(lengths)
-            for row, states, length in zip(chosen, hidden.cpu().numpy(), lengths.tolist(), strict=True):
+            for row, states, length in zip(places, hidden.cpu().numpy(), lengths.tolist(), strict=True):
                 result[row] = states[:length].copy()
-            bar.update(len(chosen))
+            bar.update(len(places))
         self.train(was_training)
         return result
 

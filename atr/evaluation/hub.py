@@ -18,12 +18,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from atr.corpora import SPLITS, audiocaps, catalogue, clotho, csvtable, files
+from atr.corpora.containers import SUFFIXES
 from atr.evaluation import protocols
 from atr.system import atomic, download, places
 from atr.system.download import DownloadError, File
 
 AUDIO = "audio.bytes"
-SUFFIXES = {"WAV": ".wav", "WAVEX": ".wav", "FLAC": ".flac", "OGG": ".ogg", "MP3": ".mp3"}  # by soundfile's formats
 READERS, BLOCK = 16, 1 << 16  # tables read at a time; bytes asked for at a time
 REVISIONS = {
     "OpenSound/AudioCaps": "b29b3243d6ce49c2cd0d48d4b5f0701ae7969ded",

@@ -237,12 +237,12 @@ class Ray:
         if self.connected_here:
             self.ray.shutdown()
 
-    def _share(self, *given: Any) -> Any:
+    def _share(self, *contents: Any) -> Any:
         """Put what several calls are given into the cluster once, with what a process needs to be like this one."""
         environment = {"ATR_HOME": str(home().resolve()), "ATR_RESULTS": str(results_home().resolve())}
         if "ATR_PRETRAINING_EPOCHS" in os.environ:
             environment["ATR_PRETRAINING_EPOCHS"] = os.environ["ATR_PRETRAINING_EPOCHS"]
-        return self.ray.put((register.Extensions(), environment, os.getcwd(), hashes.file_hashes, given))
+        return self.ray.put((register.Extensions(), environment, os.getcwd(), hashes.file_hashes, contents))
 
     def _submit(self, shared: Any, function: Callable, *arguments: Any, **options: Any) -> Any:
         takes = {"num_cpus": 1, "num_gpus": self.resources.get("GPU", 0), "max_retries": RETRIES}
@@ -266,8 +266,8 @@ class Ray:
                 try:
                     problem = self.ray.get(look, timeout=PROBE_SECONDS)
                 except self.ray.exceptions.RayError as error:
-                    said = str(error).strip().splitlines() or [type(error).__name__]
-                    problem = f"cannot start a process with this package ({said[-1]}); "
+                    lines = str(error).strip().splitlines() or [type(error).__name__]
+                    problem = f"cannot start a process with this package ({lines[-1]}); "
                     problem += "install it and the files of atr.extend there as they are here"
                 if problem:
                     problems.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {problem}")
@@ -277,12 +277,12 @@ class Ray:
 
 def _there(shared: tuple, function: Callable, *arguments: Any) -> Any:
     """Call a function on another machine as it would be called on that of the caller."""
-    _, environment, folder, file_hashes, given = shared
+    _, environment, folder, file_hashes, contents = shared
     os.environ.update(environment)
     with suppress(OSError):
         os.chdir(folder)
     hashes.file_hashes.update(file_hashes)
-    return function(*given, *arguments)
+    return function(*contents, *arguments)
 
 
 def _fit(corpus: Corpus, config: RunConfig, options: dict[str, Any]) -> str:
@@ -303,7 +303,9 @@ def _look(probes: list[Path], expected: dict[str, str]) -> str:
             return f"does not see {folder}; set ATR_HOME and ATR_RESULTS to folders that all machines share"
         with suppress(Timeout), FileLock(probe, timeout=0):
             return f"{folder}: {LOCK_NOTE}"
-    other = [f"{name} {found}, not {expected[name]}" for name, found in software().items() if found != expected[name]]
+    other = [
+        f"{name} {version}, not {expected[name]}" for name, version in software().items() if version != expected[name]
+    ]
     return f"has {', '.join(other)}; use the same checkout and environment on all machines" if other else ""
 
 

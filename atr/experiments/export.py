@@ -19,13 +19,13 @@ def flat(run: Run) -> dict[str, Any]:
     JSON.
     """
     config = run.config.to_dict()
-    kept = ("seconds", "device", "platform", "threads", "commit", "versions")
+    facts = ("seconds", "device", "platform", "threads", "commit", "versions")
     parts: dict[str, Mapping[str, Any]] = {
         "": {"address": run.address},
         "config.": {name: _json(value) if name in run.config.needs() else value for name, value in config.items()},
         "test.": run.metrics,
         "validation.": run.validation,
-        "run.": {"best_epoch": run.best_epoch} | {name: run.environment.get(name) for name in kept},
+        "run.": {"best_epoch": run.best_epoch} | {name: run.environment.get(name) for name in facts},
     }
     return {prefix + name: value for prefix, part in parts.items() for name, value in leaves(part).items()}
 

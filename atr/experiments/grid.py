@@ -160,12 +160,12 @@ def run_all(
     # A cluster may have a GPU where this machine has none.
     here = devices.resolve_device("auto" if executor == "ray" and device == "cuda" else device)
     options = {"root": root, "runs": runs, "track": tracking.trackers_of(track)}
-    outcome, tasks, new, known = Runs([], []), dict[str, Task](), list[Task](), set[str]()
+    outcome, tasks, new, keys = Runs([], []), dict[str, Task](), list[Task](), set[str]()
     start = partial(executors.EXECUTORS[executor], device, workers, runs)
     with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar, loaded_once():
         for config in configs:
             _join(config, outcome, tasks, new, root, runs, quiet)
-        known.update(map(key, configs))
+        keys.update(map(key, configs))
         bar.update(len(outcome.failures))
         with closing(_run_tasks(new, start, here, options, quiet)) as ended:
             for task, reason in ended:
@@ -181,8 +181,8 @@ def run_all(
                     if done and on_run is not None:
                         on_run(outcome.configs[place], run)
                 for config in () if new else further():  # once after all that is at hand
-                    if key(config) not in known:
-                        known.add(key(config))
+                    if key(config) not in keys:
+                        keys.add(key(config))
                         _join(config, outcome, tasks, new, root, runs, quiet)
                         bar.total = len(outcome)
     return outcome

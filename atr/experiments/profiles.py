@@ -98,9 +98,9 @@ class Profile:
 
         people, loaded = places.place("ATR_PEOPLE"), {}
         for title, options in self.external.items():
-            given = people if options["name"] == "people" else None
+            folder = people if options["name"] == "people" else None
             try:
-                loaded[title] = corpus_of({"name": "csv", "split": "test"} if given else options, given or self.root)
+                loaded[title] = corpus_of({"name": "csv", "split": "test"} if folder else options, folder or self.root)
             except FileNotFoundError as error:
                 line = "; ".join(str(error).splitlines())
                 own = "; or set ATR_PEOPLE to a folder of recordings with captions.csv" * (options["name"] == "people")
@@ -140,10 +140,10 @@ class Profile:
 
     def _place_of(self, variable: str, name: str, otherwise: str) -> Path:
         """What an environment variable names, else where the data set `name` lies; ValueError with the mend."""
-        if given := places.place(variable, file=variable == "ATR_CAPTIONS"):
-            if not given.exists():
-                raise ValueError(f"{variable}: {given}: no such file or folder; {otherwise}")
-            return given
+        if path := places.place(variable, file=variable == "ATR_CAPTIONS"):
+            if not path.exists():
+                raise ValueError(f"{variable}: {path}: no such file or folder; {otherwise}")
+            return path
         from atr.corpora import catalogue
 
         try:

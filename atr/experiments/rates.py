@@ -5,7 +5,7 @@ A method is a config. Short runs of one seed, a quarter of its epochs, try rates
 ones while the best lies at an edge; the seeds then train at the best, and one of them for twice the epochs too.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from atr.config import RunConfig
-from atr.corpora import corpus_of, loaded_once
+from atr.corpora import loaded_once, remembered
 from atr.corpora.corpus import Corpus
 from atr.experiments.profiles import Profile
 from atr.training import fit, identity
@@ -49,31 +49,29 @@ class RateSearch:
 
     @property
     def _twice(self) -> list:
-        found = list(self.methods if self.twice is None else self.twice)
-        return found[:1] if self.profile.quick else found
+        names = list(self.methods if self.twice is None else self.twice)
+        return names[:1] if self.profile.quick else names
 
     @cached_property
     def _memory(self) -> dict[Any, Any]:
-        """Runs by their config, their scores, corpora by their options: what does not change any more."""
+        """Runs by their config, and their scores: what does not change any more."""
         return {}
+
+    @cached_property
+    def _corpus_of(self) -> Callable[[Mapping[str, Any]], Corpus]:
+        return remembered(self.profile.root)
 
     def _seeds(self, name: Hashable) -> Sequence[int]:
         return self.seeds[name] if isinstance(self.seeds, Mapping) else self.seeds
-
-    def _corpus(self, config: RunConfig) -> Corpus:
-        key = str(config.corpus)
-        if key not in self._memory:
-            self._memory[key] = corpus_of(config.corpus, self.profile.root)
-        return self._memory[key]
 
     def _run(self, config: RunConfig) -> Run | None:
         """Its run if it has ended, well or by diverging."""
         key = str(config.to_dict())
         if key not in self._memory:
+            profile = self.profile
             try:
-                run = identity.locate(
-                    config, self._corpus(config), self.profile.runs, fetch=False, root=self.profile.root
-                )
+                corpus = self._corpus_of(config.corpus)
+                run = identity.locate(config, corpus, profile.runs, fetch=False, root=profile.root)
             except (ValueError, OSError):
                 return None
             if not (fit.at_hand(run, config) or run.diverged):
@@ -89,16 +87,16 @@ class RateSearch:
         """The short runs of a method's search by their rate, in steps from the usual one."""
         name = self.like.get(name, name)
         method, seed = self.methods[name], self._seeds(name)[0]
-        found = {step: _short(method, step, seed) for step in self.profile.tries}
+        tries = {step: _short(method, step, seed) for step in self.profile.tries}
         while (
-            len(found) > 2 and None not in (scores := {step: self._score(one) for step, one in found.items()}).values()
+            len(tries) > 2 and None not in (scores := {step: self._score(one) for step, one in tries.items()}).values()
         ):
-            best, steps = _best(scores), sorted(found)
+            best, steps = _best(scores), sorted(tries)
             beyond = {steps[0]: steps[0] - 1, steps[-1]: steps[-1] + 1}.get(best)
             if beyond is None or abs(beyond) > FURTHEST:
                 break
-            found[beyond] = _short(method, beyond, seed)
-        return dict(sorted(found.items()))
+            tries[beyond] = _short(method, beyond, seed)
+        return dict(sorted(tries.items()))
 
     def _score(self, config: RunConfig) -> float | None:
         """Validation mAP@10 of a try; None before it has ended."""
@@ -139,12 +137,12 @@ class RateSearch:
         """What can run now: the tries of searches under way, and all of methods whose search has ended."""
         return self._grid([name for name in self.methods if self.best(name) is not None])
 
-    def _grid(self, known: list) -> list[RunConfig]:
+    def _grid(self, names: list) -> list[RunConfig]:
         with loaded_once():
             tries = [config for name in self.methods for config in self.tries(name).values()]
             tries = [config for config in tries if self._score(config) != -np.inf]
-            doubled = [self.double_epochs(name) for name in self._twice if name in known]
-            runs = [*(config for name in known for config in self.seeded(name)), *tries, *doubled, *self.others]
+            doubled = [self.double_epochs(name) for name in self._twice if name in names]
+            runs = [*(config for name in names for config in self.seeded(name)), *tries, *doubled, *self.others]
         return list({str(config.to_dict()): config for config in runs}.values())
 
     def table(self, names: Sequence[str]) -> pd.DataFrame:
@@ -153,18 +151,12 @@ class RateSearch:
         """
         rows = []
         for name in self.methods:
-            if name in self.like:
-                continue
-            for step, config in self.tries(name).items():
+            for step, config in self.tries(name).items() if name not in self.like else ():
                 score = self._score(config)
                 score = np.nan if score is None or np.isinf(score) else score
-                row = {
-                    "rate": config.rate("heads"),
-                    "validation mAP@10": score,
-                    "chosen": "yes" * (step == self.best(name)),
-                }
-                rows.append(dict(zip(names, _words(name), strict=True)) | row)
-        return pd.DataFrame(rows).set_index(list(names)) if rows else pd.DataFrame(columns=[*names])
+                row = {"rate": config.rate("heads"), "validation mAP@10": score}
+                rows.append((name, row | {"chosen": "yes" * (step == self.best(name))}))
+        return _by_name(names, rows) if rows else pd.DataFrame(columns=[*names])
 
     def sensitivity(self, names: Sequence[str]) -> pd.DataFrame:
         """One row per method. span: largest by smallest rate whose try came within `CLOSE` points of the best; failed:
@@ -175,13 +167,12 @@ class RateSearch:
         for name in self.methods:
             scores = {step: self._score(config) or -np.inf for step, config in self.tries(name).items()}
             near = [step for step, score in scores.items() if score > max(scores.values()) - CLOSE] or [0]
-            found = [run.validation[METRIC] for config in self.seeded(name) if (run := self._run(config))]
-            failed = sum(score < max(found) / 2 for score in found)
-            share = stats.binomtest(failed, len(found)).proportion_ci(0.95)
-            row = {"span": STEP ** (max(near) - min(near)), "failed": failed, "seeds": len(found)}
-            row |= {"failed_low": 100 * share.low, "failed_high": 100 * share.high}
-            rows.append(dict(zip(names, _words(name), strict=True)) | row)
-        return pd.DataFrame(rows).set_index(list(names))
+            finals = [run.validation[METRIC] for config in self.seeded(name) if (run := self._run(config))]
+            failed = sum(score < max(finals) / 2 for score in finals)
+            share = stats.binomtest(failed, len(finals)).proportion_ci(0.95)
+            row = {"span": STEP ** (max(near) - min(near)), "failed": failed, "seeds": len(finals)}
+            rows.append((name, row | {"failed_low": 100 * share.low, "failed_high": 100 * share.high}))
+        return _by_name(names, rows)
 
     def budget(self, names: Sequence[str]) -> pd.DataFrame:
         """One row per method: validation mAP@10 of its first seed after its epochs and after twice as many, in percent,
@@ -194,11 +185,8 @@ class RateSearch:
                 continue
             scores = once.validation[METRIC], twice.validation[METRIC]
             row = {"epochs": once.config.epochs, "once": scores[0], "twice": scores[1]}
-            rows.append(
-                dict(zip(names, _words(name), strict=True)) | row | {"converged": scores[1] - scores[0] < ENOUGH}
-            )
-        columns = [*names, "epochs", "once", "twice", "converged"]
-        return pd.DataFrame(rows, columns=columns).set_index(list(names))
+            rows.append((name, row | {"converged": scores[1] - scores[0] < ENOUGH}))
+        return _by_name(names, rows, ("epochs", "once", "twice", "converged"))
 
 
 def _best(scores: Mapping[int, float | None]) -> int:
@@ -206,8 +194,10 @@ def _best(scores: Mapping[int, float | None]) -> int:
     return max(scores, key=lambda step: (scores[step], -abs(step)))
 
 
-def _words(name: Any) -> tuple:
-    return name if isinstance(name, tuple) else (name,)
+def _by_name(names: Sequence[str], rows: Sequence[tuple[Any, dict]], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows by their methods' names, which are the index; with `columns` also where there are no rows."""
+    table = [dict(zip(names, name if isinstance(name, tuple) else (name,), strict=True)) | row for name, row in rows]
+    return pd.DataFrame(table, columns=[*names, *columns] if columns else None).set_index(list(names))
 
 
 def at_step(config: RunConfig, step: int) -> RunConfig:

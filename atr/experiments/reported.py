@@ -26,12 +26,12 @@ class RunTests:
 
 def addresses(results: Path, stem: str) -> list[str]:
     """Of the runs behind the table that is named as a notebook is, and behind its claims."""
-    found: set[str] = set()
+    runs: set[str] = set()
     for name in (stem, f"{stem[:2]}_claims"):
         path = results / "tables" / f"{name}.json"
         if path.is_file():
-            found |= set(json.loads(path.read_text(encoding="utf-8"))["runs"])
-    return sorted(found)
+            runs |= set(json.loads(path.read_text(encoding="utf-8"))["runs"])
+    return sorted(runs)
 
 
 def write(runs: Iterable[Run], path: Path) -> None:
@@ -58,16 +58,16 @@ def read(path: Path) -> dict[str, RunTests]:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         texts = {name: str(array) for name, array in arrays.items() if "/" not in name}
-        found = {address: RunTests(from_dict(json.loads(text)), {}) for address, text in texts.items()}
+        runs = {address: RunTests(from_dict(json.loads(text)), {}) for address, text in texts.items()}
         for place in {name.rpartition("/")[0] for name in arrays if "/" in name}:
             address, _, corpus = place.partition("/")
             t2a, a2t, relevance = (_large(arrays[f"{place}/{part}"]) for part in ("t2a", "a2t", "relevance"))
-            found[address].tests[corpus] = ExternalTest(Ranks(t2a, a2t), relevance)
+            runs[address].tests[corpus] = ExternalTest(Ranks(t2a, a2t), relevance)
     except FileNotFoundError:
         raise
     except Exception as error:  # of NumPy, zipfile, zlib, json
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}); fetch it again: git checkout") from error
-    return found
+    return runs
 
 
 def _large(array: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def namespace(notebook: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
 def plan(
     paths: Sequence[Path],
-    profile: str,
+    profile_name: str,
     seeds: Sequence[int] | None = None,
     strict: bool = False,
 ) -> pd.DataFrame:
@@ -65,19 +65,19 @@ def plan(
 
     Trains and fetches nothing. strict: CorpusError for a corpus that is there and has problems.
     """
-    chosen = get_profile(profile)
+    profile = get_profile(profile_name)
     rows: dict[str, dict[str, Any]] = {}
     with loaded_once():
         for path in paths:
-            for config in grid(path, {"profile_name": profile, "seeds": list(seeds) if seeds else None}):
+            for config in grid(path, {"profile_name": profile_name, "seeds": list(seeds) if seeds else None}):
                 if (own := key(config)) not in rows:
-                    corpus = _corpus(config, chosen, strict)
+                    corpus = _corpus(config, profile, strict)
                     size = planning.size(config, corpus)
                     rows[own] = {
                         "notebooks": "",
                         "run": describe(config),
                         "epochs": sum(part.epochs for part in config.parts()),
-                        "finished": _is_finished(config, corpus, chosen),
+                        "finished": _is_finished(config, corpus, profile),
                         "seconds": planning.seconds(config, size),
                         "config": config,
                         "size": size,
@@ -225,8 +225,8 @@ def execute(path: Path, profile: str, parameters: dict[str, Any]) -> Path:
     folder = get_profile(profile).results / "notebooks"
     target, partial = folder / path.name, folder / f"{path.stem}.failed.ipynb"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    found = [str(places.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {"PYTHONPATH": os.pathsep.join(found), "ATR_NOTEBOOK": code(nbformat.read(path, as_version=4))}
+    folders = [str(places.PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"PYTHONPATH": os.pathsep.join(folders), "ATR_NOTEBOOK": code(nbformat.read(path, as_version=4))}
     note("opened", path.stem)
     try:
         with atomic.writing(target):
@@ -256,33 +256,33 @@ def execute(path: Path, profile: str, parameters: dict[str, Any]) -> Path:
     return target
 
 
-def commit_reference(profile: str, numbers: Sequence[str] = ()) -> Path:
+def commit_reference(profile_name: str, numbers: Sequence[str] = ()) -> Path:
     """Copy a profile's tables, figures and executed notebooks to `results/reference/<profile>/`, and the ranks of the
     runs that they report (`experiments.reported`); those of the numbered notebooks alone leave the others' there as
     they are.
     """
-    chosen = get_profile(profile)
-    source = chosen.results
-    target = places.results_home() / "reference" / profile
+    profile = get_profile(profile_name)
+    source = profile.results
+    target = places.results_home() / "reference" / profile_name
     parts = ("tables", "figures", "notebooks")
-    paths = [path for path in notebooks(numbers, chosen) if numbers or path.stem[:2] != TIMED]
+    paths = [path for path in notebooks(numbers, profile) if numbers or path.stem[:2] != TIMED]
     missing = [path.name for path in paths if not (source / "notebooks" / path.name).is_file()]
     if missing:
-        raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile}")
+        raise StudyError(f"{source}: not run yet: {', '.join(missing)}; first: atr study --profile {profile_name}")
     own = {path.stem[:2] for path in paths}
-    reported = {path.stem[:2]: [Run(chosen.runs / name) for name in addresses(source, path.stem)] for path in paths}
+    reported = {path.stem[:2]: [Run(profile.runs / name) for name in addresses(source, path.stem)] for path in paths}
     gone = [run.path for runs in reported.values() for run in runs if not run.finished]
     if gone:
         raise StudyError(
-            f"{gone[0]}: {len(gone)} runs behind the tables are gone; first: atr study --profile {profile}"
+            f"{gone[0]}: {len(gone)} runs behind the tables are gone; first: atr study --profile {profile_name}"
         )
 
     def fill(fresh: Path) -> None:
         for part in parts:
             (fresh / part).mkdir()
             made = [path for path in (source / part).iterdir() if not numbers or path.name[:2] in own]
-            kept = [path for path in (target / part).glob("*") if numbers and path.name[:2] not in own]
-            for path in made + kept:
+            others = [path for path in (target / part).glob("*") if numbers and path.name[:2] not in own]
+            for path in made + others:
                 if path.is_file() and not path.name.startswith(".") and not path.name.endswith(".failed.ipynb"):
                     shutil.copy2(path, fresh / part)
         (fresh / "ranks").mkdir()
@@ -310,8 +310,8 @@ def executed(path: Path) -> nbformat.NotebookNode | None:
 def parameters(copy: nbformat.NotebookNode | None) -> dict[str, Any]:
     """What a notebook was executed with."""
     injected = [cell.source for cell in copy.cells if "injected-parameters" in _tags(cell)] if copy else []
-    given = ast.parse("\n".join(injected)).body
-    return {line.targets[0].id: ast.literal_eval(line.value) for line in given}  # type: ignore[attr-defined]
+    lines = ast.parse("\n".join(injected)).body
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}  # type: ignore[attr-defined]
 
 
 def code(notebook: nbformat.NotebookNode) -> str:

@@ -131,7 +131,7 @@ class PenaltySettings:
         return UniformityPenalty(assignment, self.histogram, self.scale, self.dims, self.cover)
 
     def fingerprint(self, train: bool = True, quiet: bool = True) -> dict[str, str]:
-        """{"voxels": hash of the network's weights}, empty where there are none; FileNotFoundError: see `trained`."""
+        """{"voxels": hash of the network's weights}, empty where there are none. Errors: see `network_folder`."""
         if self.estimator != "network":
             return {}
         return {"voxels": hashes.file_hash(network_folder(0, self.recipe, quiet, train) / "weights.safetensors")}

@@ -181,7 +181,7 @@ def relevant_pairs(relevance: Relevance, shape: tuple[int, int] | None = None) -
     if array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and array.size:
         expected = shape or (len(array), int(array.max()) + 1)
         if len(array) != expected[0]:
-            raise ValueError(f"relevance has {len(array)} rows for {expected[0]} captions; give one clip a caption")
+            raise ValueError(f"relevance has {len(array)} rows for {expected[0]} captions; give one clip per caption")
         outside = (array < 0) | (array >= expected[1])
         _none_of(outside, "caption", f"clip outside 0 to {expected[1] - 1}", "index clips")
         captions, clips = np.arange(len(array)), array.astype(np.int64)
@@ -190,7 +190,7 @@ def relevant_pairs(relevance: Relevance, shape: tuple[int, int] | None = None) -
     elif array.ndim == 2 and array.dtype == bool and all(array.shape):
         expected = shape or (array.shape[0], array.shape[1])
         if array.shape != expected:
-            raise ValueError(f"relevance is {array.shape}, (captions, clips) is {expected}; give one row a caption")
+            raise ValueError(f"relevance is {array.shape}, (captions, clips) is {expected}; give one row per caption")
         captions, clips = array.nonzero()
         clipless = np.bincount(captions, minlength=expected[0]) == 0
         _none_of(clipless, "caption", "no relevant clip", "mark its clip or drop it")

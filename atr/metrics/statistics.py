@@ -76,7 +76,7 @@ def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation (ddof 1) over seeds; the deviation of a single seed is NaN, as it has none."""
     array = np.asarray(values, dtype=float)
     if array.ndim != 1 or not array.size:
-        raise ValueError(f"values have shape {array.shape}; give one number a seed")
+        raise ValueError(f"values have shape {array.shape}; give one number per seed")
     return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else float("nan")
 
 
@@ -267,7 +267,7 @@ def expected_range(size: int) -> float:
 
 
 def range_p(spread: float, deviation: float, size: int, freedom: int) -> float:
-    """Chance that `size` equal groups range as widely as `found` or more: Tukey's studentised range.
+    """Chance that `size` equal groups range as widely as `spread` or more: Tukey's studentised range.
 
     deviation: over seeds, estimated with so many degrees of freedom; NaN where there are none.
     """

@@ -226,7 +226,7 @@ def ceiling(batch_size: int, dims: int = 8) -> float:
 def matrix(x: Tensor, name: str = "x") -> Tensor:
     """x as (N, D) of float32 or float64; ValueError if it is no such matrix or holds what is not finite."""
     if x.ndim != 2:
-        raise ValueError(f"{name} is {tuple(x.shape)}; give a matrix (N, D), a point a row")
+        raise ValueError(f"{name} is {tuple(x.shape)}; give a matrix (N, D), a point per row")
     x = x.detach() if x.dtype == torch.float64 else x.detach().float()
     if not x.isfinite().all():
         raise ValueError(f"{name} {tuple(x.shape)} holds NaN or infinity; look for the epoch that diverged")

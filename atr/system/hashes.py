@@ -47,13 +47,18 @@ def sha256(content: str | bytes) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read now."""
+def file_sha256(path: Path, size: int | None = None) -> str:
+    """SHA-256 of a file's bytes, or of so many at its beginning, read now."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if size is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, size, BLOCK):
+            digest.update(file.read(min(BLOCK, size - start)))
+        return digest.hexdigest()
 
 
-file_hashes: dict[tuple[str, int, int], str] = {}  # (path, size, time of change) → SHA-256; `runs` hands it to workers
+file_hashes: dict[tuple[str, int, int], str] = {}  # (path, size, time of change) → SHA-256; workers are sent it
 
 
 def file_hash(path: Path) -> str:

@@ -30,7 +30,7 @@ def epoch_batches(
     captions drawn at random; "all_captions" visits every pair (Mei et al. 2022). The last incomplete batch is dropped
     unless it is the only one or `drop_last` is False.
 
-    mining: "easy", "random" or "hard" puts the epoch's pairs into batches by `mining.mine`, so that no batch holds a
+    mining: "easy", "random" or "hard" puts the epoch's pairs into batches by `mine`, so that no batch holds a
     clip twice, keeps them all, and visits them in random order, since those built last are leftovers.
     embeddings: (captions, D) ancillary embeddings, needed for "easy" and "hard".
     """
@@ -86,7 +86,7 @@ def mine(
                 with the least or greatest sum of cosines to the batch so far (greedy, for equations 2 and 3).
                 "random": pairs in random order go each to the first batch that has room and not their clip
     seed        one or several integers for `numpy.random.default_rng`; random batches of one caption a clip are those
-                of `sampling.epoch_batches` for the seed (seed, epoch, 1)
+                of `epoch_batches` for the seed (seed, epoch, 1)
     parallel    batches that grow side by side: they pick in turn, and a pair that two want goes to the one that was
                 started first, while the other takes its next best. Default for "easy": all, as those built last would
                 be left with pairs that are all alike, and the whole worse than random. For "hard": a sixteenth of the

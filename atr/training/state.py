@@ -1,7 +1,6 @@
 """What an unfinished run goes on from, after a kill or a pause: written after each epoch, sealed by its digest."""
 
 import errno
-import hashlib
 import math
 import pickle
 import time
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atr.system import atomic, store
+from atr.system import atomic, hashes
 
-SEAL = b"SHA-256:"  # behind a state, before the digest of all before it
+SEAL, DIGEST_BYTES = b"SHA-256:", 32  # behind a state, before the digest of all before it
 
 
 @dataclass
@@ -74,8 +73,8 @@ def _save(state: State, path: Path) -> None:
         torch.save(vars(state), path)
     finally:
         torch.serialization.set_crc32_options(before)
-    with open(path, "r+b") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
+    digest = bytes.fromhex(hashes.file_sha256(path))
+    with open(path, "ab") as file:
         file.write(SEAL + digest)
 
 
@@ -100,16 +99,9 @@ def load(path: Path) -> State | None:
 
 def check(path: Path) -> None:
     """ValueError for a state whose bytes are not those that were written; older versions wrote no digest."""
+    size = path.stat().st_size - len(SEAL) - DIGEST_BYTES
     with open(path, "rb") as file:
-        size = path.stat().st_size - len(SEAL) - hashlib.sha256().digest_size
         file.seek(max(0, size))
         seal, digest = file.read(len(SEAL)), file.read()
-        if seal == SEAL:
-            file.seek(0)
-            sha256 = hashlib.sha256()
-            while size > 0:
-                block = file.read(min(size, store.BLOCK))
-                sha256.update(block)
-                size -= len(block)
-            if sha256.digest() != digest:
-                raise ValueError("its bytes have changed")
+    if seal == SEAL and hashes.file_sha256(path, max(0, size)) != digest.hex():
+        raise ValueError("its bytes have changed")

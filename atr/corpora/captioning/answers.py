@@ -63,9 +63,9 @@ def _words(text: str) -> list[tuple[str, int]]:
 def names(caption: str, vocabulary: set[str]) -> list[str]:
     """Words that look like names: with a capital inside a sentence, or of capitals alone anywhere.
 
-    known: words in small letters that are no new names. A heuristic for English: a name that begins a sentence is not
-    seen, and neither is one in small letters. Single letters, and so "I", are never names, nor are the abbreviations
-    of things in COMMON, such as TV.
+    vocabulary: words in small letters that are no new names. A heuristic for English: a name that begins a sentence is
+    not seen, and neither is one in small letters. Single letters, and so "I", are never names, nor are the
+    abbreviations of things in COMMON, such as TV.
     """
     text = unicodedata.normalize("NFKC", caption)
     words = []

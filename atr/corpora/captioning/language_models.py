@@ -96,8 +96,8 @@ class Endpoint:
     whole answer, however slowly it comes; an answer has at most MOST bytes.
     retries: further attempts at a request that met a broken connection, silence, HTTP 408, 409, 429 or 5xx, or an
     answer that is no chat completion, with growing pauses or the one that the server asks for (up to two minutes).
-    Calling it raises CaptioningError when they are used up, and at once for other errors: Refused for HTTP 400, 413
-    and 422, which concern the one request.
+    Calling it raises CaptioningError when they are used up, and at once for other errors: RefusalError for HTTP 400,
+    413 and 422, which concern the one request.
     """
 
     def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 60.0, retries: int = 5) -> None:

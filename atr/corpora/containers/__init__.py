@@ -30,6 +30,7 @@ CHUNKS = {
     b"riff": (40, "<16sq", bytes.fromhex("64617461f3acd3118cd100c04f8edb8a"), 24, 8),  # W64
 }
 STREAMINFO = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+SUFFIXES = {"WAV": ".wav", "WAVEX": ".wav", "FLAC": ".flac", "OGG": ".ogg", "MP3": ".mp3"}  # by soundfile's formats
 MPEG_SUFFIXES = {".mp1", ".mp2", ".mp3", ".mpa", ".mpga"}
 
 
@@ -106,7 +107,7 @@ def _streams(path: str | os.PathLike[str]) -> list[Stream]:
     sound = _sound(path, magic) if chunked else None
     source: str | io.IOBase = str(path)
     if sound and sound.unknown:
-        source = _Mended(path, sound)
+        source = _WholeHeader(path, sound)
     elif sound and sound.stated < sound.present and magic in (b"riff", b".snd", b"dns."):
         source = io.BytesIO(Path(path).read_bytes()[: sound.origin + sound.stated])  # else what follows is heard too
     lacks = sound is not None and sound.present < sound.stated and not sound.unknown
@@ -197,7 +198,7 @@ def _chunks(file: io.BufferedReader, magic: bytes) -> Iterator[tuple[bytes, int,
             return
 
 
-class _Mended(io.FileIO):
+class _WholeHeader(io.FileIO):
     """A file whose header states as much sound as is there."""
 
     def __init__(self, path: str | os.PathLike[str], sound: _Sound) -> None:

@@ -25,11 +25,6 @@ class SpectrogramCNN(nn.Module):
         self.logmel, self.bn0 = logmel, bn0
         self.augment = SpecAugment(time=stripe) if augment else nn.Identity()
 
-    @staticmethod
-    def official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Official names are ours."""
-        return tensors
-
     def frontend(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, samples), lengths (B,) in samples → (B, 64, frames) in dB."""
         return self.logmel(waveform, lengths)

@@ -161,11 +161,6 @@ class MobileNet(nn.Module):
         layers = {"2": nn.Linear(self.dim, hidden), "3": nn.Hardswish(), "5": nn.Linear(hidden, CLASSES)}
         self.classifier = nn.Sequential(OrderedDict(layers)).requires_grad_(False)  # numbered as in official files
 
-    @staticmethod
-    def official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Official names are ours."""
-        return tensors
-
     def frontend(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, samples), lengths (B,) in samples → (B, 128, frames); each clip ends where it does alone."""
         if lengths is None or bool((lengths == waveform.shape[1]).all()):

@@ -21,8 +21,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        heard = nn.functional.scaled_dot_product_attention(query, key, value)
-        return self.dropout(self.proj(heard.transpose(1, 2).flatten(2)))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 class MLP(nn.Module):
@@ -91,10 +91,6 @@ class SegmentEncoder(nn.Module):
         """(N, bands, frames_in) → (N, frames_out, dim)."""
         raise NotImplementedError
 
-    @staticmethod
-    def official(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return tensors
-
     def frontend(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, samples), lengths (B,) in samples → (B, bands, segments · frames_in), the segments side by side.
 
@@ -130,10 +126,10 @@ class SegmentEncoder(nn.Module):
         rest = (lengths % self.frames_in * self.frames_out + HOPS - 1) // HOPS
         counts = lengths // self.frames_in * self.frames_out + rest
         mask = frame_mask(counts, segments.shape[1] * self.frames_out)
-        heard = mask[:, :: self.frames_out]  # segments whose first frame counts
-        made = self.network(segments[heard])
-        frames = made.new_zeros(*heard.shape, *made.shape[1:])
-        frames[heard] = made
+        whole = mask[:, :: self.frames_out]  # segments whose first frame counts
+        made = self.network(segments[whole])
+        frames = made.new_zeros(*whole.shape, *made.shape[1:])
+        frames[whole] = made
         return frames.flatten(1, 2), mask
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
