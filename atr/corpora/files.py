@@ -6,7 +6,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -247,6 +247,13 @@ def locate(name: str, root: str | PathLike[str] | None) -> Path:
             mend = f"bring it back, or delete {record} and {mend}"
         raise FileNotFoundError(f"{name}: no folder {folder}; {mend}")
     return folder
+
+
+def first(
+    folder: Path, bases: Iterable[str], names: Sequence[str], is_there: Callable[[Path], bool] = Path.is_file
+) -> Path | None:
+    """What is there under the first of the names, in the first of the bases below the folder."""
+    return next((path for name in names for base in bases if is_there(path := folder / base / name)), None)
 
 
 def unknown_layout(name: str, folder: Path, looked_for: str) -> CorpusError:

@@ -211,6 +211,7 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
+        """Where and with what it was made: device, platform, seconds, versions, commit, and hashes of the weights."""
         kinds = {"device": str, "platform": str, "seconds": (int, float), "versions": dict}
 
         def parse(path: Path) -> dict[str, Any]:
