@@ -182,12 +182,7 @@ def grouped_bootstrap(
 
 
 def grouped_test(
-    a: np.ndarray,
-    b: np.ndarray,
-    groups: Sequence | np.ndarray,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    a: np.ndarray, b: np.ndarray, groups: Sequence | np.ndarray, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> PairedTest:
     """a - b, both (queries,) of the same queries, with interval and p value from one bootstrap over groups (queries,).
 
