@@ -380,11 +380,11 @@ def test_there_are_as_many_runs_at_a_time_as_cpus_or_gpus():
     assert ray_on(Cluster((False, 8, 8))).slots() == 1  # it waits in the cluster until there is a machine
 
 
-def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_refused(connect, tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "FileLock", SoftFileLock)  # what FileLock turns into there
-    with pytest.raises(ValueError, match=f"executor 'ray': {tmp_path}: file locks do not hold across machines"):
-        ray_on(Cluster())._check([tmp_path])
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"executor 'ray': {tmp_path}/runs: file locks do not hold across machines"):
+        connect()
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_a_run_that_dies_again_and_again_is_given_up(tmp_path):

@@ -146,15 +146,7 @@ def load(
     check("clipfolder", wanted, duration)
     if rate < RATE:
         raise ValueError(f"clipfolder: rate {rate} Hz; give {RATE:,} or more")
-    if isinstance(without, str) and without != "described":
-        raise ValueError(f"clipfolder: without {without!r}; give ids of recordings, or 'described'")
-    held_out = frozenset(CLOTHO_SOURCES if without == "described" else map(str, without))
-    listing = _listing(root)
-    entries = [entry for entry in listing if _id(entry[2]) not in held_out]
-    left_out = len(listing) - len(entries)
-    if held_out and not left_out and without != "described":
-        few = ", ".join(sorted(held_out)[:3])
-        raise ValueError(f"{root}: has no recordings to be held out ({few}, …); correct the list or leave it out")
+    entries, apart = _entries(root, without)
     sources, together = _sources(root, entries, [split for split, count in wanted.items() if count], rate)
     digests = {source.path: source.sha256 for source in sources}
     words = _words_of_classes(root, sources)
@@ -172,7 +164,6 @@ def load(
     scenes, tables = draw_splits(*made, mend=mend, times=TIMES, unseen=unseen, repeats=True)
     mixes = {clip: (int(sha256(f"{seed} {clip}")[:16], 16), scene) for clip, scene in scenes.items()}
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
-    apart = f", {left_out} recordings held out" if held_out else ""
     counts = _counts(wanted, sources, tables[0])
     origin = f"scenes of {len(words)} classes in {root.name}: {counts}{apart}{copies.in_words(together)}"
     origin += "; test scenes of combinations that occur in none to train on" * unseen
@@ -329,6 +320,20 @@ def _sources(
     return sources, together
 
 
+def _entries(root: Path, without: str | Sequence[str | int]) -> tuple[list[tuple[str, str, Path]], str]:
+    """The recordings that scenes are mixed from, as in `_listing`, and in words how many are held out."""
+    if isinstance(without, str) and without != "described":
+        raise ValueError(f"clipfolder: without {without!r}; give ids of recordings, or 'described'")
+    held_out = frozenset(CLOTHO_SOURCES if without == "described" else map(str, without))
+    listing = _listing(root)
+    entries = [entry for entry in listing if _id(entry[2]) not in held_out]
+    left_out = len(listing) - len(entries)
+    if held_out and not left_out and without != "described":
+        few = ", ".join(sorted(held_out)[:3])
+        raise ValueError(f"{root}: has no recordings to be held out ({few}, …); correct the list or leave it out")
+    return entries, f", {left_out} recordings held out" if held_out else ""
+
+
 def _listing(root: Path) -> list[tuple[str, str, Path]]:
     """Class, split and path of each recording, in an order that does not depend on the file system; no split where
     neither a table nor the file names have one.
@@ -354,7 +359,7 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
     warnings.warn(
         f"{root}: file names carry no folds (1-… to 5-…); split 60/20/20 by their hashes, so that recordings "
         "of one origin may lie in several splits",
-        stacklevel=3,
+        stacklevel=4,
     )
     return [(event, "", path) for event, paths in by_event.items() for path in sorted(paths, key=_name_hash)]
 
