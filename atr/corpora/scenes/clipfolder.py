@@ -10,7 +10,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
 
@@ -151,14 +151,12 @@ def load(
     digests = {source.path: source.sha256 for source in sources}
     words = _words_of_classes(root, sources)
 
-    def stream(split: str) -> Iterator[Scene | None]:
-        return _scenes(seed, split, [source for source in sources if source.split == split], duration)
-
     def content(split: str, index: int, scene: Scene) -> tuple:
         used = [(digests[part.source], *part.spans, part.level) for part in scene.parts]
         at = () if rate == RATE else (rate,)
         return MIXER_VERSION, RECORDINGS.noise, seed, split, index, duration, scene.description, used, *at
 
+    stream = partial(_scenes, seed, sources, duration)
     made = (str(root), wanted, seed, duration, stream, content, words, RECORDINGS)
     mend = "add classes or recordings, or ask for fewer clips"
     scenes, tables = draw_splits(*made, mend=mend, times=TIMES, unseen=unseen, repeats=True)
@@ -273,11 +271,12 @@ def _words(name: str) -> Words:
     return Words(SYNONYMS.get(key, (sound, general, f"{plain}|sounding|sounds")))
 
 
-def _scenes(seed: int, split: str, sources: list[Source], duration: float) -> Iterator[Scene | None]:
+def _scenes(seed: int, sources: list[Source], duration: float, split: str) -> Iterator[Scene | None]:
     rng = random.Random(f"scenes {seed} {split}")
     kinds: dict[str, list[Kind]] = {}
     for source in sources:
-        kinds.setdefault(source.event, []).append(source.kind)
+        if source.split == split:
+            kinds.setdefault(source.event, []).append(source.kind)
     while True:
         yield draw(rng, list(kinds), lambda name: rng.choice(kinds[name]), duration, RECORDINGS)
 
