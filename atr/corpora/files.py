@@ -1,7 +1,6 @@
 """What the published data sets share: where they lie, and an index of their audio files."""
 
 import csv
-import json
 import os
 import unicodedata
 import warnings
@@ -236,8 +235,8 @@ def locate(name: str, root: str | PathLike[str] | None) -> Path:
     record = home / "location.json"
     if root is None and record.exists():
         try:
-            root = str(json.loads(record.read_text(encoding="utf-8"))["folder"])
-        except (ValueError, KeyError, TypeError) as error:
+            root = str(atomic.read_object(record)["folder"])
+        except (ValueError, KeyError) as error:
             mend = f"delete it and run: atr data {name} --from <folder>"
             raise ValueError(f"{record}: does not name a folder ({error!r}); {mend}") from None
     folder = home if root is None else Path(root).expanduser().absolute()
