@@ -1,6 +1,5 @@
 """Audio-text retrieval: corpora, encoders, losses and training behind the numbered notebooks."""
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,10 +44,12 @@ _FACES = ("corpora", "encoders", "losses", "metrics", "register", "reports")
 
 def __getattr__(name: str) -> Any:
     """Load names and modules on first use: importing PyTorch takes seconds that `atr --help` need not wait for."""
+    from importlib import import_module  # here, as it is no name of the package
+
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(import_module(_HOMES[name]), name)
     if name in _FACES:
-        return importlib.import_module(f"atr.{name}")
+        return import_module(f"atr.{name}")
     raise AttributeError(f"module 'atr' has no attribute {name!r}")
 
 

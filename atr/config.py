@@ -44,10 +44,8 @@ STAGE_FIELDS = (
     "step_epochs",
     "loss",
 )
-WHOLE = dict.fromkeys(
-    ("embedding_dim", "batch_size", "step_epochs", "audio_layers", "text_layers", "chunk"), 1
-)  # and more
-WHOLE |= {"epochs": 0, "seed": 0}  # 0 epochs: the untrained model
+WHOLE = dict.fromkeys(("embedding_dim", "batch_size", "step_epochs", "audio_layers", "text_layers", "chunk"), 1)
+WHOLE |= {"epochs": 0, "seed": 0}  # whole numbers, from this one on; 0 epochs: the untrained model
 OPTIONAL = ("audio_layers", "text_layers", "chunk", "text_dropout", "audio_dropout", "clip_norm")  # may be None
 BELOW = {
     "text_dropout": 1.0,

@@ -255,7 +255,7 @@ def leave(group, how):
         if how == "exit":
             raise SystemExit(3)
         os.kill(os.getpid(), signal.SIGKILL)
-    group.sum(torch.zeros(1))  # of what never comes
+    group.sum(torch.zeros(1))  # of what never comes, so that it fails too, later
 
 
 def stay(group, folder):
@@ -285,17 +285,9 @@ class TestEnding:
         ],
     )
     def test_a_process_that_fails_ends_the_others_and_says_why(self, how, said):
-        with pytest.raises(ChildProcessError, match=said):
+        with pytest.raises(ChildProcessError, match=said) as failure:
             distributed.start(leave, 2, "cpu", how)
-
-    def test_what_failed_first_is_the_cause(self, tmp_path):
-        for rank, error in ((2, "Traceback\nValueError: the cause\n"), (0, "RuntimeError: the connection is closed\n")):
-            distributed._leave_error(error, rank, tmp_path)
-        failure = distributed._failure({0: 1, 2: 1}, 4, tmp_path / "error.txt")
-        assert str(failure) == "process 3 of 4: ValueError: the cause"
-        assert str(failure.__cause__).startswith("Traceback")
-        killed = distributed._failure({0: 1, 1: -9}, 4, tmp_path / "error.txt")
-        assert str(killed).startswith("process 2 of 4 was killed by signal 9")
+        assert how != "error" or str(failure.value.__cause__).startswith("Traceback")
 
     def test_processes_end_with_the_one_that_started_them(self, tmp_path):
         process = devices.worker_context().Process(target=start_stay, args=(tmp_path,))

@@ -1,3 +1,4 @@
+import copy
 import os
 import shutil
 import signal
@@ -7,11 +8,12 @@ import tempfile
 import threading
 import time
 import types
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
-from filelock import FileLock, SoftFileLock
+from filelock import SoftFileLock
 from made_runs import made_run
 
 import atr
@@ -254,33 +256,6 @@ def test_what_is_under_way_is_stopped_with_the_caller():
     assert executor.stopped == ["b"]
 
 
-class TestOnTheOtherMachine:
-    def test_a_process_becomes_like_the_callers(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(os, "environ", dict(os.environ))
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(hashes, "file_hashes", {})
-        known = {("file", 1, 2): "hash"}
-        shared = (register.Extensions(), {"ATR_HOME": "/elsewhere"}, "/", known, (1, 2))
-        assert executors._there(shared, lambda *given: given, 3) == (1, 2, 3)
-        assert os.environ["ATR_HOME"] == "/elsewhere" and hashes.file_hashes == known and os.getcwd() == "/"
-        shared = (None, {}, str(tmp_path / "nowhere"), {}, ())
-        assert executors._there(shared, os.getcwd) == "/"
-
-    def test_an_exception_becomes_a_reason(self, prepared, corpus, tmp_path):
-        options = {"runs": tmp_path, "device": "cpu"}
-        assert executors._fit(corpus, config(epochs=1), options) == ""
-        assert "lower learning_rates" in executors._fit(corpus, config(**DIVERGES), options)
-
-    def test_it_must_see_the_folders_hold_their_locks_and_have_the_same_software(self, tmp_path):
-        probe = tmp_path / "probe"
-        expected = executors.software()
-        assert f"does not see {tmp_path}; set ATR_HOME" in executors._look([probe], expected)
-        with FileLock(probe):
-            assert executors._look([probe], expected) == ""
-            assert executors._look([probe], expected | {"atr's code": "0"}).startswith("has atr's code ")
-        assert "locks" in executors._look([probe], expected)
-
-
 class Cluster:
     """What `Ray` asks of the package: two machines with GPUs, one without, one that is gone."""
 
@@ -302,6 +277,96 @@ class Cluster:
         return handle
 
 
+class OtherMachine(Cluster):
+    """A cluster of one machine, which is this one after `before` has been done to it."""
+
+    def __init__(self, before=lambda: None):
+        self.before = before
+
+    def is_initialized(self):
+        return True
+
+    def cluster_resources(self):
+        return {"CPU": 1}
+
+    def nodes(self):
+        return [{"Alive": True, "NodeID": "1", "NodeManagerHostname": "far", "NodeManagerAddress": "10.0.0.2"}]
+
+    def put(self, content):
+        return copy.deepcopy(content)
+
+    def get(self, handle, timeout=None):
+        return handle
+
+    def remote(self, function):
+        def call(*arguments):
+            self.before()
+            return function(*arguments)
+
+        return types.SimpleNamespace(options=lambda **_: types.SimpleNamespace(remote=call))
+
+
+@pytest.fixture
+def connect(tmp_path, monkeypatch):
+    """Connects to a cluster of another machine, whose state `before` changes before anything is called there."""
+
+    def ray(before=lambda: None):
+        monkeypatch.setitem(sys.modules, "ray", OtherMachine(before))
+        return Ray("cpu", runs=tmp_path / "runs")
+
+    monkeypatch.chdir(tmp_path)
+    return ray
+
+
+class TestOnTheOtherMachine:
+    def test_a_process_becomes_like_the_callers(self, connect, tmp_path, monkeypatch):
+        monkeypatch.setattr(hashes, "file_hashes", {("file", 1, 2): "hash"})
+        monkeypatch.setenv("ATR_HOME", str(tmp_path / "home"))
+
+        def elsewhere():
+            os.chdir("/")
+            os.environ["ATR_HOME"] = "/elsewhere"
+            hashes.file_hashes.clear()
+
+        def surroundings(*arguments):
+            return arguments, os.getcwd(), os.environ["ATR_HOME"], hashes.file_hashes
+
+        there = connect(elsewhere).call(surroundings, 1, 2)
+        assert there == ((1, 2), str(tmp_path), str(tmp_path / "home"), {("file", 1, 2): "hash"})
+
+    def test_a_folder_that_is_not_there_is_left_out(self, connect, tmp_path):
+        ray = connect()
+        (tmp_path / "gone").mkdir()
+        os.chdir(tmp_path / "gone")
+
+        def elsewhere():
+            os.chdir("/")
+            (tmp_path / "gone").rmdir()
+
+        ray.ray.before = elsewhere
+        assert ray.call(os.getcwd) == "/"
+
+    def test_an_exception_becomes_a_reason(self, connect, prepared, corpus, tmp_path):
+        ray, options = connect(), {"runs": tmp_path, "device": "cpu"}
+        whole, broken = (Task(one, corpus, task("a").run, [0], set()) for one in (config(epochs=1), config(**DIVERGES)))
+        assert ray.start(whole, options) == "" and "lower learning_rates" in ray.start(broken, options)
+
+    def test_it_must_see_the_folders_hold_their_locks_and_have_the_same_software(self, connect, tmp_path, monkeypatch):
+        def hide():
+            for probe in (tmp_path / "runs").glob(".probe.*"):
+                probe.unlink()
+
+        with pytest.raises(ValueError, match=f"far .10.0.0.2.: does not see {tmp_path}/runs; set ATR_HOME"):
+            connect(hide)
+        versions = executors.software()
+        other = lambda: monkeypatch.setattr(executors, "software", lambda: versions | {"atr's code": "0"})  # noqa: E731
+        with pytest.raises(ValueError, match="far .10.0.0.2.: has atr's code 0, not "):
+            connect(other)
+        no_lock = lambda: monkeypatch.setattr(executors, "FileLock", lambda *_, **__: nullcontext())  # noqa: E731
+        with pytest.raises(ValueError, match="far .10.0.0.2.: .*file locks do not hold across machines"):
+            connect(no_lock)
+
+
 def ray_on(cluster, workers=None, resources=("CPU",)):
     ray = Ray.__new__(Ray)
     ray.ray, ray.workers, ray.resources = cluster, workers, dict.fromkeys(resources, 1)
@@ -315,11 +380,11 @@ def test_there_are_as_many_runs_at_a_time_as_cpus_or_gpus():
     assert ray_on(Cluster((False, 8, 8))).slots() == 1  # it waits in the cluster until there is a machine
 
 
-def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_refused(connect, tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "FileLock", SoftFileLock)  # what FileLock turns into there
-    with pytest.raises(ValueError, match=f"executor 'ray': {tmp_path}: file locks do not hold across machines"):
-        ray_on(Cluster())._check([tmp_path])
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"executor 'ray': {tmp_path}/runs: file locks do not hold across machines"):
+        connect()
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_a_run_that_dies_again_and_again_is_given_up(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from atr.metrics import Ranks, ranks, retrieval_metrics, statistics
-from atr.metrics.statistics import Comparison, clip_scores, holm, judge, mean_std, nested_bootstrap
+from atr.metrics.statistics import PairedTest, clip_scores, holm, judge, mean_std, nested_bootstrap
 
 
 def simulated(rng, seeds=8, clips=60, mean=0.0):
@@ -110,7 +110,7 @@ def test_verdicts():
     assert judge((-1.0, 0.01)) == "contradicted"
     assert judge((1.0, 0.2)) == "undecided"
     assert judge((1.0, 0.2), alpha=0.25) == "holds"
-    assert judge(Comparison(difference=2.0, low=1.0, high=3.0, p=0.001)) == "holds"
+    assert judge(PairedTest(difference=2.0, low=1.0, high=3.0, p=0.001)) == "holds"
 
 
 def test_errors_say_where_and_what_to_do():
@@ -159,9 +159,9 @@ def test_paired_t_without_spread_or_with_one_seed():
     one = statistics.paired_t([3.0], [1.0])
     assert one.difference == 2 and one.p == 1 and np.isnan(one.low) and np.isnan(one.high)
     assert judge(one) == "undecided"
-    assert statistics.paired_t([1.0, 2.0], [1.0, 2.0]) == Comparison(0, 0, 0, 1)
+    assert statistics.paired_t([1.0, 2.0], [1.0, 2.0]) == PairedTest(0, 0, 0, 1)
     assert statistics.paired_t([0.1 + 0.2] * 3, [0.3] * 3).p == 1
-    assert statistics.paired_t([0.0] * 3, [0.0] * 3) == Comparison(0, 0, 0, 1)
+    assert statistics.paired_t([0.0] * 3, [0.0] * 3) == PairedTest(0, 0, 0, 1)
     shifted = statistics.paired_t([1.1, 2.2], [1.0, 2.1])
     assert shifted.p == 0 and shifted.low == shifted.high == pytest.approx(0.1)
     with pytest.raises(ValueError, match="a finite number for each of the same seeds"):
@@ -252,7 +252,7 @@ class TestCrossed:
         a, b = simulated(rng), simulated(rng, mean=0.4)
         there, back = statistics.crossed_test(a, b), statistics.crossed_test(b, a)
         assert (back.difference, back.low, back.high, back.p) == (-there.difference, -there.high, -there.low, there.p)
-        assert statistics.crossed_test(a, a) == Comparison(0.0, 0.0, 0.0, 1.0)
+        assert statistics.crossed_test(a, a) == PairedTest(0.0, 0.0, 0.0, 1.0)
         assert statistics.crossed_test(np.ones((3, 9)) / 3, np.zeros((3, 9))).p == 0
 
     def test_the_p_value_is_that_of_the_interval(self):

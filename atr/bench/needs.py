@@ -177,7 +177,7 @@ def shell(
     words(captions, device). text_sizes: fields of the text encoder's architecture to change.
     """
     frozen = config.training == "frozen"
-    language, width = text_network(config, text_sizes)
+    language, width = _language(config, text_sizes)
     audio = registry.build(config.audio_encoder, augment=config.augment, dropout=config.audio_dropout)
     if config.training == "frozen_released":
         audio.requires_grad_(False)
@@ -240,7 +240,7 @@ class _Language(nn.Module):
         return self.network(**{kind: batch.values}).last_hidden_state[:, 0]
 
 
-def text_network(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tuple[nn.Module, int]:
+def _language(config: RunConfig, sizes: Mapping[str, int] | None = None) -> tuple[nn.Module, int]:
     """A text encoder of a config's architecture with random weights, and its width; no download."""
     from transformers import AutoConfig, AutoModel
 

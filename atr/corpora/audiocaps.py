@@ -85,8 +85,7 @@ def _corpus(name: str, folder: Path, listing: Mapping[str, dict[str, tuple[str, 
 def tables(folder: Path) -> dict[str, Path] | None:
     """The three tables of the folder, by split; None if it has not all of them in one place."""
     for base in BASES:
-        places = {split: [folder / base / name for name in names] for split, names in TABLES.items()}
-        here = {split: next((p for p in paths if p.is_file()), None) for split, paths in places.items()}
+        here = {split: files.first(folder, [base], names) for split, names in TABLES.items()}
         if all(here.values()):
             return {split: path for split, path in here.items() if path is not None}
     return None

@@ -117,13 +117,11 @@ def excerpt(samples: str) -> tuple[float, float] | None:
 def layout(folder: Path) -> dict[str, tuple[Path, Path]]:
     """The caption table and the audio folder of each split; CorpusError if the folder is not laid out as Clotho."""
     places = {}
-    bases = [folder / base for base in BASES]
     for split, official in OFFICIAL.items():
         tables = [f"clotho_captions_{official}.csv", f"csv_files/{SHORT[split]}.csv"]
         archive = f"clotho_audio_{official}"
         folders = [official, f"{archive}/{official}", archive, f"waveforms/{SHORT[split]}"]
-        table = next((base / name for name in tables for base in bases if (base / name).is_file()), None)
-        sounds = next((base / name for name in folders for base in bases if (base / name).is_dir()), None)
+        table, sounds = files.first(folder, BASES, tables), files.first(folder, BASES, folders, Path.is_dir)
         if table is None or sounds is None:
             raise files.unknown_layout("clotho", folder, LAYOUT)
         places[split] = table, sounds
@@ -155,7 +153,7 @@ def evaluation(root: str | PathLike[str] | None = None) -> EvaluationSet:
     name = "dcase2022"
     folder = files.locate(name, root)
     table = folder / "retrieval_captions.csv"
-    sounds = next((folder / place for place in ("retrieval_audio", "test") if (folder / place).is_dir()), None)
+    sounds = files.first(folder, [""], ("retrieval_audio", "test"), Path.is_dir)
     if sounds is None or not table.is_file():
         raise files.unknown_layout(name, folder, "retrieval_captions.csv and retrieval_audio/ or test/")
     queries = [row["caption"] for row in csvtable.read_table(name, table, ("caption",))]

@@ -1,12 +1,11 @@
 """What the published data sets share: where they lie, and an index of their audio files."""
 
 import csv
-import json
 import os
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -236,8 +235,8 @@ def locate(name: str, root: str | PathLike[str] | None) -> Path:
     record = home / "location.json"
     if root is None and record.exists():
         try:
-            root = str(json.loads(record.read_text(encoding="utf-8"))["folder"])
-        except (ValueError, KeyError, TypeError) as error:
+            root = str(atomic.read_object(record)["folder"])
+        except (ValueError, KeyError) as error:
             mend = f"delete it and run: atr data {name} --from <folder>"
             raise ValueError(f"{record}: does not name a folder ({error!r}); {mend}") from None
     folder = home if root is None else Path(root).expanduser().absolute()
@@ -247,6 +246,13 @@ def locate(name: str, root: str | PathLike[str] | None) -> Path:
             mend = f"bring it back, or delete {record} and {mend}"
         raise FileNotFoundError(f"{name}: no folder {folder}; {mend}")
     return folder
+
+
+def first(
+    folder: Path, bases: Iterable[str], names: Sequence[str], is_there: Callable[[Path], bool] = Path.is_file
+) -> Path | None:
+    """What is there under the first of the names, in the first of the bases below the folder."""
+    return next((path for name in names for base in bases if is_there(path := folder / base / name)), None)
 
 
 def unknown_layout(name: str, folder: Path, looked_for: str) -> CorpusError:

@@ -158,11 +158,7 @@ def _tables(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
     """The table of each split that is there."""
     by_split = {}
     for split, official in clotho.OFFICIAL.items():
-        paths = [
-            folder / base / name.format(official=official, short=clotho.SHORT[split])
-            for name in names
-            for base in clotho.BASES
-        ]
-        if here := next((path for path in paths if path.is_file()), None):
-            by_split[split] = here
+        own = [name.format(official=official, short=clotho.SHORT[split]) for name in names]
+        if path := files.first(folder, clotho.BASES, own):
+            by_split[split] = path
     return by_split

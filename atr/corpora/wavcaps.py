@@ -73,18 +73,18 @@ def sounds(folder: Path) -> dict[str, str]:
 
 def complete(folder: Path) -> bool:
     """Whether the folder has all lists."""
-    return all(_places(folder, name) for name in (*LISTS.values(), BLACKLIST))
+    return all(_place(folder, name) for name in (*LISTS.values(), BLACKLIST))
 
 
-def _places(folder: Path, name: str) -> list[Path]:
+def _place(folder: Path, name: str) -> Path | None:
     place = next((source for source, file in LISTS.items() if file == name), "blacklist")
     bases = ("", "json_files", place, f"json_files/{place}", f"WavCaps/json_files/{place}")
-    return [folder / base / name for base in bases if (folder / base / name).is_file()]
+    return files.first(folder, bases, [name])
 
 
 def _read(folder: Path, name: str) -> Any:
     """The content of a list, of the folder or else as `atr data wavcaps` fetched it, with its fields checked."""
-    path = next(iter(_places(folder, name) + _places(places.home() / "wavcaps", name)), None)
+    path = _place(folder, name) or _place(places.home() / "wavcaps", name)
     if path is None:
         raise files.unknown_layout("wavcaps", folder, f"{name}; {LAYOUT}")
     try:

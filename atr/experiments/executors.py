@@ -98,13 +98,9 @@ def side_by_side(
 
 def default_workers(device: str) -> int:
     """Runs side by side: one a core on a CPU, where a run has one thread; one on a GPU."""
-    return (
-        1
-        if device == "cuda"
-        else len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    if device == "cuda":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalExecutor:

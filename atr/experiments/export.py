@@ -22,16 +22,12 @@ def flat(run: Run) -> dict[str, Any]:
     facts = ("seconds", "device", "platform", "threads", "commit", "versions")
     parts: dict[str, Mapping[str, Any]] = {
         "": {"address": run.address},
-        "config.": {name: _json(value) if name in run.config.needs() else value for name, value in config.items()},
+        "config.": config | {name: json.dumps(config[name], sort_keys=True) for name in run.config.needs()},
         "test.": run.metrics,
         "validation.": run.validation,
         "run.": {"best_epoch": run.best_epoch} | {name: run.environment.get(name) for name in facts},
     }
     return {prefix + name: value for prefix, part in parts.items() for name, value in leaves(part).items()}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
 
 
 def export(runs: Iterable[Run], target: Path) -> None:

@@ -236,7 +236,7 @@ def _run_tasks(
         return
     with closing(start()) as executor:
 
-        def prepared() -> Generator[tuple[Task, str]]:
+        def make_ready() -> Generator[tuple[Task, str]]:
             """Have what can run ready, in order; what cannot is at its end."""
             yield from at_hand()
             while unfinished:
@@ -254,10 +254,10 @@ def _run_tasks(
             ready.sort(key=_order)
 
         options = options | {"device": executor.device}
-        yield from prepared()
+        yield from make_ready()
         for ended in executors.side_by_side(ready, executor, options, lambda task: _note("trains", task.config)):
             yield ended
-            yield from prepared()
+            yield from make_ready()
 
 
 def _note(event: str, config: RunConfig) -> None:

@@ -88,11 +88,7 @@ class Measurement:
         share = self.clip / (self.clip + self.caption)  # of a pair that is sound
         grown = longer * share + 1 - share
         return replace(
-            self,
-            pair=self.pair * grown,
-            clip=self.clip * longer,
-            activations=self.activations * grown,
-            seconds=seconds,
+            self, pair=self.pair * grown, clip=self.clip * longer, activations=self.activations * grown, seconds=seconds
         )
 
 
@@ -120,9 +116,8 @@ def cost(config: RunConfig, measured: Measurement, data: CorpusSize) -> Cost:
     seconds = steps * step + epochs * embedded("validation") + len(parts) * embedded("test")
     memory = batched.parameters + 3 * batched.trained + batched.copy + config.batch_size * batched.activations
     embeddings = 4 * config.embedding_dim * (data.clips.get("test", 0) + data.captions.get("test", 0))
-    return Cost(
-        steps, seconds, memory, measured.checkpoint + embeddings, 4 * measured.checkpoint + 4 * measured.trained
-    )  # a new state is written beside the old one
+    state = 4 * measured.checkpoint + 4 * measured.trained  # a new one is written beside the old one
+    return Cost(steps, seconds, memory, measured.checkpoint + embeddings, state)
 
 
 # Seconds with the small encoders (compact, MiniLM) on one core where `speed` is 1, by training: of a step and of each
@@ -148,6 +143,8 @@ STATES_SECONDS = (2.8e-3, 1.0e-3)
 # frozen runs, two side by side where a fine-tuned one took 1.35 times what is said here, 1.1 to 1.4e-10 from D 256 on.
 HEAD_SECONDS = 1.15e-10
 RUN_SECONDS = 0.5  # of starting a run and writing it: 0.15 of a frozen one, 0.5 of a fine-tuned one
+# Of decoding a clip on one core, of encoding a caption, and of pre-training on a clip for an epoch.
+DECODING_SECONDS, ENCODING_SECONDS, PRETRAINING_SECONDS = 0.03, 7e-3, 0.0015
 YARDSTICK_SECONDS = 0.1  # that `speed` measures there
 
 
@@ -170,8 +167,9 @@ def preparation(data: CorpusSize, cores: int) -> float:
     """Rough seconds to decode a corpus, pre-train its encoder and encode its captions, where `speed` is 1; measured as
     `TYPICAL` is, on clips of 10 s.
     """
-    decoding, encoding = 0.03 / cores * sum(data.clips.values()), 7e-3 * sum(data.captions.values())
-    return decoding + encoding + data.clips["train"] * 0.0015 * pretraining.EPOCHS
+    decoding = DECODING_SECONDS / cores * sum(data.clips.values())
+    encoding = ENCODING_SECONDS * sum(data.captions.values())
+    return decoding + encoding + data.clips["train"] * PRETRAINING_SECONDS * pretraining.EPOCHS
 
 
 def speed() -> float:

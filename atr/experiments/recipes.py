@@ -5,9 +5,9 @@ from typing import Any
 
 # Usual learning rates, chosen for NT-Xent on validation data (seed 0): where `rates.RateSearch` begins.
 SMALL_RATES = {"frozen": {"heads": 1e-3}, "finetuned": {"heads": 2e-3, "audio": 1e-3, "text": 3e-4}}
-SMALL_EPOCHS = {"frozen": 80, "finetuned": 20}  # notebook 01 shows what twice as many bring
+SMALL_EPOCHS = {"frozen": 80, "finetuned": 20}  # the comparison of losses shows what twice as many bring
 # Beside the loss: sounds find the names of what their encoder's own classifier hears. Number and weight were settled in
-# sight of all the recordings that notebook 13 tests on, so its halves do not speak of that choice.
+# sight of all the recordings that the test in people's words is on, so its halves do not speak of that choice.
 CLASS_NAMES = {"label_contrast": {"labels": 3, "weight": 2.0}}
 SMALL_SCHEDULES = {"frozen": "step", "finetuned": "cosine"}  # so few epochs leave a step schedule no time to settle
 SMALL_BASE = {"text_dropout": 0.0}  # MiniLM's top layers train a quarter faster without

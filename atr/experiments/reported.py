@@ -11,6 +11,7 @@ import numpy as np
 
 from atr.config import RunConfig, from_dict
 from atr.metrics.retrieval import Ranks
+from atr.system import atomic
 from atr.training import EXTERNAL
 from atr.training.records import Run
 from atr.training.results import ExternalTest
@@ -30,7 +31,7 @@ def addresses(results: Path, stem: str) -> list[str]:
     for name in (stem, f"{stem[:2]}_claims"):
         path = results / "tables" / f"{name}.json"
         if path.is_file():
-            runs |= set(json.loads(path.read_text(encoding="utf-8"))["runs"])
+            runs |= set(atomic.read_object(path)["runs"])
     return sorted(runs)
 
 

@@ -56,10 +56,7 @@ def namespace(notebook: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(
-    paths: Sequence[Path],
-    profile_name: str,
-    seeds: Sequence[int] | None = None,
-    strict: bool = False,
+    paths: Sequence[Path], profile_name: str, seeds: Sequence[int] | None = None, strict: bool = False
 ) -> pd.DataFrame:
     """One row per distinct run of the notebooks: what it is, whether it is finished, its estimated seconds on one core.
 

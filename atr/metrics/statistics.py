@@ -35,7 +35,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedTest:
     """Mean difference, bounds of its confidence interval, in the unit of the scores, and two-sided p value."""
 
     difference: float
@@ -124,12 +124,12 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     return Interval(comparison.difference, comparison.low, comparison.high)
 
 
-def crossed_test(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Comparison:
+def crossed_test(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> PairedTest:
     """a - b, both (seeds, clips) of the same seeds and clips, with the interval of `crossed_interval` and its p."""
     return _crossed_comparison(_difference(a, b), level)
 
 
-def _crossed_comparison(values: np.ndarray, level: float) -> Comparison:
+def _crossed_comparison(values: np.ndarray, level: float) -> PairedTest:
     """Of values (seeds, clips), as differences from 0."""
     seed, clip, error = squares = mean_squares(values)
     seeds, clips = np.shape(values)
@@ -147,7 +147,7 @@ def _crossed_comparison(values: np.ndarray, level: float) -> Comparison:
         deviation = np.sqrt(total / (seeds * clips))
         half = float(stats.t.ppf((1 + _level(level)) / 2, freedom) * deviation)
         p = float(2 * stats.t.sf(abs(mean) / deviation, freedom))
-    return Comparison(mean, mean - half, mean + half, p)
+    return PairedTest(mean, mean - half, mean + half, p)
 
 
 def coverage(
@@ -182,13 +182,8 @@ def grouped_bootstrap(
 
 
 def grouped_test(
-    a: np.ndarray,
-    b: np.ndarray,
-    groups: Sequence | np.ndarray,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Comparison:
+    a: np.ndarray, b: np.ndarray, groups: Sequence | np.ndarray, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> PairedTest:
     """a - b, both (queries,) of the same queries, with interval and p value from one bootstrap over groups (queries,).
 
     p is twice the smaller share of draws on or beyond 0, with one draw added to both, and so never 0: at the least
@@ -200,7 +195,7 @@ def grouped_test(
     return _comparison(a - b, _grouped_means(a - b, groups, draws, seed), level)
 
 
-def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95) -> Comparison:
+def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95) -> PairedTest:
     """a - b of numbers (seeds,), paired by seed: Student's t test and interval.
 
     For measures of a whole set, such as its uniformity, of which no clip has a share. With a single seed the interval
@@ -212,12 +207,12 @@ def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, l
         raise ValueError(f"a is {a}, b is {b}; give a finite number for each of the same seeds")
     mean, deviation = mean_std(a - b)
     if a.size < 2:
-        return Comparison(mean, np.nan, np.nan, 1.0)
+        return PairedTest(mean, np.nan, np.nan, 1.0)
     error = deviation / np.sqrt(a.size)
     half = float(stats.t.ppf((1 + level) / 2, a.size - 1) * error)
     if error <= 1e-12 * np.abs([a, b]).max():  # rounding is all that the differences differ by
-        return Comparison(mean, mean, mean, float(abs(mean) < 1e-12 * np.abs([a, b]).max() or mean == 0))
-    return Comparison(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, a.size - 1)))
+        return PairedTest(mean, mean, mean, float(abs(mean) < 1e-12 * np.abs([a, b]).max() or mean == 0))
+    return PairedTest(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, a.size - 1)))
 
 
 def permutation_test(
@@ -316,13 +311,13 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def judge(
-    comparison: Comparison | tuple[float, float], alpha: float = 0.05
+    comparison: PairedTest | tuple[float, float], alpha: float = 0.05
 ) -> Literal["holds", "contradicted", "undecided"]:
     """What a comparison, or (difference, p) with a corrected p, says of the claim that the difference is above 0.
 
     "undecided" where p exceeds alpha.
     """
-    difference, p = (comparison.difference, comparison.p) if isinstance(comparison, Comparison) else comparison
+    difference, p = (comparison.difference, comparison.p) if isinstance(comparison, PairedTest) else comparison
     if not (np.isfinite(difference) and 0 <= p <= 1):
         raise ValueError(f"difference {difference}, p {p}; give a finite difference and a p from 0 to 1")
     if p > alpha or difference == 0:
@@ -349,13 +344,13 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a - b
 
 
-def _comparison(difference: np.ndarray, means: np.ndarray, level: float) -> Comparison:
+def _comparison(difference: np.ndarray, means: np.ndarray, level: float) -> PairedTest:
     """Of differences, and their (draws,) means under resampling."""
     # Sums of rounded weights leave noise around a difference that is exactly 0; it must count for both sides.
     noise = 1e-12 * float(np.abs(difference).max())
     tail = min(int((means <= noise).sum()), int((means >= -noise).sum()))
     low, high = _bounds(means, level)
-    return Comparison(float(difference.mean()), low, high, min(1.0, 2 * (tail + 1) / (len(means) + 1)))
+    return PairedTest(float(difference.mean()), low, high, min(1.0, 2 * (tail + 1) / (len(means) + 1)))
 
 
 def _grouped_means(values: np.ndarray, groups: Sequence | np.ndarray, draws: int, seed: int) -> np.ndarray:

@@ -231,7 +231,7 @@ def claims(rows: Sequence[dict[str, Any]], alpha: float = 0.05) -> pd.DataFrame:
     return pd.DataFrame(result, columns=["claim", "difference", "low", "high", "p (Holm)", "verdict"])
 
 
-def _beats(test: statistics.Comparison, p: float, least: float, alpha: float) -> str:
+def _beats(test: statistics.PairedTest, p: float, least: float, alpha: float) -> str:
     verdict = statistics.judge((test.difference, p), alpha)
     if verdict == "holds" and test.difference < least:
         verdict = "undecided"

@@ -24,9 +24,7 @@ from atr.system.places import home
 
 SUMS = "sums.json"
 BLOCK = 4 << 20  # bytes
-CHECK_BYTES = (
-    64 << 20
-)  # bytes of an entry that are read when it is opened: all of a smaller one, of a larger one a sample
+CHECK_BYTES = 64 << 20  # of an entry, read when it is opened: all of a smaller one, of a larger one a sample
 
 
 def digests(file: IO[bytes]) -> list[str]:

@@ -170,11 +170,8 @@ def _failure(ended: dict[int, int], size: int, error: Path) -> ChildProcessError
     silent = [(rank, code) for rank, code in ended.items() if code != 1 or not error.is_file()]
     if silent:
         rank, code = silent[0]
-        how = (
-            f"was killed by signal {-code}, as when memory runs out"
-            if code < 0
-            else f"ended with {code}, see its output"
-        )
+        killed = f"was killed by signal {-code}, as when memory runs out"
+        how = killed if code < 0 else f"ended with {code}, see its output"
         return ChildProcessError(f"process {rank + 1} of {size} {how}; run again to continue")
     first, text = error.read_text(encoding="utf-8").split("\n", 1)
     failure = ChildProcessError(f"process {first} of {size}: {text.strip().splitlines()[-1]}")

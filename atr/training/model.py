@@ -79,6 +79,7 @@ class DualEncoder(nn.Module):
         self.text_aware = text_aware
 
     def train(self, mode: bool = True) -> "DualEncoder":
+        """As of any module, but that batch-norms of the audio encoder stay as they are with `fixed_norm`."""
         super().train(mode)
         if self.fixed_norm and self.audio_encoder is not None:
             for norm in norms(self.audio_encoder):

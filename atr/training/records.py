@@ -1,10 +1,10 @@
 """One finished or unfinished run on disk, and the folder that holds them; `atr.training.results` has what it came to.
 
-`<runs>/<address>/` holds the files below; state.pt while unfinished; error.txt if it failed. sums.json has the digests
-of all (`store.damage`; runs by older versions lack it), metrics.json is written last: a run is finished where it is
-there and all of them are whole. external/ has what a finished run came to on other corpora: each as a .json, written
-last, and an .npz, whose digest that has. What is not whole is never used, and never deleted: `atr.fit` trains such a
-run anew and keeps its folder as `<address>.aside-1`.
+`<runs>/<address>/` holds what `atr.training` names; state.pt while unfinished; error.txt if it failed. sums.json has
+the digests of all (`store.damage`; runs by older versions lack it), metrics.json is written last: a run is finished
+where it is there and all of them are whole. external/ has what a finished run came to on other corpora: each as a
+.json, written last, and an .npz, whose digest that has. What is not whole is never used, and never deleted: `atr.fit`
+trains such a run anew and keeps its folder as `<address>.aside-1`.
 """
 
 import io
@@ -211,6 +211,7 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
+        """Where and with what it was made: device, platform, seconds, versions, commit, and hashes of the weights."""
         kinds = {"device": str, "platform": str, "seconds": (int, float), "versions": dict}
 
         def parse(path: Path) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Trainer:
         return self.dual(None, batch)[1].float()
 
     def evaluate(self, split: identity.Inputs) -> SplitResult:
+        """A split as the network is now. TrainingError: embeddings that are not finite."""
         try:
             return evaluation.evaluate(self.dual, self.network, split, self.to_device, self.released_batch, self.group)
         except FloatingPointError as error:

@@ -10,7 +10,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
 
@@ -146,33 +146,22 @@ def load(
     check("clipfolder", wanted, duration)
     if rate < RATE:
         raise ValueError(f"clipfolder: rate {rate} Hz; give {RATE:,} or more")
-    if isinstance(without, str) and without != "described":
-        raise ValueError(f"clipfolder: without {without!r}; give ids of recordings, or 'described'")
-    held_out = frozenset(CLOTHO_SOURCES if without == "described" else map(str, without))
-    listing = _listing(root)
-    entries = [entry for entry in listing if _id(entry[2]) not in held_out]
-    left_out = len(listing) - len(entries)
-    if held_out and not left_out and without != "described":
-        few = ", ".join(sorted(held_out)[:3])
-        raise ValueError(f"{root}: has no recordings to be held out ({few}, …); correct the list or leave it out")
+    entries, apart = _entries(root, without)
     sources, together = _sources(root, entries, [split for split, count in wanted.items() if count], rate)
     digests = {source.path: source.sha256 for source in sources}
     words = _words_of_classes(root, sources)
-
-    def stream(split: str) -> Iterator[Scene | None]:
-        return _scenes(seed, split, [source for source in sources if source.split == split], duration)
 
     def content(split: str, index: int, scene: Scene) -> tuple:
         used = [(digests[part.source], *part.spans, part.level) for part in scene.parts]
         at = () if rate == RATE else (rate,)
         return MIXER_VERSION, RECORDINGS.noise, seed, split, index, duration, scene.description, used, *at
 
+    stream = partial(_scenes, seed, sources, duration)
     made = (str(root), wanted, seed, duration, stream, content, words, RECORDINGS)
     mend = "add classes or recordings, or ask for fewer clips"
     scenes, tables = draw_splits(*made, mend=mend, times=TIMES, unseen=unseen, repeats=True)
     mixes = {clip: (int(sha256(f"{seed} {clip}")[:16], 16), scene) for clip, scene in scenes.items()}
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
-    apart = f", {left_out} recordings held out" if held_out else ""
     counts = _counts(wanted, sources, tables[0])
     origin = f"scenes of {len(words)} classes in {root.name}: {counts}{apart}{copies.in_words(together)}"
     origin += "; test scenes of combinations that occur in none to train on" * unseen
@@ -282,11 +271,12 @@ def _words(name: str) -> Words:
     return Words(SYNONYMS.get(key, (sound, general, f"{plain}|sounding|sounds")))
 
 
-def _scenes(seed: int, split: str, sources: list[Source], duration: float) -> Iterator[Scene | None]:
+def _scenes(seed: int, sources: list[Source], duration: float, split: str) -> Iterator[Scene | None]:
     rng = random.Random(f"scenes {seed} {split}")
     kinds: dict[str, list[Kind]] = {}
     for source in sources:
-        kinds.setdefault(source.event, []).append(source.kind)
+        if source.split == split:
+            kinds.setdefault(source.event, []).append(source.kind)
     while True:
         yield draw(rng, list(kinds), lambda name: rng.choice(kinds[name]), duration, RECORDINGS)
 
@@ -329,6 +319,20 @@ def _sources(
     return sources, together
 
 
+def _entries(root: Path, without: str | Sequence[str | int]) -> tuple[list[tuple[str, str, Path]], str]:
+    """The recordings that scenes are mixed from, as in `_listing`, and in words how many are held out."""
+    if isinstance(without, str) and without != "described":
+        raise ValueError(f"clipfolder: without {without!r}; give ids of recordings, or 'described'")
+    held_out = frozenset(CLOTHO_SOURCES if without == "described" else map(str, without))
+    listing = _listing(root)
+    entries = [entry for entry in listing if _id(entry[2]) not in held_out]
+    left_out = len(listing) - len(entries)
+    if held_out and not left_out and without != "described":
+        few = ", ".join(sorted(held_out)[:3])
+        raise ValueError(f"{root}: has no recordings to be held out ({few}, …); correct the list or leave it out")
+    return entries, f", {left_out} recordings held out" if held_out else ""
+
+
 def _listing(root: Path) -> list[tuple[str, str, Path]]:
     """Class, split and path of each recording, in an order that does not depend on the file system; no split where
     neither a table nor the file names have one.
@@ -354,7 +358,7 @@ def _listing(root: Path) -> list[tuple[str, str, Path]]:
     warnings.warn(
         f"{root}: file names carry no folds (1-… to 5-…); split 60/20/20 by their hashes, so that recordings "
         "of one origin may lie in several splits",
-        stacklevel=3,
+        stacklevel=4,
     )
     return [(event, "", path) for event, paths in by_event.items() for path in sorted(paths, key=_name_hash)]
 

@@ -7,7 +7,6 @@ audio is generated when it is read.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -155,7 +154,12 @@ def load(
     def content(split: str, index: int, scene: Scene) -> tuple:
         return GENERATOR_VERSION, SYNTHETIC.noise, seed, split, index, names, duration, scene.description, scene
 
-    stream, mend = partial(_scenes, seed, names, duration), "ask for fewer clips in '{split}' or use more events"
+    def stream(split: str) -> Iterator[Scene | None]:
+        rng = random.Random(f"scenes {seed} {split}")
+        while True:
+            yield draw(rng, names, lambda name: EVENTS[name][0], duration, SYNTHETIC)
+
+    mend = "ask for fewer clips in '{split}' or use more events"
     made = ("soundscapes", counts, seed, duration, stream, content, WORDS, SYNTHETIC)
     scenes, tables = draw_splits(*made, mend=mend, unseen=unseen)
     source = f"synthesised scenes of {len(names)} kinds of sound, generator {GENERATOR_VERSION}, seed {seed}; MIT"
@@ -164,12 +168,6 @@ def load(
 
 
 WORDS = {name: words for name, (_, words) in EVENTS.items()}
-
-
-def _scenes(seed: int, names: Sequence[str], duration: float, split: str) -> Iterator[Scene | None]:
-    rng = random.Random(f"scenes {seed} {split}")
-    while True:
-        yield draw(rng, names, lambda name: EVENTS[name][0], duration, SYNTHETIC)
 
 
 @dataclass(frozen=True)

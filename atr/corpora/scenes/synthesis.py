@@ -27,6 +27,8 @@ from atr.corpora.scenes.waveforms import (
     wander,
 )
 
+# The sounds: (n,) samples of an event that lasts so many seconds, at RATE.
+
 
 def rain(rng, n, seconds, pitch):
     hiss = noise(rng, n, rng.uniform(500, 1500), rng.uniform(5000, 7500), rng.uniform(-2, 2))
