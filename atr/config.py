@@ -17,7 +17,7 @@ CHOICES: dict[str, tuple] = {
     "text_pooling": ("mean", "first"),
     "caption_style": ("mei2022", "tymofieiev2025", None),
     "pooling": ("max_mean", "frequency_mean_max", "frequency_max", "mean"),
-    "head": ("mlp", "linear", "labels"),
+    "head": ("mlp", "linear", "adapter", "labels"),
     "padding": ("masked", "released"),
     "sampler": ("caption_per_clip", "all_captions"),
     "mining": ("easy", "random", "hard", None),
@@ -88,8 +88,10 @@ class RunConfig:
                     "mean", of any encoder: mean of its frames
     text_aware      {"projection_dim": …, "dropout": …}: frames go through the audio head, and each caption pools them
                     by attention (`atr.encoders.pooling.TextAwarePooling`); None: `pooling`
-    head            "mlp" (Linear, ReLU, Linear), "linear", or "labels": a sound is the names of what its encoder's own
-                    classifier hears (mn04, mn10; `model.LabelHead`), and nothing is trained: frozen, 0 epochs
+    head            "mlp" (Linear, ReLU, Linear), "linear", "adapter": sounds by one Linear go to where the text encoder
+                    puts captions, which move little (`model.Adapter`; embedding_dim is the text encoder's width, 384
+                    of "minilm"), or "labels": a sound is the names of what its encoder's own classifier hears (mn04,
+                    mn10; `model.LabelHead`), and nothing is trained: frozen, 0 epochs
     padding         "masked": a clip's embedding is its own (but while training, where a batch's zeros enter the
                     statistics of the inner batch-norms); "released": they enter every batch-norm and the pooling, in
                     evaluation too, as in the released code of Mei et al. 2022

@@ -345,7 +345,7 @@ def test_a_query_reaches_a_clap_model_as_it_is(run, folder, corpus, tmp_path, mo
     monkeypatch.setattr(Clap, "text", lambda self, *given: heard.extend(given[0]) or original(self, *given))
     text, _ = embed(external, folder[0][:1], [query], corpus)
     assert heard == [query]
-    assert torch.equal(text, original(Clap(model), [query]))
+    assert torch.allclose(text, original(Clap(model), [query]), atol=1e-6)  # another place in memory, other last bits
     assert not torch.equal(text, original(Clap(model), [query.lower().replace(",", "")]))
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,8 @@ TRAININGS = ("frozen", "frozen_released", "finetuned", "scratch")
 @pytest.fixture(scope="module")
 def config(tiny_bert):
     def make(training, **changes):
-        return RunConfig(training=training, text_encoder=str(tiny_bert), embedding_dim=DIM, batch_size=4, **changes)
+        fields = {"text_encoder": str(tiny_bert), "embedding_dim": DIM, "batch_size": 4}
+        return RunConfig(training=training, **fields | changes)
 
     return make
 
@@ -89,6 +91,32 @@ def test_heads_are_linear_relu_linear_of_the_released_widths(case):
         first, relu, second = head
         assert isinstance(relu, torch.nn.ReLU)
         assert (first.in_features, first.out_features, second.out_features) == widths
+
+
+@pytest.mark.parametrize("training", ["frozen", "finetuned"])
+def test_an_adapter_begins_where_the_text_encoder_puts_a_caption(build, training):
+    dual, inputs = build(training, head="adapter", embedding_dim=TEXT_DIM)
+    captions = inputs.text.batch(np.arange(6))
+    with torch.no_grad():
+        assert torch.allclose(dual.eval().embed_text(captions), F.normalize(dual.pool_text(captions), dim=1), atol=1e-6)
+    assert [type(layer) for layer in dual.audio_head] == [torch.nn.Linear]
+
+
+def test_an_adapter_adds_a_tenth_of_what_its_bottleneck_says():
+    adapter = model.Adapter(4)  # a bottleneck of one
+    first, _, last = adapter.bottleneck
+    with torch.no_grad():
+        first.weight[:] = torch.tensor([[0.0, 2, 0, 0]])
+        first.bias[:] = -0.6
+        last.weight[:] = torch.tensor([[1.0], [0], [0], [-2]])
+        last.bias[:] = torch.tensor([0.0, 0, 5, 0])
+        said = adapter(torch.tensor([[3.0, 4, 0, 0], [4, -3, 0, 0]]))  # of length 5; the second stays below 0
+    assert torch.allclose(said, torch.tensor([[0.7, 0.8, 0.5, -0.2], [0.8, -0.6, 0.5, 0]]))
+
+
+def test_an_adapter_of_another_width_is_an_error(build):
+    with pytest.raises(ValueError, match="'adapter' keeps the text encoder's width; set embedding_dim=16, not 8"):
+        build("frozen", head="adapter")
 
 
 def test_heads_depend_on_the_seed_alone(build, config, prepared):

@@ -95,15 +95,16 @@ def test_the_notebook_compares_each_way_alone_and_joined(profile, tmp_path, monk
     monkeypatch.setenv("ATR_WORDS", os.pathsep.join(["words.csv", ""]))
     space = run_notebook(monkeypatch)
     assert os.environ["ATR_WORDS"] == str(tmp_path / "words.csv")
-    ways = ["scenes alone", "class names", "people's captions", "both"]
+    alone = ["scenes alone", "scenes alone, 0.1", "scenes alone, adapter", "scenes alone, adapter, 0.1"]
+    ways = [*alone, "class names", "people's captions", "both", "both, adapter, 0.1"]
     alike = ["control", *ways, *(f"{way}, joined with the control" for way in ways)]
     read = lambda name: pd.read_csv(profile.results / "tables" / f"13_{name}.csv")  # noqa: E731
-    tables = {name: read(name) for name in ("scenes", "people_options", "people_halves")}
+    tables = {name: read(name) for name in ("scenes", "people_options", "people_halves", "people_scenes_halves")}
     assert tables["scenes"]["option"].tolist() == tables["people_options"]["option"].tolist() == alike
-    assert tables["people_options"]["seeds"].tolist() == [1] + [2] * 8
-    assert tables["people_options"]["difference"].iloc[0] == 0 and set(
-        tables["people_halves"]["chosen"].dropna()
-    ) <= set(alike)
+    assert tables["people_options"]["seeds"].tolist() == [1] + [2] * 16
+    assert tables["people_options"]["difference"].iloc[0] == 0
+    for name, tried in ("people_halves", alike), ("people_scenes_halves", alone):
+        assert set(tables[name]["chosen"].dropna()) <= set(tried)
     (axis,) = space["figure"].axes  # of the differences, which is saved with the runs it rests on
     assert [label.get_text() for label in axis.get_yticklabels()] == alike[1:]
     assert axis.lines[0].get_xdata() == pytest.approx(tables["people_options"]["difference"].iloc[1:].to_numpy())
@@ -111,7 +112,7 @@ def test_the_notebook_compares_each_way_alone_and_joined(profile, tmp_path, monk
     assert sorted(saved["runs"]) == sorted(run.address for run in space["everything"]["run"])
     learnt = language.read(space["words"])  # the clip whose captions are tested on is not among them
     assert learnt["clip"].nunique() == 9 and not learnt["caption"].str.contains("dog").any()
-    assert "two ways are left out" not in capsys.readouterr().out
+    assert "three ways are left out" not in capsys.readouterr().out
 
     monkeypatch.delenv("ATR_WORDS")
     monkeypatch.setenv("ATR_HOME", str(tmp_path))

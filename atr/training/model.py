@@ -27,6 +27,27 @@ def head(inputs: int, hidden: int | None, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
+class Adapter(nn.Module):
+    """What the text encoder says of a caption, and a little beside it: (B, dim) → (B, dim).
+
+    The caption's embedding of length 1 plus RATIO times what a bottleneck of a quarter of its width makes of it, at
+    first nothing (Gao et al., *CLIP-Adapter*, IJCV 2024, arXiv:2110.04544, the residual blend of section 3.2). So words
+    that no training caption holds stay near those that mean the same.
+    """
+
+    RATIO = 0.1
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bottleneck = head(dim, dim // 4, dim)
+        for parameter in self.bottleneck[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        caption = nn.functional.normalize(pooled, dim=-1)
+        return caption + self.RATIO * self.bottleneck(caption)
+
+
 class LabelHead(nn.Module):
     """A sound as the names of what its encoder's own classifier hears: pooled output (B, audio_dim) → (B, text_dim).
 
@@ -74,8 +95,13 @@ class DualEncoder(nn.Module):
         self.fixed_norm = fixed_norm
         self.padding = padding
         self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
-        self.audio_head: nn.Module = head(audio_dim, audio_hidden * dim if heads == "mlp" else None, dim)
-        self.text_head: nn.Module = head(text_dim, 2 * dim if heads == "mlp" else None, dim)
+        if heads == "adapter" and dim != text_dim:
+            raise ValueError(f"head: 'adapter' keeps the text encoder's width; set embedding_dim={text_dim}, not {dim}")
+        mlp = heads == "mlp"
+        self.audio_head: nn.Module = head(audio_dim, audio_hidden * dim if mlp else None, dim)
+        self.text_head: nn.Module = (
+            Adapter(dim) if heads == "adapter" else head(text_dim, 2 * dim if mlp else None, dim)
+        )
         self.text_aware = text_aware
 
     def train(self, mode: bool = True) -> "DualEncoder":
