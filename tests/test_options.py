@@ -95,8 +95,8 @@ def test_the_notebook_compares_each_way_alone_and_joined(profile, tmp_path, monk
     monkeypatch.setenv("ATR_WORDS", os.pathsep.join(["words.csv", ""]))
     space = run_notebook(monkeypatch)
     assert os.environ["ATR_WORDS"] == str(tmp_path / "words.csv")
-    alone = ["scenes alone", "scenes alone, 0.1", "scenes alone, adapter", "scenes alone, adapter, 0.1"]
-    ways = [*alone, "class names", "people's captions", "both", "both, adapter, 0.1"]
+    alone = ["scenes alone", "scenes alone, τ 0.1", "scenes alone, adapter", "scenes alone, adapter, τ 0.1"]
+    ways = [*alone, "class names", "people's captions", "both", "both, adapter, τ 0.1"]
     alike = ["control", *ways, *(f"{way}, joined with the control" for way in ways)]
     read = lambda name: pd.read_csv(profile.results / "tables" / f"13_{name}.csv")  # noqa: E731
     tables = {name: read(name) for name in ("scenes", "people_options", "people_halves", "people_scenes_halves")}

@@ -72,12 +72,13 @@ def test_the_ten_lines_for_own_sounds_run(tmp_path, homes):
 
 def test_numbers_in_peoples_words_are_those_of_the_committed_tables():
     folder = places.PROJECT / "results" / "reference" / "esc50" / "tables"
-    names = ("scenes", "people_options", "people_halves")
-    scenes, people, halves = (pd.read_csv(folder / f"13_{name}.csv", index_col=0) for name in names)
+    names = ("scenes", "people_options", "people_halves", "people_scenes_halves")
+    scenes, people, halves, alone = (pd.read_csv(folder / f"13_{name}.csv", index_col=0) for name in names)
     readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
     results = (places.PROJECT / "docs" / "results.md").read_text(encoding="utf-8")
     section = results.partition("**What do people's own words find?**")[2].partition("**Is it")[0]
-    options = ["control", "scenes alone", "class names", "people's captions", "both"]
+    best = "scenes alone, adapter, τ 0.1"
+    options = ["control", "scenes alone", best, "class names", "people's captions", "both"]
     rows = [line.replace("*", "").split(" | ")[1:] for line in section.splitlines() if line.startswith("| ")][2:]
     for option, (on_scenes, first, tenth, difference) in zip(options, rows, strict=True):
         row = people.loc[option]
@@ -87,10 +88,15 @@ def test_numbers_in_peoples_words_are_those_of_the_committed_tables():
         expected = [row["difference"], row["standard_error"]] if option != "control" else []
         assert told == pytest.approx(expected, abs=0.051), option
     assert (people["difference"].abs() < 2 * people["standard_error"]).drop("control").all()  # told from none
-    ranks = people.loc[options[1:], "t2a_r1"].rank(), scenes.loc[options[1:], "t2a_r1"].rank()
-    assert (ranks[0] + ranks[1] == 5).all()  # better on scenes is worse in people's words
-    text, pooled = " ".join(section.split()), halves.loc["all"]
-    assert f"comes to {pooled['t2a_r1']:.1f}, {pooled['difference']:.1f} ± {pooled['standard_error']:.1f} above" in text
+    text, pooled, chosen = " ".join(section.split()), halves.loc["all"], alone.loc["all"]
+    assert set(alone["chosen"].dropna()) == {best} and scenes["t2a_r1"].idxmax() == best
+    assert f"it is {chosen['difference']:.1f} ± {chosen['standard_error']:.1f} above the heads" in text
+    adapted, both = people.loc[["both, adapter, τ 0.1", "both"], "t2a_r1"]
+    assert f"({adapted:.1f} for {both:.1f})" in text
+    joined = people[people.index.str.endswith("joined with the control")].sort_values("t2a_r1").iloc[-1]
+    assert f"the best is {joined['t2a_r1']:.1f} and {joined['t2a_r10']:.1f}." in text
+    difference = f"{-pooled['difference']:.1f} ± {pooled['standard_error']:.1f} below"
+    assert f"comes to {pooled['t2a_r1']:.1f} on the other, {difference}" in text
     search = " ".join(readme.partition("## Search a folder")[2].split())
     for option, words in (("class names", "for {:.0f} % of the captions"), ("both", "for {:.0f} % where")):
         assert words.format(people.loc[option, "t2a_r10"]) in search

@@ -12,7 +12,7 @@ from atr.reports.names import numeric
 # Signs that plain LaTeX does not know.
 SIGNS = str.maketrans(
     {"→": r"$\rightarrow$", "±": r"$\pm$", "—": "---", "≥": r"$\geq$", "×": r"$\times$"}
-    | {"σ": r"$\sigma$", "α": r"$\alpha$", "√": r"$\surd$", "−": "--"}
+    | {"σ": r"$\sigma$", "α": r"$\alpha$", "τ": r"$\tau$", "√": r"$\surd$", "−": "--"}
 )
 MARKS = str.maketrans(
     {mark: f"\\{mark}" for mark in "&%$#_{}"}
