@@ -53,6 +53,13 @@ def test_the_corpus_is_sound(corpus):
     assert "train 20 scenes of 9 recordings" in corpus.source and "licence: unknown" in corpus.source
 
 
+def test_a_difficulty_that_configs_of_before_name_changes_nothing(corpus, root):
+    same = clipfolder.load(root, difficulty="plain", **SIZES)
+    assert same.clips.equals(corpus.clips) and same.captions.equals(corpus.captions)
+    with pytest.raises(ValueError, match="difficulty 'hard'; all scenes are 'plain': leave it out"):
+        clipfolder.load(root, difficulty="hard", **SIZES)
+
+
 def test_recordings_of_a_fold_stay_in_one_split(corpus):
     used = {split: set() for split in SIZES}
     for clip, (_, scene) in corpus.read.scenes.items():

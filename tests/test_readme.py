@@ -91,6 +91,8 @@ def test_numbers_in_peoples_words_are_those_of_the_committed_tables():
     text, pooled, chosen = " ".join(section.split()), halves.loc["all"], alone.loc["all"]
     assert set(alone["chosen"].dropna()) == {best} and scenes["t2a_r1"].idxmax() == best
     assert f"it is {chosen['difference']:.1f} ± {chosen['standard_error']:.1f} above the heads" in text
+    assert f"have a third of it ({people.loc['scenes alone, τ 0.1', 't2a_r1']:.1f})" in text
+    assert chosen["difference"] < 2 * chosen["standard_error"]
     adapted, both = people.loc[["both, adapter, τ 0.1", "both"], "t2a_r1"]
     assert f"({adapted:.1f} for {both:.1f})" in text
     joined = people[people.index.str.endswith("joined with the control")].sort_values("t2a_r1").iloc[-1]

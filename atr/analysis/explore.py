@@ -21,7 +21,7 @@ from torch import Tensor
 from atr.analysis import lexical, maps
 from atr.analysis.maps import CorpusOf, Map
 from atr.config import RunConfig
-from atr.corpora import audio, remembered
+from atr.corpora import audio, corpus_memory
 from atr.corpora.corpus import Corpus
 from atr.encoders.text import normalise
 from atr.experiments import listing
@@ -37,7 +37,7 @@ WORDS = re.compile(r"[^\s\d!-/:-@\[-`{-~]+(?:'[^\s\d!-/:-@\[-`{-~]+)*")  # in `l
 
 def corpora(root: str | Path | None = None) -> CorpusOf:
     """Gives the corpus that a config names, each made once; root: the folder of those that lie in one."""
-    corpus_of = remembered(root)
+    corpus_of = corpus_memory(root)
     return lambda config: corpus_of(config.corpus)
 
 

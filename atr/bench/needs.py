@@ -55,7 +55,7 @@ def summary(plan: pd.DataFrame, device: str, side_by_side: int, cluster: str = "
     for notebooks, finished, config, data in plan[["notebooks", "finished", "config", "size"]].itertuples(index=False):
         if config.training == "external":
             continue  # nothing is trained
-        kind = json.dumps(cost_fields(config) | {"embedding_dim": config.embedding_dim})
+        kind = json.dumps(cost_fields(config) | {"embedding_dim": config.embedding_dim}, sort_keys=True)
         if kind not in measured:
             measured[kind] = measure(config, device)
         one = cost(config, measured[kind], data)
@@ -112,7 +112,8 @@ def cost_fields(config: RunConfig) -> dict[str, Any]:
     patchout = config.augment == "patchout" and training != "frozen"
     pooling = config.text_aware and {**config.text_aware, "dropout": 0.1}
     fields = {name: getattr(config, name) for name in ALIKE}
-    return fields | {"training": training, "augment": "patchout" if patchout else None, "text_aware": pooling}
+    fields |= {"training": training, "audio_layers": config.audio_state_layers}
+    return fields | {"augment": "patchout" if patchout else None, "text_aware": pooling}
 
 
 def measure(config: RunConfig, device: str) -> Measurement:

@@ -51,7 +51,7 @@ def study(
     ] = "local",
     clips: Annotated[Path | None, typer.Option(help="Folder of labelled clips, for profiles esc50 and esc10.")] = None,
     without: Annotated[
-        Path | None, typer.Option(help="File of ids, one a line, of recordings that no scene of esc50 is mixed from.")
+        Path | None, typer.Option(help="File of ids, one per line, of recordings that no scene of esc50 is mixed from.")
     ] = None,
     captions: Annotated[
         Path | None, typer.Option(help="Table of people's and generated captions, for profile captions.")

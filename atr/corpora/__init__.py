@@ -102,7 +102,7 @@ def corpus_of(options: Mapping[str, Any], root: str | PathLike[str] | None = Non
     return corpus
 
 
-def remembered(root: str | PathLike[str] | None = None) -> Callable[[Mapping[str, Any]], Corpus]:
+def corpus_memory(root: str | PathLike[str] | None = None) -> Callable[[Mapping[str, Any]], Corpus]:
     """`corpus_of` that loads each corpus once, for whoever holds it."""
     load = cache(lambda options: corpus_of(json.loads(options), root))
     return lambda options: load(json.dumps(dict(options)))
@@ -120,5 +120,5 @@ __all__ = [
     "in_folder",
     "load_corpus",
     "loaded_once",
-    "remembered",
+    "corpus_memory",
 ]

@@ -105,8 +105,8 @@ class Protocol:
         if file is None:
             raise ValueError(
                 f"protocol {self.name}: its {self.clips:,} clips are named in {self.clip_list}, which does not come "
-                f"with atr; write their names, one a line, to {paths[1]}, or run: atr data {self.corpus['name']} --hub."
-                f" They are of: {self.source}"
+                f"with atr; write their names, one per line, to {paths[1]}, or run: atr data {self.corpus['name']} "
+                f"--hub. They are of: {self.source}"
             )
         try:
             lines = map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())

@@ -21,7 +21,7 @@ from atr.experiments.progress import note
 from atr.system import devices, hashes, tracking
 from atr.training import ERROR, find, fit, identity
 from atr.training.preparation import prepare
-from atr.training.records import Run, error_text
+from atr.training.records import RecordError, Run, error_text
 
 
 @dataclass
@@ -71,9 +71,10 @@ def load_run(address: str, profile: str = "demo") -> Run:
     status = run.status
     if status == "newer":
         raise FileNotFoundError(f"{run.path}: made by a newer version of atr; load it with that one")
-    if status not in ("finished", "damaged"):
+    if status == "damaged":
+        raise RecordError(run.problem)
+    if status != "finished":
         raise FileNotFoundError(f"{run.path}: {status}; run its study again: atr study --profile {profile}")
-    run.require_finished()
     return run
 
 

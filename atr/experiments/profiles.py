@@ -312,7 +312,7 @@ PROFILES["captions"] = Profile("captions", {}, (0, 1, 2), {}, {}, notebooks=("10
 
 def get_profile(name: str) -> Profile:
     """A profile by its name; where it mixes recordings without those that people described, and ATR_WITHOUT names a
-    file of other ids, one a line, without those. ValueError: there is no such profile or file.
+    file of other ids, one per line, without those. ValueError: there is no such profile or file.
 
     >>> demo = get_profile("demo")
     >>> demo.seeds, list(demo.corpora)
@@ -326,9 +326,9 @@ def get_profile(name: str) -> Profile:
     try:
         ids = sorted(set(listed.read_text(encoding="utf-8").split()))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"ATR_WITHOUT: {listed}: {error}; give a text file of recordings' ids, one a line") from error
+        raise ValueError(f"ATR_WITHOUT: {listed}: {error}; give a text file of ids, one per line") from error
     if not ids:
-        raise ValueError(f"ATR_WITHOUT: {listed}: holds no ids; give those of recordings, one a line")
+        raise ValueError(f"ATR_WITHOUT: {listed}: holds no ids; give those of recordings, one per line")
 
     def without(options: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**options, "without": ids} if "without" in options else options

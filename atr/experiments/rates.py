@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from atr.config import RunConfig
-from atr.corpora import loaded_once, remembered
+from atr.corpora import corpus_memory, loaded_once
 from atr.corpora.corpus import Corpus
 from atr.experiments.profiles import Profile
 from atr.training import fit, identity
@@ -59,7 +59,7 @@ class RateSearch:
 
     @cached_property
     def _corpus_of(self) -> Callable[[Mapping[str, Any]], Corpus]:
-        return remembered(self.profile.root)
+        return corpus_memory(self.profile.root)
 
     def _seeds(self, name: Hashable) -> Sequence[int]:
         return self.seeds[name] if isinstance(self.seeds, Mapping) else self.seeds

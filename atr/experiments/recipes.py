@@ -9,7 +9,7 @@ SMALL_EPOCHS = {"frozen": 80, "finetuned": 20}  # the comparison of losses shows
 # Beside the loss: sounds find the names of what their encoder's own classifier hears. Number and weight were settled in
 # sight of all the recordings that the test in people's words is on, so its halves do not speak of that choice.
 CLASS_NAMES = {"label_contrast": {"labels": 3, "weight": 2.0}}
-# Captions stay near where MiniLM puts them, 384 wide; settled likewise.
+# Captions stay near where MiniLM puts them, 384 wide. `model.Adapter.RATIO` was settled likewise.
 ADAPTER = {"head": "adapter", "embedding_dim": 384}
 SMALL_SCHEDULES = {"frozen": "step", "finetuned": "cosine"}  # so few epochs leave a step schedule no time to settle
 SMALL_BASE = {"text_dropout": 0.0}  # MiniLM's top layers train a quarter faster without

@@ -153,7 +153,7 @@ class Run:
         status = self.status
         if status != "finished":
             words = MENDS.get(status, "") if mend is None else status + mend
-            raise RecordError(self.problem or f"{self.path}: {words}")
+            raise RecordError(self.problem if status == "damaged" else f"{self.path}: {words}")
 
     def _read(self, name: str, parse: Callable[[Path], Content]) -> Content:
         """What `parse` makes of a file."""
@@ -241,7 +241,7 @@ class Run:
 
     @property
     def test_clips(self) -> list[str]:
-        """Those of the `tested_split`."""
+        """Names of the clips of the `tested_split`, in their order."""
         return self.clips.loc[self.clips["split"] == self.tested_split, "clip"].tolist()
 
     @cached_property

@@ -128,6 +128,7 @@ def load(
     rate: int = RATE,
     without: str | Sequence[str | int] = (),
     unseen: bool = False,
+    difficulty: str = "plain",
 ) -> Corpus:
     """Scenes of `duration` seconds at `rate` Hz from recordings under root/<class>/, or ESC-50's audio/ and meta/.
 
@@ -138,7 +139,7 @@ def load(
 
     without: ids of recordings, the second field of a file's name, that no scene is mixed from, or "described": those of
     ESC-50 that people described in Clotho (CLOTHO_SOURCES). unseen: test scenes combine classes that occur together in
-    no scene to train on.
+    no scene to train on. difficulty: as configs of before name what all scenes have, "plain".
 
     Raises CorpusError for a folder that cannot be used, naming the class or file and the mend.
     """
@@ -146,6 +147,8 @@ def load(
     check("clipfolder", wanted, duration)
     if rate < RATE:
         raise ValueError(f"clipfolder: rate {rate} Hz; give {RATE:,} or more")
+    if difficulty != "plain":
+        raise ValueError(f"clipfolder: difficulty {difficulty!r}; all scenes are 'plain': leave it out")
     entries, apart = _entries(root, without)
     sources, together = _sources(root, entries, [split for split, count in wanted.items() if count], rate)
     digests = {source.path: source.sha256 for source in sources}

@@ -126,10 +126,10 @@ class SegmentEncoder(nn.Module):
         rest = (lengths % self.frames_in * self.frames_out + HOPS - 1) // HOPS
         counts = lengths // self.frames_in * self.frames_out + rest
         mask = frame_mask(counts, segments.shape[1] * self.frames_out)
-        whole = mask[:, :: self.frames_out]  # segments whose first frame counts
-        made = self.network(segments[whole])
-        frames = made.new_zeros(*whole.shape, *made.shape[1:])
-        frames[whole] = made
+        present = mask[:, :: self.frames_out]  # segments whose first frame counts
+        made = self.network(segments[present])
+        frames = made.new_zeros(*present.shape, *made.shape[1:])
+        frames[present] = made
         return frames.flatten(1, 2), mask
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
