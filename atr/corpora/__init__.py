@@ -115,10 +115,10 @@ __all__ = [
     "Corpus",
     "CorpusError",
     "Reader",
+    "corpus_memory",
     "corpus_of",
     "coverage",
     "in_folder",
     "load_corpus",
     "loaded_once",
-    "corpus_memory",
 ]
