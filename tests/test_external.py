@@ -123,11 +123,21 @@ def test_runs_joined_are_tested_by_their_mean_similarity(run, corpus, people, fo
     embedders = [Embedder(one) for one in (run, other)]
     parts = [one.similarity(one.sentences(sentences), one.sounds(sounds)) for one in embedders]
     expected = retrieval.ranks((parts[0] + parts[1]) / 2, np.repeat(np.arange(6), 2))
-    found = external.ensemble([run, other], people)
+    one, two = (external.similarity(run, people) for run in (run, other))
+    found = external.rank((one + two) / 2, people)
     assert np.array_equal(found.ranks.t2a, expected.t2a) and found.metrics == retrieval.retrieval_metrics(expected)
-    assert external.ensemble([run], people).metrics == external.test(run, people).metrics
-    with pytest.raises(ValueError, match="an ensemble of no models"):
-        external.ensemble([], people)
+    assert external.rank(one, people).metrics == external.test(run, people).metrics
+
+
+def test_a_bank_of_sentences_takes_from_each_clip_how_near_it_is_to_them(run, people, folder):
+    bank = ["Rain falls.", "a bell rings twice", "somebody walks away"]
+    plain, less = (external.similarity(run, people, bank=sentences) for sentences in (None, bank))
+    embedder = Embedder(run)
+    sounds = embedder.sounds([folder / f"{number}.wav" for number in range(6)])
+    near = embedder.similarity(embedder.sentences(bank), sounds).double()
+    expected = (20 * near).exp().mean(0).log() / 20
+    assert (plain - less).numpy() == pytest.approx(expected.expand(12, 6).numpy(), abs=1e-6)
+    assert np.array_equal(external.rank(less, people).ranks.a2t, external.rank(plain, people).ranks.a2t)
 
 
 def test_what_cannot_be_tested_is_named(run, people, corpus, tmp_path):

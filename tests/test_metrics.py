@@ -1,5 +1,6 @@
 """Metrics: the released code's numbers, values by hand, and a sort by brute force."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from atr.metrics import Ranks, chance, ranks, retrieval_metrics
+from atr.metrics import Ranks, chance, ranks, retrieval, retrieval_metrics
 from atr.metrics.statistics import clip_scores
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -300,3 +302,31 @@ def test_memory_does_not_grow_with_the_number_of_blocks():
     """8e8 similarities in each direction, 3 GiB: they grew by 0.7 GiB where each block had memory of its own."""
     done = subprocess.run([sys.executable, "-c", STREAM], capture_output=True, text=True, check=True, timeout=300)
     assert float(done.stdout) < 200  # MiB
+
+
+def test_hubness_is_how_near_a_clip_is_to_a_bank_of_sentences():
+    bank, audio = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [1.0, 1.0]])
+    # by hand: cosines of the first clip 1 and 0, of the second twice the root of a half
+    expected = [math.log((math.exp(2) + 1) / 2) / 2, math.sqrt(0.5)]
+    assert retrieval.hubness(bank, audio, beta=2).tolist() == pytest.approx(expected, abs=1e-6)
+    assert retrieval.hubness(bank.repeat(7, 1), audio, beta=2).tolist() == pytest.approx(expected, abs=1e-6)
+    for beta, limit in (1e-4, [0.5, math.sqrt(0.5)]), (1e4, [1, math.sqrt(0.5)]):  # from the mean to the largest
+        assert retrieval.hubness(bank, audio, beta).tolist() == pytest.approx(limit, abs=1e-3)
+
+
+def test_hubness_holds_in_blocks_and_demotes_a_hub(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    bank, audio = torch.randn(90, 4, generator=generator), torch.randn(11, 4, generator=generator)
+    whole = retrieval.hubness(bank, audio)
+    monkeypatch.setattr(retrieval, "BLOCK", 200)
+    assert torch.allclose(retrieval.hubness(bank, audio), whole, atol=1e-6)
+    hub, other = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -0.2])
+    query, sounds, bank = torch.tensor([[1.0, 0.4]]), torch.stack([hub, other]), torch.tensor([[1.0, 1.0], [0.4, 1.0]])
+    cosine = F.normalize(query, dim=1) @ F.normalize(sounds, dim=1).T
+    assert cosine.argmax() == 0 and (cosine - retrieval.hubness(bank, sounds)).argmax() == 1
+
+
+@pytest.mark.parametrize("beta", [0, -1, float("nan")])
+def test_hubness_wants_an_inverse_temperature(beta):
+    with pytest.raises(ValueError, match="beta is .*; give a number above 0"):
+        retrieval.hubness(torch.eye(2), torch.eye(2), beta)

@@ -45,6 +45,14 @@ def test_differences_are_paired_by_recording_after_the_mean_over_seeds():
     assert found["standard_error"].iloc[1] == pytest.approx(apart.std(ddof=1) / 2)
 
 
+def test_each_option_may_be_compared_with_its_own_counterpart():
+    found = options.compared(
+        {"one": TESTS["good on even"], "two": TESTS["good on odd"]},
+        {"two": TESTS["plain"], "one": TESTS["good on odd"]},
+    )
+    assert found["difference"].tolist() == [-6.25, 25] and found["t2a_r1"].tolist() == [56.25, 62.5]
+
+
 def test_each_half_is_reported_for_what_the_other_half_chose():
     found = options.on_halves(TESTS, "plain")
     assert found["chosen"].tolist() == ["good on odd", "good on even", ""]
@@ -105,6 +113,10 @@ def test_the_notebook_compares_each_way_alone_and_joined(profile, tmp_path, monk
     assert tables["people_options"]["difference"].iloc[0] == 0
     for name, tried in ("people_halves", alike), ("people_scenes_halves", alone):
         assert set(tables[name]["chosen"].dropna()) <= set(tried)
+    assert read("scenes_bank")["option"].tolist() == read("people_bank")["option"].tolist() == alike
+    bank = read("people_bank").set_index("option")
+    expected = bank["t2a_r1"] - tables["people_options"].set_index("option")["t2a_r1"]
+    assert bank["difference"].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-9)
     (axis,) = space["figure"].axes  # of the differences, which is saved with the runs it rests on
     assert [label.get_text() for label in axis.get_yticklabels()] == alike[1:]
     assert axis.lines[0].get_xdata() == pytest.approx(tables["people_options"]["difference"].iloc[1:].to_numpy())

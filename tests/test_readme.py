@@ -105,6 +105,27 @@ def test_numbers_in_peoples_words_are_those_of_the_committed_tables():
     assert f"({people.loc['control', 't2a_r10']:.0f} % if nothing is trained)" in search
 
 
+def test_numbers_of_the_bank_are_those_of_the_committed_tables():
+    folder = places.PROJECT / "results" / "reference" / "esc50" / "tables"
+    scenes, people = (pd.read_csv(folder / f"13_{name}_bank.csv", index_col=0) for name in ("scenes", "people"))
+    results = " ".join((places.PROJECT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    text = results.partition("**Do some sounds stand in the way")[2].partition("**Is it")[0]
+    joined = scenes.index.str.endswith("joined with the control")
+    assert (scenes["difference"] > 2 * scenes["standard_error"]).all() and (~joined).sum() == 9
+    alone = scenes[~joined]
+    gains = f"{alone['difference'].min():.1f} to {alone['difference'].max():.1f} points of R@1"
+    assert f"{gains}, to {alone['t2a_r1'].max():.1f} for the best" in text
+    assert (people["difference"][~joined] > 0).sum() == 8
+    assert (people["difference"] < 2 * people["standard_error"]).all()
+    both, best, control = people.loc[
+        ["both", "both, joined with the control", "control"], ["t2a_r1", "t2a_r10"]
+    ].to_numpy()
+    assert "both comes to {:.1f} (R@10 {:.1f})".format(*both) in text
+    assert "own similarity, to {:.1f} ({:.1f})".format(*best) in text
+    ahead = people["t2a_r1"].max() - control[0]
+    assert "itself has {:.1f} with that bank (R@10 {:.1f}), {:.1f} below the best".format(*control, ahead) in text
+
+
 def test_what_the_small_encoder_costs_is_what_the_committed_table_says():
     table = pd.read_csv(places.PROJECT / "results" / "reference" / "demo_mn04" / "tables" / "encoders.csv")
     page = (places.PROJECT / "docs" / "study.md").read_text(encoding="utf-8")

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from atr.config import RESULT_VERSION, RunConfig
 from atr.corpora import corpus_of
 from atr.corpora.corpus import Corpus
 from atr.encoders import registry
-from atr.inference import embedder, ensembles
+from atr.inference import embedder
 from atr.inference.windows import cut_corpus, mean, window_of
 from atr.metrics import retrieval
 from atr.system import devices, hashes
@@ -29,47 +29,64 @@ def test(
     windows: str | None = "mean",
     device: str = "auto",
     *,
+    bank: Sequence[str] | None = None,
     root: str | Path | None = None,
     quiet: bool = True,
 ) -> ExternalTest:
     """Ranks, relevance and metrics of a finished run on a corpus's test clips, computed once and kept in its folder.
 
     windows: as `Embedder` has it. A text-aware model, and one without a window (`windows.window_of`), hear each clip as
-    with None. root: folder of the corpus that the run was trained on, where that lies in one.
-    ValueError: a corpus without test clips, or other windows. Errors of the run as in `embedder.beginning`. What is
-    damaged is made anew, with a warning that names the file.
+    with None. bank: as in `similarity`. root: folder of the corpus that the run was trained on, where that lies in one.
+    ValueError: a corpus without test clips, other windows, or a bank for a text-aware run. Errors of the run as in
+    `embedder.beginning`. What is damaged is made anew, with a warning that names the file.
     """
     part, window = _part(corpus), _window(run, windows)
-    name = _name(run.config, part, window)
+    name = _name(run.config, part, window, bank)
     if earlier := _load_test(run, name):
         return earlier
     with run.lock("tested on another corpus"):
         if earlier := _load_test(run, name, warn=True):
             return earlier
-        result = _run_test(run, part, window, root, devices.resolve_device(device), quiet)
+        if bank is None:
+            result = _run_test(run, part, window, root, devices.resolve_device(device), quiet)
+        else:
+            result = rank(similarity(run, corpus, windows, device, bank=bank, root=root, quiet=quiet), corpus)
         about = {"corpus": part.name, "fingerprint": part.fingerprint, "clips": len(part), "window": window}
-        run.write_external(name, result, about)
+        run.write_external(name, result, about | ({} if bank is None else {"bank": len(bank)}))
         return result
 
 
-def ensemble(
-    runs: Sequence[Run],
+def similarity(
+    run: Run,
     corpus: Corpus,
     windows: str | None = "mean",
     device: str = "auto",
     *,
+    bank: Sequence[str] | None = None,
     root: str | Path | None = None,
     quiet: bool = True,
-) -> ExternalTest:
-    """As `test`, of several finished runs as one, by their mean similarity (`ensembles.join`); it is not kept.
+) -> Tensor:
+    """(captions, clips) cosines of a finished run on a corpus's test clips; the mean of several runs' is an ensemble.
 
-    ValueError, too: no run, or one that is text-aware, whose sounds have no embedding to join.
+    bank: captions of other clips, of which each clip's hubness is subtracted (`retrieval.hubness`). The rest, and
+    errors, as in `test`; also ValueError for a text-aware run, whose sounds have no embedding.
     """
-    for run in runs:
-        if run.config.text_aware is not None:
-            raise ValueError(f"run {run.address} is text-aware, so that there is nothing to join; leave it out")
-    part, device = _part(corpus), devices.resolve_device(device)
-    return _rank(ensembles.join(_embed(run, part, _window(run, windows), root, device, quiet) for run in runs), part)
+    if run.config.text_aware is not None:
+        raise ValueError(f"run {run.address} is text-aware, so that its sounds have no one embedding; leave it out")
+    device = devices.resolve_device(device)
+    text, audio = _embed(run, _part(corpus), _window(run, windows), root, device, quiet)
+    cosines = F.normalize(text, dim=1) @ F.normalize(audio, dim=1).T
+    if bank is None:
+        return cosines
+    trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
+    sentences = embedder.Embedder(run, trained, device=device, quiet=quiet).sentences(bank, quiet, keep=True)
+    return cosines - retrieval.hubness(sentences, audio)
+
+
+def rank(similarity: Tensor | tuple[Tensor, Tensor], corpus: Corpus) -> ExternalTest:
+    """What a similarity comes to on the test clips of a corpus; errors as in `retrieval.ranks`."""
+    relevance = _part(corpus).relevance()
+    return ExternalTest(retrieval.ranks(similarity, relevance), retrieval.dense(relevance))
 
 
 def _part(corpus: Corpus) -> Corpus:
@@ -85,10 +102,11 @@ def _window(run: Run, windows: str | None) -> float | None:
     return window_of(run.config) if windows and run.config.text_aware is None else None
 
 
-def _name(config: RunConfig, part: Corpus, window: float | None) -> str:
-    """Of a test: the corpus, and how it is heard."""
+def _name(config: RunConfig, part: Corpus, window: float | None, bank: Sequence[str] | None = None) -> str:
+    """Of a test: the corpus, and how it is heard and ranked."""
     short = window and registry.facts(config.audio_encoder).short
-    return f"{part.fingerprint[:16]}-{hashes.content_key(window, short, RESULT_VERSION)[:8]}"
+    normalised = () if bank is None else (list(bank),)
+    return f"{part.fingerprint[:16]}-{hashes.content_key(window, short, RESULT_VERSION, *normalised)[:8]}"
 
 
 def _load_test(run: Run, name: str, warn: bool = False) -> ExternalTest | None:
@@ -104,18 +122,9 @@ def _run_test(
     run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
 ) -> ExternalTest:
     if run.config.text_aware is None:
-        return _rank(_embed(run, part, window, root, device, quiet), part)
+        return rank(_embed(run, part, window, root, device, quiet), part)
     dual, network, split, to, _ = _restore(run, part, window, root, device, quiet)
-    return ExternalTest(evaluation.evaluate(dual, network, split, to).ranks, _dense(part))
-
-
-def _rank(pair: tuple[Tensor, Tensor], part: Corpus) -> ExternalTest:
-    return ExternalTest(retrieval.ranks(pair, part.relevance()), _dense(part))
-
-
-def _dense(part: Corpus) -> np.ndarray:
-    relevance = part.relevance()
-    return relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
+    return ExternalTest(evaluation.evaluate(dual, network, split, to).ranks, retrieval.dense(part.relevance()))
 
 
 def _embed(

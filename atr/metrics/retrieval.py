@@ -12,6 +12,7 @@ Relevance is one of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -91,6 +92,22 @@ def similarities(
         to_audio, to_text = _rows(matrix, chunk), _rows(matrix.t(), chunk)
         shape = matrix.shape[0], matrix.shape[1]
     return to_audio, to_text, shape
+
+
+def hubness(bank: Matrix, audio: Matrix, beta: float = 20.0) -> Tensor:
+    """(clips,) how near each clip lies to sentences at large: log(mean(exp(beta * cosine))) / beta over a bank of them.
+
+    A hub, near to many sentences, is found for queries that mean other clips. `similarity - hubness(bank, audio)` is
+    querybank normalisation by the inverted softmax (Bogolin et al., CVPR 2022, whose released code has this beta). It
+    changes which clips a sentence finds, and not which sentences a clip finds.
+
+    bank: (sentences, D) embeddings of captions, none of which is tested on; audio: (clips, D).
+    ValueError: beta is not above 0, non-finite numbers, shapes that do not fit.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}; give a number above 0, the inverse of a temperature")
+    _, blocks, (sentences, _) = similarities((bank, audio))
+    return (torch.cat([torch.logsumexp(beta * block, dim=1) for block in blocks]) - math.log(sentences)) / beta
 
 
 def retrieval_metrics(
@@ -199,6 +216,11 @@ def relevant_pairs(relevance: Relevance, shape: tuple[int, int] | None = None) -
             f"relevance is {array.dtype} of shape {array.shape}; give integers (captions,) or booleans by clip"
         )
     return captions, clips
+
+
+def dense(relevance: Relevance) -> np.ndarray:
+    """Relevance as an array of NumPy, for a file of them."""
+    return relevance.toarray() if isinstance(relevance, sparse.sparray) else np.asarray(relevance)
 
 
 def _ranks(blocks: Iterator[Tensor], relevant: np.ndarray) -> np.ndarray:

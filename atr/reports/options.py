@@ -11,17 +11,21 @@ from atr.training.results import ExternalTest
 BY = "t2a_r1"  # what an option is chosen by, and compared in
 
 
-def compared(tests: Mapping[str, Sequence[ExternalTest]], against: str) -> pd.DataFrame:
+def compared(
+    tests: Mapping[str, Sequence[ExternalTest]], against: str | Mapping[str, Sequence[ExternalTest]]
+) -> pd.DataFrame:
     """One row per option: seeds, R@1 and R@10 T→A as means over seeds, and in R@1 the difference from the option
-    `against` with its standard error over recordings, each one's scores averaged over seeds.
+    `against`, or from what the same option comes to there, with its standard error over recordings, each one's scores
+    averaged over seeds.
 
     tests: by option its tests on one corpus, one per seed.
     """
-    scores = {name: _by_recording(seeds) for name, seeds in tests.items()}
+    others = dict.fromkeys(tests, tests[against]) if isinstance(against, str) else against
     rows = []
     for name, seeds in tests.items():
         means = {key: np.mean([test.metrics[key] for test in seeds]) for key in (BY, "t2a_r10")}
-        rows.append({"option": name, "seeds": len(seeds), **means} | _mean_and_error(scores[name] - scores[against]))
+        difference = _mean_and_error(_by_recording(seeds) - _by_recording(others[name]))
+        rows.append({"option": name, "seeds": len(seeds), **means} | difference)
     return pd.DataFrame(rows).set_index("option")
 
 

@@ -37,10 +37,8 @@ class SplitResult:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """What a run keeps of its test split: see `Run.embeddings`."""
-        relevance = self.split.relevance
-        dense = relevance if isinstance(relevance, np.ndarray) else relevance.toarray()
-        ranks = {"t2a": self.ranks.t2a, "a2t": self.ranks.a2t}
-        return self.tensors | {name: torch.from_numpy(array) for name, array in ({"relevance": dense} | ranks).items()}
+        arrays = {"relevance": retrieval.dense(self.split.relevance), "t2a": self.ranks.t2a, "a2t": self.ranks.a2t}
+        return self.tensors | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     @torch.no_grad()
     def loss(self, loss_function: nn.Module, batch_size: int) -> float:
