@@ -12,6 +12,7 @@ its encoder, so a changed file makes new runs; what else the file imports is not
 """
 
 import hashlib
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -72,6 +73,14 @@ def extend(*files: str | os.PathLike[str]) -> None:
         finally:
             _running = None
         _files[path] = digest
+
+
+def import_built_in(kind: str, package: str) -> None:
+    """Import the modules of a package of `atr` that register a kind, so that a new one is a file and nothing else."""
+    root = Path(__file__).parents[1]
+    for path in sorted(root.joinpath(*package.split(".")).rglob("*.py")):
+        if f"@register.{kind}(" in path.read_text(encoding="utf-8"):
+            importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
 
 
 def _forget(path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atr.encoders import checkpoints
+from atr.register import AUDIO_ENCODERS
 from atr.system import download
 
 
@@ -428,9 +429,8 @@ def test_a_damaged_file_gives_the_same_numbers_or_an_error_that_names_it(tmp_pat
 
 
 def test_every_published_checkpoint_has_an_https_address_a_licence_and_a_source():
-    assert list(checkpoints.REGISTRY) == (
-        "cnn6 cnn10 cnn14 cnn14_mei2022 resnet38 passt_s passt_s_stride16 mn04 mn10 atst_frame".split()
-    )
+    names = "cnn6 cnn10 cnn14 cnn14_mei2022 resnet38 passt_s passt_s_stride16 mn04 mn10 atst_frame".split()
+    assert set(checkpoints.REGISTRY) == set(names) == set(AUDIO_ENCODERS) - {"compact", "compact_resnet"}
     for encoder, checkpoint in checkpoints.REGISTRY.items():
         assert checkpoint.encoder == encoder and checkpoint.licence and checkpoint.name
         assert checkpoint.source.startswith("https://") and checkpoint.file.url.startswith("https://")
@@ -469,5 +469,5 @@ def test_a_missing_checkpoint_is_downloaded_to_the_folder_of_checkpoints(tmp_pat
 
 
 def test_an_encoder_without_a_published_checkpoint_is_an_error():
-    with pytest.raises(ValueError, match="compact: has no published checkpoint; those with one: cnn6, cnn10, cnn14"):
+    with pytest.raises(ValueError, match="compact: has no published checkpoint; those with one: atst_frame, mn04, mn10, cnn6"):
         checkpoints.fetch("compact")

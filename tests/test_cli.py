@@ -85,7 +85,7 @@ class TestHelp:
         [
             ("study --profile es", ["esc50", "esc10"]),
             ("study 0", [path.stem[:2] for path in study.notebooks() if path.stem < "1"]),
-            ("check c", ["clipfolder", "csv", "clotho"]),
+            ("check c", ["clotho", "csv", "clipfolder"]),
             ("data mn", ["mn04", "mn10"]),
             ("search rain --device c", ["cpu", "cuda"]),
         ],
@@ -402,7 +402,7 @@ class TestCheck:
         "words, message",
         [
             (["csv"], "lies in a folder: name it with --root"),
-            (["music"], "unknown corpus 'music'; known: soundscapes, clipfolder, csv, clotho"),
+            (["music"], "unknown corpus 'music'; known: audiocaps, audiocaps2, clotho, csv"),
             (["soundscapes", "--root", "."], "--root: .: soundscapes are computed, not read; leave it out"),
             (["csv", "--root", "nowhere"], "--root: nowhere: no such folder; name that of the corpus"),
             (["soundscapes", "--write-clean", "x.csv"], "--write-clean goes with: atr check csv --root <folder>"),

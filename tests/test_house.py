@@ -3,6 +3,9 @@
 import ast
 import importlib
 import re
+import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -65,6 +68,34 @@ def test_folders_and_files_are_few():
     for folder in [path for path in ROOT.rglob("*") if path.is_dir() and path.name != "__pycache__"]:
         count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
         assert count <= 12, folder
+
+
+def test_a_corpus_and_an_encoder_with_its_checkpoint_are_a_file_each(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "atr", ignore=shutil.ignore_patterns("__pycache__"))
+    corpus = "from atr import register\n\n\n@register.corpus('tones')\ndef load(root: str, *, seed: int = 0): ...\n"
+    (tmp_path / "atr" / "corpora" / "tones.py").write_text(corpus.replace("'", '"'))
+    encoder = """from atr import register
+from atr.encoders import checkpoints
+
+checkpoints.github("Ear", "ear", "someone/ear", "v1", "ear.pt", "MIT")
+
+
+@register.encoder("ear")
+class Ear: ...
+"""
+    (tmp_path / "atr" / "encoders" / "audio" / "ear.py").write_text(encoder)
+    code = """from atr.cli import console
+assert "tones" in console.CORPORA and "tones" in console.ROOT_CORPORA and "ear" in console.DATA
+import atr
+from atr.encoders import checkpoints
+assert atr.corpora.in_folder("tones") and "ear" in atr.encoders.AUDIO_ENCODERS
+print(atr.__file__, checkpoints.REGISTRY["ear"].file.url)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    where, address = done.stdout.split()
+    assert Path(where).is_relative_to(tmp_path)
+    assert address == "https://github.com/someone/ear/releases/download/v1/ear.pt"
 
 
 def test_the_page_on_upgrading_names_modules_that_are_there():

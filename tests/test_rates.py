@@ -9,7 +9,7 @@ import pytest
 
 import atr
 from atr.experiments.rates import RateSearch
-from atr.reports import figures, tables
+from atr.reports import figures, tables, verdicts
 
 DEMO = atr.get_profile("demo")
 CONFIG = DEMO.config("soundscapes", "finetuned", "nt_xent", 0).replace(
@@ -162,3 +162,33 @@ def test_it_runs_to_its_end_through_the_store_and_a_second_time_trains_nothing(t
     tables.run_grid(RateSearch(profile, {"a": config}, (0, 1)), profile, ["loss"], "cpu")
     assert {path: path.stat().st_mtime_ns for path in profile.runs.glob("*/metrics.json")} == runs
     assert isinstance(found.sensitivity(["method"]), pd.DataFrame)
+
+
+def test_what_came_of_two_methods_is_compared_by_the_seeds_that_both_have(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATR_RESULTS", str(tmp_path))
+    config = atr.RunConfig(corpus=TINY, training="frozen", epochs=2, batch_size=16, embedding_dim=16)
+    profile = replace(atr.get_profile("smoke"), tries=(0, 1))
+    methods = {"a": config, "b": config.replace(embedding_dim=8)}
+    found = RateSearch(profile, methods, {"a": (0, 1, 2), "b": (2, 0)}, twice=["a"])
+    results = tables.Results(found, tables.run_grid(found, profile, ["loss"], "cpu"), profile, ["method"])
+    assert [run.config.seed for run in results.runs("a")] == [0, 1, 2] and len(results.all_runs()) == 5
+    assert results.rows("b", method="b")["method"].tolist() == ["b", "b"]
+
+    ours, theirs = results.runs("a")[::2], results.runs("b")  # of seeds 0 and 2
+    row = results.compare("a beats b", "a", "b", least=1.0)
+    assert (row["claim"], row["least"]) == ("a beats b", 1.0)
+    assert np.array_equal(row["a"], verdicts.average_precision(ours))
+    assert np.array_equal(row["b"], verdicts.average_precision(theirs))
+    by_recall = results.compare("a beats b", "a", "b", k=5)
+    assert (by_recall["a"], by_recall["b"], by_recall["k"]) == (ours, theirs, 5)
+    row = results.compare("a beats b", "b", "a", lambda run: run.validation["t2a_r10"], within=1.0)
+    assert row["a"] == [run.validation["t2a_r10"] for run in theirs]
+
+    results.budget["converged"] = False
+    assert results.converged("b") and not results.converged("a") and not results.converged("a", "b")
+    assert results.compare("a beats b", "a", "b")["converged"] is False
+    figure = results.save_search("99")
+    saved = pd.read_csv(profile.results / "tables" / "99_rates.csv")
+    assert saved["method"].unique().tolist() == ["a", "b"] and len(figure.axes) == 1
+    assert pd.read_csv(profile.results / "tables" / "99_budget.csv")["method"].tolist() == ["a"]
+    assert (profile.results / "figures" / "99_rates.png").is_file()

@@ -8,13 +8,13 @@ from functools import cache
 from os import PathLike
 from typing import Any
 
-from atr.corpora import audiocaps, clotho, csvfolder, people, wavcaps  # noqa: F401  # which register theirs
 from atr.corpora.captioning.record import USES, with_synthetic
 from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Reader
 from atr.corpora.files import PAPER_COUNTS, coverage
-from atr.corpora.scenes import clipfolder, soundscapes  # noqa: F401
-from atr.register import LOADERS
+from atr.register import LOADERS, import_built_in
 from atr.system.hashes import content_key
+
+import_built_in("corpus", "atr.corpora")
 
 
 def in_folder(name: str) -> bool:

@@ -31,13 +31,16 @@ class Checkpoint:
     source: str
 
 
-def _panns(name: str, encoder: str, file_name: str, size: int | None, md5: str) -> Checkpoint:
-    url = f"https://zenodo.org/records/3987831/files/{file_name.replace('=', '%3D')}?download=1"
-    file = download.File(file_name, url, size, f"md5:{md5}")
-    return Checkpoint(name, encoder, file, "CC BY 4.0", "https://zenodo.org/records/3987831")
+REGISTRY: dict[str, Checkpoint] = {}  # by audio encoder, from the modules that have them
 
 
-def _github(
+def zenodo(name: str, encoder: str, page: str, licence: str, file_name: str, size: int | None, md5: str) -> None:
+    """Register a checkpoint that a record of Zenodo publishes; page: of the record; size in bytes, if it is known."""
+    url = f"{page}/files/{file_name.replace('=', '%3D')}?download=1"
+    REGISTRY[encoder] = Checkpoint(name, encoder, download.File(file_name, url, size, f"md5:{md5}"), licence, page)
+
+
+def github(
     name: str,
     encoder: str,
     repository: str,
@@ -46,37 +49,11 @@ def _github(
     licence: str,
     size: int | None = None,
     checksum: str | None = None,
-) -> Checkpoint:
+) -> None:
+    """Register a checkpoint that a release on GitHub publishes, which states no checksums."""
     page = f"https://github.com/{repository}/releases"
     file = download.File(file_name, f"{page}/download/{release}/{file_name}", size, checksum)
-    return Checkpoint(name, encoder, file, licence, f"{page}/tag/{release}")
-
-
-_CNN14 = ("Cnn14_mAP=0.431.pth", 327_428_481, "541141fa2ee191a88f24a3219fff024e")
-_EFFICIENT = ("fschmid56/EfficientAT", "v0.0.1")
-_MN04 = "sha256:899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
-_ALL = (
-    _panns("PANNs CNN6", "cnn6", "Cnn6_mAP=0.343.pth", None, "e25e26b84585b14c7754c91e48efc9be"),
-    _panns("PANNs CNN10", "cnn10", "Cnn10_mAP=0.380.pth", 25_237_595, "bfb1f1f9968938fa8ef4012b8471f5f6"),
-    _panns("PANNs CNN14", "cnn14", *_CNN14),
-    _panns("PANNs CNN14", "cnn14_mei2022", *_CNN14),
-    _panns("PANNs ResNet38", "resnet38", "ResNet38_mAP=0.434.pth", 299_615_982, "bf12f36aaabac4e0855e22d3c3239c1b"),
-    # The releases on GitHub state no checksums; that of mn04 is of the file as it is published today.
-    _github("PaSST-S, stride 10", "passt_s", "kkoutini/PaSST", "v.0.0.9", "passt-s-kd-ap.486.pt", "Apache 2.0"),
-    _github(
-        "PaSST-S, stride 16",
-        "passt_s_stride16",
-        "kkoutini/PaSST",
-        "v0.0.2-audioset",
-        "passt-s-f128-p16-s16-ap.468.pt",
-        "Apache 2.0",
-    ),
-    _github("EfficientAT mn04", "mn04", *_EFFICIENT, "mn04_as_mAP_432.pt", "MIT", 4_066_513, _MN04),
-    _github("EfficientAT mn10", "mn10", *_EFFICIENT, "mn10_as_mAP_471.pt", "MIT"),
-    # Its authors publish it through Google Drive, for browsers; the release of another group's code holds it too.
-    _github("ATST-Frame base", "atst_frame", "CPJKU/cpjku_dcase24", "files", "atst_base.ckpt", "CC BY 4.0"),
-)
-REGISTRY: dict[str, Checkpoint] = {checkpoint.encoder: checkpoint for checkpoint in _ALL}
+    REGISTRY[encoder] = Checkpoint(name, encoder, file, licence, f"{page}/tag/{release}")
 
 
 def fetch(name: str, quiet: bool = False) -> Path:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from atr import register
 from atr.encoders import checkpoints
-from atr.encoders.audio import atst, compact, mobilenet, panns, passt  # noqa: F401  # which register theirs
 from atr.encoders.pooling import mean
 from atr.register import AUDIO_ENCODERS
+
+register.import_built_in("encoder", "atr.encoders.audio")
 
 
 class AudioEncoder(Protocol):

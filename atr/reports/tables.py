@@ -1,11 +1,12 @@
 """Tables of runs: means over seeds with their uncertainty, in one order, as people read them."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from atr.config import RunConfig
@@ -15,7 +16,7 @@ from atr.experiments.rates import RateSearch
 from atr.inference.external import test
 from atr.losses.pair import LOSSES
 from atr.metrics import retrieval, statistics
-from atr.reports import names
+from atr.reports import figures, names, output, verdicts
 from atr.reports.names import EXTERNAL, MEASURES, heading, loss_title, measures, parts_of, plus_minus, quantity
 from atr.reports.verdicts import scores
 from atr.training.records import Run
@@ -214,6 +215,62 @@ def rows_of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) ->
 def runs_of(table: pd.DataFrame, configs: Iterable[RunConfig]) -> list[Run]:
     """The runs of `configs` in a frame, in order of their seeds."""
     return runs_by(rows_of(table, configs))
+
+
+class Results:
+    """What came of the methods of a search: the runs of each, whether it has converged, and how two of them compare.
+
+    table: `run_table` of all runs; budget: `RateSearch.budget`. Of a method the runs are those at its best rate.
+    """
+
+    def __init__(self, search: RateSearch, runs: Runs, profile: Profile, names: Sequence[str]) -> None:
+        """names: of the columns that a method's name in the search makes in tables."""
+        self.search, self.profile, self.names = search, profile, list(names)
+        self.table, self.budget = run_table(runs, profile), search.budget(names)
+
+    def rows(self, name: Hashable, **labels: Any) -> pd.DataFrame:
+        """As `rows_of`."""
+        return rows_of(self.table, self.search.seeded(name), **labels)
+
+    def runs(self, name: Hashable) -> list[Run]:
+        """In order of their seeds."""
+        return runs_by(self.rows(name))
+
+    def all_runs(self) -> pd.Series:
+        """Of all methods, and no tries: what tables and claims rest on."""
+        return rows_of(self.table, self.search.finals())["run"]
+
+    def converged(self, *names: Hashable) -> bool:
+        """Whether none of them is known to gain by twice the epochs."""
+        return all(bool(self.budget["converged"].get(name, True)) for name in names)
+
+    def compare(
+        self, claim: str, a: Hashable, b: Hashable, measure: Callable[[Run], float] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """A row for `verdicts.claims` on two methods, by the seeds that both have: on their average precision text to
+        audio, with an option `k` on R@k, or on `measure`, one number per run.
+        """
+        common = {run.config.seed for run in self.runs(a)} & {run.config.seed for run in self.runs(b)}
+        pair = ([run for run in self.runs(name) if run.config.seed in common] for name in (a, b))
+        if measure:
+            values: list[Any] = [[measure(run) for run in runs] for runs in pair]
+        else:
+            values = [runs if "k" in options else verdicts.average_precision(runs) for runs in pair]
+        return {"claim": claim, "a": values[0], "b": values[1], "converged": self.converged(a, b)} | options
+
+    def save_search(self, number: str) -> Figure:
+        """Save what twice the epochs bring, which is shown, and how the learning rates were searched, of which the
+        figure is returned. number: of the notebook, before the names.
+        """
+        from IPython.display import display
+
+        folder, runs, rates = self.profile.results, list(self.table["run"]), self.search.table(self.names)
+        caption = "Validation mAP@10 after a method's epochs and after twice as many, first seed."
+        output.save(self.budget, folder, f"{number}_budget", caption, runs)
+        caption = "The search of learning rates, by validation mAP@10."
+        output.save(rates, folder, f"{number}_rates", caption, runs)
+        display(output.show(self.budget))
+        return figures.save(figures.tries(rates), folder, f"{number}_rates", runs)
 
 
 def run_grid(

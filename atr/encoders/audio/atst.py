@@ -5,11 +5,15 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from atr import register
+from atr.encoders import checkpoints
 from atr.encoders.audio.frontends import ATSTMel
 from atr.encoders.audio.vit import Block, SegmentEncoder, initialise, layer_norm, table
 
 # How the network's tensors are called in the released Lightning checkpoints: pre-trained, distilled, fine-tuned.
 LAYOUTS = ("model.teacher.encoder.", "encoder.encoder.frame_encoder.", "encoder.encoder.")
+
+# Its authors publish it through Google Drive, for browsers; the release of another group's code holds it too.
+checkpoints.github("ATST-Frame base", "atst_frame", "CPJKU/cpjku_dcase24", "files", "atst_base.ckpt", "CC BY 4.0")
 
 
 @register.encoder("atst_frame")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atr import register
+from atr.encoders import checkpoints
 from atr.encoders.audio.frontends import PaSSTMel, SpecAugment
 from atr.encoders.pooling import frame_mask, mean
 
@@ -254,6 +255,12 @@ class MobileNet(nn.Module):
     def logits(self, pooled: Tensor) -> Tensor:
         """(B, dim) → (B, 527): of AudioSet's classes."""
         return self.classifier(pooled)
+
+
+_RELEASE = ("fschmid56/EfficientAT", "v0.0.1")
+_MN04 = "sha256:899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"  # of the file as published today
+checkpoints.github("EfficientAT mn04", "mn04", *_RELEASE, "mn04_as_mAP_432.pt", "MIT", 4_066_513, _MN04)
+checkpoints.github("EfficientAT mn10", "mn10", *_RELEASE, "mn10_as_mAP_471.pt", "MIT")
 
 
 @register.encoder("mn04")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atr import register
+from atr.encoders import checkpoints
 from atr.encoders.audio.cnn import SpectrogramCNN
 from atr.encoders.audio.frontends import LogMel
 from atr.encoders.pooling import frame_mask
@@ -211,6 +212,18 @@ class Panns(SpectrogramCNN):
         else:
             x = x.amax(3) + (x.mean(3) if self.frequency == "mean_max" else 0)
         return x.transpose(1, 2), mask
+
+
+_PAGE, _LICENCE = "https://zenodo.org/records/3987831", "CC BY 4.0"
+_CNN6 = ("Cnn6_mAP=0.343.pth", None, "e25e26b84585b14c7754c91e48efc9be")
+_CNN10 = ("Cnn10_mAP=0.380.pth", 25_237_595, "bfb1f1f9968938fa8ef4012b8471f5f6")
+_CNN14 = ("Cnn14_mAP=0.431.pth", 327_428_481, "541141fa2ee191a88f24a3219fff024e")
+_RESNET38 = ("ResNet38_mAP=0.434.pth", 299_615_982, "bf12f36aaabac4e0855e22d3c3239c1b")
+checkpoints.zenodo("PANNs CNN6", "cnn6", _PAGE, _LICENCE, *_CNN6)
+checkpoints.zenodo("PANNs CNN10", "cnn10", _PAGE, _LICENCE, *_CNN10)
+checkpoints.zenodo("PANNs CNN14", "cnn14", _PAGE, _LICENCE, *_CNN14)
+checkpoints.zenodo("PANNs CNN14", "cnn14_mei2022", _PAGE, _LICENCE, *_CNN14)
+checkpoints.zenodo("PANNs ResNet38", "resnet38", _PAGE, _LICENCE, *_RESNET38)
 
 
 # Factories. augment: None or "specaugment". dropout: None for the official network's, 0.2 after each block and 0.1

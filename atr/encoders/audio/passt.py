@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atr import register
+from atr.encoders import checkpoints
 from atr.encoders.audio.frontends import PaSSTMel
 from atr.encoders.audio.vit import Block, SegmentEncoder, initialise, layer_norm, table
 
@@ -64,6 +65,12 @@ class PaSST(SegmentEncoder):
 
 def _survivors(positions: int, left_out: int) -> Tensor:
     return torch.randperm(positions)[: positions - left_out].sort().values
+
+
+_LICENCE = "Apache 2.0"
+_FINE, _COARSE = ("v.0.0.9", "passt-s-kd-ap.486.pt"), ("v0.0.2-audioset", "passt-s-f128-p16-s16-ap.468.pt")
+checkpoints.github("PaSST-S, stride 10", "passt_s", "kkoutini/PaSST", *_FINE, _LICENCE)
+checkpoints.github("PaSST-S, stride 16", "passt_s_stride16", "kkoutini/PaSST", *_COARSE, _LICENCE)
 
 
 @register.encoder("passt_s")
