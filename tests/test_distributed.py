@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import assert_same, config
 
-from atr import encoders, fit, losses, metrics
+from atr import encoders, extend, fit, losses, metrics
 from atr.encoders.inputs import LOG_MELS
 from atr.encoders.pooling import TextAwarePooling
 from atr.losses import voxels
@@ -23,11 +23,9 @@ from atr.system.packed import POOLED, InputRows, RaggedArray
 from atr.training import distributed, identity
 from atr.training.distributed import ALONE, Group, synchronise
 from atr.training.evaluation import embed
-from atr.training.fit import _train
 from atr.training.gradient_cache import BatchEncoder
 from atr.training.identity import Inputs
 from atr.training.model import DualEncoder
-from atr.training.records import Run
 
 PAIRS = 33  # of 12 clips, so that captions of one clip fall to different processes; no two processes have as many
 
@@ -207,12 +205,16 @@ class TestRuns:
         assert_same(first, again)
         assert first.history["loss"][0] != fit(kind, corpus, runs=tmp_path / "c").history["loss"][0]
 
-    def test_a_run_of_which_a_process_is_killed_continues(self, corpus, tmp_path, monkeypatch):
-        kind = config(epochs=3)
+    def test_a_run_of_which_a_process_is_killed_continues(self, corpus, tmp_path):
+        armed = tmp_path / "armed"
+        (tmp_path / "deadly.py").write_text(DEADLY.format(armed=str(armed)))
+        extend(tmp_path / "deadly.py")
+        kind = config(epochs=3, loss={"name": "deadly"})
         complete = fit(kind, corpus, runs=tmp_path / "whole", processes=2)
-        with monkeypatch.context() as patch, pytest.raises(ChildProcessError, match="1 of 2 was killed by signal 9"):
-            patch.setattr("atr.training.fit._train", train_and_be_killed)
+        armed.touch()
+        with pytest.raises(ChildProcessError, match="process . of 2 was killed by signal 9"):
             fit(kind, corpus, runs=tmp_path / "cut", processes=2)
+        assert not armed.exists()
         run = identity.locate(kind, corpus, tmp_path / "cut")
         assert run.status == "failed" and "killed by signal 9" in (run.path / "error.txt").read_text()
         assert torch.load(run.path / "state.pt", weights_only=True)["epoch"] == 1
@@ -230,15 +232,22 @@ class TestRuns:
         assert run.status == "failed" and "in epoch" in (run.path / "error.txt").read_text()
 
 
-def train_and_be_killed(*arguments):
-    write = Run.write_history
+# A loss that kills one process in the second epoch, of three steps each, where a file says so.
+DEADLY = """import os, signal
+import torch
+from atr import losses, register
 
-    def deadly(*arguments):
-        write(*arguments)
-        os.kill(os.getpid(), signal.SIGKILL)
+@register.loss("deadly")
+class Deadly(losses.LOSSES["nt_xent"]):
+    steps = 0
 
-    Run.write_history = deadly
-    _train(*arguments)
+    def compute(self, similarity, same):
+        self.steps += torch.is_grad_enabled()
+        if self.steps > 3 and os.path.exists({armed!r}):
+            os.unlink({armed!r})
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().compute(similarity, same)
+"""
 
 
 def wait_for(happened, seconds=300):
