@@ -330,3 +330,5 @@ def test_hubness_holds_in_blocks_and_demotes_a_hub(monkeypatch):
 def test_hubness_wants_an_inverse_temperature(beta):
     with pytest.raises(ValueError, match="beta is .*; give a number above 0"):
         retrieval.hubness(torch.eye(2), torch.eye(2), beta)
+    with pytest.raises(ValueError, match=r"bank has shape \(0, 2\); give two dimensions, none of them empty"):
+        retrieval.hubness(torch.empty(0, 2), torch.eye(2))

@@ -44,7 +44,7 @@ FIGURES = {
     "07": ["learned", "learning_curves", "batch_size", "rates"],
     "08": ["learning_curves", "rates", "sweep"],
     "09": ["learning_curves", "rates", "attention"],
-    "10": ["learning_curves", "words", "richness", "by_length"],
+    "10": ["learning_curves", "rates", "words", "richness", "by_length"],
     "11": ["topics"],
     "12": ["growth", "step", "search"],
 }

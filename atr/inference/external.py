@@ -29,30 +29,26 @@ def test(
     windows: str | None = "mean",
     device: str = "auto",
     *,
-    bank: Sequence[str] | None = None,
     root: str | Path | None = None,
     quiet: bool = True,
 ) -> ExternalTest:
     """Ranks, relevance and metrics of a finished run on a corpus's test clips, computed once and kept in its folder.
 
     windows: as `Embedder` has it. A text-aware model, and one without a window (`windows.window_of`), hear each clip as
-    with None. bank: as in `similarity`. root: folder of the corpus that the run was trained on, where that lies in one.
-    ValueError: a corpus without test clips, other windows, or a bank for a text-aware run. Errors of the run as in
-    `embedder.beginning`. What is damaged is made anew, with a warning that names the file.
+    with None. root: folder of the corpus that the run was trained on, where that lies in one.
+    ValueError: a corpus without test clips, or other windows. Errors of the run as in `embedder.beginning`. What is
+    damaged is made anew, with a warning that names the file.
     """
     part, window = _part(corpus), _window(run, windows)
-    name = _name(run.config, part, window, bank)
+    name = _name(run.config, part, window)
     if earlier := _load_test(run, name):
         return earlier
     with run.lock("tested on another corpus"):
         if earlier := _load_test(run, name, warn=True):
             return earlier
-        if bank is None:
-            result = _run_test(run, part, window, root, devices.resolve_device(device), quiet)
-        else:
-            result = rank(similarity(run, corpus, windows, device, bank=bank, root=root, quiet=quiet), corpus)
+        result = _run_test(run, part, window, root, devices.resolve_device(device), quiet)
         about = {"corpus": part.name, "fingerprint": part.fingerprint, "clips": len(part), "window": window}
-        run.write_external(name, result, about | ({} if bank is None else {"bank": len(bank)}))
+        run.write_external(name, result, about)
         return result
 
 
@@ -79,7 +75,7 @@ def similarity(
     if bank is None:
         return cosines
     trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
-    sentences = embedder.Embedder(run, trained, device=device, quiet=quiet).sentences(bank, quiet, keep=True)
+    sentences = embedder.Embedder(run, trained, device=device, quiet=quiet).sentences(list(bank), quiet, keep=True)
     return cosines - retrieval.hubness(sentences, audio)
 
 
@@ -102,11 +98,10 @@ def _window(run: Run, windows: str | None) -> float | None:
     return window_of(run.config) if windows and run.config.text_aware is None else None
 
 
-def _name(config: RunConfig, part: Corpus, window: float | None, bank: Sequence[str] | None = None) -> str:
-    """Of a test: the corpus, and how it is heard and ranked."""
+def _name(config: RunConfig, part: Corpus, window: float | None) -> str:
+    """Of a test: the corpus, and how it is heard."""
     short = window and registry.facts(config.audio_encoder).short
-    normalised = () if bank is None else (list(bank),)
-    return f"{part.fingerprint[:16]}-{hashes.content_key(window, short, RESULT_VERSION, *normalised)[:8]}"
+    return f"{part.fingerprint[:16]}-{hashes.content_key(window, short, RESULT_VERSION)[:8]}"
 
 
 def _load_test(run: Run, name: str, warn: bool = False) -> ExternalTest | None:

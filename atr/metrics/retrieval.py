@@ -106,7 +106,7 @@ def hubness(bank: Matrix, audio: Matrix, beta: float = 20.0) -> Tensor:
     """
     if not beta > 0:
         raise ValueError(f"beta is {beta}; give a number above 0, the inverse of a temperature")
-    _, blocks, (sentences, _) = similarities((bank, audio))
+    _, blocks, (sentences, _) = similarities((_matrix(bank, "bank"), audio))
     return (torch.cat([torch.logsumexp(beta * block, dim=1) for block in blocks]) - math.log(sentences)) / beta
 
 
