@@ -80,7 +80,8 @@ def import_built_in(kind: str, package: str) -> None:
     root = Path(__file__).parents[1]
     for path in sorted(root.joinpath(*package.split(".")).rglob("*.py")):
         if f"@register.{kind}(" in path.read_text(encoding="utf-8"):
-            importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
+            module = path.parent if path.stem == "__init__" else path.with_suffix("")
+            importlib.import_module(".".join(module.relative_to(root).parts))
 
 
 def _forget(path: Path) -> None:

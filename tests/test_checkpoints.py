@@ -437,6 +437,12 @@ def test_every_published_checkpoint_has_an_https_address_a_licence_and_a_source(
         assert checkpoint.file.name.replace("=", "%3D") in checkpoint.file.url
 
 
+def test_a_checkpoint_of_another_does_not_take_its_place():
+    with pytest.raises(ValueError, match="encoder 'cnn14' has a checkpoint, Cnn14_mAP=0.431.pth; choose another name"):
+        checkpoints.github("Ear", "cnn14", "someone/ear", "v1", "ear.pt", "MIT")
+    assert checkpoints.REGISTRY["cnn14"].licence == "CC BY 4.0"
+
+
 def test_two_encoders_share_the_file_of_cnn14():
     assert checkpoints.REGISTRY["cnn14"].file == checkpoints.REGISTRY["cnn14_mei2022"].file
 

@@ -91,8 +91,15 @@ def test_nothing_gives_nothing_and_what_cannot_be_embedded_is_named(embedder, ru
         embedder.sentences(["a dog", "  ?"])
     with pytest.raises(ValueError, match=r"a waveform of shape \(2, 100\); give \(samples,\), one channel"):
         embedder.sounds([np.zeros((2, 100), np.float32)])
+    with pytest.raises(ValueError, match="sentences: one text, 'a dog'; give a list of them, if of one"):
+        embedder.sentences("a dog")
+    with pytest.raises(ValueError, match="sentence nan: no text; leave out what has no caption"):
+        embedder.sentences(["a dog", float("nan")])
     with pytest.raises(containers.AudioError, match="none.wav: no such file"):
         embedder.sounds([tmp_path / "none.wav"])
+    for one in ("none.wav", tmp_path / "none.wav", np.zeros(100, np.float32), torch.zeros(100)):
+        with pytest.raises(ValueError, match=rf"sounds: one {type(one).__name__}; give a list, if of one"):
+            embedder.sounds(one)
     with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
         Embedder(Run(tmp_path / "nothing"))
 

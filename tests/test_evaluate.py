@@ -268,7 +268,7 @@ class TestFiles:
         model = models.Embeddings(made)
         model.name = "a model's"  # as a folder may be called
         one = evaluate.evaluate(model, protocols.get("folder"), part)
-        report = json.loads(one.save(tmp_path / "out").read_text())
+        report = json.loads(one.save(str(tmp_path / "out")).read_text())
         assert report["protocol"]["hash"] == one.protocol.hash and report["clips"] == 6 and report["queries"] == 15
         assert report["metrics"][0]["value"] == one.table["value"][0] and report["metrics"][5]["low"] is None
         ranks = pd.read_parquet(tmp_path / "out" / "folder.ranks.parquet")

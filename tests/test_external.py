@@ -8,6 +8,7 @@ import dataset_layouts
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made_runs import made_run, ranks_with
 
 from atr import Embedder, RunConfig, fit, get_profile, load_corpus
@@ -140,11 +141,25 @@ def test_a_bank_of_sentences_takes_from_each_clip_how_near_it_is_to_them(run, pe
     assert np.array_equal(external.rank(less, people).ranks.a2t, external.rank(plain, people).ranks.a2t)
 
 
+def test_a_bank_leaves_out_what_is_tested_on_and_wants_captions(run, people):
+    tested = [f" {caption.upper()} " for caption in people.captions["caption"]]
+    bank = ["Rain falls.", "a bell rings twice"]
+    plain = external.similarity(run, people, bank=bank)
+    assert torch.equal(external.similarity(run, people, bank=pd.Series([*tested, *bank])), plain)
+    for wrong, words in [
+        (tested, "bank has shape"),
+        ("rain", "sentences: one text, 'rain'; give a list of them"),
+        (["rain", None], "sentence None: no text; leave out what has no caption"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            external.similarity(run, people, bank=wrong)
+
+
 def test_what_cannot_be_tested_is_named(run, people, corpus, tmp_path):
     with pytest.raises(ValueError, match="corpus 'csv': no test clips; load it with a split 'test'"):
         external.test(run, replace(people, clips=people.clips.assign(split="train")))
     with pytest.raises(FileNotFoundError, match="not finished; atr.fit"):
-        external.test(Run(tmp_path / "nothing"), people)
+        external.test(Run(str(tmp_path / "nothing")), people)
 
 
 def test_a_text_aware_run_is_tested_by_its_similarities(corpus, people, folder, tmp_path):
@@ -161,6 +176,8 @@ def test_a_text_aware_run_is_tested_by_its_similarities(corpus, people, folder, 
     sounds = embedder.sounds([folder / f"{number}.wav" for number in range(6)])
     similarity = embedder.similarity(embedder.sentences(people.captions["caption"].tolist()), sounds)
     assert np.array_equal(found.ranks.t2a, retrieval.ranks(similarity, found.relevance).t2a)
+    with pytest.raises(ValueError, match="is text-aware, so that its sounds have no one embedding; leave it out"):
+        external.similarity(run, people)
 
 
 def made(folder, shares):

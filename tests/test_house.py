@@ -73,7 +73,8 @@ def test_folders_and_files_are_few():
 def test_a_corpus_and_an_encoder_with_its_checkpoint_are_a_file_each(tmp_path):
     shutil.copytree(ROOT, tmp_path / "atr", ignore=shutil.ignore_patterns("__pycache__"))
     corpus = "from atr import register\n\n\n@register.corpus('tones')\ndef load(root: str, *, seed: int = 0): ...\n"
-    (tmp_path / "atr" / "corpora" / "tones.py").write_text(corpus.replace("'", '"'))
+    (tmp_path / "atr" / "corpora" / "tones").mkdir()  # one that is a folder
+    (tmp_path / "atr" / "corpora" / "tones" / "__init__.py").write_text(corpus.replace("'", '"'))
     encoder = """from atr import register
 from atr.encoders import checkpoints
 

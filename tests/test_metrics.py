@@ -326,9 +326,18 @@ def test_hubness_holds_in_blocks_and_demotes_a_hub(monkeypatch):
     assert cosine.argmax() == 0 and (cosine - retrieval.hubness(bank, sounds)).argmax() == 1
 
 
-@pytest.mark.parametrize("beta", [0, -1, float("nan")])
+@pytest.mark.parametrize("beta", [0, -1, float("nan"), float("inf")])
 def test_hubness_wants_an_inverse_temperature(beta):
     with pytest.raises(ValueError, match="beta is .*; give a number above 0"):
         retrieval.hubness(torch.eye(2), torch.eye(2), beta)
     with pytest.raises(ValueError, match=r"bank has shape \(0, 2\); give two dimensions, none of them empty"):
         retrieval.hubness(torch.empty(0, 2), torch.eye(2))
+    with pytest.raises(ValueError, match="bank: 1 of 2 rows hold non-finite numbers"):
+        retrieval.hubness(torch.tensor([[1, 0], [float("nan"), 1]]), torch.eye(2))
+
+
+def test_relevance_of_any_kind_is_an_array_in_a_file():
+    fits = np.array([[True, False], [False, True]])
+    for relevance in (fits, torch.from_numpy(fits), sparse.csr_array(fits), sparse.csr_matrix(fits)):
+        dense = retrieval.dense(relevance)
+        assert type(dense) is np.ndarray and np.array_equal(dense, fits)

@@ -184,6 +184,10 @@ def test_what_came_of_two_methods_is_compared_by_the_seeds_that_both_have(tmp_pa
     row = results.compare("a beats b", "b", "a", lambda run: run.validation["t2a_r10"], within=1.0)
     assert row["a"] == [run.validation["t2a_r10"] for run in theirs]
 
+    search = RateSearch(profile, methods, {"a": (0, 1), "b": (2,)}, twice=[])
+    apart = tables.Results(search, tables.run_grid(search, profile, ["loss"], "cpu"), profile, ["method"])
+    with pytest.raises(ValueError, match=r"a beats b: a has seeds \[0, 1\], b \[2\]; give both a common one"):
+        apart.compare("a beats b", "a", "b")
     results.budget["converged"] = False
     assert results.converged("b") and not results.converged("a") and not results.converged("a", "b")
     assert results.compare("a beats b", "a", "b")["converged"] is False

@@ -40,7 +40,7 @@ def test_two_side_by_side_give_what_each_gives_alone(tmp_path, corpus):
     outcome = run_all(configs, runs=tmp_path / "many", workers=2, device="cpu", quiet=True)
     assert not outcome.failures and len(outcome) == 2 and [found for found, _ in outcome] == configs
     for found, run in outcome:
-        alone = fit(found, corpus, runs=tmp_path / "alone", device="cpu")
+        alone = fit(found, corpus, runs=str(tmp_path / "alone"), device="cpu")
         assert alone.metrics == run.metrics and torch.equal(alone.embeddings["text"], run.embeddings["text"])
 
 
@@ -56,7 +56,7 @@ def test_equal_configs_run_once_and_finished_ones_not_at_all(tmp_path, corpus, m
     assert len([path for path in tmp_path.iterdir() if (path / "config.json").is_file()]) == 2
 
     monkeypatch.setattr("atr.system.devices.worker_context", lambda: None)  # nothing may be started now
-    again = run_all(configs, runs=tmp_path, quiet=True)
+    again = run_all(configs, runs=str(tmp_path), quiet=True)
     assert [run.address for run in again.runs] == [run.address for run in outcome.runs]
 
 

@@ -128,7 +128,7 @@ def scoring_cost(run: Run, corpus: Corpus, device: str = "auto") -> pd.DataFrame
     _, network, inputs, to = model.restore_split(run, corpus, "test", devices.resolve_device(device))
     frames: Any
     frames, queries = map(to, evaluation.embed(network, inputs, to))
-    pooling, means, (_, steps, dim) = network.text_aware, frames.values.mean(1), frames.shape
+    pooling, means, (_, steps, dim) = network.text_aware, frames.mean(), frames.shape
     assert pooling is not None
 
     def second(score: Callable[[], Tensor]) -> float:

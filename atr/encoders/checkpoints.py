@@ -34,10 +34,18 @@ class Checkpoint:
 REGISTRY: dict[str, Checkpoint] = {}  # by audio encoder, from the modules that have them
 
 
+def _add(checkpoint: Checkpoint) -> None:
+    taken = REGISTRY.setdefault(checkpoint.encoder, checkpoint)
+    if taken != checkpoint:
+        raise ValueError(f"encoder {checkpoint.encoder!r} has a checkpoint, {taken.file.name}; choose another name")
+
+
 def zenodo(name: str, encoder: str, page: str, licence: str, file_name: str, size: int | None, md5: str) -> None:
-    """Register a checkpoint that a record of Zenodo publishes; page: of the record; size in bytes, if it is known."""
+    """Register a checkpoint that a record of Zenodo publishes; page: of the record; size in bytes, if it is known.
+    ValueError: its encoder has another one.
+    """
     url = f"{page}/files/{file_name.replace('=', '%3D')}?download=1"
-    REGISTRY[encoder] = Checkpoint(name, encoder, download.File(file_name, url, size, f"md5:{md5}"), licence, page)
+    _add(Checkpoint(name, encoder, download.File(file_name, url, size, f"md5:{md5}"), licence, page))
 
 
 def github(
@@ -50,10 +58,12 @@ def github(
     size: int | None = None,
     checksum: str | None = None,
 ) -> None:
-    """Register a checkpoint that a release on GitHub publishes, which states no checksums."""
+    """Register a checkpoint that a release on GitHub publishes, which states no checksums. ValueError: its encoder has
+    another one.
+    """
     page = f"https://github.com/{repository}/releases"
     file = download.File(file_name, f"{page}/download/{release}/{file_name}", size, checksum)
-    REGISTRY[encoder] = Checkpoint(name, encoder, file, licence, f"{page}/tag/{release}")
+    _add(Checkpoint(name, encoder, file, licence, f"{page}/tag/{release}"))
 
 
 def fetch(name: str, quiet: bool = False) -> Path:

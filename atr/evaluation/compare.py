@@ -142,12 +142,12 @@ class Pair:
             "queries": self.wins.to_dict("records"),
         }
 
-    def save(self, folder: Path, part: Corpus | str) -> list[Path]:
+    def save(self, folder: str | Path, part: Corpus | str) -> list[Path]:
         """Write `<protocol>.compare.json`, `.compare.csv` (`queries`) and `.compare.html`; their paths.
 
         part: the clips, for their sounds, or why they are not at hand.
         """
-        paths = [folder / f"{self.a.protocol['name']}.compare.{kind}" for kind in ("json", "csv", "html")]
+        paths = [Path(folder) / f"{self.a.protocol['name']}.compare.{kind}" for kind in ("json", "csv", "html")]
         atomic.write_json(paths[0], self.report())
         atomic.write_csv(self.queries, paths[1])
         atomic.write_text(paths[2], "".join(self._page(part)))

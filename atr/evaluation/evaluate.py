@@ -137,12 +137,12 @@ class Evaluation:
             "made with": environment.environment("cpu", torch.get_num_threads()),
         }
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write `<protocol>.json`, `.ranks.parquet` (one row per query of a direction) and, as trec_eval reads them,
         `.t2a.run`, `.t2a.qrels`, `.a2t.run` and `.a2t.qrels`; gives the first. In the last four a query's identifier is
         its number from 1 on, and a clip's its name, percent-encoded.
         """
-        base = self.protocol.name
+        folder, base = Path(folder), self.protocol.name
         atomic.write_atomic(folder / f"{base}{RANKS}", lambda path: self.by_query().to_parquet(path, index=False))
         names = {
             "t2a": [quote(clip, safe="") for clip in self.clips],

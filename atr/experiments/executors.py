@@ -106,7 +106,7 @@ def default_workers(device: str) -> int:
 class LocalExecutor:
     """A process of this machine for each run, forked from a clean server."""
 
-    def __init__(self, device: str = "auto", workers: int | None = None, runs: Path | None = None) -> None:
+    def __init__(self, device: str = "auto", workers: int | None = None, runs: str | Path | None = None) -> None:
         self.device = devices.resolve_device(device)
         self.workers = workers or default_workers(self.device)
         self.context = devices.worker_context()
@@ -165,7 +165,7 @@ class Ray:
     ConnectionError: nothing answers.
     """
 
-    def __init__(self, device: str = "auto", workers: int | None = None, runs: Path | None = None) -> None:
+    def __init__(self, device: str = "auto", workers: int | None = None, runs: str | Path | None = None) -> None:
         try:
             import ray
         except ImportError:
@@ -181,7 +181,7 @@ class Ray:
                 raise ValueError(f"device: 'cuda' asked for, but {self} has no GPU; use 'cpu' or 'auto'")
             self.device = "cuda" if gpus and device != "cpu" else "cpu"
             self.resources = {"CPU": 1, "GPU": 1} if self.device == "cuda" else {"CPU": 1}
-            self._check([(runs or default_folder()).resolve(), home().resolve()])
+            self._check([Path(runs or default_folder()).resolve(), home().resolve()])
         except BaseException:
             self.close()
             raise

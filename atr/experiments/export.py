@@ -30,11 +30,12 @@ def flat(run: Run) -> dict[str, Any]:
     return {prefix + name: value for prefix, part in parts.items() for name, value in leaves(part).items()}
 
 
-def export(runs: Iterable[Run], target: Path) -> None:
+def export(runs: Iterable[Run], target: str | Path) -> None:
     """Write finished runs as a table, one row per run (`flat`), as CSV or Parquet by the file's ending.
 
     ValueError: another ending.
     """
+    target = Path(target)
     if target.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{target}: ends neither in .csv nor in .parquet; name the file so")
     table = pd.DataFrame([flat(run) for run in runs])

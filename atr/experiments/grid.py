@@ -133,7 +133,7 @@ def run_all(
     *,
     root: str | Path | None = None,
     device: str = "auto",
-    runs: Path | None = None,
+    runs: str | Path | None = None,
     workers: int | None = None,
     executor: str = "local",
     track: Sequence[str] | str | None = None,
@@ -195,7 +195,7 @@ def _join(
     tasks: dict[str, Task],
     new: list[Task],
     root: str | Path | None,
-    runs: Path | None,
+    runs: str | Path | None,
     quiet: bool,
 ) -> None:
     """Take a config in: each distinct run is one task, by its address; a config whose run cannot be named fails."""

@@ -57,6 +57,16 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     return config, start
 
 
+def check_sentences(sentences: Sequence[str]) -> list[str]:
+    """The sentences as a list. ValueError: one text in place of several, or one that is no text."""
+    if isinstance(sentences, str):
+        raise ValueError(f"sentences: one text, {sentences!r}; give a list of them, if of one")
+    for sentence in (listed := list(sentences)):
+        if not isinstance(sentence, str):
+            raise ValueError(f"sentence {sentence!r}: no text; leave out what has no caption")
+    return listed
+
+
 class Embedder:
     """The model of a finished run's selected epoch, in evaluation mode.
 
@@ -202,8 +212,10 @@ class Embedder:
         """(N, dim) float32 on the CPU, of length 1; of a text-aware model `FrameRows` (N, frames, dim).
 
         sounds: audio files, or waveforms (samples,) in the range -1 to 1, at `sample_rate` or each with its rate.
-        AudioError: a file that cannot be used; ValueError: a waveform without samples.
+        AudioError: a file that cannot be used; ValueError: a waveform without samples, one sound in place of a list.
         """
+        if isinstance(sounds, str | os.PathLike) or getattr(sounds, "ndim", 2) == 1:
+            raise ValueError(f"sounds: one {type(sounds).__name__}; give a list, if of one")
         prepared = devices.prefetch(self.prepare, sounds)
         return self.embed(list(tqdm(prepared, "sounds", len(sounds), disable=quiet)))
 
@@ -231,10 +243,12 @@ class Embedder:
         return mean(embeddings, [len(parts) for parts in prepared])
 
     def sentences(self, sentences: Sequence[str], quiet: bool = True, keep: bool = False) -> Tensor:
-        """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence.
+        """(N, dim) float32 on the CPU, of length 1 but for a text-aware model. ValueError: an empty sentence, one that
+        is no text, or a text in place of a list of them.
 
         keep: what the fixed part of a run's text encoder makes of them, in the store, for other runs to read.
         """
+        sentences = check_sentences(sentences)
         words = [text.normalise(sentence, preparation.caption_style(self.config)) for sentence in sentences]
         for sentence in sentences:
             if not text.normalise(sentence, self.config.caption_style).strip():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atr.config import RESULT_VERSION, RunConfig
 from atr.corpora import corpus_of
+from atr.corpora.captioning import language
 from atr.corpora.corpus import Corpus
 from atr.encoders import registry
 from atr.inference import embedder
@@ -64,19 +65,21 @@ def similarity(
 ) -> Tensor:
     """(captions, clips) cosines of a finished run on a corpus's test clips; the mean of several runs' is an ensemble.
 
-    bank: captions of other clips, of which each clip's hubness is subtracted (`retrieval.hubness`). The rest, and
-    errors, as in `test`; also ValueError for a text-aware run, whose sounds have no embedding.
+    bank: captions, by which each clip's hubness is subtracted (`retrieval.hubness`); those that are tested on are left
+    out of it, of any spelling in capitals or blanks. The rest, and errors, as in `test`; also ValueError for a
+    text-aware run, whose sounds have no embedding, and for a bank of none but tested captions.
     """
     if run.config.text_aware is not None:
         raise ValueError(f"run {run.address} is text-aware, so that its sounds have no one embedding; leave it out")
-    device = devices.resolve_device(device)
-    text, audio = _embed(run, _part(corpus), _window(run, windows), root, device, quiet)
+    part, device, sentences = _part(corpus), devices.resolve_device(device), None
+    if bank is not None:
+        tested = set(map(language.plain, part.captions["caption"]))
+        others = [caption for caption in embedder.check_sentences(bank) if language.plain(caption) not in tested]
+        trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
+        sentences = embedder.Embedder(run, trained, device=device, quiet=quiet).sentences(others, quiet, keep=True)
+    text, audio = _embed(run, part, _window(run, windows), root, device, quiet)
     cosines = F.normalize(text, dim=1) @ F.normalize(audio, dim=1).T
-    if bank is None:
-        return cosines
-    trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
-    sentences = embedder.Embedder(run, trained, device=device, quiet=quiet).sentences(list(bank), quiet, keep=True)
-    return cosines - retrieval.hubness(sentences, audio)
+    return cosines if sentences is None else cosines - retrieval.hubness(sentences, audio)
 
 
 def rank(similarity: Tensor | tuple[Tensor, Tensor], corpus: Corpus) -> ExternalTest:

@@ -98,15 +98,16 @@ def hubness(bank: Matrix, audio: Matrix, beta: float = 20.0) -> Tensor:
     """(clips,) how near each clip lies to sentences at large: log(mean(exp(beta * cosine))) / beta over a bank of them.
 
     A hub, near to many sentences, is found for queries that mean other clips. `similarity - hubness(bank, audio)` is
-    querybank normalisation by the inverted softmax (Bogolin et al., CVPR 2022, whose released code has this beta). It
-    changes which clips a sentence finds, and not which sentences a clip finds.
+    querybank normalisation by the inverted softmax (Bogolin et al., CVPR 2022). Their released code has this beta, and
+    leaves alone the queries whose best clip is no sentence's of the bank. It changes which clips a sentence finds, and
+    not which sentences a clip finds.
 
     bank: (sentences, D) embeddings of captions, none of which is tested on; audio: (clips, D).
     ValueError: beta is not above 0, non-finite numbers, shapes that do not fit.
     """
-    if not beta > 0:
+    if not 0 < beta < math.inf:
         raise ValueError(f"beta is {beta}; give a number above 0, the inverse of a temperature")
-    _, blocks, (sentences, _) = similarities((_matrix(bank, "bank"), audio))
+    _, blocks, (sentences, _) = similarities((_finite(_matrix(bank, "bank"), "bank"), audio))
     return (torch.cat([torch.logsumexp(beta * block, dim=1) for block in blocks]) - math.log(sentences)) / beta
 
 
@@ -220,7 +221,8 @@ def relevant_pairs(relevance: Relevance, shape: tuple[int, int] | None = None) -
 
 def dense(relevance: Relevance) -> np.ndarray:
     """Relevance as an array of NumPy, for a file of them."""
-    return relevance.toarray() if isinstance(relevance, sparse.sparray) else np.asarray(relevance)
+    array: Any = relevance.detach().cpu() if isinstance(relevance, Tensor) else relevance
+    return array.toarray() if sparse.issparse(array) else np.asarray(array)
 
 
 def _ranks(blocks: Iterator[Tensor], relevant: np.ndarray) -> np.ndarray:

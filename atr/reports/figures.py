@@ -388,11 +388,11 @@ def forest(table: pd.DataFrame, names: str, label: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, folder: Path, name: str, runs: Sequence[Run] = ()) -> Figure:
+def save(figure: Figure, folder: str | Path, name: str, runs: Sequence[Run] = ()) -> Figure:
     """Write `<folder>/figures/<name>` as .png and .pdf, and .json with the runs it came from; returns the figure. Warns
     of letters that the font lacks.
     """
-    target, stem = folder / "figures", atomic.file_name(name)
+    target, stem = Path(folder) / "figures", atomic.file_name(name)
     origin = provenance(runs)
     lacking: dict[str, None] = {}
     for ending in ("png", "pdf"):

@@ -91,14 +91,14 @@ def show(table: pd.DataFrame) -> Styler:
 
 
 def save(
-    table: pd.DataFrame, folder: Path, name: str, caption: str, runs: Iterable[Run] = (), on: str | None = None
+    table: pd.DataFrame, folder: str | Path, name: str, caption: str, runs: Iterable[Run] = (), on: str | None = None
 ) -> Path:
     """Write `<folder>/tables/<name>` as .csv, .md and .tex, and .json with the runs it came from and what made them.
 
     The .csv has every number to twelve figures, the others as `readable` prints them. on: what was measured on; None:
     the test clips of the runs' corpora, "": not said.
     """
-    runs, target, text = list(runs), folder / "tables", _csv(table)
+    runs, target, text = list(runs), Path(folder) / "tables", _csv(table)
     origin = {"caption": caption, **provenance(runs), "measured": test_sets(runs) if on is None else on}
     drawn = drawings(read(io.StringIO(text)), name, origin)  # refuses a name before anything is written
     atomic.write_text(target / f"{name}.csv", text)

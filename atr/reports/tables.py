@@ -248,9 +248,13 @@ class Results:
         self, claim: str, a: Hashable, b: Hashable, measure: Callable[[Run], float] | None = None, **options: Any
     ) -> dict[str, Any]:
         """A row for `verdicts.claims` on two methods, by the seeds that both have: on their average precision text to
-        audio, with an option `k` on R@k, or on `measure`, one number per run.
+        audio, with an option `k` on R@k, or on `measure`, one number per run. ValueError: they have no seed in common.
         """
-        common = {run.config.seed for run in self.runs(a)} & {run.config.seed for run in self.runs(b)}
+        seeds = [{run.config.seed for run in self.runs(name)} for name in (a, b)]
+        if not (common := seeds[0] & seeds[1]):
+            raise ValueError(
+                f"{claim}: {a} has seeds {sorted(seeds[0])}, {b} {sorted(seeds[1])}; give both a common one"
+            )
         pair = ([run for run in self.runs(name) if run.config.seed in common] for name in (a, b))
         if measure:
             values: list[Any] = [[measure(run) for run in runs] for runs in pair]

@@ -28,7 +28,7 @@ def fit(
     *,
     root: str | Path | None = None,
     device: str = "auto",
-    runs: Path | None = None,
+    runs: str | Path | None = None,
     threads: int = 1,
     processes: int = 1,
     track: Sequence[str] | str | None = None,

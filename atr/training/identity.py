@@ -113,7 +113,7 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
 def locate(
     config: RunConfig,
     corpus: Corpus,
-    runs: Path | None = None,
+    runs: str | Path | None = None,
     quiet: bool = True,
     fetch: bool = True,
     root: str | Path | None = None,
@@ -124,7 +124,7 @@ def locate(
     fingerprints = weights(config, corpus, quiet, fetch).fingerprints
     for name, (other, its_corpus) in requirements(config, corpus, root).items():
         fingerprints = fingerprints | {name: locate(other, its_corpus, runs, quiet, fetch, root).address}
-    return Run((runs or default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
+    return Run(Path(runs or default_folder()) / records.address(config, corpus.fingerprint, fingerprints))
 
 
 def requirements(config: RunConfig, corpus: Corpus, root: str | Path | None) -> dict[str, tuple[RunConfig, Corpus]]:

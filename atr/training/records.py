@@ -93,6 +93,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # which may be given as text
+
     @property
     def address(self) -> str:
         return self.path.name

@@ -17,13 +17,13 @@ def collect(tables: Sequence[str | Path], without: Iterable[str] = ()) -> str:
     published those of Clotho and AudioCaps. without: captions to be tested on, of any spelling in capitals or blanks; a
     clip that has one of them is left out whole. ValueError: a table that cannot be read, or nothing that is left.
     """
-    tested = {_plain(caption) for caption in without}
+    tested = {plain(caption) for caption in without}
     rows = [
         (f"{Path(table).stem}/{number}", caption)
         for table in tables
         for number, row in enumerate(csvtable.read_table("captions", Path(table), ()))
         if len(captions := [text for text in csvtable.captions_of(row) if text.strip()]) > 1
-        if not tested.intersection(map(_plain, captions))
+        if not tested.intersection(map(plain, captions))
         for caption in captions
     ]
     if not rows:
@@ -57,5 +57,6 @@ def read(name: str) -> pd.DataFrame:
     return table[["clip", "caption"]]
 
 
-def _plain(caption: str) -> str:
+def plain(caption: str) -> str:
+    """A caption without what does not tell it from others: capitals, and blanks but for one between words."""
     return " ".join(caption.lower().split())
