@@ -135,11 +135,15 @@ def test_a_method_has_converged_if_twice_its_epochs_bring_less_than_a_point(gain
 
 
 def test_the_figure_rings_the_chosen_rate():
-    table = search(peak(6.67e-4), [("frozen", "a"), ("tuned", "a")]).table(["training", "loss"])
+    names = [("frozen", "a"), ("tuned", "a"), ("tuned", "b")]
+    table = search(peak(6.67e-4), names).table(["training", "loss"])
     axes = figures.tries(table).axes
     assert [axis.get_title() for axis in axes] == ["frozen", "tuned"]
     rings = [line.get_xdata().tolist() for line in axes[0].lines if line.get_markersize() == 8]
     assert rings == [[6.67e-4]]
+    single = search(peak(2e-3), [("new", "as many"), ("both", "as many")]).table(["captions", "steps"])
+    (together,) = figures.tries(single).axes
+    assert together.get_legend_handles_labels()[1] == ["new", "both"] and together.get_title() == "as many"
     (alone,) = figures.tries(search(peak(2e-3), [0.2, 1.0]).table(["share"])).axes
     assert alone.get_legend_handles_labels()[1] == ["share 0.2", "share 1"]
 

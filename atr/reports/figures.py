@@ -293,9 +293,10 @@ def lines(
 def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
     """The search of learning rates: the try's score against the heads' rate, a ring around the chosen one.
 
-    table: as `RateSearch.table` gives it; the last level of its index is a line's name, the others a panel's.
+    table: as `RateSearch.table` gives it; the last level of its index that has several values is a line's name, the
+    others a panel's.
     """
-    *levels, line = table.index.names
+    *levels, line = sorted(table.index.names, key=lambda name: table.index.unique(name).size > 1)
     panels = dict(list(table.groupby(levels, sort=False))) if levels else {(): table}
     figure, axes = subplots(1, len(panels), 2.7, PAGE, sharey=True)
     look = looks(table.index.unique(line))
