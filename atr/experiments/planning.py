@@ -154,7 +154,7 @@ def seconds(config: RunConfig, data: CorpusSize) -> float:
     if config.training in ("finetuned", "scratch"):
         layers = config.text_layers or 6
         pair, caption = pair + layers * LAYER_SECONDS[0], caption + layers * LAYER_SECONDS[1]
-        if config.audio_layers is not None:
+        if config.audio_state_layers is not None:
             pair, clip = pair + STATES_SECONDS[0], clip + STATES_SECONDS[1]
     # Cached features cost the same, however long their clips.
     length = 0.0 if config.training in ("frozen", "external") else 10.0
