@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from atr import RunConfig, metrics
 from atr.config import RESULT_VERSION
-from atr.corpora.corpus import Corpus, no_events
+from atr.corpora.corpus import Corpus, event_table
 from atr.metrics import Ranks
 from atr.system.environment import PACKAGES
 from atr.training.records import Run
@@ -62,7 +62,7 @@ def three_clips():
         "made",
         table.assign(digest="0", description=""),
         pd.DataFrame({"clip": own, "caption": captions}),
-        no_events(),
+        event_table(),
         beep,
     )
 

@@ -6,7 +6,6 @@ import pytest
 from atr.config import CHOICES, ConfigError, RunConfig, from_dict
 from atr.experiments import profiles
 from atr.experiments.profiles import PROFILES, get_profile
-from atr.training.batches import SAMPLERS
 
 
 def test_a_config_is_fixed():
@@ -41,10 +40,6 @@ def test_a_group_without_a_rate_uses_that_of_the_heads():
 
 def test_zero_epochs_are_allowed():
     assert RunConfig(epochs=0).epochs == 0
-
-
-def test_the_samplers_offered_are_those_that_exist():
-    assert CHOICES["sampler"] == SAMPLERS
 
 
 @pytest.mark.parametrize("name", CHOICES)

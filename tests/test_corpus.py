@@ -12,7 +12,7 @@ from scipy import sparse
 from atr import encoders
 from atr.corpora import LOADERS, load_corpus
 from atr.corpora.containers import AudioError
-from atr.corpora.corpus import Corpus, CorpusError, alike, no_events
+from atr.corpora.corpus import Corpus, CorpusError, alike, event_table
 from atr.encoders import inputs, pretraining
 
 RATE = 1000
@@ -53,7 +53,7 @@ def test_a_sound_corpus_has_no_problems_and_checks_as_itself():
 
 
 def test_a_corpus_without_known_events_is_sound():
-    assert corpus(events=no_events()).problems().empty
+    assert corpus(events=event_table()).problems().empty
 
 
 # table, row, column, value → where, what

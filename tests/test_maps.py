@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from atr import RunConfig
 from atr.analysis import maps
-from atr.corpora.corpus import Corpus, event_table, no_events
+from atr.corpora.corpus import Corpus, event_table
 from atr.reports import figures
 from atr.system import devices
 
@@ -49,7 +49,7 @@ def corpus():
             "caption": ["unused", LONG, 'he says "5 > 4 & 3"', "rain", "it rains"],
         }
     )
-    return Corpus("made", clips, captions, no_events(), lambda clip: (np.zeros(1, np.float32), 1))
+    return Corpus("made", clips, captions, event_table(), lambda clip: (np.zeros(1, np.float32), 1))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from atr import encoders
 from atr.corpora import load_corpus
-from atr.corpora.corpus import Corpus, no_events
+from atr.corpora.corpus import Corpus, event_table
 from atr.encoders import pretraining
 from atr.system import places, store
 from atr.system.packed import RaggedArray
@@ -143,7 +143,7 @@ def test_fewer_clips_than_a_batch_are_enough():
 
 def test_a_corpus_that_knows_no_events_is_an_error_that_says_what_to_do():
     clips = pd.DataFrame({"clip": ["a"], "split": "train", "duration": 1.0, "digest": "0a", "description": ""})
-    corpus = Corpus("own", clips, pd.DataFrame({"clip": ["a"], "caption": ["a dog"]}), no_events(), lambda clip: None)
+    corpus = Corpus("own", clips, pd.DataFrame({"clip": ["a"], "caption": ["a dog"]}), event_table(), lambda clip: None)
     with pytest.raises(ValueError, match="own: knows no sound events to pre-train compact on; set audio_weights"):
         pretraining.weights(corpus, "compact")
 

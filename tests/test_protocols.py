@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from atr.cli import app
 from atr.corpora import clotho
-from atr.corpora.corpus import Corpus, caption_table, clip_table, no_events
+from atr.corpora.corpus import Corpus, caption_table, clip_table, event_table
 from atr.evaluation import evaluate, models, protocols
 from atr.evaluation.protocols import Protocol
 from atr.metrics import retrieval
@@ -130,7 +130,7 @@ class TestClotho:
             table = pd.read_csv(CAPTIONS / f"clotho_{split}.csv")
             rows = [(name, text) for name, *texts in table.itertuples(index=False) for text in texts]
             clips = clip_table([(name, "test", 1.0, "0", "") for name in table["file_name"]])
-            found[split] = protocol.ask(Corpus("clotho", clips, caption_table(rows), no_events(), None))[0]
+            found[split] = protocol.ask(Corpus("clotho", clips, caption_table(rows), event_table(), None))[0]
         assert len(found["val"]) == protocol.queries == 5585 - 905 and min(map(len, found["val"])) == 33
         assert len(found["test"]) == 4738
 

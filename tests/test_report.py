@@ -26,6 +26,7 @@ from atr.cli.app import app
 from atr.config import RESULT_VERSION
 from atr.corpora import corpus_of
 from atr.experiments import profiles, study
+from atr.experiments.notebooks import EXTERNAL
 from atr.reports import figures, freshness, latex, output, render, report, verdicts
 from atr.reports.names import readable
 from atr.system import places
@@ -724,7 +725,7 @@ class TestThisProject:
         titles = [re.findall(r"\*(.+?)\.?\*", citation)[0] for citation in report.citations()]
         exploration, *notebooks, performance, people = study.notebooks()
         numbers = [path.stem[:2] for path in (exploration, performance, people)]
-        assert numbers == [report.EXPLORATION, study.TIMED, study.EXTERNAL]
+        assert numbers == [report.EXPLORATION, study.TIMED, EXTERNAL]
         for path in notebooks:
             opening = nbformat.read(path, as_version=4).cells[0].source
             assert sum(f"*{title}*" in opening for title in titles) == 1, path

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 
 from atr.corpora.containers import AudioError
-from atr.corpora.corpus import Corpus, no_events
+from atr.corpora.corpus import Corpus, event_table
 from atr.encoders import inputs
 from atr.system import atomic, devices, hashes, places, store
 from atr.system.packed import open_packed, pack, save_array
@@ -289,7 +289,7 @@ def tones(names, read=None, digests=None):
     clips = pd.DataFrame({"clip": names, "split": "train", "duration": 1.0, "description": ""})
     clips["digest"] = digests or [f"{number:02x}" for number in range(len(names))]
     captions = pd.DataFrame({"clip": names, "caption": "a tone"})
-    return Corpus("tones", clips, captions, no_events(), read or Tone())
+    return Corpus("tones", clips, captions, event_table(), read or Tone())
 
 
 def test_waveforms_are_the_clips_in_order_clipped_to_16_bit_and_resampled(home):

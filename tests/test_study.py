@@ -20,6 +20,7 @@ from atr.cli import study as commands
 from atr.corpora import corpus_of
 from atr.experiments import executors, planning, progress, rates, study
 from atr.experiments.grid import describe, key
+from atr.experiments.notebooks import EXTERNAL
 from atr.experiments.profiles import PROFILES as EVERY
 from atr.experiments.study import StudyError
 from atr.system import places, units
@@ -74,7 +75,7 @@ class TestNotebooks:
         exec(tagged[0].source, space)
         assert len(tagged) == 1
         found = {name: space[name] for name in ("profile_name", "seeds", "device", "executor")}
-        profile = "esc50" if path.stem[:2] == study.EXTERNAL else "demo"
+        profile = "esc50" if path.stem[:2] == EXTERNAL else "demo"
         assert found == {"profile_name": profile, "seeds": None, "device": "auto", "executor": "local"}
         assert notebook.cells[0].cell_type == "markdown" and "?" in notebook.cells[0].source
 

@@ -12,7 +12,7 @@ import torch
 
 from atr.bench.harness import Case, ReleasedCode, scratch, timed
 from atr.corpora import audio
-from atr.corpora.corpus import Corpus, no_events
+from atr.corpora.corpus import Corpus, event_table
 from atr.encoders import inputs, registry
 from atr.system import packed
 
@@ -85,7 +85,7 @@ def pack(clips: int, seconds: float) -> dict[str, Any]:
         names = [str(number) for number in range(clips)]
         table = pd.DataFrame({"clip": names, "split": "train", "duration": seconds, "description": ""})
         captions = pd.DataFrame({"clip": names, "caption": "noise"})
-        corpus = Corpus("noise", table.assign(digest=names), captions, no_events(), WaveReader(folder))
+        corpus = Corpus("noise", table.assign(digest=names), captions, event_table(), WaveReader(folder))
         started = time.perf_counter()
         inputs.waveforms(corpus, PACKED_RATE, quiet=True)
         return {"seconds": time.perf_counter() - started}

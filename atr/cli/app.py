@@ -202,6 +202,3 @@ def reference(
 
 for command in (caption.caption, index, search, pack, evaluate, compare, report.report, bench.bench, bench.gpu):
     app.command()(command)
-
-if __name__ == "__main__":
-    sys.exit(app())

@@ -290,7 +290,6 @@ def _default(device: str, quiet: bool) -> dict[str, Any]:
 
 
 def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
-    from atr.corpora import corpus_of
     from atr.inference.embedder import Embedder
     from atr.inference.pack import PACK
     from atr.training import identity
@@ -304,8 +303,7 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     moved = places.results_home().joinpath(*path.parts[-3:])  # <profile>/runs/<address>
     run = Run(path if path.is_dir() or not moved.is_dir() else moved)
     run.require_finished(" or gone; name another model, or index it again")
-    corpus = corpus_of(run.config.corpus, record["root"]) if identity.pretrained_on_corpus(run.config) else None
-    return Embedder(run, corpus, device=device, quiet=quiet)
+    return Embedder(run, identity.pretraining_corpus(run.config, record["root"]), device=device, quiet=quiet)
 
 
 def indexes() -> Path:

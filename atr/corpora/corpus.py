@@ -76,15 +76,10 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple] = ()) -> pd.DataFrame
     return pd.DataFrame(list(rows), columns=list(columns)).astype(kinds)
 
 
-# The tables of a corpus, of a tuple a row in the order of their columns.
+# The tables of a corpus, of a tuple per row in the order of their columns; of none where no events are known.
 clip_table = partial(_table, CLIP_COLUMNS)
 caption_table = partial(_table, CAPTION_COLUMNS)
 event_table = partial(_table, EVENT_COLUMNS)
-
-
-def no_events() -> pd.DataFrame:
-    """The events of a corpus where none are known."""
-    return event_table()
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from atr.corpora import audio, containers, csvtable
-from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Problem, caption_table, clip_table, no_events
+from atr.corpora.corpus import SPLITS, Corpus, CorpusError, Problem, caption_table, clip_table, event_table
 from atr.system import atomic, hashes, places
 
 SUFFIXES = set(containers.SUFFIXES.values())
@@ -329,7 +329,7 @@ def published_corpus(
         warnings.warn(f"{len(doubts)} of {len(rows)} files of {name} are too long or short, as {first}", stacklevel=3)
     digests = {clip: digest for clip, _, _, digest, _ in rows}
     reader = FileReader(folder, digests, audio_files, {split: len(clips) for split, clips in lists.items()})
-    tables = clip_table(rows), caption_table(texts), no_events()
+    tables = clip_table(rows), caption_table(texts), event_table()
     return Corpus(name, *tables, reader, source, loading_problems=tuple(problems), repeats=True, doubts=tuple(doubts))
 
 

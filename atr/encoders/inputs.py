@@ -27,8 +27,8 @@ def log_mels(corpus: Corpus, encoder: Compact, quiet: bool = False, seconds: flo
 
     def rows() -> Iterator[np.ndarray]:
         sounds = waveforms(corpus, encoder.sample_rate, quiet, seconds)
-        for start in tqdm(range(0, len(sounds), 16), desc=f"{corpus.name} {split}: log-mel", disable=quiet):
-            batch, lengths = sounds.batch(np.arange(start, min(start + 16, len(sounds))))
+        for start in tqdm(range(0, len(sounds), AUDIO_BATCH), desc=f"{corpus.name} {split}: log-mel", disable=quiet):
+            batch, lengths = sounds.batch(np.arange(start, min(start + AUDIO_BATCH, len(sounds))))
             with torch.no_grad(), devices.threads(os.cpu_count() or 1):
                 features = encoder.frontend(from_int16(batch), lengths).transpose(1, 2).numpy()
             for row, length in zip(features, encoder.feature_lengths(lengths).tolist(), strict=True):

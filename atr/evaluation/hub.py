@@ -219,7 +219,7 @@ def write_list(copy: HubCopy) -> Path | None:
 
 
 def words(captions: Sequence[str]) -> str:
-    """The words of a clip's captions, counted, in no order: 5,929 clips of Clotho have as many."""
+    """The words of a clip's captions, counted, in no order: those of Clotho's 5,929 clips all differ."""
     count = Counter(re.findall(r"\w+", " ".join(captions).casefold()))
     return " ".join(f"{word}:{number}" for word, number in sorted(count.items()))
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from atr import register
-from atr.corpora import corpus_of
 from atr.corpora.audio import resample
 from atr.corpora.corpus import Corpus
 from atr.encoders.pooling import FrameRows
@@ -195,5 +194,5 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         return EmbedderModel(Embedder.clap(what if kind == "hf" else name, windows=windows, device=device))
     run = Run(Path(what).expanduser())
     run.require_finished(f", no finished run; give {KINDS}")
-    own = corpus_of(run.config.corpus, profile.root) if identity.pretrained_on_corpus(run.config) else None
+    own = identity.pretraining_corpus(run.config, profile.root)
     return EmbedderModel(Embedder(run, own, windows=windows, device=device))

@@ -23,7 +23,7 @@ from atr.corpora import corpus_of, loaded_once
 from atr.corpora.corpus import Corpus, CorpusError
 from atr.experiments import executors, planning
 from atr.experiments.grid import describe, key
-from atr.experiments.notebooks import EXTERNAL, TIMED, StudyError, notebooks  # noqa: F401
+from atr.experiments.notebooks import TIMED, StudyError, notebooks
 from atr.experiments.profiles import Profile, get_profile
 from atr.experiments.progress import Progress, note
 from atr.experiments.reported import addresses, write

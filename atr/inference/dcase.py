@@ -32,7 +32,7 @@ from scipy import sparse
 from torch import Tensor
 
 from atr.corpora.audio import duration
-from atr.corpora.corpus import DENSE, Corpus, alike, clip_table, no_events
+from atr.corpora.corpus import DENSE, Corpus, alike, clip_table, event_table
 from atr.corpora.csvtable import LONGEST_LINE, column_list, frame
 from atr.corpora.files import FileReader
 from atr.inference import embedder
@@ -272,7 +272,7 @@ def embed(
     clips = [(path, "test", duration(path), hashes.file_hash(Path(path)), "") for path in paths]
     captions = pd.DataFrame({"clip": paths[0], "caption": list(queries)})  # a caption needs a clip, any will do
     reader = FileReader(Path(), {path: digest for path, _, _, digest, _ in clips})
-    held = Corpus("files", clip_table(clips), captions, no_events(), reader)
+    held = Corpus("files", clip_table(clips), captions, event_table(), reader)
     network, _, split, to = model.restore_split(run, held, "test", device, quiet, config)
     with devices.threads(threads):
         sounds, words = evaluation.embed(network, split, to)

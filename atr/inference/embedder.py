@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from atr.config import WINDOWS, RunConfig
-from atr.corpora import audio, corpus_of
+from atr.corpora import audio
 from atr.corpora.corpus import Corpus
 from atr.encoders import clap, clap_files, inputs, registry, text
 from atr.encoders.clap import CLAP_VERSION, Clap
@@ -44,8 +44,7 @@ def beginning(run: Run, corpus: Corpus | None = None, quiet: bool = True) -> tup
     if not run.at_end:
         raise FileNotFoundError(f"{run.path}: not finished; atr.fit(run.config) continues it")
     config = run.config.replace(penalty=None)  # training's alone; it would have to be fetched
-    if corpus is None and identity.pretrained_on_corpus(config):
-        corpus = corpus_of(config.corpus)
+    corpus = corpus or identity.pretraining_corpus(config)
     start = identity.weights(config, corpus, quiet)
     recorded = run.environment.get("weights", {})
     for part, fingerprint in start.fingerprints.items():

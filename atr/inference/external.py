@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atr.config import RESULT_VERSION, RunConfig
-from atr.corpora import corpus_of
 from atr.corpora.captioning import language
 from atr.corpora.corpus import Corpus
 from atr.encoders import registry
@@ -75,8 +74,8 @@ def similarity(
     if bank is not None:
         tested = set(map(language.plain, part.captions["caption"]))
         others = [caption for caption in embedder.check_sentences(bank) if language.plain(caption) not in tested]
-        trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
-        sentences = embedder.Embedder(run, trained, device=device, quiet=quiet).sentences(others, quiet, keep=True)
+        own = identity.pretraining_corpus(run.config, root)
+        sentences = embedder.Embedder(run, own, device=device, quiet=quiet).sentences(others, quiet, keep=True)
     text, audio = _embed(run, part, _window(run, windows), root, device, quiet)
     cosines = F.normalize(text, dim=1) @ F.normalize(audio, dim=1).T
     return cosines if sentences is None else cosines - retrieval.hubness(sentences, audio)
@@ -138,8 +137,7 @@ def _restore(
     run: Run, part: Corpus, window: float | None, root: str | Path | None, device: str, quiet: bool
 ) -> tuple[Any, DualEncoder, Inputs, Callable[[Tensor], Tensor], list[int] | None]:
     """As `model.restore_split`, and each clip's number of windows."""
-    trained = corpus_of(run.config.corpus, root) if identity.pretrained_on_corpus(run.config) else None
-    config, _ = embedder.beginning(run, trained, quiet)
+    config, _ = embedder.beginning(run, identity.pretraining_corpus(run.config, root), quiet)
     short = registry.facts(config.audio_encoder).short if window else None
     pieces, counts = (part, None) if window is None else cut_corpus(part, window, short)
     return *model.restore_split(run, pieces, "test", device, quiet, config), counts

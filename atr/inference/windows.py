@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from atr.config import RunConfig
-from atr.corpora.corpus import CLIP_COLUMNS, Corpus, Reader, clip_table, no_events
+from atr.corpora.corpus import CLIP_COLUMNS, Corpus, Reader, clip_table, event_table
 from atr.encoders import registry
 from atr.system import hashes
 
@@ -84,4 +84,4 @@ def cut_corpus(corpus: Corpus, window: float, short: str | None) -> tuple[Corpus
             places[name] = clip, number, count
             rows.append((name, split, window, hashes.content_key(digest, window, short, number, count), ""))
     reader = WindowReader(corpus.read, places, window, short)
-    return replace(corpus, clips=clip_table(rows), events=no_events(), read=reader), counts
+    return replace(corpus, clips=clip_table(rows), events=event_table(), read=reader), counts

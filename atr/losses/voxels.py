@@ -1,4 +1,4 @@
-"""The non-uniformity penalty: soft assignments of points to voxels, trained or exact, and the entropy of a batch.
+"""Assignments of points to voxels, trained or exact, and how the network that makes them is trained.
 
 Tourbabin and Ben-Hur 2023, "Audio-Text Cross-Modal Retrieval" (CS224N project), section 6.2. Voxels are numbered as in
 `atr.metrics.uniformity`.

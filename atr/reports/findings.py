@@ -311,7 +311,7 @@ def replace_parts(text: str, parts: Sequence[tuple[str, str]]) -> str:
 
 def write(project: Path) -> list[Path]:
     """Write docs/findings.md and the marked parts of README.md; the paths written."""
-    readme, target = project / "README.md", project / "docs" / "findings.md"
+    readme, target = project / "README.md", project / PAGE
     texts = {target: page(project), readme: replace_parts(readme.read_text(encoding="utf-8"), lead(project))}
     for path, text in texts.items():
         atomic.write_text(path, text)

@@ -18,7 +18,7 @@ from atr.system import atomic, hashes
 ROWS = 45  # that fit on a page
 
 
-def bundle(report: "Report", folder: Path) -> None:
+def bundle(report: Report, folder: Path) -> None:
     """Fill `folder` with report.tex, the tables (.tex, .csv) and figures (.pdf) that it takes in, and their .json."""
     for output in report.outputs:
         check_name(output.name)
@@ -48,7 +48,7 @@ def _environment(**own: Any) -> Environment:
     return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **own)
 
 
-def page(report: "Report") -> str:
+def page(report: Report) -> str:
     """The HTML of a report: images, style and script within it, nothing from elsewhere."""
     environment = _environment(autoescape=True)
     parts = {kind: Markup(environment.get_template(f"report.{kind}").render()) for kind in ("css", "js")}

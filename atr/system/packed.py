@@ -93,7 +93,7 @@ class InputRows:
 
 
 def pack(folder: Path, rows: Iterable[np.ndarray]) -> None:
-    """Write rows (length, ...) of one dtype to `folder` as `data.npy` and `offsets.npy`, one at a time."""
+    """Write rows (length, ...) of one dtype to `folder` as `raw`, `layout.json` and `offsets.npy`, one at a time."""
     offsets, shape, dtype = [0], None, None
     with open(folder / "raw", "wb") as file:
         for row in rows:

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SAMPLERS = ("caption_per_clip", "all_captions")
+from atr.config import CHOICES
+
+SAMPLERS = CHOICES["sampler"]
 
 
 def epoch_batches(
@@ -56,7 +58,7 @@ def epoch_batches(
     return batches
 
 
-HOW = ("easy", "random", "hard")
+HOW = tuple(filter(None, CHOICES["mining"]))
 
 
 def ancillary(audio: Tensor, text: Tensor) -> Tensor:

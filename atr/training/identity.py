@@ -53,6 +53,11 @@ def pretrained_on_corpus(config: RunConfig) -> bool:
     return own and config.training not in ("external", "scratch")
 
 
+def pretraining_corpus(config: RunConfig, root: str | Path | None = None) -> Corpus | None:
+    """The corpus whose own weights a run's audio encoder starts from, None if it has none; root: its folder."""
+    return corpus_of(config.corpus, root) if pretrained_on_corpus(config) else None
+
+
 def weights(config: RunConfig, corpus: Corpus | None, quiet: bool = False, fetch: bool = True) -> Preparation:
     """The weights that a run starts from: pre-trained first where they are the corpus's own, fetched where they are
     published. Without `fetch`, FileNotFoundError for those that are not here. corpus: None will do where they are not

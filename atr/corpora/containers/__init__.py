@@ -122,7 +122,7 @@ def _streams(path: str | os.PathLike[str]) -> list[Stream]:
     if info.format not in FORMATS:
         raise AudioError(path, f"of the format {info.format}, which does not show whether a file is whole", CONVERT)
     if info.format == "FLAC":
-        return _flac(path, info)
+        return _flac(path)
     if sound and lacks:
         seconds = info.frames / info.samplerate
         raise short(path, seconds, seconds * (sound.stated - sound.empty) / max(1, sound.present - sound.empty))
@@ -214,7 +214,7 @@ class _WholeHeader(io.FileIO):
         return count
 
 
-def _flac(path: str | os.PathLike[str], info: soundfile._SoundFileInfo) -> list[Stream]:
+def _flac(path: str | os.PathLike[str]) -> list[Stream]:
     begins, before, at = [], b"", 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

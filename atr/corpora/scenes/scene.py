@@ -14,12 +14,12 @@ import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
 from atr.corpora.corpus import CorpusError, Problem
+from atr.corpora.scenes.waveforms import RATE
 
 Choice = TypeVar("Choice")
-RATE = 16_000
 SECONDS = (4.0, 30.0)  # shortest and longest scene
 
-# How hard the scenes are. Levels in dB relative to full scale, of an event's louder parts.
+# Levels in dB relative to full scale, of an event's louder parts.
 LEVELS = {"soft": (-35.0, -31.0), "": (-28.0, -22.0), "loud": (-17.0, -13.0)}
 BACKGROUND_LEVEL = (-36.0, -32.0)  # an event under others
 NOISE_TILT = (-9.0, 0.0)  # its colour in dB per octave
