@@ -36,7 +36,7 @@ def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     ]
 
 
-def clustered(clips: np.ndarray, dim: int, clusters: int) -> Tensor:
+def gaussian_clusters(clips: np.ndarray, dim: int, clusters: int) -> Tensor:
     """(pairs, D) normalised embeddings: a common direction, a direction of the clip's cluster and noise, all about as
     long. The sizes of clusters fall as one over their rank.
     """
@@ -54,7 +54,7 @@ def mining(pairs: int, dim: int, clusters: int, how: str, device: str) -> dict[s
     mean that any division into batches could have, that of all pairs in every batch.
     """
     clips = np.arange(pairs)
-    embeddings = clustered(clips, dim, clusters).to(device)
+    embeddings = gaussian_clusters(clips, dim, clusters).to(device)
     batches: list[np.ndarray] = []
 
     def work() -> None:

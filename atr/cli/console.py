@@ -114,16 +114,16 @@ def beginning(names: Sequence[str]) -> Any:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-def _written(pattern: str, *files: str) -> tuple[str, ...]:
+def _names_in(pattern: str, *files: str) -> tuple[str, ...]:
     """Names that files of this package register, by their text: importing them takes seconds."""
     paths = (path for name in files for path in sorted(Path(__file__).parents[1].glob(name)))
     return tuple(name for path in paths for name in re.findall(pattern, path.read_text(encoding="utf-8"), re.M))
 
 
-CORPORA = _written(r'^@register\.corpus\("(\w+)"\)', "corpora/**/*.py")
-ROOT_CORPORA = _written(r'^@register\.corpus\("(\w+)"\)\ndef \w+\(\s*root: [^=,]*,', "corpora/**/*.py")  # need --root
-DATA = _written(r'^    "(\w+)": DataSet\(', "corpora/catalogue.py")  # and below them checkpoints
-DATA += _written(r'^checkpoints\.(?:zenodo|github)\(\s*"[^"]+", "(\w+)"', "encoders/audio/*.py")
+CORPORA = _names_in(r'^@register\.corpus\("(\w+)"\)', "corpora/**/*.py")
+ROOT_CORPORA = _names_in(r'^@register\.corpus\("(\w+)"\)\ndef \w+\(\s*root: [^=,]*,', "corpora/**/*.py")  # need --root
+DATA = _names_in(r'^    "(\w+)": DataSet\(', "corpora/catalogue.py")  # and below them checkpoints
+DATA += _names_in(r'^checkpoints\.(?:zenodo|github)\(\s*"[^"]+", "(\w+)"', "encoders/audio/*.py")
 CorpusArgument = Annotated[str, typer.Argument(help=f"{', '.join(CORPORA)}.", autocompletion=beginning(CORPORA))]
 ProfileOption = Annotated[
     str,

@@ -76,7 +76,7 @@ _loaded: dict[str, Corpus | Exception] | None = None
 
 
 @contextmanager
-def loaded_once() -> Iterator[None]:
+def remember_corpora() -> Iterator[None]:
     """Within it, `corpus_of` loads each corpus, or fails to, once; what changes on disk meanwhile goes unseen."""
     global _loaded
     outer = _loaded
@@ -120,5 +120,5 @@ __all__ = [
     "coverage",
     "in_folder",
     "load_corpus",
-    "loaded_once",
+    "remember_corpora",
 ]

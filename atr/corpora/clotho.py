@@ -205,7 +205,7 @@ def phi4(table: Path | None = None) -> list[tuple[str, list[str], list[str]]]:
     return [(row["file_name"], [row[c] for c in columns[:5]], [row[c] for c in columns[5:]]) for row in rows]
 
 
-def generated(clips: Iterable[str]) -> dict[str, list[str]]:
+def phi4_captions(clips: Iterable[str]) -> dict[str, list[str]]:
     """phi-4's captions of training clips of Clotho. ValueError: clips that the table lacks; else as in `phi4`."""
     by_name = {files.normal_spelling(_stem(file)): texts for file, _, texts in phi4()}
     captions = {clip: by_name.get(files.normal_spelling(clip.removeprefix("train/")), []) for clip in clips}

@@ -225,11 +225,13 @@ class TextEncoder(nn.Module):
         assert lengths is not None
         if not inputs.is_cuda and len(inputs) > 16:  # a CPU pays for padding: shorter captions apart from longer ones
             order = lengths.argsort(stable=True)
-            parts = [self._pooled(kind, inputs[rows, : lengths[rows[-1]]], lengths[rows]) for rows in order.split(16)]
+            parts = [
+                self._pool_batch(kind, inputs[rows, : lengths[rows[-1]]], lengths[rows]) for rows in order.split(16)
+            ]
             return torch.cat(parts)[order.argsort()]
-        return self._pooled(kind, inputs, lengths)
+        return self._pool_batch(kind, inputs, lengths)
 
-    def _pooled(self, kind: str, inputs: Tensor, lengths: Tensor) -> Tensor:
+    def _pool_batch(self, kind: str, inputs: Tensor, lengths: Tensor) -> Tensor:
         mask = frame_mask(lengths, inputs.shape[1])
         if kind == STATES:
             hidden = self._top(inputs, mask)

@@ -27,7 +27,7 @@ def read(folder: Path) -> dict[str, EmbeddingTable]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: a file; give the folder that holds it, with {' and '.join(LISTS.values())}")
     arrays = _safetensors(folder / FILE) if (folder / FILE).is_file() else {side: _npy(folder, side) for side in LISTS}
-    sides = {side: _listed(folder, side, arrays[side]) for side in LISTS}
+    sides = {side: _read_side(folder, side, arrays[side]) for side in LISTS}
     widths = {side: one.rows.shape[1] for side, one in sides.items()}
     if widths["audio"] != widths["text"]:
         raise ValueError(f"{folder}: audio has {widths['audio']} dimensions, text {widths['text']}; give one space's")
@@ -64,7 +64,7 @@ def _npy(folder: Path, side: str) -> np.ndarray:
     return array
 
 
-def _listed(folder: Path, side: str, array: np.ndarray) -> EmbeddingTable:
+def _read_side(folder: Path, side: str, array: np.ndarray) -> EmbeddingTable:
     path, what = folder / LISTS[side], ""
     if array.dtype.kind not in "fiu":
         what = f"{side} of type {array.dtype}"

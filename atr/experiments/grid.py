@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from atr.config import RunConfig
-from atr.corpora import corpus_of, loaded_once
+from atr.corpora import corpus_of, remember_corpora
 from atr.experiments import executors, planning
 from atr.experiments.executors import Executor, Task
 from atr.experiments.listing import leaves
@@ -163,7 +163,7 @@ def run_all(
     options = {"root": root, "runs": runs, "track": tracking.trackers_of(track)}
     outcome, tasks, new, keys = Runs([], []), dict[str, Task](), list[Task](), set[str]()
     start = partial(executors.EXECUTORS[executor], device, workers, runs)
-    with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar, loaded_once():
+    with tqdm(total=len(configs), desc="runs", unit="run", disable=quiet) as bar, remember_corpora():
         for config in configs:
             _join(config, outcome, tasks, new, root, runs, quiet)
         keys.update(map(key, configs))

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from atr.config import RunConfig
-from atr.corpora import corpus_memory, loaded_once
+from atr.corpora import corpus_memory, remember_corpora
 from atr.corpora.corpus import Corpus
 from atr.experiments.profiles import Profile
 from atr.training import fit, identity
@@ -138,7 +138,7 @@ class RateSearch:
         return self._grid([name for name in self.methods if self.best(name) is not None])
 
     def _grid(self, names: list) -> list[RunConfig]:
-        with loaded_once():
+        with remember_corpora():
             tries = [config for name in self.methods for config in self.tries(name).values()]
             tries = [config for config in tries if self._score(config) != -np.inf]
             doubled = [self.double_epochs(name) for name in self._twice if name in names]

@@ -19,7 +19,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
 from atr.config import RunConfig
-from atr.corpora import corpus_of, loaded_once
+from atr.corpora import corpus_of, remember_corpora
 from atr.corpora.corpus import Corpus, CorpusError
 from atr.experiments import executors, planning
 from atr.experiments.grid import describe, key
@@ -64,7 +64,7 @@ def plan(
     """
     profile = get_profile(profile_name)
     rows: dict[str, dict[str, Any]] = {}
-    with loaded_once():
+    with remember_corpora():
         for path in paths:
             for config in grid(path, {"profile_name": profile_name, "seeds": list(seeds) if seeds else None}):
                 if (own := key(config)) not in rows:
@@ -294,7 +294,7 @@ def commit_reference(profile_name: str, numbers: Sequence[str] = ()) -> Path:
     return target
 
 
-def executed(path: Path) -> nbformat.NotebookNode | None:
+def executed_copy(path: Path) -> nbformat.NotebookNode | None:
     """The executed copy of a notebook, None where there is none; ValueError if it cannot be read."""
     if not path.is_file():
         return None

@@ -57,7 +57,7 @@ def page(project: Path) -> str:
     for folder, notebook in sections(project):
         parts.append(section(folder, notebook))
         judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
-    for folder, notebook in [*sections(project), *untrained(project)]:
+    for folder, notebook in [*sections(project), *sections_without_runs(project)]:
         made[folder.name, notebook.stem[:2]] = _comparisons(folder, notebook)
     parts.append(apart(judged))
     reference = project / "data" / "reference"
@@ -126,7 +126,7 @@ def sections(project: Path) -> list[tuple[Path, Path]]:
     return [(path.parents[1], next((project / "notebooks").glob(f"{path.stem}_*.ipynb"))) for path in ordered]
 
 
-def untrained(project: Path) -> list[tuple[Path, Path]]:
+def sections_without_runs(project: Path) -> list[tuple[Path, Path]]:
     """Folder and notebook of the results in which nothing is trained, so that no ranks are kept: of captions alone."""
     executed = sorted((project / "results" / "reference").glob("*/notebooks/*.ipynb"))
     ours = [path for path in executed if path.parts[-3] in PROFILES and not PROFILES[path.parts[-3]].corpora]

@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 from PIL import Image
 
-from atr.corpora import loaded_once
+from atr.corpora import remember_corpora
 from atr.experiments import study
 from atr.experiments.profiles import Profile, get_profile
 from atr.reports import freshness
@@ -213,7 +213,7 @@ def gather(profile_name: str, results: Path | None = None) -> Report:
     if not files:
         raise ValueError(f"{results}: no tables or figures there; first: atr study --profile {profile_name}")
     notebooks = [path for path in study.notebooks((), profile) if path.stem[:2] != EXPLORATION]
-    with loaded_once():
+    with remember_corpora():
         studies = [_study(path, profile, results, files) for path in notebooks]
     numbers = {one.number for one in studies}
     strays = sorted(f"{folder}/{name}" for folder, name in files if name[:2] not in numbers)
@@ -263,7 +263,7 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
     result.parts = [part for part in (*result.parts, rest) if part.outputs]
     first = {part.heading for part in result.parts if any(one.name.endswith("_published") for one in part.outputs)}
     result.parts.sort(key=lambda part: part.heading not in first)
-    copy = study.executed(results / "notebooks" / path.name)
+    copy = study.executed_copy(results / "notebooks" / path.name)
     grid, lacking = None, ""
     try:
         grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile_name": profile.name})

@@ -158,7 +158,7 @@ def with_synthetic(corpus: Corpus, name: str, use: str = "both") -> Corpus:
     if name == PARAPHRASE:
         new = {clip: paraphrase(captions, clip) for clip, captions in originals.items()}
     elif name == PHI4:
-        new = clotho.generated(originals)
+        new = clotho.phi4_captions(originals)
     else:
         new = _captions_of(path(name), originals)
     for clip, captions in new.items():
