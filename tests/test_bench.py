@@ -63,7 +63,7 @@ def test_a_case_has_a_process_of_its_own_and_is_measured_once(store):
     first = harness.run(["evaluation"], "smoke", on_row=seen.append)
     assert seen == first["rows"] and first["scale"] == "smoke" and first["released"] == {}
     ours = [row for row in first["rows"] if row["how"] == "atr"]
-    assert len(ours) == 2 and all(0.05 < row["memory_gib"] < 8 and row["load"] >= 0 for row in ours)
+    assert len(ours) == 2 and all(0.05 < row["memory_gib"] < 8 for row in ours)
     assert {row["missing"] for row in first["rows"] if "missing" in row} == {"needs the released code of Mei 2022"}
     assert harness.run(["evaluation"], "smoke")["rows"] == first["rows"]  # to the last digit of a second
     again = harness.run(["evaluation"], "smoke", again=True)["rows"]

@@ -44,7 +44,7 @@ def run(corpus, tmp_path_factory):
 class TestAddress:
     def test_it_is_sixteen_hexadecimal_digits_and_always_the_same(self):
         address = records.address(config(), "corpus", WEIGHTS)
-        assert len(address) == 16 and int(address, 16) >= 0
+        assert re.fullmatch("[0-9a-f]{16}", address)
         assert address == records.address(config(), "corpus", dict(reversed(WEIGHTS.items())))
 
     @pytest.mark.parametrize(
@@ -107,6 +107,9 @@ class TestRun:
     def test_the_environment_says_where_and_with_what(self, run):
         made = run.environment
         assert made["device"] == "cpu" and made["seconds"] > 0 and set(made["versions"]) == set(environment.PACKAGES)
+        assert made["processor"] == environment.processor() and "\n" not in made["processor"]
+        (device,) = output.provenance([run])["devices"]
+        assert device == f"cpu ({made['processor']}), {made['platform']}"
         assert set(made["weights"]) == {"audio", "text"} and len(made["weights"]["audio"]) == 64
 
     def test_a_run_that_is_not_finished_says_how_to_continue(self, tmp_path):
@@ -165,11 +168,14 @@ class TestProvenance:
         assert found["runs"] == [run.address] and found["command"] == "atr study 01"
         assert found["versions"] == {name: [version] for name, version in versions.items()}
         assert found["note"].startswith("1 run, ") and found["note"].endswith(f"PyTorch {versions['torch']}.")
-        assert found["result_version"] == RESULT_VERSION and found["devices"][0].startswith("cpu, ")
+        assert found["result_version"] == RESULT_VERSION and found["devices"][0].startswith(
+            f"cpu ({environment.processor()}), "
+        )
 
     def test_without_runs_it_names_what_computes_here(self):
         found, here = output.provenance([]), environment.environment("cpu", 1)
-        assert found["note"] == f"cpu, {here['platform']}; PyTorch {here['versions']['torch']}." and found["runs"] == []
+        device = f"cpu ({here['processor']}), {here['platform']}"
+        assert found["note"] == f"{device}; PyTorch {here['versions']['torch']}." and found["runs"] == []
         assert found["versions"] == {name: [version] for name, version in here["versions"].items()}
         assert found["commits"] == ([here["commit"]] if here["commit"] else [])
 

@@ -515,7 +515,8 @@ def test_a_system_is_called_by_the_encoder_that_ran():
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.parent.name)
 def test_committed_tables_print_as_their_numbers_do(folder):
     mend = f"run: atr report --tables --results {folder.parent.relative_to(places.PROJECT)}"
-    for path in sorted(folder.glob("*.csv")):
+    assert (paths := sorted(folder.glob("*.csv")))
+    for path in paths:
         origin = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         for ending, text in output.drawings(output.read(path), path.stem, origin).items():
             assert path.with_suffix(f".{ending}").read_text(encoding="utf-8") == text, f"{path.name}: {mend}"

@@ -264,10 +264,11 @@ class TestRepeating:
             assert_same(first, fit(config(), corpus, runs=tmp_path / "b"))
         assert torch.get_num_threads() == before
 
-    def test_a_finished_run_is_not_trained_again(self, corpus, tmp_path, monkeypatch):
+    def test_a_finished_run_is_not_trained_again(self, corpus, tmp_path):
         first = fit(config(), corpus, runs=tmp_path)
-        monkeypatch.setattr("atr.training.fit._train", None)
+        written = {path: path.stat().st_mtime_ns for path in first.path.iterdir()}
         assert fit(config(), corpus, runs=tmp_path).path == first.path
+        assert {path: path.stat().st_mtime_ns for path in first.path.iterdir()} == written
 
     def test_a_finished_run_leaves_no_state_behind(self, corpus, tmp_path):
         run = fit(config(), corpus, runs=tmp_path)

@@ -12,7 +12,6 @@ import ast
 import importlib
 import json
 import os
-import platform
 import resource
 import signal
 import statistics
@@ -34,7 +33,7 @@ from unittest.mock import patch
 import torch
 
 from atr.system import atomic, devices, hashes, places
-from atr.system.environment import environment
+from atr.system.environment import environment, processor
 
 # What each part measures, in the order in which they run: `cases(scale, device, released)` of its module has its cases.
 PARTS = {
@@ -217,18 +216,8 @@ def machine(device: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {
         **environment(name, cores),
-        "processor": processor(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
     }
-
-
-def processor() -> str:
-    """Name of the CPU as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def timed(work: Callable[[], Any], device: str = "cpu", repeats: int = 5, least: float = 0.2) -> dict[str, float]:

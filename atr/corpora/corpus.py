@@ -29,6 +29,8 @@ DENSE = 2**26  # pairs of a caption and a clip, from which their booleans are he
 
 
 class Problem(NamedTuple):
+    """What is wrong with a corpus, in words: the file or clip, what it has, and what to do."""
+
     where: str
     problem: str
     mend: str
@@ -57,6 +59,7 @@ class Reader(Protocol):
 
 
 def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
+    """One row per problem; columns where, problem, mend."""
     return pd.DataFrame(list(problems), columns=list(Problem._fields), dtype="str")
 
 

@@ -72,8 +72,7 @@ def build(
     augment  "specaugment" (PANNs, compact), "patchout" (PaSST), None
     dropout  None: the encoder's published values
     pooling  see `RunConfig`
-    layers   keep so many top blocks alone, for states of those below (`with_states`);
-             None keeps all
+    layers   keep so many top blocks alone, for states of those below (`with_states`); None keeps all
 
     The compact encoders have no published weights: `atr.encoders.pretraining.weights` makes theirs.
     Raises ValueError for an unknown name, for what an encoder does not offer, and for weights that are missing

@@ -217,6 +217,7 @@ class TextEncoder(nn.Module):
             self.model.encoder.layer = self.model.encoder.layer[-self.layers :]
 
     def tokenize(self, captions: list[str]) -> list[np.ndarray]:
+        """Of each caption its tokens' ids (tokens,) int64, the first `LONGEST`."""
         ids = self.tokenizer(captions, truncation=True, max_length=LONGEST)["input_ids"]
         return [np.array(row, dtype=np.int64) for row in ids]
 

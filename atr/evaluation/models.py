@@ -79,6 +79,7 @@ class EmbedderModel:
         return EmbedderModel(self.embedder.with_seed(seed))
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Any:
+        """(clips, dim) of a one-split corpus, in its order; of a text-aware model `FrameRows`."""
         clips = part.clips["clip"].tolist()
         order = np.argsort(part.clips["duration"].to_numpy(), kind="stable")  # of like length
         ahead = devices.prefetch(lambda row: self.embedder.prepare(part.read(clips[row])), order, 2 * SOUNDS)

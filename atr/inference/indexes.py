@@ -18,10 +18,12 @@ DESCRIPTION = "index.json"
 
 
 def resolve(folder: str | os.PathLike[str]) -> Path:
+    """A folder of sounds by its whole path, which names its index."""
     return Path(folder).expanduser().resolve()
 
 
 def home() -> Path:
+    """Where all indexes lie."""
     return places.home() / "indexes"
 
 
@@ -102,5 +104,6 @@ def shards_of(path: Path, content: Mapping[str, Any]) -> list[Shard]:
 
 
 def mend(folder: str | os.PathLike[str] | None = None) -> str:
+    """What to do about an index that cannot be used, in words."""
     words = "<its folder>" if folder is None else shlex.quote(str(folder))
     return f"run again, with the same options: atr index {words}"

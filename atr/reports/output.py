@@ -199,6 +199,12 @@ def content(runs: Iterable[Run]) -> str:
     )
 
 
+def _device(environment: Mapping[str, Any]) -> str:
+    """Of a run; a CPU by its name, on which last bits hang, where that was recorded."""
+    named = environment["device"] == "cpu" and environment.get("processor")
+    return f"{environment['device']} ({named})" if named else environment["device"]
+
+
 def provenance(runs: Iterable[Run]) -> dict[str, Any]:
     """Where numbers come from: addresses of the runs, devices, versions and commits, and a note in words; without runs,
     of what computes here and now. hashes: of what the runs were, and of the code of the notebook that `atr study` runs.
@@ -206,7 +212,7 @@ def provenance(runs: Iterable[Run]) -> dict[str, Any]:
     runs = list({run.address: run for run in runs}.values())
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     made = [run.environment for run in runs] or [environment(here, torch.get_num_threads())]
-    devices = sorted({f"{one['device']}, {one['platform']}" for one in made})
+    devices = sorted({f"{_device(one)}, {one['platform']}" for one in made})
     versions = {name: sorted({one["versions"][name] for one in made}) for name in PACKAGES}
     hours = sum(one["seconds"] for one in made) / 3600 if runs else 0.0
     total = f"{units.count_of(len(runs), 'run')}, {hours:.2f} h in sum; " if runs else ""

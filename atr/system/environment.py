@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from atr import __version__
@@ -14,15 +15,27 @@ PACKAGES = ("torch", "torchaudio", "transformers", "lightning-fabric", "numpy", 
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
+    """What a result hangs on beside its config: machine, versions, commit."""
     return {
         "device": device,
         "threads": threads,
         "cores": os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
         "python": platform.python_version(),
         "versions": versions(),
         "commit": commit(),
     }
+
+
+@cache
+def processor() -> str:
+    """Name of the CPU as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 @cache

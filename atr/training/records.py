@@ -250,9 +250,9 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per epoch: stage, where there are several, epoch, loss (without any penalty; by each stage's own
-        loss), learning rate, validation metrics; with a penalty also
-        batch_h_audio and batch_h_text, the mean over batches of its estimates of h in nats. validation_loss: the
-        stage's loss over validation pairs in batches, without any penalty.
+        loss), learning rate, validation metrics; with a penalty also batch_h_audio and batch_h_text, the mean over
+        batches of its estimates of h in nats. validation_loss: the stage's loss over validation pairs in batches,
+        without any penalty.
         """
 
         def parse(path: Path) -> pd.DataFrame:

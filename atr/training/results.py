@@ -62,6 +62,7 @@ def _digest(about: dict[str, Any], ranks: bytes) -> str:
 
 
 def check_kinds(record: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The record. ValueError: a field of `kinds` is missing, or of another type; a bool is of none."""
     for name, kind in kinds.items():
         if not isinstance(record.get(name, ...), kind) or isinstance(record[name], bool):
             raise ValueError(f"{name}: {'of another type' if name in record else 'missing'}")

@@ -146,9 +146,9 @@ def with_synthetic(corpus: Corpus, name: str, use: str = "both") -> Corpus:
     """The corpus with new captions for its training clips; those of other splits stay.
 
     name: "paraphrase" makes them by rules, "phi-4" has those that `atr data phi4` brought for Clotho, any other is a
-    record's. use: "synthetic" replaces the clip's captions,
-    "both" puts the new ones after them. Raises ValueError if the record lacks valid captions of a training clip. An
-    answer that was given for other captions than the clip has now does not count.
+    record's. use: "synthetic" replaces the clip's captions, "both" puts the new ones after them. Raises ValueError if
+    the record lacks valid captions of a training clip. An answer that was given for other captions than the clip has
+    now does not count.
     """
     if use not in USES:
         raise ValueError(f"use: unknown {use!r}; known: {', '.join(USES)}")

@@ -287,8 +287,8 @@ def _scenes(seed: int, sources: list[Source], duration: float, split: str) -> It
 def _sources(
     root: Path, entries: list[tuple[str, str, Path]], splits: list[str], rate: int
 ) -> tuple[list[Source], dict[str, str]]:
-    """The recordings of a listing, decoded once, and the first of each one's copies if the
-    splits are drawn here; raises CorpusError listing all that is wrong.
+    """The recordings of a listing, decoded once, and the first of each one's copies if the splits are drawn here;
+    raises CorpusError listing all that is wrong.
     """
     facts = files.index(root, (path.relative_to(root).as_posix() for _, _, path in entries))
     problems, sources = [], []

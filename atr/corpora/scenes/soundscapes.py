@@ -141,8 +141,8 @@ def load(
     """Scenes of `duration` seconds at 16 kHz, mono. Scenes of one split differ in description.
 
     events: names from EVENTS to use; all by default. unseen: test scenes combine sounds that occur together in no scene
-    to train on. Raises ValueError for unknown names and impossible numbers, and
-    CorpusError if so few events do not make so many different scenes.
+    to train on. Raises ValueError for unknown names and impossible numbers, and CorpusError if so few events do not
+    make so many different scenes.
     """
     names = tuple(sorted(EVENTS if events is None else set(events)))
     unknown = sorted(set(names) - set(EVENTS))
