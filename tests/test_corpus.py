@@ -226,7 +226,7 @@ def test_corpora_are_loaded_by_name():
 @pytest.mark.parametrize(
     "name, root, options, message",
     [
-        ("clotho2", None, {}, "unknown corpus 'clotho2'; known: audiocaps, audiocaps2, clotho, csv"),
+        ("clotho2", None, {}, "unknown corpus 'clotho2'; known: clotho, audiocaps, audiocaps2, csv"),
         ("csv", None, {}, "corpus 'csv' lies in a folder: give root=<folder>"),
         ("clipfolder", None, {}, "corpus 'clipfolder' lies in a folder"),
         ("soundscapes", "here", {}, "takes no root"),

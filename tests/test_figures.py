@@ -354,8 +354,9 @@ def test_letters_that_the_font_lacks_are_named_once(tmp_path):
 
 
 def test_a_search_by_batch_size_says_so_over_each_panel():
-    rows = {"batch": [16, 16, 32, 32], "loss": ["NT-Xent"] * 4, "rate": [1e-3, 7.41e-5] * 2, "chosen": ["", "yes"] * 2}
-    table = pd.DataFrame({**rows, "validation mAP@10": [1.0, 2, 3, 4]}).set_index(["batch", "loss"])
+    rows = {"batch": [16, 16, 32, 32], "rate": [1e-3, 7.41e-5] * 2, "chosen": ["", "yes"] * 2}
+    table = pd.DataFrame({**rows, "validation mAP@10": [1.0, 2, 3, 4]})
+    table = pd.concat([table.assign(loss=loss) for loss in ("NT-Xent", "Sigmoid")]).set_index(["batch", "loss"])
     figure = figures.tries(table)
     assert [axis.get_title() for axis in figure.axes] == ["batch size 16", "batch size 32"]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0.0000741", "0.001"]
