@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 
 from atr import encoders
 from atr.encoders.audio.frontends import LogMel, SpecAugment
+from atr.encoders.audio.mobilenet import MobileNet
 
 NAMES = ("compact", "compact_resnet")
 RATE = 16_000
@@ -253,3 +254,11 @@ def test_unknown_names_and_weights_that_nobody_published_are_errors():
 def test_which_encoders_pool_by_the_mean_themselves():
     own = {name: encoders.facts(name).mean_pooled for name in ("compact", "cnn14", "mn04", "atst_frame", "passt_s")}
     assert own == {"compact": False, "cnn14": False, "mn04": True, "atst_frame": True, "passt_s": True}
+
+
+def test_the_facts_of_an_encoder_are_those_of_what_is_registered_now(monkeypatch):
+    wide = encoders.facts("mn04").dim
+    with monkeypatch.context() as patch:
+        patch.setitem(encoders.AUDIO_ENCODERS, "mn04", lambda augment=None, dropout=None: MobileNet(0.1, augment))
+        assert encoders.facts("mn04").dim < wide
+    assert encoders.facts("mn04").dim == wide

@@ -15,7 +15,6 @@ import torch
 import atr
 from atr import get_profile
 from atr.corpora.captioning import language
-from atr.encoders import registry
 from atr.experiments import study
 from atr.experiments.profiles import PEOPLE, PROFILES
 from atr.metrics import Ranks
@@ -68,7 +67,6 @@ def test_each_half_is_reported_for_what_the_other_half_chose():
 @pytest.fixture
 def profile(tmp_path, monkeypatch):
     """Smoke with `mn04` of random weights, tested on six recordings of one's own."""
-    registry._facts.cache_clear()  # which may be of a narrow network of another test
     rows = [[f"{number}.wav", what, f"{what} far away"] for number, what in enumerate(dataset_layouts.SOUNDS)]
     for number in range(6):
         dataset_layouts.sound(tmp_path / "people" / f"{number}.wav", number, 0.5 + 2 * number)

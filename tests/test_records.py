@@ -168,9 +168,8 @@ class TestProvenance:
         assert found["runs"] == [run.address] and found["command"] == "atr study 01"
         assert found["versions"] == {name: [version] for name, version in versions.items()}
         assert found["note"].startswith("1 run, ") and found["note"].endswith(f"PyTorch {versions['torch']}.")
-        assert found["result_version"] == RESULT_VERSION and found["devices"][0].startswith(
-            f"cpu ({environment.processor()}), "
-        )
+        assert found["result_version"] == RESULT_VERSION
+        assert found["devices"][0].startswith(f"cpu ({environment.processor()}), ")
 
     def test_without_runs_it_names_what_computes_here(self):
         found, here = output.provenance([]), environment.environment("cpu", 1)

@@ -160,12 +160,12 @@ class Facts(NamedTuple):
 
 def facts(name: str) -> Facts:
     """The facts of an encoder by name."""
-    return _facts(name, register.code("encoder", name))
+    return _facts(name, AUDIO_ENCODERS.get(name))
 
 
 @cache
-def _facts(name: str, code: str | None) -> Facts:
-    """code: the hash of a file of one's own, which may change."""
+def _facts(name: str, factory: Any) -> Facts:
+    """factory: what is registered under the name now, which may change with a file of one's own."""
     with torch.device("meta"):
         encoder = build(name)
     needed = encoder.sample_rate, encoder.dim, encoder.cached, encoder.head_hidden
