@@ -176,13 +176,20 @@ def test_what_came_of_two_methods_is_compared_by_the_seeds_that_both_have(tmp_pa
     found = RateSearch(profile, methods, {"a": (0, 1, 2), "b": (2, 0)}, twice=["a"])
     results = tables.Results(found, tables.run_grid(found, profile, ["loss"], "cpu"), profile, ["method"])
     assert [run.config.seed for run in results.runs("a")] == [0, 1, 2] and len(results.all_runs()) == 5
-    assert results.rows("b", method="b")["method"].tolist() == ["b", "b"]
+    rows = results.rows("b", "a", kind="own")
+    assert rows["method"].tolist() == [*"bbaaa"] and set(rows["kind"]) == {"own"} and results.rows().empty
+    assert tables.comparison(rows, ["method"])["converged"].to_dict() == {"a": "yes", "b": ""}
 
     ours, theirs = results.runs("a")[::2], results.runs("b")  # of seeds 0 and 2
     row = results.compare("a beats b", "a", "b", least=1.0)
     assert (row["claim"], row["least"]) == ("a beats b", 1.0)
     assert np.array_equal(row["a"], verdicts.average_precision(ours))
     assert np.array_equal(row["b"], verdicts.average_precision(theirs))
+    both = results.compare_both_ways("a beats b", "a", "b", least=1.0)
+    assert [row["claim"] for row in both] == ["a beats b, T→A", "a beats b, A→T"]
+    for row, way in zip(both, ("t2a", "a2t"), strict=True):
+        assert row["converged"] and row["least"] == 1.0
+        assert np.array_equal(row["b"], verdicts.scores(theirs, 10, way, precision=True))
     by_recall = results.compare("a beats b", "a", "b", k=5)
     assert (by_recall["a"], by_recall["b"], by_recall["k"]) == (ours, theirs, 5)
     row = results.compare("a beats b", "b", "a", lambda run: run.validation["t2a_r10"], within=1.0)
@@ -190,7 +197,7 @@ def test_what_came_of_two_methods_is_compared_by_the_seeds_that_both_have(tmp_pa
 
     search = RateSearch(profile, methods, {"a": (0, 1), "b": (2,)}, twice=[])
     apart = tables.Results(search, tables.run_grid(search, profile, ["loss"], "cpu"), profile, ["method"])
-    with pytest.raises(ValueError, match=r"a beats b: a has seeds \[0, 1\], b \[2\]; give both a common one"):
+    with pytest.raises(ValueError, match=r"a beats b: a has seeds \[0, 1\], b has seeds \[2\]; give both a common one"):
         apart.compare("a beats b", "a", "b")
     results.budget["converged"] = False
     assert results.converged("b") and not results.converged("a") and not results.converged("a", "b")

@@ -110,6 +110,14 @@ class TestAttention:
         clips = attention.restore_frames(fit(kind, corpus, runs=tmp_path), corpus)
         assert clips.attention(["rain falls"]).sum(2) == pytest.approx(np.ones((16, 1)), abs=1e-5)
 
+    def test_scoring_by_a_mean_holds_one_embedding_a_clip_and_attention_one_per_frame(self, pooled, corpus):
+        cost = attention.scoring_cost(pooled, corpus, "cpu")
+        dim = pooled.config.embedding_dim
+        assert cost["numbers a clip"].to_dict() == {"mean": dim, "text-aware": 7 * dim}
+        size = sum(tensor.numel() for name, tensor in pooled.checkpoint.items() if name.startswith("text_aware."))
+        assert cost["parameters of the pooling"].to_dict() == {"mean": 0, "text-aware": size} and size
+        assert (cost["queries a second"] > 0).all()
+
     def test_its_picture_shows_each_clip(self, pooled, corpus):
         heard = attention.restore_frames(pooled, corpus)
         clips = corpus.split("test").clips["clip"][:2].tolist()
@@ -136,6 +144,8 @@ class TestAttention:
         run = fit(config(epochs=0), corpus, runs=tmp_path)
         with pytest.raises(ValueError, match="no text-aware pooling"):
             attention.restore_frames(run, corpus)
+        with pytest.raises(ValueError, match="no text-aware pooling"):
+            attention.scoring_cost(run, corpus)
         with pytest.raises(ValueError, match="where its frames lie"):
             attention.frame_times(object(), 3)
 

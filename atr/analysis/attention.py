@@ -1,5 +1,7 @@
 """What text-aware attention looks at: its weights over time, beside when each sound is known to be heard."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from atr.analysis import spectrograms
 from atr.corpora.corpus import Corpus
 from atr.encoders import text
 from atr.reports.figures import PAGE, legible, subplots
+from atr.system import devices
 from atr.system.packed import InputRows, RaggedArray
 from atr.training import evaluation, identity, model
 from atr.training.records import Run
@@ -54,8 +57,7 @@ class ClipFrames:
 
 def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
     """The test split of `corpus` as a finished text-aware run hears it. ValueError: another kind of run."""
-    if not run.config.text_aware:
-        raise ValueError(f"{run.path}: has no text-aware pooling, so there is no attention to look at")
+    _require_pooling(run)
     _, network, inputs, _ = model.restore_split(run, corpus)
     with torch.no_grad():
         frames = evaluation.embed(network, inputs)[0]
@@ -68,6 +70,11 @@ def restore_frames(run: Run, corpus: Corpus) -> ClipFrames:
         inputs,
         run,
     )
+
+
+def _require_pooling(run: Run) -> None:
+    if not run.config.text_aware:
+        raise ValueError(f"{run.path}: has no text-aware pooling, so there is no attention to look at")
 
 
 def frame_times(encoder: Any, count: int) -> np.ndarray:
@@ -109,6 +116,34 @@ def looks(clip_frames: ClipFrames, most: float = 0.8) -> pd.DataFrame:
             there, hits = by_name[:, inside].sum(1), inside[by_name.argmax(1)]
             rows.append((clip, event, coverage, there[0], there[1:].mean(), hits[0], hits[1:].mean()))
     return pd.DataFrame(rows, columns=["clip", "event", "coverage", "attention", "others", "hit", "others_hit"])
+
+
+@torch.no_grad()
+def scoring_cost(run: Run, corpus: Corpus, device: str = "auto") -> pd.DataFrame:
+    """What it costs to score all queries of a corpus's test split against all of its clips, by a mean over frames and
+    by a finished run's text-aware pooling: one row each, index pooling; queries a second, numbers a clip (what an index
+    holds of it), parameters of the pooling. ValueError: another kind of run.
+    """
+    _require_pooling(run)
+    _, network, inputs, to = model.restore_split(run, corpus, "test", devices.resolve_device(device))
+    frames: Any
+    frames, queries = map(to, evaluation.embed(network, inputs, to))
+    pooling, means, (_, steps, dim) = network.text_aware, frames.mean(), frames.shape
+    assert pooling is not None
+
+    def second(score: Callable[[], Tensor]) -> float:
+        score().sum().item()
+        started = time.perf_counter()
+        score().sum().item()
+        return len(queries) / (time.perf_counter() - started)
+
+    parameters = sum(parameter.numel() for parameter in pooling.parameters())
+    rows = [
+        ("mean", second(lambda: queries @ means.T), dim, 0),
+        ("text-aware", second(lambda: network.similarity(frames, queries)), dim * steps, parameters),
+    ]
+    columns = ["pooling", "queries a second", "numbers a clip", "parameters of the pooling"]
+    return pd.DataFrame(rows, columns=columns).set_index("pooling")
 
 
 def picture(clip_frames: ClipFrames, clips: list[str]) -> Figure:

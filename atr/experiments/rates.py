@@ -194,9 +194,14 @@ def _best(scores: Mapping[int, float | None]) -> int:
     return max(scores, key=lambda step: (scores[step], -abs(step)))
 
 
+def as_tuple(name: Hashable) -> tuple:
+    """The parts of a method's name, or of a row's key, which is no tuple where there is one."""
+    return name if isinstance(name, tuple) else (name,)
+
+
 def _by_name(names: Sequence[str], rows: Sequence[tuple[Any, dict]], columns: Sequence[str] = ()) -> pd.DataFrame:
     """Rows by their methods' names, which are the index; with `columns` also where there are no rows."""
-    table = [dict(zip(names, name if isinstance(name, tuple) else (name,), strict=True)) | row for name, row in rows]
+    table = [dict(zip(names, as_tuple(name), strict=True)) | row for name, row in rows]
     return pd.DataFrame(table, columns=[*names, *columns] if columns else None).set_index(list(names))
 
 

@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 from atr.config import RunConfig
 from atr.experiments.grid import Runs, key, run_all
 from atr.experiments.profiles import Profile
-from atr.experiments.rates import RateSearch
+from atr.experiments.rates import RateSearch, as_tuple
 from atr.inference.external import test
 from atr.losses.pair import LOSSES
 from atr.metrics import retrieval, statistics
@@ -135,7 +135,7 @@ def summary(table: pd.DataFrame, by: Sequence[str], columns: Sequence[str] | Non
     """
     columns, rows = measures(table) if columns is None else columns, []
     for keys, group in sort_rows(table, by).groupby(list(by), sort=False):
-        row = {**dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True)), "seeds": len(group)}
+        row = {**dict(zip(by, as_tuple(keys), strict=True)), "seeds": len(group)}
         for column in columns:
             row[column], row[f"{column}_std"] = statistics.mean_std(group[column].to_numpy())
         rows.append(row)
@@ -170,16 +170,19 @@ def comparison(
     intervals, and in its last column which methods have converged.
 
     converged: by what the first levels of a row's key say, whether twice the epochs bring less than a point of
-    validation mAP@10 (`RateSearch.budget`); rows of others are left empty there. None: no such column.
+    validation mAP@10 (`RateSearch.budget`); rows of others are left empty there. None: as the column of that name says
+    that `Results.rows` makes; without one there is none in the table.
     """
     table = intervals(summary(runs, by, [*columns, *measures(runs)[len(MEASURES) :]]), runs)
-    if converged is None:
+    if converged is not None:
+        by_key = {as_tuple(key): value for key, value in converged.items() if value is not None}
+        size = len(next(iter(by_key), ()))
+        rows = [by_key.get(as_tuple(key)[:size]) for key in table.index]
+    elif "converged" in runs:
+        rows = [group["converged"].iloc[0] for _, group in sort_rows(runs, by).groupby(list(by), sort=False)]
+    else:
         return table
-
-    by_key = {key if isinstance(key, tuple) else (key,): value for key, value in converged.items() if value is not None}
-    size = len(next(iter(by_key), ()))
-    rows = [by_key.get((key if isinstance(key, tuple) else (key,))[:size]) for key in table.index]
-    return table.assign(converged=["" if one is None else "yes" if one else "no" for one in rows])
+    return table.assign(converged=["" if pd.isna(one) else "yes" if one else "no" for one in rows])
 
 
 def cells(means: pd.Series, deviations: pd.Series, kind: str | int) -> list[str]:
@@ -228,9 +231,17 @@ class Results:
         self.search, self.profile, self.names = search, profile, list(names)
         self.table, self.budget = run_table(runs, profile), search.budget(names)
 
-    def rows(self, name: Hashable, **labels: Any) -> pd.DataFrame:
-        """As `rows_of`."""
-        return rows_of(self.table, self.search.seeded(name), **labels)
+    def rows(self, *methods: Hashable, **labels: Any) -> pd.DataFrame:
+        """Of these methods, one after the other: their runs' rows, with the parts of a method's name, whether it has
+        converged (None: not known) and `labels` in columns. No rows if no method is given.
+        """
+        parts = []
+        for name in methods:
+            named = dict(zip(self.names, as_tuple(name), strict=True)) | {
+                "converged": self.budget["converged"].get(name)
+            }
+            parts.append(rows_of(self.table, self.search.seeded(name), **named | labels))
+        return pd.concat(parts) if parts else self.table.iloc[:0]
 
     def runs(self, name: Hashable) -> list[Run]:
         """In order of their seeds."""
@@ -250,17 +261,23 @@ class Results:
         """A row for `verdicts.claims` on two methods, by the seeds that both have: on their average precision text to
         audio, with an option `k` on R@k, or on `measure`, one number per run. ValueError: they have no seed in common.
         """
-        seeds = [{run.config.seed for run in self.runs(name)} for name in (a, b)]
-        if not (common := seeds[0] & seeds[1]):
-            raise ValueError(
-                f"{claim}: {a} has seeds {sorted(seeds[0])}, {b} {sorted(seeds[1])}; give both a common one"
-            )
-        pair = ([run for run in self.runs(name) if run.config.seed in common] for name in (a, b))
+        pair = self._pairs(claim, a, b)
         if measure:
             values: list[Any] = [[measure(run) for run in runs] for runs in pair]
         else:
             values = [runs if "k" in options else verdicts.average_precision(runs) for runs in pair]
         return {"claim": claim, "a": values[0], "b": values[1], "converged": self.converged(a, b)} | options
+
+    def compare_both_ways(self, claim: str, a: Hashable, b: Hashable, **options: Any) -> list[dict[str, Any]]:
+        """As `compare`, on their average precision in each direction of retrieval: two rows."""
+        return verdicts.both_ways(claim, *self._pairs(claim, a, b), converged=self.converged(a, b), **options)
+
+    def _pairs(self, claim: str, *methods: Hashable) -> list[list[Run]]:
+        seeds = [{run.config.seed for run in self.runs(name)} for name in methods]
+        if not (common := set.intersection(*seeds)):
+            owned = ", ".join(f"{name} has seeds {sorted(own)}" for name, own in zip(methods, seeds, strict=True))
+            raise ValueError(f"{claim}: {owned}; give both a common one")
+        return [[run for run in self.runs(name) if run.config.seed in common] for name in methods]
 
     def save_search(self, number: str) -> Figure:
         """Save what twice the epochs bring, which is shown, and how the learning rates were searched, of which the
