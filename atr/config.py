@@ -186,6 +186,17 @@ class RunConfig:
     def __post_init__(self) -> None:
         if isinstance(self.corpus, str):
             object.__setattr__(self, "corpus", {"name": self.corpus})
+        self._check_fields()
+        self._check_training()
+        self._check_rates()
+        self._check_loss()
+        self._check_contrast()
+        self._check_text_aware()
+        for name, needed in self.needs().items():
+            object.__setattr__(self, name, needed.identity())  # as many words for one run name one run
+        self._check_stages()
+
+    def _check_fields(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: unknown {getattr(self, name)!r}; known: {', '.join(map(repr, allowed))}")
@@ -205,17 +216,21 @@ class RunConfig:
             if not _is_number(self.max_seconds) or not 0 < self.max_seconds < math.inf:
                 raise ConfigError(f"max_seconds: {self.max_seconds!r} is not a positive number, nor None")
             object.__setattr__(self, "max_seconds", float(self.max_seconds))  # 30 and 30.0 name one run
+        if self.audio_weights is not None and not isinstance(self.audio_weights, (str, os.PathLike)):
+            raise ConfigError(f"audio_weights: {self.audio_weights!r} is not a name, nor None")
+        for name in ("audio_encoder", "text_encoder"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not a name")
+
+    def _check_training(self) -> None:
         if self.padding == "released" and self.training == "frozen":
             raise ConfigError("padding: 'released' needs batches, and 'frozen' caches each clip's features by itself")
         if self.training == "external" and (self.epochs, self.audio_encoder) != (0, "clap"):
             raise ConfigError("training: 'external' evaluates as it is; set audio_encoder='clap' and epochs=0")
         if self.head == "labels" and (self.epochs, self.training) != (0, "frozen"):
             raise ConfigError("head: 'labels' has nothing to train; set training='frozen' and epochs=0")
-        if self.audio_weights is not None and not isinstance(self.audio_weights, (str, os.PathLike)):
-            raise ConfigError(f"audio_weights: {self.audio_weights!r} is not a name, nor None")
-        for name in ("audio_encoder", "text_encoder"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not a name")
+
+    def _check_rates(self) -> None:
         if not isinstance(self.learning_rates, Mapping):
             raise ConfigError(f'learning_rates: {self.learning_rates!r}; write {{"heads": …}}, a rate per group')
         unknown = set(self.learning_rates) - set(GROUPS)
@@ -227,6 +242,18 @@ class RunConfig:
         for group, rate in self.learning_rates.items():
             if not _is_number(rate) or not 0 <= rate < math.inf:
                 raise ConfigError(f"learning_rates: {group}: {rate!r} is not a finite number of 0 or more")
+        betas = tuple(self.betas) if isinstance(self.betas, Sequence) else ()
+        if len(betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"betas: {self.betas!r}; give two numbers from 0 and below 1")
+        object.__setattr__(self, "betas", betas)
+        if self.cosine_epochs is not None and not (
+            _is_number(self.cosine_epochs) and self.warmup_epochs < self.cosine_epochs < math.inf
+        ):
+            raise ConfigError(
+                f"cosine_epochs: {self.cosine_epochs!r} is not a number above warmup_epochs, {self.warmup_epochs}"
+            )
+
+    def _check_loss(self) -> None:
         from atr.losses.pair import build
 
         try:
@@ -243,21 +270,6 @@ class RunConfig:
             if self.embedding_dim < settings.dims:
                 raise ConfigError(f"penalty: draws {settings.dims} dimensions; embedding_dim is {self.embedding_dim}")
             object.__setattr__(self, "penalty", settings.differences())
-        betas = tuple(self.betas) if isinstance(self.betas, Sequence) else ()
-        if len(betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
-            raise ConfigError(f"betas: {self.betas!r}; give two numbers from 0 and below 1")
-        object.__setattr__(self, "betas", betas)
-        if self.cosine_epochs is not None and not (
-            _is_number(self.cosine_epochs) and self.warmup_epochs < self.cosine_epochs < math.inf
-        ):
-            raise ConfigError(
-                f"cosine_epochs: {self.cosine_epochs!r} is not a number above warmup_epochs, {self.warmup_epochs}"
-            )
-        self._check_contrast()
-        self._check_text_aware()
-        for name, needed in self.needs().items():
-            object.__setattr__(self, name, needed.identity())  # as many words for one run name one run
-        self._check_stages()
 
     def _check_contrast(self) -> None:
         for name, needed in (("text_contrast", {"captions"}), ("label_contrast", {"labels"})):

@@ -60,7 +60,7 @@ def extend(*files: str | os.PathLike[str]) -> None:
         digest = hashlib.sha256(code).hexdigest()
         if _files.get(path) == digest:
             continue
-        _forget(path)
+        forget(path)
         module = ModuleType(f"atr_extension_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
         module.__file__ = str(path)
         sys.modules[module.__name__] = module  # where workers look for its classes
@@ -68,7 +68,7 @@ def extend(*files: str | os.PathLike[str]) -> None:
         try:
             exec(compile(code, str(path), "exec"), module.__dict__)
         except BaseException:
-            _forget(path)
+            forget(path)
             raise
         finally:
             _running = None
@@ -84,7 +84,8 @@ def import_built_in(kind: str, package: str) -> None:
             importlib.import_module(".".join(module.relative_to(root).parts))
 
 
-def _forget(path: Path) -> None:
+def forget(path: Path) -> None:
+    """Take back what a file has registered, so that it can be imported anew."""
     for kind, name in [what for what, owner in _owners.items() if owner == path]:
         del _KINDS[kind][name], _owners[kind, name]
     _files.pop(path, None)

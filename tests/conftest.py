@@ -60,7 +60,7 @@ def _extensions():
     before = set(register._files)
     yield
     for path in set(register._files) - before:
-        register._forget(path)
+        register.forget(path)
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def deadline():
 def no_extensions():
     yield
     for path in list(register._files):
-        register._forget(path)
+        register.forget(path)
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_it_embeds_bit_for_bit_as_its_run_did_where_nothing_else_is_left(
     heard, read = before.sounds(sounds), before.sentences(SENTENCES)
     moved = packed(run, corpus, home / "pack").rename(tmp_path / "elsewhere")
     shutil.rmtree(home)
-    register._forget(home / "own.py")
+    register.forget(home / "own.py")
     monkeypatch.setenv("ATR_HOME", str(tmp_path / "nothing"))
     monkeypatch.setenv("ATR_RESULTS", str(tmp_path / "nothing"))
     monkeypatch.setattr(text, "folder", None)

@@ -121,7 +121,7 @@ def test_the_code_is_part_of_the_address_and_the_old_run_is_found_again(corpus, 
         torch.ones(2, 2), torch.arange(2), torch.arange(2)
     ) == pytest.approx(3)
     plain = identity.locate(config(), corpus, tmp_path / "runs").address
-    register._forget(next(iter(register._files)))
+    register.forget(next(iter(register._files)))
     assert identity.locate(config(), corpus, tmp_path / "runs").address == plain
 
 
@@ -163,7 +163,7 @@ def test_a_name_that_is_taken_is_refused_and_so_is_registering_outside_of_a_file
 def test_what_is_sent_to_workers_brings_the_files_along(tmp_path):
     atr.extend(file(tmp_path, NUMBER.format(factor=1)))
     sent = pickle.dumps((register.Extensions(), losses.LOSSES["number"]))
-    register._forget(next(iter(register._files)))
+    register.forget(next(iter(register._files)))
     _, found = pickle.loads(sent)
     assert losses.LOSSES["number"] is found
 
@@ -177,7 +177,7 @@ def test_the_command_line_takes_extensions_from_the_environment(tmp_path, monkey
     path = file(tmp_path, NUMBER.format(factor=1))
     atr.extend(path)
     atr.fit(config(loss={"name": "number"}), runs=atr.get_profile("smoke").runs, device="cpu")
-    register._forget(path)
+    register.forget(path)
     ask = ["runs", "export", str(tmp_path / "runs.csv"), "--profile", "smoke"]
     shown = CliRunner().invoke(app, ask)
     assert "one of your own: first atr.extend" in shown.output and shown.exit_code == 1

@@ -164,7 +164,7 @@ def test_on_a_full_disk_a_failure_is_told_and_the_others_finish(how, reason, tmp
         configs = [config(loss={"name": "raises", "how": how}), config(epochs=1)]
         outcome = run_all(configs, runs=tmp_path / "runs", workers=1, quiet=True)
     finally:
-        register._forget(next(iter(register._files)))
+        register.forget(next(iter(register._files)))
     assert outcome.runs[1].finished and list(outcome.failures) == [0]
     assert outcome.failures[0].startswith(reason) and "error.txt" not in outcome.failures[0]
     with pytest.raises(RuntimeError, match=f"1 of 2 runs failed:\n.*{reason[:10]}"):

@@ -54,7 +54,7 @@ def run(corpus, tmp_path_factory):
     (folder / "own.py").write_text(ENCODER)
     extend(folder / "own.py")
     yield untrained(corpus, folder / "runs")
-    register._forget((folder / "own.py").resolve())
+    register.forget((folder / "own.py").resolve())
 
 
 def test_one_window_is_the_first_or_one_that_seed_and_samples_draw(run):

@@ -258,7 +258,7 @@ def state(name: str) -> str:
     """How much of a data set is here: absent, partial, ready (with the folder where one is recorded) or unusable."""
     home = places.home() / name
     try:
-        if (home / "location.json").exists():
+        if files.location(name).exists():
             return f"ready, in {files.locate(name, None)}"
         if all(_result(home, file).exists() for file in DATASETS[name].files) and _has_audio(name):
             return "ready"
@@ -312,7 +312,7 @@ def obtain(name: str, workers: int = 4, again: bool = False, quiet: bool = False
     hand. Raises DownloadError, and what the loaders raise.
     """
     set_, home, left = DATASETS[name], places.home() / name, ""
-    if not (home / "location.json").exists():
+    if not files.location(name).exists():
         for file in set_.files:
             if file.name.endswith(ARCHIVES) and not _result(home, file).is_dir():
                 archive = download.fetch(file, home, quiet)
@@ -363,7 +363,7 @@ def adopt(name: str, source: str | PathLike[str], quiet: bool = False) -> Counts
                 download.extract(path, _result(home, file), quiet)
             elif path != home / file.name:
                 atomic.write_atomic(home / file.name, partial(shutil.copyfile, path))
-        (home / "location.json").unlink(missing_ok=True)
+        files.location(name).unlink(missing_ok=True)
         return set_.count(home)
     if name == "wavcaps" and not wavcaps.sounds(folder):
         raise files.unknown_layout(name, folder, wavcaps.LAYOUT)
@@ -378,7 +378,7 @@ def adopt(name: str, source: str | PathLike[str], quiet: bool = False) -> Counts
 def record(name: str, folder: Path) -> None:
     """Let a data set be what lies in a folder."""
     text = json.dumps({"folder": str(folder)}, ensure_ascii=False, indent=1)
-    atomic.write_text(places.home() / name / "location.json", text)
+    atomic.write_text(files.location(name), text)
 
 
 def _locate(name: str) -> Path:

@@ -226,13 +226,17 @@ def unclear_problem(where: str, paths: list[str]) -> Problem:
     return Problem(where, problem, "give one file exactly the name in the table, and keep others alike elsewhere")
 
 
+def location(name: str) -> Path:
+    """The record of where a data set lies that is not in its own place in the home."""
+    return places.home() / name / "location.json"
+
+
 def locate(name: str, root: str | PathLike[str] | None) -> Path:
     """`root`, else the folder that `atr data <name> --from` recorded, else the data set's own place in the home.
 
     Raises FileNotFoundError, with the command that obtains the data set.
     """
-    home = places.home() / name
-    record = home / "location.json"
+    home, record = places.home() / name, location(name)
     if root is None and record.exists():
         try:
             root = str(atomic.read_object(record)["folder"])

@@ -193,8 +193,7 @@ def by_metric(
     classes: R@1 is the accuracy of a classification, and is called so.
     """
     scores = {"accuracy" if classes and k == 1 else f"R@{k}": 100.0 * (ranks[:, 0] <= k) for k in recalls}
-    count = (ranks > 0).sum(1)
-    return scores | {f"mAP@{k}": 100 * retrieval.precision_sums(ranks, k) / count for k in precisions}
+    return scores | {f"mAP@{k}": 100 * retrieval.average_precision(ranks, k) for k in precisions}
 
 
 def median_rank(ranks: np.ndarray) -> float:

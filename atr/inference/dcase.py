@@ -163,7 +163,7 @@ def score(
     hits = np.isin(places + len(names) * np.arange(len(queries))[:, None], len(names) * asked.astype(np.int64) + files)
     # Files that are not relevant, and relevant ones that are not listed, stand behind the list, where no cut reaches.
     ranked = np.sort(np.where(hits, np.arange(1, top + 1), top + 1), axis=1)[:, : relevant.max()]
-    precision = retrieval.precision_sums(ranked, map_at) / relevant
+    precision = retrieval.average_precision(ranked, map_at, relevant)
     recall = {f"t2a_r{k}": 100 * float((ranked[:, 0] <= k).mean()) for k in ks}
     return recall | {f"t2a_map{map_at}": 100 * float(precision.mean())}
 

@@ -146,20 +146,22 @@ def retrieval_metrics(
     for direction, table in (("t2a", both.t2a), ("a2t", both.a2t)):
         table = table[table[:, 0] > 0]
         best = table[:, 0]
-        average_precision = precision_sums(table, map_at) / (table > 0).sum(1)
         metrics |= {f"{direction}_r{k}": 100 * float((best <= k).mean()) for k in ks}
-        metrics[f"{direction}_map{map_at}"] = 100 * float(average_precision.mean())
+        metrics[f"{direction}_map{map_at}"] = 100 * float(average_precision(table, map_at).mean())
         metrics[f"{direction}_median_rank"] = float(np.floor(np.median(best)))
         metrics[f"{direction}_mean_rank"] = float(best.mean())
     return metrics
 
 
-def precision_sums(table: np.ndarray, k: int) -> np.ndarray:
-    """(queries,) sums of the precision at each rank up to k of a direction of Ranks; by the number of a query's
-    relevant candidates, it is the query's average precision.
+def average_precision(table: np.ndarray, k: int, relevant: np.ndarray | None = None) -> np.ndarray:
+    """(queries,) average precision at k, 0 to 1, of a direction of Ranks: the precision at the rank of each relevant
+    candidate within k, summed, by how many are relevant; 0 where none is.
+
+    relevant: (queries,) how many candidates fit each query, where the table lacks some; by default those it holds.
     """
-    hits = (table > 0) & (table <= k)
-    return np.where(hits, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0).sum(1)
+    hits, relevant = (table > 0) & (table <= k), (table > 0).sum(1) if relevant is None else relevant
+    sums = np.where(hits, np.arange(1, table.shape[1] + 1) / np.maximum(table, 1), 0.0).sum(1)
+    return sums / np.maximum(relevant, 1)
 
 
 def chance(relevance: Relevance, ks: Sequence[int] = (1, 5, 10), map_at: int = 10) -> dict[str, float]:

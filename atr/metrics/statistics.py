@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from atr.metrics.retrieval import Direction, Ranks, Relevance, precision_sums, relevant_pairs
+from atr.metrics.retrieval import Direction, Ranks, Relevance, average_precision, relevant_pairs
 
 BLOCK = 2**22  # resampled clips drawn at a time
 
@@ -59,9 +59,7 @@ def clip_precision(ranks: Ranks, relevance: Relevance, k: int = 10, direction: D
     t2a: the mean over the clip's captions; a2t: that of the clip as a query. relevance: as `metrics.ranks` took it.
     The mean over clips is mAP@k; with t2a, where clips have equally many captions.
     """
-    table = getattr(ranks, direction)
-    average = 100 * precision_sums(table, k) / np.maximum((table > 0).sum(1), 1)
-    return _by_clip(average, ranks, relevance, direction)
+    return _by_clip(100 * average_precision(getattr(ranks, direction), k), ranks, relevance, direction)
 
 
 def _by_clip(values: np.ndarray, ranks: Ranks, relevance: Relevance, direction: Direction) -> np.ndarray:
