@@ -217,7 +217,7 @@ class TestCommand:
         said = call("compare", folders[0], folders[1], "--on", "people", status=1)
         assert f"{folders[0]}: no result of people, but of folder; evaluate its model under that" in said
         on = ("--on", "folder")
-        assert "--windows: 'max'; known" in call("compare", folders[0], "hf:x", *on, "--windows", "max", status=1)
+        assert "--windows: unknown 'max'" in call("compare", folders[0], "hf:x", *on, "--windows", "max", status=1)
         kept = tmp_path / "two" / "x.json"
         assert f"--out: {kept}: a file" in call("compare", *folders, "--out", kept, status=1)
         assert f"give it as embeddings:{made[0]}" in call("compare", folders[0], made[0], *on, status=1)

@@ -493,7 +493,7 @@ class TestCommand:
         assert "none.pt: not there; name the checkpoint" in call(
             "evaluate", "laion:none.pt", "--on", "people", status=1
         )
-        assert "--windows: 'max'; known: mean" in call(
+        assert "--windows: unknown 'max'; known: mean" in call(
             "evaluate", "hf:a/b", "--on", "people", "--windows", "max", status=1
         )
         assert "needs a folder of sounds" in call("evaluate", "hf:a/b", "--on", "folder", status=1)

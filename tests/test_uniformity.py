@@ -63,13 +63,14 @@ def test_sigma_of_a_lattice_is_0_and_of_duplicates_alone_undefined():
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-@pytest.mark.parametrize("chunk", [None, 1, 7])
+@pytest.mark.parametrize("rows", [60, 1, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nearest_distances_are_those_of_brute_force(dtype, chunk, precision):
+def test_nearest_distances_are_those_of_brute_force(dtype, rows, precision, monkeypatch):
+    monkeypatch.setattr(uniformity, "BLOCK", 60 * rows)
     x = points(dtype=dtype)
     torch.set_float32_matmul_precision(precision)
     try:
-        np.testing.assert_allclose(nearest_distances(x, chunk), brute_force(x), rtol=1e-6)
+        np.testing.assert_allclose(nearest_distances(x), brute_force(x), rtol=1e-6)
     finally:
         torch.set_float32_matmul_precision("highest")
 
@@ -194,14 +195,15 @@ def test_alignment_and_gap_by_hand():
     assert modality_gap(audio[:1], text[:1]) == 0
 
 
-def test_uniformity_of_wang_and_isola_by_hand_and_by_definition():
+def test_uniformity_of_wang_and_isola_by_hand_and_by_definition(monkeypatch):
     # Squared distances on the circle: 2, 2, 4.
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
     assert uniformity.uniformity(x) == pytest.approx(math.log((2 * math.exp(-4) + math.exp(-8)) / 3))
     x = points()
     expected = (-3 * torch.pdist(F.normalize(x, dim=1)).square()).exp().mean().log()
-    for chunk in (None, 1, 7, 60):
-        assert uniformity.uniformity(x, t=3, chunk=chunk) == pytest.approx(float(expected))
+    for rows in (60, 1, 7):
+        monkeypatch.setattr(uniformity, "BLOCK", 60 * rows)
+        assert uniformity.uniformity(x, t=3) == pytest.approx(float(expected))
     assert uniformity.uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-6)
 
 
@@ -263,7 +265,6 @@ def test_all_measures_of_a_space():
         (lambda: point_to_point(torch.ones(1, 3)), "at least two"),
         (lambda: point_to_point(torch.ones(3)), r"give a matrix \(N, D\)"),
         (lambda: point_to_point(torch.tensor([[0.0], [math.nan]])), "NaN"),
-        (lambda: point_to_point(points(), chunk=0), "chunk is 0"),
         (lambda: voxel_entropy(points(dim=7)), r"\(60, 7\), dims 8"),
         (lambda: voxel_entropy(points(), draws=0), "draws 0"),
         (lambda: voxel_entropy(points(), histogram="count"), "'count'"),

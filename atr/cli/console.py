@@ -97,12 +97,6 @@ def choice(values: Sequence[str]) -> Any:
     return check
 
 
-def _windows(name: str | None) -> str | None:
-    if name not in (None, *WINDOWS):
-        raise ValueError(f"--windows: {name!r}; known: {', '.join(WINDOWS)}")
-    return name
-
-
 def _folder(path: Path | None) -> Path | None:
     if path is not None and not path.expanduser().is_dir():
         raise ValueError(f"--root: {path}: no such folder; name that of the corpus")
@@ -144,7 +138,9 @@ DeviceOption = Annotated[
 ]
 WindowsOption = Annotated[
     str | None,
-    typer.Option(help="Of longer sounds: mean of all windows, the first one, or a random one.", callback=_windows),
+    typer.Option(
+        help="Of longer sounds: the mean of all windows, the first, or a random one.", callback=choice(WINDOWS)
+    ),
 ]
 RootOption = Annotated[
     Path | None, typer.Option(help=f"Folder of the corpus, for {' and '.join(ROOT_CORPORA)}.", callback=_folder)

@@ -124,7 +124,10 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
 
 def crossed_test(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> PairedTest:
     """a - b, both (seeds, clips) of the same seeds and clips, with the interval of `crossed_interval` and its p."""
-    return _crossed_comparison(_difference(a, b), level)
+    a, b = _scores(a, "a"), _scores(b, "b")
+    if a.shape != b.shape:
+        raise ValueError(f"a is {a.shape}, b is {b.shape} (seeds, clips); compare the same seeds on the same clips")
+    return _crossed_comparison(a - b, level)
 
 
 def _crossed_comparison(values: np.ndarray, level: float) -> PairedTest:
@@ -333,13 +336,6 @@ def _scores(values: np.ndarray, name: str) -> np.ndarray:
             f"{name}: non-finite score at seed {seed}, clip {clip}; every seed needs a score of every clip"
         )
     return array
-
-
-def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = _scores(a, "a"), _scores(b, "b")
-    if a.shape != b.shape:
-        raise ValueError(f"a is {a.shape}, b is {b.shape} (seeds, clips); compare the same seeds on the same clips")
-    return a - b
 
 
 def _comparison(difference: np.ndarray, means: np.ndarray, level: float) -> PairedTest:

@@ -5,7 +5,7 @@ voxels are the orthants of a few drawn dimensions: 2^dims of them, one a sign pa
 positive side where bit k of v is set; positive means above 0.
 
 Measures take points (N, D), float32 or float64, on any device, and return a float. Where a matrix of all pairs is
-needed, `chunk` rows of it are held at a time, by default `BLOCK` numbers: with 50,000 × 2,048 float32 points that is
+needed, `BLOCK` numbers of it are held at a time: with 50,000 × 2,048 float32 points that is
 64 MiB, a handful of times, beside at most two copies of the points.
 """
 
@@ -22,21 +22,21 @@ from torch import Tensor
 Histogram = Literal["softmax", "counts"]
 Unit = Literal["nats", "bits"]
 
-BLOCK = 2**24  # numbers held at a time unless `chunk` says otherwise: 64 MiB in float32
+BLOCK = 2**24  # numbers held at a time: 64 MiB in float32
 
 
-def point_to_point(x: Tensor, chunk: int | None = None) -> float:
+def point_to_point(x: Tensor) -> float:
     """σ, eq. 4: standard deviation over mean of the points' distances to their nearest neighbours.
 
     x: (N, D). The deviation is over N, as eq. 4 has it, not over N - 1. 0 where all distances are equal (the paper says
     1), larger for less uniform sets; NaN where every point has a duplicate, as the mean is 0. ValueError: as
     `nearest_distances`.
     """
-    distances = nearest_distances(x, chunk).cpu().double()
+    distances = nearest_distances(x).cpu().double()
     return float(distances.std(correction=0) / distances.mean())
 
 
-def nearest_distances(x: Tensor, chunk: int | None = None) -> Tensor:
+def nearest_distances(x: Tensor) -> Tensor:
     """λ, eq. 3: (N,) Euclidean distance of each point of x (N, D) to its nearest neighbour, 0 for duplicates.
 
     Matrix products find the candidates: all points that could be nearest within the products' rounding error. The
@@ -46,7 +46,7 @@ def nearest_distances(x: Tensor, chunk: int | None = None) -> Tensor:
     x = matrix(x)
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} points; a nearest neighbour needs at least two")
-    chunk = _chunk(chunk, len(x))
+    chunk = max(1, BLOCK // len(x))  # rows of the matrix of all pairs
     centred = x - x.mean(0)
     squares = centred.square().sum(1)
     # Inputs may be rounded to TF32 or bfloat16 before they are multiplied; sums lose up to D roundings more.
@@ -159,7 +159,7 @@ def alignment(audio: Tensor, text: Tensor, power: float = 2) -> float:
     return float(torch.linalg.vector_norm(difference, dim=1).pow(power).mean())
 
 
-def uniformity(x: Tensor, t: float = 2, chunk: int | None = None) -> float:
+def uniformity(x: Tensor, t: float = 2) -> float:
     """log of the mean of exp(-t · squared distance) over pairs of distinct rows: Wang and Isola 2020, eq. 2.
 
     x: (N, D), normalised here. 0 where all points coincide, down to about -2t on a uniform sphere of many dimensions;
@@ -168,7 +168,7 @@ def uniformity(x: Tensor, t: float = 2, chunk: int | None = None) -> float:
     x = F.normalize(matrix(x), dim=1)
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} points; a pair needs two")
-    chunk = _chunk(chunk, len(x))
+    chunk = max(1, BLOCK // len(x))  # rows of the matrix of all pairs
     sums = []
     for start in range(0, len(x), chunk):
         exponents = (2 * t) * (x[start : start + chunk] @ x.t() - 1)
@@ -231,10 +231,3 @@ def matrix(x: Tensor, name: str = "x") -> Tensor:
     if not x.isfinite().all():
         raise ValueError(f"{name} {tuple(x.shape)} holds NaN or infinity; look for the epoch that diverged")
     return x
-
-
-def _chunk(chunk: int | None, points: int) -> int:
-    """Rows of the matrix of all pairs to hold at a time."""
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}; give at least one row at a time")
-    return chunk or max(1, BLOCK // points)
