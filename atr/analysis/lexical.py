@@ -140,10 +140,10 @@ def hdd(tokens: Sequence[str], draws: int) -> float:
 
 def falls(tokens: Sequence[str], threshold: float = THRESHOLD) -> bool:
     """Whether the share of distinct words, from the first on, falls to the threshold: one whole stretch of MTLD."""
-    seen: set[str] = set()
+    distinct: set[str] = set()
     for number, token in enumerate(tokens, 1):
-        seen.add(token)
-        if len(seen) <= threshold * number:
+        distinct.add(token)
+        if len(distinct) <= threshold * number:
             return True
     return False
 
@@ -240,8 +240,8 @@ def compare(
     first, second = measured.groupby("source")[column].median()[list(sources)]
     difference = (means[sources[0]] - means[sources[1]]).to_numpy()
     rng = np.random.default_rng(seed)
-    drawn = [np.median(rng.choice(difference, len(difference))) for _ in range(draws)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    medians = [np.median(rng.choice(difference, len(difference))) for _ in range(draws)]
+    low, high = np.quantile(medians, [0.025, 0.975])
     spread = difference.std(ddof=1)
     apart = difference[difference != 0]
     ranks = stats.rankdata(np.abs(apart))

@@ -32,21 +32,21 @@ def pairs(corpus: Corpus) -> pd.DataFrame:
     return table[groups.cumcount() < turned["turned"].fillna(0)].drop(columns=["true", "false"]).reset_index(drop=True)
 
 
-def answers(run: Run, corpus: Corpus, asked: pd.DataFrame, device: str = "auto") -> np.ndarray:
+def answers(run: Run, corpus: Corpus, questions: pd.DataFrame, device: str = "auto") -> np.ndarray:
     """(pairs,) in percent: 100 where the right caption is nearer to its scene than the wrong one, 50 where both are as
-    near. asked: what `pairs` gives of the run's corpus.
+    near. questions: what `pairs` gives of the run's corpus.
     """
     embedder = Embedder(run, corpus, device=device)
     part = corpus.split("test")
-    clips = list(dict.fromkeys(asked["clip"]))
+    clips = list(dict.fromkeys(questions["clip"]))
     if embedder.text_aware:
         sounds = embedder.sounds([part.read(clip) for clip in clips])
     else:
         sounds = run.embeddings["audio"][pd.Index(part.clips["clip"]).get_indexer(pd.Index(clips))]
-    own = pd.Index(clips).get_indexer(pd.Index(asked["clip"]))
+    own = pd.Index(clips).get_indexer(pd.Index(questions["clip"]))
     scores = []
     for column in ("right", "wrong"):
-        texts = embedder.sentences(asked[column].tolist(), keep=True)
+        texts = embedder.sentences(questions[column].tolist(), keep=True)
         blocks = [
             embedder.similarity(texts[start : start + 256], sounds)[np.arange(len(rows)), rows]
             for start in range(0, len(texts), 256)
@@ -56,16 +56,16 @@ def answers(run: Run, corpus: Corpus, asked: pd.DataFrame, device: str = "auto")
     return 50.0 * (1 + np.sign(scores[0] - scores[1]))
 
 
-def accuracy(runs: Sequence[Run], corpus: Corpus, asked: pd.DataFrame, device: str = "auto") -> pd.DataFrame:
+def accuracy(runs: Sequence[Run], corpus: Corpus, questions: pd.DataFrame, device: str = "auto") -> pd.DataFrame:
     """One row per aspect, of runs that differ by seed: pairs, accuracy in percent (chance: 50), and its 95 % interval
     over seeds and clips, low and high.
     """
-    scores = np.stack([answers(run, corpus, asked, device) for run in runs])
+    scores = np.stack([answers(run, corpus, questions, device) for run in runs])
     rows = {}
     for aspect in ASPECTS:
-        mine = scores[:, (asked["aspect"] == aspect).to_numpy()]
-        if mine.shape[1]:
-            interval = statistics.crossed_interval(mine)
-            rows[aspect] = (mine.shape[1], interval.mean, interval.low, interval.high)
+        part = scores[:, (questions["aspect"] == aspect).to_numpy()]
+        if part.shape[1]:
+            interval = statistics.crossed_interval(part)
+            rows[aspect] = (part.shape[1], interval.mean, interval.low, interval.high)
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["pairs", "accuracy", "accuracy_low", "accuracy_high"])
     return table.rename_axis("aspect")

@@ -225,9 +225,9 @@ def together(clips: Sequence[Any], labels: np.ndarray, draws: int = 1000, seed: 
     if not len(pairs):
         return result.assign(percent=np.nan, chance=np.nan, p=np.nan)
     rng = np.random.default_rng(seed)
-    actual, drawn = shares(topic), np.stack([shares(rng.permutation(topic)) for _ in range(draws)])
-    beyond = 1 + (drawn >= actual).sum(0)
-    return result.assign(percent=100 * actual, chance=100 * drawn.mean(0), p=beyond / (draws + 1))
+    actual, by_chance = shares(topic), np.stack([shares(rng.permutation(topic)) for _ in range(draws)])
+    beyond = 1 + (by_chance >= actual).sum(0)
+    return result.assign(percent=100 * actual, chance=100 * by_chance.mean(0), p=beyond / (draws + 1))
 
 
 def picture(points: np.ndarray, topics: Topics, number: int = 25) -> Figure:

@@ -114,8 +114,8 @@ class Reading:
         if self.dims is None:
             return point_to_point(F.normalize(x, dim=1) if self.normalised == "drawn" else x)
 
-        def of_drawn(drawn: Tensor) -> float:
-            return tree_point_to_point(F.normalize(drawn, dim=1) if self.normalised == "drawn" else drawn)
+        def of_drawn(sample: Tensor) -> float:
+            return tree_point_to_point(F.normalize(sample, dim=1) if self.normalised == "drawn" else sample)
 
         return over_draws(of_drawn, x, draws, self.dims, seed)
 
@@ -128,8 +128,8 @@ class Reading:
         assignment = self.assignment
 
         @torch.no_grad()
-        def of_drawn(drawn: Tensor) -> float:
-            return float(entropy(assignment(drawn).sum(0).double(), self.histogram))
+        def of_drawn(sample: Tensor) -> float:
+            return float(entropy(assignment(sample).sum(0).double(), self.histogram))
 
         return over_draws(of_drawn, x, draws, self.dims, seed) / (np.log(2) if self.unit == "bits" else 1)
 

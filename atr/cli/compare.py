@@ -28,29 +28,29 @@ def compare(
     from atr.evaluation import naming, protocols
 
     check_out(out)
-    asked, to_load = protocols.several(on or ()), set()
+    selected, to_load = protocols.several(on or ()), set()
     for side in (a, b):
         held = list(naming.results(Path(side).expanduser()))
-        if not asked and not held:
+        if not selected and not held:
             raise ValueError(f"{side}: no folder that atr evaluate --out wrote; for a model, name a protocol: --on")
-        if absent := [one.name for one in asked if one.name not in held]:
+        if absent := [one.name for one in selected if one.name not in held]:
             if held and naming.what_is(Path(side).expanduser()) in ("results", None):
                 had = f"no result of {', '.join(absent)}, but of {', '.join(held)}"
                 raise ValueError(f"{side}: {had}; evaluate its model under that, or leave --on out")
             naming.check(side, get_profile(profile).runs, windows)
             to_load |= set(absent)
-    parts = {one.name: one.load(root) for one in asked if one.name in to_load}
+    parts = {one.name: one.load(root) for one in selected if one.name in to_load}
     from atr.evaluation.compare import Result, compare, match, results, sounds_of  # takes seconds
     from atr.evaluation.evaluate import evaluate, under
 
     sides = [results(Path(side).expanduser()) for side in (a, b)]
     for side, own in zip((a, b), sides, strict=True):
-        if lacking := [one for one in asked if one.name not in own]:
+        if lacking := [one for one in selected if one.name not in own]:
             model_under = under(side, get_profile(profile), windows, device)
             for protocol in lacking:
                 one = evaluate(model_under(protocol), protocol, parts[protocol.name], windows, quiet)
                 own[protocol.name] = Result.of(one)
-    for pair in match(sides[0], sides[1], [one.name for one in asked]):
+    for pair in match(sides[0], sides[1], [one.name for one in selected]):
         both = compare(*pair)
         name = both.a.protocol["name"]
         print_table(both.readable, f"A {both.a.model}, B {both.b.model}")

@@ -43,20 +43,20 @@ def evaluate(
         raise ValueError(f"--train: no {train}; name a folder of sounds, or a table of captions")
     if train is not None and train.is_file():
         leaks.captions(train)  # what is wrong with it is said before a model is loaded
-    drawn: list[int | None] = [None]
+    seed_list: list[int | None] = [None]
     if seeds is not None:
         if not re.fullmatch("[0-9]{1,9}(,[0-9]{1,9})*", seeds):
             raise ValueError(f"--seeds: {seeds!r}; give whole numbers with commas between, such as 0,1,2")
-        drawn = [int(seed) for seed in dict.fromkeys(seeds.split(","))]
-    asked = protocols.several(on)
+        seed_list = [int(seed) for seed in dict.fromkeys(seeds.split(","))]
+    selected = protocols.several(on)
     naming.check(model, get_profile(profile).runs, windows, seeds is not None)
-    parts = [protocol.load(root) for protocol in asked]  # all of them before a model is loaded
+    parts = [protocol.load(root) for protocol in selected]  # all of them before a model is loaded
     from atr.evaluation.evaluate import across, evaluate, under  # takes seconds
 
     model_under = under(model, get_profile(profile), windows, device)
-    for protocol, part in zip(asked, parts, strict=True):
+    for protocol, part in zip(selected, parts, strict=True):
         loaded = model_under(protocol)
-        by_seed = [evaluate(loaded, protocol, part, windows, quiet, train, seed) for seed in drawn]
+        by_seed = [evaluate(loaded, protocol, part, windows, quiet, train, seed) for seed in seed_list]
         for one in by_seed:
             print_table(one.readable, loaded.name if one.seed is None else f"{loaded.name}, seed {one.seed}")
             say(f"{protocol.name} ({protocol.hash}): {one.coverage}", *(f"noticed: {line}" for line in one.notes))

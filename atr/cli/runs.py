@@ -60,8 +60,8 @@ def runs_list(
     shown = glances(profile.runs)
     if not shown:
         return say(f"no runs of profile {profile_name} yet: atr study --profile {profile_name}")
-    asked = {"loss.name": loss, "training": training, "seed": seed}
-    shown = [run for run in shown if all(value in (None, run.fields.get(name)) for name, value in asked.items())]
+    filters = {"loss.name": loss, "training": training, "seed": seed}
+    shown = [run for run in shown if all(value in (None, run.fields.get(name)) for name, value in filters.items())]
     shown = [run for run in shown if state in (None, run.state)]
     if notebook is not None:
         own = _of_notebook(profile, notebook)

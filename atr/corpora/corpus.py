@@ -155,12 +155,12 @@ class Corpus:
             raise ValueError(f"hold_out is {count}; hold out 1 to {len(self) - 1} of the {len(self)} clips")
         trained = self.clips["split"].eq("train").to_numpy(copy=True)
         among = np.flatnonzero(~trained) if count <= (~trained).sum() else np.arange(len(self))
-        drawn = np.random.default_rng(seed).permutation(among)
+        held_out = np.random.default_rng(seed).permutation(among)
         twins = self.clips["digest"].duplicated(keep=False).to_numpy()
-        drawn = drawn[np.argsort(twins[drawn], kind="stable")][:count]
-        trained[drawn] = False
+        held_out = held_out[np.argsort(twins[held_out], kind="stable")][:count]
+        trained[held_out] = False
         splits = np.full(len(self), "train", dtype=object)
-        splits[drawn] = "validation"
+        splits[held_out] = "validation"
         pretraining = frozenset(self.clips.loc[trained, "clip"])
         return replace(self, clips=self.clips.assign(split=splits), pretraining_clips=pretraining)
 
@@ -313,7 +313,7 @@ def _clip_problems(clips: pd.DataFrame, test_only: bool) -> Iterator[Problem]:
 
 
 def _caption_problems(captions: pd.DataFrame, clips: set[str], repeats: bool) -> Iterator[Problem]:
-    seen: set[tuple[str, str]] = set()
+    pairs: set[tuple[str, str]] = set()
     captioned = set()
     for row, (clip, caption) in enumerate(zip(_texts(captions["clip"]), _texts(captions["caption"]), strict=True)):
         where = f"captions, row {row} (clip {clip!r})"
@@ -324,9 +324,9 @@ def _caption_problems(captions: pd.DataFrame, clips: set[str], repeats: bool) ->
             yield Problem(where, "empty caption", "write one or remove the row")
         elif re.search("[\0\ud800-\udfff]", caption):
             yield Problem(where, f"a character that is no text in {caption!r}", "write the caption again")
-        elif (clip, caption) in seen and not repeats:
+        elif (clip, caption) in pairs and not repeats:
             yield Problem(where, f"caption twice on one clip: {caption!r}", "keep it once")
-        seen.add((clip, caption))
+        pairs.add((clip, caption))
     for clip in sorted(clips - captioned - {""}):
         yield Problem(f"clip {clip!r}", "no caption", "write one or remove the clip")
 

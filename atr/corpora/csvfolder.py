@@ -220,18 +220,18 @@ class _CaptionSheet(_Sheet):
     def validate(self, decode: bool, split: str | None = None) -> None:
         """Reject every row with a problem, and fill what is known of rows and clips. split: of all, if given."""
         self.clips, self.splits = [""] * len(self.rows), [split or ""] * len(self.rows)
-        whole, drawn = self.good(), split is None and "split" not in self.header
-        written = [split or ("" if drawn else self.cell(row, "split").lower()) for row in whole]
+        whole, by_hash = self.good(), split is None and "split" not in self.header
+        written = [split or ("" if by_hash else self.cell(row, "split").lower()) for row in whole]
         names = split_names(written)
         for row, split in zip(whole, written, strict=True):
             self._read_name(row)
-            if not drawn:
+            if not by_hash:
                 self.splits[row] = names.get(split, "")
                 if not self.splits[row]:
                     self.reject([row], f"unknown split {split!r}", f"use one of {', '.join(SPLITS)}", "split")
         self._reject_captions(whole)
         self._reject_files(decode)
-        if drawn:
+        if by_hash:
             self._reject_undecodable()
             self.splits = [_split_of_name(self.together.get(clip, clip)) for clip in self.clips]
         self._reject_splits()

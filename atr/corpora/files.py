@@ -205,12 +205,12 @@ def join(
     unclear: dict[str, list[str]] = {}
     left, free = list(dict.fromkeys(names)), dict(there)
     for spelling in spellings:
-        files, asked = defaultdict(list), Counter(map(spelling, left))
+        files, counts = defaultdict(list), Counter(map(spelling, left))
         for path, name in free.items():
             files[spelling(name)].append(path)
         for name in left:
             here = files[spelling(name)]
-            if len(here) == 1 == asked[spelling(name)]:
+            if len(here) == 1 == counts[spelling(name)]:
                 matches[name] = here[0]
                 del free[here[0]]
             elif here:

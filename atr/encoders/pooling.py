@@ -135,9 +135,9 @@ class TextAwarePooling(nn.Module):
             here = mask[clips]
             last = int(here.any(0).nonzero().max()) + 1  # frames behind all clips of the block
             here, sounds = here[:, :last], self.layer_norm(frames[clips, :last])
-            values, asked = F.linear(sounds, *folded), first if clips.start == 0 else queries
+            values, block = F.linear(sounds, *folded), first if clips.start == 0 else queries
             for rows in _blocks(len(text), texts):
-                pooled = self._pool(sounds, values, here, asked[rows])
+                pooled = self._pool(sounds, values, here, block[rows])
                 length = torch.linalg.vector_norm(pooled, dim=-1).clamp_min(1e-12)
                 result[clips, rows] = torch.einsum("ctd,td->ct", pooled, target[rows]) / length
         return result.T

@@ -36,8 +36,8 @@ class Result:
     def model(self) -> str:
         """Its name, and how it heard longer sounds where that was asked for: it may be held against itself."""
         about = self.report["model"]
-        asked = (f"{what} {about[what]}" for what in ("windows", "seed") if about.get(what) is not None)
-        return ", ".join([about["name"], *asked])
+        options = (f"{what} {about[what]}" for what in ("windows", "seed") if about.get(what) is not None)
+        return ", ".join([about["name"], *options])
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -93,11 +93,11 @@ class Evaluation:
 
         for way in self.directions:
             ranks = getattr(self.ranks, way)
-            asked = ranks[:, 0] > 0
+            answerable = ranks[:, 0] > 0
             groups = names[self.own] if way == "t2a" else names
-            for metric, scores in by_metric(ranks[asked], classes, *self.protocol.cuts).items():
-                add(way, metric, scores, groups[asked])
-            rows.append((TITLES[way], "median rank", median_rank(ranks[asked]), np.nan, np.nan))
+            for metric, scores in by_metric(ranks[answerable], classes, *self.protocol.cuts).items():
+                add(way, metric, scores, groups[answerable])
+            rows.append((TITLES[way], "median rank", median_rank(ranks[answerable]), np.nan, np.nan))
         if classes:
             right = by_metric(self.ranks.a2t, classes, *self.protocol.cuts)["accuracy"]
             folds = np.array(list(map(zeroshot.fold, self.clips)))
@@ -150,14 +150,14 @@ class Evaluation:
         }
         captions, clips = retrieval.relevant_pairs(self.relevance, (len(self.queries), len(self.clips)))
         to_audio, to_text, _ = retrieval.similarities(self.similarity)
-        for way, other, asked, right, blocks in (
+        for way, other, query_of, right, blocks in (
             ("t2a", "a2t", captions, clips, to_audio),
             ("a2t", "t2a", clips, captions, to_text),
         ):
             if way not in self.directions:
                 continue
-            order = np.argsort(asked, kind="stable")
-            count = np.bincount(asked, minlength=len(names[other]))
+            order = np.argsort(query_of, kind="stable")
+            count = np.bincount(query_of, minlength=len(names[other]))
             answers = np.split(right[order], np.cumsum(count)[:-1])
             qrels = (
                 f"{name} 0 {names[way][a]} 1\n" for name, own in zip(names[other], answers, strict=True) for a in own
@@ -176,10 +176,10 @@ class Evaluation:
         for way in self.directions:
             ranks = getattr(self.ranks, way)
             own = [self.clips[clip] for clip in self.own] if way == "t2a" else self.clips
-            asked = self.queries if way == "t2a" else self.clips
+            query_texts = self.queries if way == "t2a" else self.clips
             texts = [" ".join(str(rank) for rank in row if rank) for row in ranks.tolist()]
             part = pd.DataFrame(
-                {"direction": TITLES[way], "query": asked, "clip": own, "rank": ranks[:, 0], "ranks": texts}
+                {"direction": TITLES[way], "query": query_texts, "clip": own, "rank": ranks[:, 0], "ranks": texts}
             )
             parts.append(part[part["rank"] > 0])
         return pd.concat(parts, ignore_index=True)
@@ -254,7 +254,7 @@ def across(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
 
 
 def _run(
-    blocks: Iterator[Tensor], answers: list[np.ndarray], asked: list[str], candidates: list[str], tag: str
+    blocks: Iterator[Tensor], answers: list[np.ndarray], query_names: list[str], candidates: list[str], tag: str
 ) -> Iterator[str]:
     """Lines of a TREC run: the DEEP best candidates of each query. blocks: (queries, candidates); answers: by query.
 
@@ -271,7 +271,7 @@ def _run(
         last = np.float32(np.inf)
         for rank, (place, score) in enumerate(zip(best.tolist(), scores[best], strict=True), 1):
             last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
-            yield f"{asked[query]} Q0 {candidates[place]} {rank} {last:.9g} {tag}\n"
+            yield f"{query_names[query]} Q0 {candidates[place]} {rank} {last:.9g} {tag}\n"
 
 
 def _writing(lines: Iterable[str]) -> Callable[[Path], None]:

@@ -31,7 +31,7 @@ def notebooks(numbers: Sequence[str] = (), profile: "Profile | None" = None) -> 
     """
     every, served = paths(), paths(profile)
     names = {path.stem: path for path in every.values()}
-    asked = []
+    wanted = []
     for number in numbers or served:
         path = names.get(number) or every.get(str(number).zfill(2))
         if path is None:
@@ -42,5 +42,5 @@ def notebooks(numbers: Sequence[str] = (), profile: "Profile | None" = None) -> 
             if numbers:
                 raise StudyError(f"{path.stem}: profile {profile.name} has no test in people's words; esc50 has")
             continue
-        asked.append(path)
-    return asked
+        wanted.append(path)
+    return wanted

@@ -150,9 +150,9 @@ def score(
         raise ValueError(
             f"relevance is {fits.dtype} of shape {fits.shape}; give the index of each query's file, or booleans {whole}"
         )
-    asked, files = fits.nonzero() if fits.ndim == 2 else (np.arange(len(queries)), fits.astype(np.int64))
-    asked, files = (pair[(files >= 0) & (files < len(names))] for pair in (asked, files))
-    relevant = np.bincount(asked, minlength=len(queries))
+    rows, files = fits.nonzero() if fits.ndim == 2 else (np.arange(len(queries)), fits.astype(np.int64))
+    rows, files = (pair[(files >= 0) & (files < len(names))] for pair in (rows, files))
+    relevant = np.bincount(rows, minlength=len(queries))
     if not relevant.all():
         row = int(np.argmin(relevant))
         raise ValueError(
@@ -160,7 +160,7 @@ def score(
             f"{row} ({queries[row]!r}); score without them"
         )
     places = _index(names).get_indexer(pd.Index(listing.ravel())).reshape(listing.shape)
-    hits = np.isin(places + len(names) * np.arange(len(queries))[:, None], len(names) * asked.astype(np.int64) + files)
+    hits = np.isin(places + len(names) * np.arange(len(queries))[:, None], len(names) * rows.astype(np.int64) + files)
     # Files that are not relevant, and relevant ones that are not listed, stand behind the list, where no cut reaches.
     ranked = np.sort(np.where(hits, np.arange(1, top + 1), top + 1), axis=1)[:, : relevant.max()]
     precision = retrieval.average_precision(ranked, map_at, relevant)

@@ -124,12 +124,12 @@ class Neighbours:
         except ImportError:
             return  # search says so
         lists = round(LISTS * self.rows**0.5)
-        drawn = np.random.default_rng(0).choice(self.rows, min(self.rows, TRAINING_ROWS * lists), replace=False)
+        sample = np.random.default_rng(0).choice(self.rows, min(self.rows, TRAINING_ROWS * lists), replace=False)
         index = faiss.index_factory(self.dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # no remark on standard output
         with tqdm(total=self.rows, unit=" rows", unit_scale=True, disable=quiet) as bar:
             bar.set_description(f"FAISS: k-means, {lists:,} lists")
-            rows, lengths = _measure(self._gather(np.sort(drawn)))
+            rows, lengths = _measure(self._gather(np.sort(sample)))
             index.train(rows / lengths[:, None])
             bar.set_description("FAISS: filling the lists")
             for _, chunk in self._chunks():

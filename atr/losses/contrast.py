@@ -58,8 +58,8 @@ class Contrast:
             total = total + settings.get("weight", 1.0) * self.loss(*both.chunk(2), ids)
         if (labels := self.words.get("labels")) is not None and labels.posteriors is not None:
             settings, number = self.settings["labels"], self.settings["labels"]["labels"]
-            drawn = torch.multinomial(labels.posteriors[torch.from_numpy(clips)], number, generator=drawing)
-            names = embed(labels.rows.batch(drawn.flatten().numpy()).to(to)).unflatten(0, (-1, number))
+            classes = torch.multinomial(labels.posteriors[torch.from_numpy(clips)], number, generator=drawing)
+            names = embed(labels.rows.batch(classes.flatten().numpy()).to(to)).unflatten(0, (-1, number))
             ids = to(torch.from_numpy(clips))
             total = total + settings.get("weight", 1.0) * self.loss(audio, F.normalize(names.mean(1), dim=1), ids)
         return total

@@ -277,8 +277,8 @@ def best_shares(scores: Mapping[Any, Sequence[float]], draws: int = 10_000, seed
     of single runs would report. Ties are shared.
     """
     rng = np.random.default_rng(seed)
-    drawn = np.stack([rng.choice(np.asarray(values, dtype=float), draws) for values in scores.values()])
-    best = drawn == drawn.max(0)
+    samples = np.stack([rng.choice(np.asarray(values, dtype=float), draws) for values in scores.values()])
+    best = samples == samples.max(0)
     return dict(zip(scores, (100 * best / best.sum(0)).mean(1).tolist(), strict=True))
 
 
@@ -356,8 +356,8 @@ def _grouped_means(values: np.ndarray, groups: Sequence | np.ndarray, draws: int
     rng, step = np.random.default_rng(seed), max(1, BLOCK // len(sums))
     means = []
     for start in range(0, draws, step):
-        drawn = rng.integers(len(sums), size=(min(step, draws - start), len(sums)))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+        samples = rng.integers(len(sums), size=(min(step, draws - start), len(sums)))
+        means.append(sums[samples].sum(1) / counts[samples].sum(1))
     return np.concatenate(means)
 
 

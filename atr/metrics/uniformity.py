@@ -110,8 +110,8 @@ def voxel_entropy(
     if unit not in ("nats", "bits"):
         raise ValueError(f'unit is {unit!r}; known: "nats", "bits"')
 
-    def of_counts(drawn: Tensor) -> float:
-        return float(entropy(torch.bincount(voxels(drawn), minlength=2**dims).cpu().double(), histogram))
+    def of_counts(sample: Tensor) -> float:
+        return float(entropy(torch.bincount(voxels(sample), minlength=2**dims).cpu().double(), histogram))
 
     return over_draws(of_counts, x, draws, dims, seed) / (math.log(2) if unit == "bits" else 1)
 

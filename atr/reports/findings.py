@@ -75,11 +75,11 @@ def papers(table: Path, made: Mapping[tuple[str, str], Sequence[ComparisonRow]])
             judged = claim.context.removesuffix(claim.note).removesuffix("; ") or "—"
             row = {"claim": f"{claim.title} ({claim.place})", "judged": judged, "notebook": claim.notebook or "—"}
             for profile in profiles:
-                mine = results[profile][paper][place]
-                mine.take(made.get((profile, claim.notebook), []))
-                counts = f" ({mine.count})" if "part" in mine.verdict else ""
+                entry = results[profile][paper][place]
+                entry.take(made.get((profile, claim.notebook), []))
+                counts = f" ({entry.count})" if "part" in entry.verdict else ""
                 otherwise = claim.note or (NOT_ASKED if (profile, claim.notebook) in made else "—")
-                row[profile] = f"{mine.verdict}{counts}" if mine.comparisons else otherwise
+                row[profile] = f"{entry.verdict}{counts}" if entry.comparisons else otherwise
             rows.append(row)
         parts.append(f"### {paper}\n\n{markdown(pd.DataFrame(rows))}\n")
     return "\n".join(parts)
@@ -139,14 +139,14 @@ def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
     before: notebook, profile, claim in the words of now, verdict, reason. judged: by profile and notebook.
     """
     rows = []
-    asked = {(number, _anywhere(profile, one)) for (profile, number), table in judged.items() for one in table["claim"]}
+    today = {(number, _anywhere(profile, one)) for (profile, number), table in judged.items() for one in table["claim"]}
     for row in before.to_dict("records"):
         if (table := judged.get((row["profile"], row["notebook"]))) is None:
             continue
         claim = row["claim"]
         words = {claim, *(f"{claim}, {title}" for title in DIRECTIONS.values())}
         now = table[table["claim"].isin(words)]
-        if not asked & {(row["notebook"], _anywhere(row["profile"], one)) for one in words}:
+        if not today & {(row["notebook"], _anywhere(row["profile"], one)) for one in words}:
             raise ValueError(f"verdicts_before.csv: {claim!r} is no claim of notebook {row['notebook']} now")
         after = "; ".join(verdict(one) for one in now.to_dict("records")) or NOT_ASKED
         rows.append((row["profile"], row["notebook"], claim, row["before"], after, row["reason"]))

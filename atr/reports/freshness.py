@@ -57,14 +57,14 @@ def check(
         unchecked.append(f"what the grid needs is not here ({str(error).splitlines()[0]})")
     status = {address: Run(runs / address).status for address in used}
     for path, provenance in origins.items():
-        mine = [Run(runs / address) for address in provenance["runs"]]
-        if missing := [run for run in mine if status[run.address] != "finished"]:
-            stale[path].append(f"{len(missing)} of its {len(mine)} runs are not finished")
+        its_runs = [Run(runs / address) for address in provenance["runs"]]
+        if missing := [run for run in its_runs if status[run.address] != "finished"]:
+            stale[path].append(f"{len(missing)} of its {len(its_runs)} runs are not finished")
             stale[path] += [run.problem for run in missing if run.problem]
-        elif provenance.get("hashes", {}).get("runs") not in (None, content(mine)):
+        elif provenance.get("hashes", {}).get("runs") not in (None, content(its_runs)):
             stale[path].append("a run of it was made again, and came out differently")
-        if today is not None and (other := {run.address for run in mine} - today):
-            stale[path].append(f"{len(other)} of its {len(mine)} runs are no longer in the grid")
+        if today is not None and (other := {run.address for run in its_runs} - today):
+            stale[path].append(f"{len(other)} of its {len(its_runs)} runs are no longer in the grid")
         if today is not None and (new := today - used):
             stale[path].append(f"the grid has {len(new)} runs that nothing here rests on")
     return stale, "; ".join(unchecked)

@@ -100,9 +100,9 @@ def save(
     """
     runs, target, text = list(runs), Path(folder) / "tables", _csv(table)
     origin = {"caption": caption, **provenance(runs), "measured": test_sets(runs) if on is None else on}
-    drawn = drawings(read(io.StringIO(text)), name, origin)  # refuses a name before anything is written
+    texts = drawings(read(io.StringIO(text)), name, origin)  # refuses a name before anything is written
     atomic.write_text(target / f"{name}.csv", text)
-    _draw(target / name, drawn)
+    _draw(target / name, texts)
     atomic.write_json(target / f"{name}.json", origin)
     return target / f"{name}.csv"
 
@@ -115,10 +115,10 @@ def render(folder: Path) -> int:
     for path in paths:
         try:
             origin = atomic.read_object(path.with_suffix(".json"))
-            drawn = drawings(read(path), path.stem, origin)
+            texts = drawings(read(path), path.stem, origin)
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); run its notebook again") from error
-        _draw(path.with_suffix(""), drawn)
+        _draw(path.with_suffix(""), texts)
     return len(paths)
 
 
@@ -133,15 +133,15 @@ def read(file: Path | io.StringIO) -> pd.DataFrame:
 
 def drawings(table: pd.DataFrame, name: str, origin: Mapping[str, Any]) -> dict[str, str]:
     """A table as Markdown and LaTeX, by ending."""
-    title, seen = legend(table, origin), view(table)
-    blocks = [_escape(title), *map(markdown, seen.parts), _escape(seen.note), _escape(origin["note"])]
+    title, shown = legend(table, origin), view(table)
+    blocks = [_escape(title), *map(markdown, shown.parts), _escape(shown.note), _escape(origin["note"])]
     paper = view(table, latex.WIDE)
     below = " ".join(filter(None, [paper.note, origin["note"]]))
     return {"md": "\n\n".join(filter(None, blocks)) + "\n", "tex": latex.table(paper.parts, title, below, name)}
 
 
-def _draw(path: Path, drawn: Mapping[str, str]) -> None:
-    for ending, text in drawn.items():
+def _draw(path: Path, texts: Mapping[str, str]) -> None:
+    for ending, text in texts.items():
         atomic.write_text(path.parent / f"{path.name}.{ending}", text)
 
 

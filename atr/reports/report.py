@@ -226,9 +226,9 @@ def gather(profile_name: str, results: Path | None = None) -> Report:
     claims = paper_claims(places.PROJECT / "data" / "reference" / "claims.csv")
     for paper in papers:
         numbers = {one.number for one in paper.studies}
-        mine = {name for name, rows in claims.items() if any(claim.notebook in numbers for claim in rows)}
-        paper.name = next(iter(mine), paper.title)
-        paper.claims = [claim for name in mine for claim in claims[name]]
+        own = {name for name, rows in claims.items() if any(claim.notebook in numbers for claim in rows)}
+        paper.name = next(iter(own), paper.title)
+        paper.claims = [claim for name in own for claim in claims[name]]
         for one in paper.studies:
             comparisons = [row for output in one.outputs for row in output.comparisons]
             for claim in paper.claims:
@@ -251,12 +251,12 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
     cells = nbformat.read(path, as_version=4).cells
     title, _, words = cells[0].source.partition("\n")
     result = Study(path, title.lstrip("# "), words.strip())
-    mine = sorted((name, folder) for folder, name in files if name[:2] == result.number)
-    if not mine:
+    own = sorted((name, folder) for folder, name in files if name[:2] == result.number)
+    if not own:
         return result
     result.parts = _parts(cells, result.number)
     rest = Section("No longer in the notebook", "", [])
-    for name, folder in mine:
+    for name, folder in own:
         output = _output(results / folder, name, f"atr study {result.number} --profile {profile.name}")
         home = next((part for part in result.parts if any(one.fullmatch(name) for one in part.names)), rest)
         home.outputs.append(output)

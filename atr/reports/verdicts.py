@@ -103,10 +103,10 @@ class Claim:
 
     def take(self, comparisons: Sequence[ComparisonRow]) -> list[ComparisonRow]:
         """Take those that test it; the others are given back. Those on its contrary get the contrary verdict."""
-        mine = [one for one in comparisons if self.pattern and re.search(self.pattern, one.words)]
-        contrary = [replace(one, words=f"not: {one.words}", verdict=opposite(one.verdict)) for one in mine]
-        self.comparisons += contrary if self.negated else mine
-        return [one for one in comparisons if one not in mine]
+        matching = [one for one in comparisons if self.pattern and re.search(self.pattern, one.words)]
+        contrary = [replace(one, words=f"not: {one.words}", verdict=opposite(one.verdict)) for one in matching]
+        self.comparisons += contrary if self.negated else matching
+        return [one for one in comparisons if one not in matching]
 
 
 def paper_claims(path: Path) -> dict[str, list[Claim]]:

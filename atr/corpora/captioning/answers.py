@@ -89,7 +89,7 @@ def findings(captions: Sequence[str], originals: Sequence[str]) -> Iterator[Find
     if len(captions) != CAPTIONS:
         yield Finding("count", None, f"{len(captions)} captions, not {CAPTIONS}")
     vocabulary = {word.casefold() for text in originals for word, _ in _words(unicodedata.normalize("NFKC", text))}
-    seen = {plain(text) for text in originals}
+    earlier = {plain(text) for text in originals}
     bags = [(Counter(words), len(words)) for words in (plain(text).split() for text in originals)]
     for place, caption in enumerate(captions):
         text = plain(caption)
@@ -104,7 +104,7 @@ def findings(captions: Sequence[str], originals: Sequence[str]) -> Iterator[Find
             yield Finding("names", place, f"names: {', '.join(new)}")
         if spelt := [match[0] for match in _NUMBER_WORDS.finditer(caption)]:
             yield Finding("number words", place, f"number words: {', '.join(spelt)}")
-        if text in seen:
+        if text in earlier:
             yield Finding("repeated", place, "the same as an original or an earlier one")
         else:
             words = Counter(text.split())
@@ -112,7 +112,7 @@ def findings(captions: Sequence[str], originals: Sequence[str]) -> Iterator[Find
             common = max((2 * (words & bag).total() / (size + length) for bag, length in bags if length), default=0.0)
             if common >= NEAR_COPY:
                 yield Finding("near copies", place, f"{100 * common:.0f} % of its words are those of an original")
-        seen.add(text)
+        earlier.add(text)
 
 
 def problems(captions: Sequence[str], originals: Sequence[str]) -> list[str]:

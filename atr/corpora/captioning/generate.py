@@ -161,7 +161,7 @@ class _Run:
         for answer in recorded:
             if self.keys.get(answer.clip) == answer.key:
                 self.answers[answer.clip].append(answer)
-        self.asked = self.answered = self.tokens = self.refused_in_a_row = 0
+        self.sent = self.answered = self.tokens = self.refused_in_a_row = 0
         self.first: list[str] | None = []  # why the answers so far have no captions; None as soon as they differ
         self.stop, self.counting = threading.Event(), threading.Lock()
 
@@ -187,9 +187,7 @@ class _Run:
             if self._state(clip) != "valid":
                 missing.setdefault(_reason(answers[-1]) if answers else "not asked", []).append(clip)
         clips, lacking = len(self.originals), sum(map(len, missing.values()))
-        return CaptioningReport(
-            record, clips, self.asked, self.answered, self.tokens, clips - lacking, missing, damaged
-        )
+        return CaptioningReport(record, clips, self.sent, self.answered, self.tokens, clips - lacking, missing, damaged)
 
     def _state(self, clip: str) -> str:
         """ "valid", "given up", or "" if the clip is still to be asked for."""
@@ -208,7 +206,7 @@ class _Run:
     def _ask_once(self, clip: str) -> bool:
         """Ask and record; false if asking again would bring the same: refused, or reasoning alone."""
         with self.counting:
-            self.asked += 1
+            self.sent += 1
         try:
             reply = self.ask(self.requests[clip])
         except RefusalError as error:

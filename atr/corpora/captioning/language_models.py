@@ -245,12 +245,12 @@ class LocalModel:
         inputs = self._tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self._network.device)
-        asked = inputs["input_ids"].shape[1]
+        prompt = inputs["input_ids"].shape[1]
         with self._lock, torch.inference_mode():
             whole = self._network.generate(**inputs, max_new_tokens=self.longest, do_sample=True, temperature=0.7)[0]
-        tokens = whole[asked:].tolist()
+        tokens = whole[prompt:].tolist()
         ends = self._network.generation_config.eos_token_id
         stopped = bool(tokens) and tokens[-1] in (ends if isinstance(ends, list) else [ends])
-        usage = {"prompt_tokens": asked, "completion_tokens": len(tokens), "total_tokens": asked + len(tokens)}
+        usage = {"prompt_tokens": prompt, "completion_tokens": len(tokens), "total_tokens": prompt + len(tokens)}
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return Reply(text, "stop" if stopped or len(tokens) < self.longest else "length", usage)

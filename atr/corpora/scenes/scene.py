@@ -168,13 +168,13 @@ def distinct(scenes: Iterator[Scene | None], count: int, where: str, mend: str, 
     repeats: accept equal descriptions once 300 draws in a row brought none that is new; else that is a CorpusError.
     """
     different: list[Scene] = []
-    seen: set[str] = set()
+    descriptions: set[str] = set()
     stale = 0
     while len(different) < count:
         scene = next(scenes)
         stale += 1
-        if scene is not None and ((description := scene.description) not in seen or (repeats and stale > 300)):
-            seen.add(description)
+        if scene is not None and ((description := scene.description) not in descriptions or (repeats and stale > 300)):
+            descriptions.add(description)
             different.append(scene)
             stale = 0
         if stale > 3_000:
