@@ -736,7 +736,7 @@ def test_verdicts_by_a_p_value_by_an_interval_and_on_the_contrary():
     assert list(map(verdicts.opposite, told)) == ["contradicted", "undecided", "holds", "undecided"]
     judged = results(claim=["a beats b"], verdict=["holds"], difference=[1.25])
     assert verdicts.in_words(judged) == ["- a beats b: holds (+1.2 points)."]
-    assert verdicts.in_words(judged.drop(columns="difference"), "") == ["- a beats b: holds."]
+    assert verdicts.in_words(judged.drop(columns="difference")) == ["- a beats b: holds."]
 
 
 def test_a_grid_runs_under_a_table_that_fills_and_failures_are_raised(tmp_path, monkeypatch):
