@@ -362,7 +362,9 @@ class TestGrids:
     @pytest.mark.parametrize("name", PROFILES)
     def test_the_sigmoid_loss_meets_nt_xent_at_equal_steps_and_at_the_start_of_zhai_et_al(self, name):
         cell = defined("07", name)
-        steps = {c.epochs / c.batch_size for c in cell["by_size"].values()}
+        by_size = [config for (part, _), config in cell["methods"].items() if part.startswith("batch size")]
+        assert len(by_size) == 2 * len(cell["batch_sizes"])
+        steps = {config.epochs / config.batch_size for config in by_size}
         assert len(steps) == 1 or get_profile(name).quick  # of three epochs a half is two
         fixed = cell["temperatures"]["Sigmoid, fixed at 10 and -10"]
         loss = losses.build(**fixed.loss, variant=fixed.recipe)
