@@ -273,11 +273,12 @@ class Results:
         return verdicts.both_ways(claim, *self._pairs(claim, a, b), converged=self.converged(a, b), **options)
 
     def _pairs(self, claim: str, *methods: Hashable) -> list[list[Run]]:
-        seeds = [{run.config.seed for run in self.runs(name)} for name in methods]
+        pair = [self.runs(name) for name in methods]
+        seeds = [{run.config.seed for run in runs} for runs in pair]
         if not (common := set.intersection(*seeds)):
             owned = ", ".join(f"{name} has seeds {sorted(own)}" for name, own in zip(methods, seeds, strict=True))
             raise ValueError(f"{claim}: {owned}; give both a common one")
-        return [[run for run in self.runs(name) if run.config.seed in common] for name in methods]
+        return [[run for run in runs if run.config.seed in common] for runs in pair]
 
     def save_search(self, number: str) -> Figure:
         """Save what twice the epochs bring, which is shown, and how the learning rates were searched, of which the
