@@ -79,8 +79,11 @@ def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[R
         pd.DataFrame(rows).to_csv(folder / "captions.csv", index=False)
         (folder / "weights").mkdir()
         fields = random_networks(network, folder / "weights")
-        batch = 32 if clips >= 32 else clips
-        yield RunConfig(corpus="csv", epochs=epochs, batch_size=batch, **fields), atr.load_corpus("csv", folder), folder
+        yield (
+            RunConfig(corpus="csv", epochs=epochs, batch_size=min(32, clips), **fields),
+            atr.load_corpus("csv", folder),
+            folder,
+        )
 
 
 def ours(shape: str, clips: int, epochs: int, network: str, device: str) -> dict[str, Any]:

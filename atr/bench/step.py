@@ -40,8 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "TF32": PLAIN | {"tf32": True},
     "compiled": PLAIN | {"compiled": True},
     "bf16": PLAIN | {"precision": "bf16"},
-    "all but bf16": {name: True for name in PLAIN},
-    "all": {name: True for name in PLAIN} | {"precision": "bf16"},
+    "all but bf16": dict.fromkeys(PLAIN, True),
+    "all": dict.fromkeys(PLAIN, True) | {"precision": "bf16"},
 }
 # All on but for compiling, which takes minutes, and each of them off.
 UNCOMPILED = VARIANTS["all"] | {"compiled": False}

@@ -21,7 +21,6 @@ from atr.system.packed import RaggedArray
 AUDIO_BATCH, TEXT_BATCH = 32, 128
 CLAP_VERSION = 2  # raised when the same model would give other embeddings
 FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-LONGEST = 77  # tokens, as LAION cuts captions
 TAKES = (
     "a CLAP model (--clap) is the folder, or the name on the Hugging Face Hub, of a ClapModel of transformers, such as "
     "laion/clap-htsat-unfused"
@@ -59,6 +58,8 @@ class Clap:
     folder: the model with its tokenizer and preprocessor_config.json, as `folder` gives it. `seconds`: of the longest
     clip that it hears whole. ValueError, and FileNotFoundError for a missing file, name the folder.
     """
+
+    longest = 77  # tokens, as LAION cuts captions
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu") -> None:
         from transformers import ClapFeatureExtractor, ClapModel
@@ -137,7 +138,7 @@ class Clap:
         return self.model.audio_projection(output.pooler_output)
 
     def _tokens(self, captions: list[str]) -> list[list[int]]:
-        return self.tokenizer(captions, truncation=True, max_length=LONGEST)["input_ids"]
+        return self.tokenizer(captions, truncation=True, max_length=self.longest)["input_ids"]
 
     def _captions(self, batch: Any) -> Tensor:
         """The tokenizer's `input_ids` and `attention_mask` (captions, T) → (captions, dim) of any length."""

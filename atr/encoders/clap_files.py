@@ -210,9 +210,6 @@ class Microsoft(Clap):
             start = np.random.randint(len(waveform) - size)
         return waveform[start : start + size]
 
-    def _tokens(self, captions: list[str]) -> list[list[int]]:
-        return self.tokenizer(captions, truncation=True, max_length=self.longest)["input_ids"]
-
 
 class Microsoft2022(Microsoft):
     """CNN14 and BERT (Elizalde et al. 2022, "CLAP: Learning Audio Concepts From Natural Language Supervision")."""

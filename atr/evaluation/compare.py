@@ -164,8 +164,8 @@ class Pair:
         yield HEAD.format(title=html.escape(f"{self.a.model} and {self.b.model} under {name}"))
         yield f"<p>A is {html.escape(self.a.model)}, B is {html.escape(self.b.model)}; protocol {html.escape(name)}, "
         yield f"hash {html.escape(self.a.protocol['hash'])}; intervals of 95 % over clips.</p>\n"
-        yield from _table(self.readable)
-        yield from _table(self.wins)
+        for table in (self.readable, self.wins):
+            yield table.to_html(index=False, border=0, float_format="{:.1f}".format) + "\n"
         yield "<h2>Queries that differ most</h2>\n"
         if isinstance(part, str):
             yield f"<p>Without sounds: {html.escape(part)}</p>\n"
@@ -261,14 +261,6 @@ def _players(part: Corpus, clips: list[str]) -> dict[str, str]:
         data = base64.b64encode(buffer.getvalue()).decode()
         players[clip] = f'<br><audio controls preload="none" src="data:audio/mpeg;base64,{data}"></audio>'
     return players
-
-
-def _table(table: pd.DataFrame) -> Iterator[str]:
-    yield "<table><tr>" + "".join(f"<th>{html.escape(str(column))}" for column in table) + "</tr>\n"
-    for row in table.itertuples(index=False):
-        cells = (f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row)
-        yield "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells) + "</tr>\n"
-    yield "</table>\n"
 
 
 HEAD = """<!doctype html>

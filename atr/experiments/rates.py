@@ -46,16 +46,14 @@ class RateSearch:
     like: Mapping[Any, Any] = field(default_factory=dict)
     others: Sequence[RunConfig] = ()
     twice: Iterable[Any] | None = None
+    _memory: dict[Any, Any] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # runs and their scores
 
     @property
     def _twice(self) -> list:
         names = list(self.methods if self.twice is None else self.twice)
         return names[:1] if self.profile.quick else names
-
-    @cached_property
-    def _memory(self) -> dict[Any, Any]:
-        """Runs by their config, and their scores: what does not change any more."""
-        return {}
 
     @cached_property
     def _corpus_of(self) -> Callable[[Mapping[str, Any]], Corpus]:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
+CHECKOUT = (PROJECT / "pyproject.toml").exists()  # else an installed package
 
 
 PLACES = (
@@ -51,11 +52,9 @@ def paths_of(variable: str) -> list[Path]:
 
 def home() -> Path:
     """Folder of downloads and caches: `ATR_HOME`, else `data/` of the checkout, else `~/.cache/atr`."""
-    checkout = (PROJECT / "pyproject.toml").exists()
-    return place("ATR_HOME") or (PROJECT / "data" if checkout else Path.home() / ".cache" / "atr")
+    return place("ATR_HOME") or (PROJECT / "data" if CHECKOUT else Path.home() / ".cache" / "atr")
 
 
 def results_home() -> Path:
     """Folder of results: `ATR_RESULTS`, else `results/` of the checkout, else `./results`."""
-    checkout = (PROJECT / "pyproject.toml").exists()
-    return place("ATR_RESULTS") or (PROJECT / "results" if checkout else Path("results").resolve())
+    return place("ATR_RESULTS") or (PROJECT / "results" if CHECKOUT else Path("results").resolve())
