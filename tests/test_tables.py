@@ -75,24 +75,6 @@ def test_shown_names_columns_for_readers_and_keeps_the_number_of_seeds():
     }
 
 
-def searched(test_values):
-    return results(
-        loss=["a"] * 4 + ["b"] * 4,
-        rate=[1e-3, 1e-3, 5e-4, 5e-4] * 2,
-        seed=[0, 1, 0, 1] * 2,
-        # a: one lucky seed at 1e-3, the better mean at 5e-4; b: the better mean at 1e-3
-        validation_t2a_r10=[60.0, 10.0, 40.0, 42.0, 30.0, 32.0, 20.0, 50.0 - 30.0],
-        t2a_r10=test_values,
-    )
-
-
-@pytest.mark.parametrize("test_values", [[0.0] * 8, [99, 99, 1, 1, 1, 1, 99, 99], list(range(8))])
-def test_select_takes_the_rate_with_the_best_mean_validation_whatever_the_test_split_says(test_values):
-    chosen = tables.select(searched(test_values), ["loss"])
-    assert chosen.groupby("loss")["rate"].unique().map(list).to_dict() == {"a": [5e-4], "b": [1e-3]}
-    assert chosen["seed"].tolist() == [0, 1, 0, 1]
-
-
 @pytest.mark.parametrize(
     "spans, verdict",
     [

@@ -107,16 +107,6 @@ def with_baselines(
     return pd.concat([table, pd.DataFrame([blank | row for row in below]).set_index(levels)])[list(table.columns)]
 
 
-def select(table: pd.DataFrame, by: Sequence[str], over: str = "rate") -> pd.DataFrame:
-    """Rows at the value of `over` whose mean validation T→A R@10 over seeds is highest, within each group of `by`.
-
-    Every method is searched over the same values, and the test split has no say.
-    """
-    means = table.groupby([*by, over], sort=False)["validation_t2a_r10"].mean().reset_index()
-    best = means.loc[means.groupby(list(by), sort=False)["validation_t2a_r10"].idxmax(), [*by, over]]
-    return table.merge(best, on=[*by, over], how="inner")
-
-
 def runs_by(table: pd.DataFrame, **where: Any) -> list[Run]:
     """Runs of the rows that agree with `where`, in order of their seeds."""
     for column, value in where.items():
