@@ -265,7 +265,7 @@ class TestGrids:
             "hardest within the batch": (["text", "audio", None], ["easy", "random", "random"]),
         }
         for method, (fixed, mining) in shapes.items():
-            config = cell["methods"][method, "pretrained", usual]
+            config = cell["methods"]["pretrained", usual, method]
             parts = config.parts()
             assert ([part.fixed for part in parts], [part.mining for part in parts]) == (fixed, mining)
             epochs = list(cell["stage_epochs"]) if len(parts) == 3 else [config.epochs]
@@ -292,7 +292,7 @@ class TestGrids:
         assert sum(defined("05", name)["stage_epochs"]) == setting.epochs[setting.training]
 
     def test_a_try_in_stages_has_a_quarter_of_the_epochs_of_each(self):
-        config = defined("05", "demo")["methods"]["three stages, mined", "pretrained", 32]
+        config = defined("05", "demo")["methods"]["pretrained", 32, "three stages, mined"]
         tried = rates.stretched(config, rates.SHARE)
         epochs = [[part.epochs for part in one.parts()] for one in (config, tried)]
         assert epochs == [[4, 4, 12], [1, 1, 3]]
@@ -305,7 +305,7 @@ class TestGrids:
         teams = {(c.audio_encoder, c.start is None, "hold_out" in c.corpus, c.seed) for c in whole if c.augment}
         systems = [*((encoder, True) for encoder in setting.cnns), (setting.cnns[0], False)]
         expected = {(*system, False, seed) for system in systems for seed in setting.seeds}
-        expected |= {(*system, True, seed) for system in systems for seed in cell["submitted"]}
+        expected |= {(*system, True, seed) for system in systems for seed in cell["submission_seeds"]}
         assert teams == expected
         assert {c.needs()["start"].corpus["name"] for c in configs if c.start} == {setting.source["name"]}
         assert len([c for c in whole if not c.augment]) == (FEWER[name] if setting.training == "finetuned" else 0)
