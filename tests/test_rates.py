@@ -139,6 +139,10 @@ def test_the_figure_rings_the_chosen_rate():
     table = search(peak(6.67e-4), names).table(["training", "loss"])
     axes = figures.tries(table).axes
     assert [axis.get_title() for axis in axes] == ["frozen", "tuned"]
+    both = figures.tries(
+        search(peak(2e-3), [("frozen", "a"), ("frozen", "b"), ("tuned", "b")]).table(["training", "loss"])
+    )
+    assert [text.get_text() for text in both.legends[0].get_texts()] == ["a", "b"]
     rings = [line.get_xdata().tolist() for line in axes[0].lines if line.get_markersize() == 8]
     assert rings == [[6.67e-4]]
     single = search(peak(2e-3), [("new", "as many"), ("both", "as many")]).table(["captions", "steps"])

@@ -178,7 +178,7 @@ class TestGrids:
         if setting.training == "frozen":
             assert not tuned
             return
-        small, large = cell["compared_dims"]
+        small, large = cell["two_dims"]
         assert {c.embedding_dim for c in tuned} == {small, large} and large == 2 * small
         whole = [c for c in tuned if c.epochs == setting.epochs["finetuned"]]
         usual = [c for c in whole if c.rate("heads") == setting.rates["finetuned"]["heads"]]

@@ -104,11 +104,13 @@ def name_lines(axis: Axes, **options: Any) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes | np.ndarray, most: int = 99, **options: Any) -> None:
-    """The labels of a panel, or of several, below all, at `most` so many side by side; nothing where there are none."""
+    """The labels of a panel, or of several in their order, below all, at `most` so many side by side; nothing where
+    there are none.
+    """
     entries: dict[str, Any] = {}
     for axis in np.ravel(axes):  # type: ignore[arg-type]
         handles, labels = axis.get_legend_handles_labels()
-        entries = dict(zip(labels, handles, strict=True)) | entries
+        entries |= dict(zip(labels, handles, strict=True))
     if entries:
         columns = min(len(entries), most)
         figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, **options)
