@@ -79,11 +79,8 @@ def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[R
         pd.DataFrame(rows).to_csv(folder / "captions.csv", index=False)
         (folder / "weights").mkdir()
         fields = random_networks(network, folder / "weights")
-        yield (
-            RunConfig(corpus="csv", epochs=epochs, batch_size=min(32, clips), **fields),
-            atr.load_corpus("csv", folder),
-            folder,
-        )
+        batch = min(32, clips)
+        yield RunConfig(corpus="csv", epochs=epochs, batch_size=batch, **fields), atr.load_corpus("csv", folder), folder
 
 
 def ours(shape: str, clips: int, epochs: int, network: str, device: str) -> dict[str, Any]:

@@ -46,9 +46,8 @@ class RateSearch:
     like: Mapping[Any, Any] = field(default_factory=dict)
     others: Sequence[RunConfig] = ()
     twice: Iterable[Any] | None = None
-    _memory: dict[Any, Any] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )  # runs and their scores
+    # Runs by their config, and their scores: what does not change any more.
+    _memory: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def _twice(self) -> list:
