@@ -60,7 +60,7 @@ def test_folders_come_from_the_environment_else_from_the_checkout(monkeypatch, t
 def test_an_installed_package_keeps_its_files_out_of_the_package(monkeypatch, tmp_path):
     monkeypatch.delenv("ATR_HOME")
     monkeypatch.delenv("ATR_RESULTS")
-    monkeypatch.setattr(places, "PROJECT", tmp_path / "site-packages")
+    monkeypatch.setattr(places, "CHECKOUT", False)
     monkeypatch.chdir(tmp_path)
     assert places.home() == Path.home() / ".cache" / "atr" and places.results_home() == tmp_path / "results"
 
