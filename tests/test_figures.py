@@ -354,7 +354,7 @@ def test_letters_that_the_font_lacks_are_named_once(tmp_path):
 
 
 def test_a_search_by_batch_size_says_so_over_each_panel():
-    rows = {"batch": [16, 16, 32, 32], "rate": [1e-3, 7.41e-5] * 2, "chosen": ["", "yes"] * 2}
+    rows = {"batch": [16, 16, 32, 32], "rate": [1e-3, 7.41e-5] * 2, "best": ["", "yes"] * 2}
     table = pd.DataFrame({**rows, "validation mAP@10": [1.0, 2, 3, 4]})
     table = pd.concat([table.assign(loss=loss) for loss in ("NT-Xent", "Sigmoid")]).set_index(["batch", "loss"])
     figure = figures.tries(table)

@@ -134,12 +134,12 @@ class TestTexts:
 
     def test_texts_are_cut_to_equal_length(self):
         made = table(("x", "human", "a b c d"), ("x", "phi-4", "e f g"), ("y", "human", "h"), ("y", "phi-4", "i j"))
-        cut = lexical.levelled(lexical.texts(made, "clip"))
+        cut = lexical.equal_lengths(lexical.texts(made, "clip"))
         assert cut.groupby("group")["tokens"].agg(list).to_dict() == {
             "x": [["a", "b", "c"], ["e", "f", "g"]],
             "y": [["h"], ["i"]],
         }
-        assert lexical.levelled(lexical.texts(made, "caption"), 2)["tokens"].tolist() == [
+        assert lexical.equal_lengths(lexical.texts(made, "caption"), 2)["tokens"].tolist() == [
             ["a", "b"],
             ["e", "f"],
             ["i", "j"],

@@ -37,7 +37,7 @@ TESTS = {
 
 
 def test_differences_are_paired_by_recording_after_the_mean_over_seeds():
-    found = options.compared(TESTS, "plain")
+    found = options.compare(TESTS, "plain")
     assert found["t2a_r1"].tolist() == [37.5, 56.25, 62.5] and found["seeds"].tolist() == [1, 2, 1]
     assert found["t2a_r10"].tolist() == [100] * 3
     assert found["difference"].tolist() == [0, 18.75, 25] and found["standard_error"].iloc[0] == 0
@@ -46,7 +46,7 @@ def test_differences_are_paired_by_recording_after_the_mean_over_seeds():
 
 
 def test_each_option_may_be_compared_with_its_own_counterpart():
-    found = options.compared(
+    found = options.compare(
         {"one": TESTS["good on even"], "two": TESTS["good on odd"]},
         {"two": TESTS["plain"], "one": TESTS["good on odd"]},
     )

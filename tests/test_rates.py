@@ -77,7 +77,7 @@ def test_a_rate_at_which_runs_diverge_is_tried_once_and_not_chosen():
     assert found.best("a") == -1
     assert all(config.rate("heads") < 1e-3 for config in found.todo())
     table = found.table(["method"])
-    assert table["validation mAP@10"].isna().sum() == 2 and table["chosen"].tolist() == ["", "yes", "", ""]
+    assert table["validation mAP@10"].isna().sum() == 2 and table["best"].tolist() == ["", "yes", "", ""]
 
 
 def test_a_control_shares_the_search_of_its_method():
@@ -134,7 +134,7 @@ def test_a_method_has_converged_if_twice_its_epochs_bring_less_than_a_point(gain
     assert (row["epochs"], row["once"], row["twice"], row["converged"]) == (20, 40.0, 40.0 + gain, converged)
 
 
-def test_the_figure_rings_the_chosen_rate():
+def test_the_figure_rings_the_best_rate():
     names = [("frozen", "a"), ("tuned", "a"), ("tuned", "b")]
     table = search(peak(6.67e-4), names).table(["training", "loss"])
     axes = figures.tries(table).axes

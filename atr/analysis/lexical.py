@@ -5,7 +5,8 @@ one word); other punctuation parts words ("person's" is two). That package knows
 all scripts count alike (`ascii_signs`). Words must have blanks between them, see `texts`.
 
 Every measure of richness depends on the length of a text, and on short ones MTLD turns over: see `mtld`. So texts are
-measured by three units, a caption, a clip's captions and a whole corpus, and once more at equal length (`levelled`).
+measured by three units, a caption, a clip's captions and a whole corpus, and once more at equal length
+(`equal_lengths`).
 """
 
 import re
@@ -181,7 +182,7 @@ def texts(captions: pd.DataFrame, unit: Unit, parts: int = 1, seed: int = 0) -> 
     return joined.iloc[np.argsort(joined["source"].map(order), kind="stable")].reset_index(drop=True)
 
 
-def levelled(table: pd.DataFrame, length: int | None = None) -> pd.DataFrame:
+def equal_lengths(table: pd.DataFrame, length: int | None = None) -> pd.DataFrame:
     """Texts, as `texts` gives them, cut to equal length: to `length` words, without those that have fewer; or, without
     it, each to the shortest text of its group, where one source or more has a single text a group.
     """

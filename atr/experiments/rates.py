@@ -144,7 +144,7 @@ class RateSearch:
 
     def table(self, names: Sequence[str]) -> pd.DataFrame:
         """One row per try: a method's name in columns `names`, the heads' rate, validation mAP@10 in percent (NaN: it
-        diverged), chosen ("yes" or nothing).
+        diverged), best ("yes" or nothing).
         """
         rows = []
         for name in self.methods:
@@ -152,7 +152,7 @@ class RateSearch:
                 score = self._score(config)
                 score = np.nan if score is None or np.isinf(score) else score
                 row = {"rate": config.rate("heads"), "validation mAP@10": score}
-                rows.append((name, row | {"chosen": "yes" * (step == self.best(name))}))
+                rows.append((name, row | {"best": "yes" * (step == self.best(name))}))
         return _by_name(names, rows) if rows else pd.DataFrame(columns=[*names])
 
     def sensitivity(self, names: Sequence[str]) -> pd.DataFrame:

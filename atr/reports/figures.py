@@ -293,7 +293,7 @@ def lines(
 
 
 def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
-    """The search of learning rates: the try's score against the heads' rate, a ring around the chosen one.
+    """The search of learning rates: the try's score against the heads' rate, a ring around the best one.
 
     table: as `RateSearch.table` gives it; the last level of its index that has several values is a line's name, the
     others a panel's.
@@ -304,7 +304,7 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
     look = looks(table.index.unique(line))
     for axis, (panel, rows) in zip(axes[0], panels.items(), strict=True):
         for name, group in rows.groupby(level=line, sort=False):
-            best = group[group["chosen"] == "yes"]
+            best = group[group["best"] == "yes"]
             words = legible(name) if isinstance(name, str) else f"{heading(str(line))} {name:g}"
             axis.plot(group["rate"], group[label], ms=3, label=words, **look[name])
             axis.plot(best["rate"], best[label], "o", ms=8, mfc="none", color=look[name]["color"])

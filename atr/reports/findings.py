@@ -53,16 +53,16 @@ START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
 
 def page(project: Path) -> str:
     """The whole page, from the committed results, the notebooks and the verdicts of before."""
-    parts, judged, made = [HEAD], {}, {}
+    parts, by_notebook, made = [HEAD], {}, {}
     for folder, notebook in sections(project):
         parts.append(section(folder, notebook))
-        judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
+        by_notebook[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
     for folder, notebook in [*sections(project), *sections_without_runs(project)]:
         made[folder.name, notebook.stem[:2]] = _comparisons(folder, notebook)
-    parts.append(apart(judged))
+    parts.append(apart(by_notebook))
     reference = project / "data" / "reference"
     before = pd.read_csv(reference / "verdicts_before.csv", dtype=str)
-    return "\n".join([*parts, papers(reference / "claims.csv", made), changes(before, judged)])
+    return "\n".join([*parts, papers(reference / "claims.csv", made), changes(before, by_notebook)])
 
 
 def papers(table: Path, made: Mapping[tuple[str, str], Sequence[ComparisonRow]]) -> str:
@@ -72,8 +72,8 @@ def papers(table: Path, made: Mapping[tuple[str, str], Sequence[ComparisonRow]])
     for paper, claims_of in paper_claims(table).items():
         rows = []
         for place, claim in enumerate(claims_of):
-            judged = claim.context.removesuffix(claim.note).removesuffix("; ") or "—"
-            row = {"claim": f"{claim.title} ({claim.place})", "judged": judged, "notebook": claim.notebook or "—"}
+            how = claim.context.removesuffix(claim.note).removesuffix("; ") or "—"
+            row = {"claim": f"{claim.title} ({claim.place})", "judged": how, "notebook": claim.notebook or "—"}
             for profile in profiles:
                 entry = results[profile][paper][place]
                 entry.take(made.get((profile, claim.notebook), []))
@@ -85,16 +85,16 @@ def papers(table: Path, made: Mapping[tuple[str, str], Sequence[ComparisonRow]])
     return "\n".join(parts)
 
 
-def apart(judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
-    """What comes out otherwise on recordings than on synthesised sounds. judged: by profile and notebook."""
-    both, other = disagreements(judged)
+def apart(by_notebook: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    """What comes out otherwise on recordings than on synthesised sounds. by_notebook: by profile and notebook."""
+    both, other = disagreements(by_notebook)
     return f"{APART.format(both - len(other), both)}\n{markdown(other) if len(other) else 'none.'}\n"
 
 
-def disagreements(judged: Mapping[tuple[str, str], pd.DataFrame]) -> tuple[int, pd.DataFrame]:
+def disagreements(by_notebook: Mapping[tuple[str, str], pd.DataFrame]) -> tuple[int, pd.DataFrame]:
     """How many comparisons `demo` and `esc50` both decide, and those that they decide otherwise, one per row."""
     by_profile: dict[str, dict[tuple[str, str], str]] = {"demo": {}, "esc50": {}}
-    for (profile, notebook), table in judged.items():
+    for (profile, notebook), table in by_notebook.items():
         for row in table[table["verdict"].isin(VERDICTS[:2])].to_dict("records"):
             by_profile.setdefault(profile, {})[notebook, _anywhere(profile, row["claim"])] = verdict(row)
     both = [key for key in by_profile["demo"] if key in by_profile["esc50"]]
@@ -133,15 +133,15 @@ def sections_without_runs(project: Path) -> list[tuple[Path, Path]]:
     return [(path.parents[1], project / "notebooks" / path.name) for path in ours]
 
 
-def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+def changes(before: pd.DataFrame, by_notebook: Mapping[tuple[str, str], pd.DataFrame]) -> str:
     """Verdicts of before beside those of now, with what was wrong with the old ones: of notebooks that were run again.
 
-    before: notebook, profile, claim in the words of now, verdict, reason. judged: by profile and notebook.
+    before: notebook, profile, claim in the words of now, verdict, reason. by_notebook: by profile and notebook.
     """
     rows = []
-    today = {(number, _anywhere(profile, one)) for (profile, number), table in judged.items() for one in table["claim"]}
+    today = {(number, _anywhere(name, one)) for (name, number), table in by_notebook.items() for one in table["claim"]}
     for row in before.to_dict("records"):
-        if (table := judged.get((row["profile"], row["notebook"]))) is None:
+        if (table := by_notebook.get((row["profile"], row["notebook"]))) is None:
             continue
         claim = row["claim"]
         words = {claim, *(f"{claim}, {title}" for title in DIRECTIONS.values())}
@@ -157,13 +157,13 @@ def changes(before: pd.DataFrame, judged: Mapping[tuple[str, str], pd.DataFrame]
 def section(folder: Path, notebook: Path) -> str:
     """One notebook's results in one profile: its question, main table and claims."""
     about = atomic.read_object(folder / "tables" / f"{notebook.stem}.json")
-    table, judged = _main(folder, notebook), _claims(folder, notebook)
+    table, own = _main(folder, notebook), _claims(folder, notebook)
     return "\n\n".join(
         [
             f"## {heading(folder, notebook)}",
-            f"{verdict_counts(judged)} {best(table)}",
+            f"{verdict_counts(own)} {best(table)}",
             results(table),
-            claims(judged),
+            claims(own),
             f"{legend(table, about)} {about['note']}\n",
         ]
     )
@@ -223,18 +223,18 @@ def conclude(results: Path, stem: str) -> str:
         parts.append(best(scores))
     if not any(table.parent.glob(f"{stem[:2]}_*claims.csv")):
         return " ".join(parts) + "\n"
-    judged = _claims(results, Path(stem))
-    effects = [row for row in judged.to_dict("records") if row["verdict"] in VERDICTS[:2]]
+    own = _claims(results, Path(stem))
+    effects = [row for row in own.to_dict("records") if row["verdict"] in VERDICTS[:2]]
     return "\n".join(
-        [" ".join([*parts, verdict_counts(judged)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in effects)]
+        [" ".join([*parts, verdict_counts(own)]), "", *(f"- {row['claim']}: {verdict(row)}." for row in effects)]
     )
 
 
-def verdict_counts(judged: pd.DataFrame) -> str:
+def verdict_counts(table: pd.DataFrame) -> str:
     """How many claims hold, and so on."""
-    numbers = judged["verdict"].value_counts().to_dict()
+    numbers = table["verdict"].value_counts().to_dict()
     ordered = [name for name in dict.fromkeys([*VERDICTS, *numbers]) if name in numbers]
-    return f"{len(judged)} comparisons: {', '.join(f'{name} {numbers[name]}' for name in ordered)}."
+    return f"{len(table)} comparisons: {', '.join(f'{name} {numbers[name]}' for name in ordered)}."
 
 
 def best(table: pd.DataFrame, interval: bool = False) -> str:
@@ -268,10 +268,10 @@ def results(table: pd.DataFrame) -> str:
     return markdown(text.loc[:, [not text[name].isin(["", "—"]).all() for name in text]])
 
 
-def claims(judged: pd.DataFrame) -> str:
+def claims(table: pd.DataFrame) -> str:
     """Each claim with its verdicts in Markdown, a column per direction of retrieval where it speaks of both."""
     rows: dict[str, dict[str, str]] = {}
-    for row in judged.to_dict("records"):
+    for row in table.to_dict("records"):
         claim, way = split_direction(row["claim"])
         rows.setdefault(claim, {})[way] = verdict(row)
     ways = [way for way in ("", *DIRECTIONS.values()) if any(way in verdicts for verdicts in rows.values())]
@@ -323,20 +323,20 @@ def lead(project: Path) -> list[tuple[str, str]]:
     that holds or is contradicted, and how many do; below it how many of them depend on the sounds.
     """
     rows: dict[str, dict[str, str]] = {}
-    all_judged: dict[tuple[str, str], pd.DataFrame] = {}
+    by_notebook: dict[tuple[str, str], pd.DataFrame] = {}
     for folder, notebook in sections(project):
-        judged = all_judged[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
-        if not judged["verdict"].isin(VERDICTS).any():
+        own = by_notebook[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
+        if not own["verdict"].isin(VERDICTS).any():
             continue
-        decided = judged[judged["verdict"].isin(VERDICTS[:2]) & judged["difference"].notna()].to_dict("records")
+        decided = own[own["verdict"].isin(VERDICTS[:2]) & own["difference"].notna()].to_dict("records")
         lines = [best(_main(folder, notebook), interval=True).removeprefix(f"Highest {BEST}: ")]
         lines += [f'"{row["claim"]}" {verdict(row)}.' for row in decided[:1]]
         link = f"[{question(notebook)}]({PAGE}#{anchor(heading(folder, notebook))}) ({notebook.stem[:2]})"
         row = rows.setdefault(notebook.stem, {"question": link})
-        row[f"`{folder.name}`"] = "<br>".join([*lines, verdict_counts(judged)])
+        row[f"`{folder.name}`"] = "<br>".join([*lines, verdict_counts(own)])
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     cells = [columns, ["---"] * len(columns), *([row.get(name, "—") for name in columns] for row in rows.values())]
-    both, other = disagreements(all_judged)
+    both, other = disagreements(by_notebook)
     agree = f"Do synthesised and recorded sounds agree? Of {both} comparisons that both profiles decide, {len(other)}"
     lines = [*(f"| {' | '.join(row)} |" for row in cells), "", f"{agree} come out otherwise: {OTHERWISE}."]
     return [("findings", "\n".join(lines))]

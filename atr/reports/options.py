@@ -11,7 +11,7 @@ from atr.training.results import ExternalTest
 BY = "t2a_r1"  # what an option is chosen by, and compared in
 
 
-def compared(
+def compare(
     tests: Mapping[str, Sequence[ExternalTest]], against: str | Mapping[str, Sequence[ExternalTest]]
 ) -> pd.DataFrame:
     """One row per option: seeds, R@1 and R@10 T→A as means over seeds, and in R@1 the difference from the option

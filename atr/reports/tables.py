@@ -153,25 +153,14 @@ def intervals(table: pd.DataFrame, runs: pd.DataFrame, column: str | None = None
     return table.assign(**{f"{column}_low": pd.Series(low), f"{column}_high": pd.Series(high)})
 
 
-def comparison(
-    runs: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = MEASURES, converged: Mapping[Any, Any] | None = None
-) -> pd.DataFrame:
+def comparison(runs: pd.DataFrame, by: Sequence[str], columns: Sequence[str] = MEASURES) -> pd.DataFrame:
     """The table that answers a notebook's question: a summary of `columns` and of tests on other corpora, with its
-    intervals, and in its last column which methods have converged.
-
-    converged: by what the first levels of a row's key say, whether twice the epochs bring less than a point of
-    validation mAP@10 (`RateSearch.budget`); rows of others are left empty there. None: as the column of that name says
-    that `Results.rows` makes; without one there is none in the table.
+    intervals; of rows by `Results.rows` also which methods have converged, nothing where that is not known.
     """
     table = intervals(summary(runs, by, [*columns, *measures(runs)[len(MEASURES) :]]), runs)
-    if converged is not None:
-        by_key = {as_tuple(key): value for key, value in converged.items() if value is not None}
-        size = len(next(iter(by_key), ()))
-        rows = [by_key.get(as_tuple(key)[:size]) for key in table.index]
-    elif "converged" in runs:
-        rows = [group["converged"].iloc[0] for _, group in sort_rows(runs, by).groupby(list(by), sort=False)]
-    else:
+    if "converged" not in runs:
         return table
+    rows = [group["converged"].iloc[0] for _, group in sort_rows(runs, by).groupby(list(by), sort=False)]
     return table.assign(converged=["" if pd.isna(one) else "yes" if one else "no" for one in rows])
 
 

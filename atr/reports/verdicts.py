@@ -170,13 +170,13 @@ def opposite(verdict: str) -> str:
     return {"holds": "contradicted", "contradicted": "holds"}.get(verdict, verdict)
 
 
-def in_words(judged: pd.DataFrame) -> list[str]:
+def in_words(table: pd.DataFrame) -> list[str]:
     """Claims and their verdicts as Markdown, an item each, with the difference where there is an effect."""
-    sizes = judged.get("difference", pd.Series(np.nan, judged.index)).where(judged["verdict"].isin(VERDICTS[:2]))
+    sizes = table.get("difference", pd.Series(np.nan, table.index)).where(table["verdict"].isin(VERDICTS[:2]))
     effects = [f" ({size:+.1f} points)" if pd.notna(size) else "" for size in sizes]
     return [
         f"- {claim}: {verdict}{size}."
-        for claim, verdict, size in zip(judged["claim"], judged["verdict"], effects, strict=True)
+        for claim, verdict, size in zip(table["claim"], table["verdict"], effects, strict=True)
     ]
 
 
