@@ -314,7 +314,7 @@ def tries(table: pd.DataFrame, label: str = "validation mAP@10") -> Figure:
         axis.minorticks_off()
         named = zip(levels, panel, strict=True)
         axis.set_title(
-            ", ".join(value if isinstance(value, str) else f"{heading(str(at))} {value}" for at, value in named)
+            ", ".join(value if isinstance(value, str) else f"{heading(str(at))} {value:g}" for at, value in named)
         )
         axis.set_xlabel("heads' rate")
     axes[0, 0].set_ylabel(f"{label} (%)")
