@@ -197,9 +197,9 @@ class RunConfig:
         self._check_stages()
 
     def _check_fields(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name}: unknown {getattr(self, name)!r}; known: {', '.join(map(repr, allowed))}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}: unknown {getattr(self, name)!r}; known: {', '.join(map(repr, choices))}")
         for name, least in WHOLE.items():
             value = getattr(self, name)
             if not _is_whole(value, least) and not (value is None and name in OPTIONAL):
@@ -272,12 +272,12 @@ class RunConfig:
             object.__setattr__(self, "penalty", settings.differences())
 
     def _check_contrast(self) -> None:
-        for name, needed in (("text_contrast", {"captions"}), ("label_contrast", {"labels"})):
+        for name, required in (("text_contrast", {"captions"}), ("label_contrast", {"labels"})):
             settings = getattr(self, name)
             if settings is None:
                 continue
-            allowed = needed | {"weight"} | ({"batch_size"} if name == "text_contrast" else set())
-            if not isinstance(settings, Mapping) or not needed <= set(settings) <= allowed:
+            allowed = required | {"weight"} | ({"batch_size"} if name == "text_contrast" else set())
+            if not isinstance(settings, Mapping) or not required <= set(settings) <= allowed:
                 raise ConfigError(f"{name}: {settings!r}; it has {', '.join(sorted(allowed))}")
             whole = settings.get("batch_size", settings.get("labels", 2))
             if not _is_whole(whole, 2 if name == "text_contrast" else 1):

@@ -38,8 +38,8 @@ class ClipFrames:
 
     def captions(self, names: list[str]) -> list[str]:
         """A caption of each kind of sound by itself, as the corpus words it; else its name."""
-        worded = getattr(self.corpus.read, "sentence", lambda name: name.replace("_", " "))
-        return [worded(name) for name in names]
+        sentence = getattr(self.corpus.read, "sentence", lambda name: name.replace("_", " "))
+        return [sentence(name) for name in names]
 
     @torch.no_grad()
     def attention(self, words: list[str]) -> np.ndarray:
@@ -133,12 +133,12 @@ def scoring_cost(run: Run, corpus: Corpus, device: str = "auto") -> pd.DataFrame
     assert pooling is not None
 
     def second(score: Callable[[], Tensor]) -> float:
-        taken = []
+        seconds = []
         for _ in range(3):
-            started = time.perf_counter()
+            start = time.perf_counter()
             score().sum().item()
-            taken.append(time.perf_counter() - started)
-        return len(queries) / min(taken)
+            seconds.append(time.perf_counter() - start)
+        return len(queries) / min(seconds)
 
     parameters = sum(parameter.numel() for parameter in pooling.parameters())
     rows = [

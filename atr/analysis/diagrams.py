@@ -58,7 +58,7 @@ def _draw(boxes: Mapping[str, Box], chains: Sequence[Sequence[str]], height: flo
     figure, ((axis,),) = figures.subplots(height=height, width=figures.PAGE)
     axis.set(xlim=(0, figures.PAGE), ylim=(0, height), aspect="equal")
     axis.set_axis_off()
-    placed = {
+    labels = {
         name: axis.text(
             *place,
             words,
@@ -72,7 +72,7 @@ def _draw(boxes: Mapping[str, Box], chains: Sequence[Sequence[str]], height: flo
     figure.draw_without_rendering()  # boxes have their size
     for chain in chains:
         for start, end in zip(chain, chain[1:], strict=False):
-            patches = {"patchA": placed[start].get_bbox_patch(), "patchB": placed[end].get_bbox_patch()}
+            patches = {"patchA": labels[start].get_bbox_patch(), "patchB": labels[end].get_bbox_patch()}
             look = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 2, "shrinkB": 2} | patches
             axis.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=look)
     return figure

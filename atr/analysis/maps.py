@@ -121,7 +121,7 @@ def project(audio: Tensor, text: Tensor, seed: int = 0, neighbours: int = 15) ->
         from umap import UMAP
 
         # Its own search calls Python for each pair of a small set, and compiles an index for a large one.
-        mapped = UMAP(
+        points = UMAP(
             n_neighbors=neighbours,
             n_epochs=EPOCHS,
             metric="cosine",
@@ -131,7 +131,7 @@ def project(audio: Tensor, text: Tensor, seed: int = 0, neighbours: int = 15) ->
             random_state=seed,
             n_jobs=1,
         ).fit_transform(x.float().numpy())
-    first, second = torch.from_numpy(mapped).split([len(audio), len(text)])
+    first, second = torch.from_numpy(points).split([len(audio), len(text)])
     return first, second
 
 

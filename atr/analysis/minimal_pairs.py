@@ -22,14 +22,14 @@ def pairs(corpus: Corpus) -> pd.DataFrame:
     As many pairs say "twice" rightly and "once" wrongly as the other way round, and so on, in order of the clips: a
     model that always prefers the same words is right in half of them.
     """
-    made: Any = getattr(corpus.read, "minimal_pairs", lambda clip: {})
+    pair_of: Any = getattr(corpus.read, "minimal_pairs", lambda clip: {})
     rows = [
-        (clip, aspect, *texts) for clip in corpus.split("test").clips["clip"] for aspect, texts in made(clip).items()
+        (clip, aspect, *texts) for clip in corpus.split("test").clips["clip"] for aspect, texts in pair_of(clip).items()
     ]
     table = pd.DataFrame(rows, columns=["clip", "aspect", "right", "wrong", "true", "false"])
     groups = table.groupby(["aspect", "true", "false"])
-    turned = table.merge(groups.size().rename("turned"), "left", left_on=["aspect", "false", "true"], right_index=True)
-    return table[groups.cumcount() < turned["turned"].fillna(0)].drop(columns=["true", "false"]).reset_index(drop=True)
+    turns = table.merge(groups.size().rename("turned"), "left", left_on=["aspect", "false", "true"], right_index=True)
+    return table[groups.cumcount() < turns["turned"].fillna(0)].drop(columns=["true", "false"]).reset_index(drop=True)
 
 
 def answers(run: Run, corpus: Corpus, questions: pd.DataFrame, device: str = "auto") -> np.ndarray:

@@ -101,8 +101,8 @@ def by_scale(
         generator = torch.Generator().manual_seed(seed)
         parts = torch.stack([scale * unit[:, draw(x.shape[1], 8, generator)] for _ in range(draws)])
         with torch.no_grad():
-            largest, named = assignment(parts).max(-1)
-        right = (named == torch.stack([voxels(part) for part in parts])).double().mean()
+            largest, nearest = assignment(parts).max(-1)
+        right = (nearest == torch.stack([voxels(part) for part in parts])).double().mean()
         rows.append((scale, 100 * float(right), 100 * float(largest.mean())))
     return pd.DataFrame(rows, columns=["scale", "right", "certainty"])
 

@@ -104,10 +104,10 @@ def steps(rows: Sequence[dict[str, Any]]) -> Figure:
 def recalls(rows: Sequence[dict[str, Any]]) -> Figure:
     """Recall of the exact ten and queries a second by the lists that FAISS looks at; beside them exact search."""
     figure, ((left, right),) = subplots(1, 2, 2.6)
-    sought = [row for row in rows if row["part"] == "search" and "seconds" in row]
-    sizes = sorted({row["size"]["rows"] for row in sought})
+    searches = [row for row in rows if row["part"] == "search" and "seconds" in row]
+    sizes = sorted({row["size"]["rows"] for row in searches})
     for number, look in looks(sizes).items():
-        for row in (row for row in sought if row["size"]["rows"] == number):
+        for row in (row for row in searches if row["size"]["rows"] == number):
             if row["how"] == "exact":
                 right.axhline(row["queries_a_second"], ls=":", color=look["color"], label=f"exact, {number:,}")
                 continue

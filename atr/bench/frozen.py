@@ -85,9 +85,9 @@ def study(shape: str, clips: int, epochs: int, network: str) -> Iterator[tuple[R
 
 def ours(shape: str, clips: int, epochs: int, network: str, device: str) -> dict[str, Any]:
     with study(shape, clips, epochs, network) as (config, corpus, folder):
-        started = time.perf_counter()
+        start = time.perf_counter()
         run = atr.fit(config, corpus, device=device, runs=folder / "runs", threads=os.cpu_count() or 1)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         history = run.history["loss"]
         return {"seconds": seconds, "first_loss": float(history.iloc[0]), "epochs": len(history)}
 
@@ -152,14 +152,14 @@ def every_epoch(shape: str, clips: int, epochs: int, network: str, device: str, 
     for `epochs`: each costs the same.
     """
     with study(shape, clips, epochs, network) as (config, corpus, _):
-        started = time.perf_counter()
+        start = time.perf_counter()
         anew = EncodingStudy(config, corpus, device)
-        ready, losses = time.perf_counter() - started, []
-        started = time.perf_counter()
+        ready, losses = time.perf_counter() - start, []
+        start = time.perf_counter()
         for epoch in range(timed_epochs):
             losses.append(anew.train(epoch))
             anew.evaluate("validation")
-        epoch_seconds = (time.perf_counter() - started) / timed_epochs
+        epoch_seconds = (time.perf_counter() - start) / timed_epochs
         seconds = ready + epochs * epoch_seconds + once(lambda: anew.evaluate("test"), device)
         return {"seconds": seconds, "epoch_seconds": epoch_seconds, "ready_seconds": ready, "first_loss": losses[0]}
 

@@ -49,11 +49,11 @@ def agreement(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     lines = []
     for other in rows:
         numbers = _numbers(other)
-        shared = {name: value for name, value in other["size"].items() if name != "timed_epochs"}
-        ours = _find(rows, other["part"], "atr", shared)
+        sizes = {name: value for name, value in other["size"].items() if name != "timed_epochs"}
+        ours = _find(rows, other["part"], "atr", sizes)
         if other["how"] != "atr" and numbers and ours is not None and len(_numbers(ours)) == len(numbers):
             apart = max(abs(a - b) for a, b in zip(numbers, _numbers(ours), strict=True))
-            words = ", ".join(f"{name} {value}" for name, value in shared.items() if name != "device")
+            words = ", ".join(f"{name} {value}" for name, value in sizes.items() if name != "device")
             lines.append({"part": other["part"], "how": other["how"], "size": words, "difference": apart})
     return pd.DataFrame(lines, columns=["part", "how", "size", "difference"])
 
@@ -71,12 +71,12 @@ def _steps(rows: Sequence[dict[str, Any]], device: str) -> list[dict[str, Any]]:
     wanted: dict[str, Any] = {"part": "step", "missing": "needs a GPU: atr bench step --device cuda"}
     best = _against(rows, f"{work}: at its best", 3, "step", PEOPLE, {}, how="atr, all")
     equal = _against(rows, f"{work}: in float32, no TF32", None, "step", PEOPLE, {}, how="atr, plain")
-    served = max((_rate(row) for row in rows if row["part"] == "pipeline"), default=0.0)
+    supply = max((_rate(row) for row in rows if row["part"] == "pipeline"), default=0.0)
     steps = [_rate(row) for row in rows if row["part"] == "step" and "seconds" in row and row["how"].startswith("atr")]
     pipeline = "input pipeline", "3 times what the step consumes"
     lines = [_line(*pipeline, None)]
-    if served and steps:
-        words, factor = (f"{served:,.0f} clips/s served", f"{max(steps):,.1f} clips/s consumed"), served / max(steps)
+    if supply and steps:
+        words, factor = (f"{supply:,.0f} clips/s served", f"{max(steps):,.1f} clips/s consumed"), supply / max(steps)
         lines = [_line(*pipeline, {}, *words, factor, factor >= 3)]
     large, ours, met = _find(rows, "step", "atr, large batch", {}) or wanted, "", None
     if "missing" not in large:
@@ -101,8 +101,8 @@ def _against(
             continue
         if "missing" in other:
             return _line(work, goal, other)
-        shared = {name: value for name, value in other["size"].items() if name != "timed_epochs"}
-        ours = _find(rows, part, how, shared)
+        sizes = {name: value for name, value in other["size"].items() if name != "timed_epochs"}
+        ours = _find(rows, part, how, sizes)
         if ours is None or "missing" in ours:
             return _line(work, goal, ours)
         factor = other["seconds"] / ours["seconds"]

@@ -129,14 +129,14 @@ def measure(case: Case, limit: float | None = None, threads: int | None = None) 
     if case.missing:
         return case.row() | {"missing": case.missing}
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which misses a GPU aloud
-    started = time.monotonic()
+    start = time.monotonic()
     threads = threads or os.cpu_count() or 1
     with ProcessPoolExecutor(1, devices.worker_context()) as pool:
         try:
             return case.row() | pool.submit(_work, case.function, case.arguments, threads, limit).result()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            if isinstance(error, BrokenProcessPool) and limit is not None and time.monotonic() - started >= limit:
+            if isinstance(error, BrokenProcessPool) and limit is not None and time.monotonic() - start >= limit:
                 reason = f"ended after {limit:.0f} s"
             raise MeasurementError(case, reason) from error
 
@@ -234,11 +234,11 @@ def timed(work: Callable[[], Any], device: str = "cpu", repeats: int = 5, least:
 
 def once(work: Callable[[], Any], device: str, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of `work`, here and now."""
-    started = clock()
+    start = clock()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return clock() - started
+    return clock() - start
 
 
 def warm_seconds(work: Callable[[], Any], device: str) -> float:

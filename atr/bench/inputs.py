@@ -86,6 +86,6 @@ def pack(clips: int, seconds: float) -> dict[str, Any]:
         table = pd.DataFrame({"clip": names, "split": "train", "duration": seconds, "description": ""})
         captions = pd.DataFrame({"clip": names, "caption": "noise"})
         corpus = Corpus("noise", table.assign(digest=names), captions, event_table(), WaveReader(folder))
-        started = time.perf_counter()
+        start = time.perf_counter()
         inputs.waveforms(corpus, PACKED_RATE, quiet=True)
-        return {"seconds": time.perf_counter() - started}
+        return {"seconds": time.perf_counter() - start}

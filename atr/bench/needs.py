@@ -85,9 +85,9 @@ def summary(plan: pd.DataFrame, device: str, side_by_side: int, cluster: str = "
     total, disk = groups["time"].sum() / side_by_side, groups["disk"].sum()
     where = torch.cuda.get_device_name() if device == "cuda" else f"{side_by_side} runs side by side on the CPU"
     where = f"{cluster}, {side_by_side} runs at a time" if cluster else f"this machine ({where})"
-    needed = duration(total) if total else "nothing"
+    time_in_words = duration(total) if total else "nothing"
     words = (
-        f"About {needed} in sum on {where}, by a few measured steps; decoding and frozen features, made "
+        f"About {time_in_words} in sum on {where}, by a few measured steps; decoding and frozen features, made "
         f"once, on top. Disk: {gigabytes(disk)} of runs, {gigabytes(state)} more for each one under "
         f"way, and {gigabytes(sum(audio.values()))} of packed audio."
     )
@@ -138,7 +138,7 @@ def measure(config: RunConfig, device: str) -> Measurement:
 
         def count(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in owned:
+            if storage.data_ptr() not in own:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
@@ -157,7 +157,7 @@ def measure(config: RunConfig, device: str) -> Measurement:
             with half:
                 network(*pairs[which])
 
-        owned = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+        own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
         network.train()
         few, many = (warm_seconds(lambda n=n: step(n), device) for n in counts)  # type: ignore[misc]
         pair = max(many - few, 0.0) / (counts[1] - counts[0])

@@ -26,7 +26,7 @@ AT_A_TIME = 100
 
 
 def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
-    numbers, dim, probed = SIZES[scale]
+    numbers, dim, probes = SIZES[scale]
     missing = ""
     try:
         neighbours.import_faiss()
@@ -36,7 +36,7 @@ def cases(scale: str, device: str, released: ReleasedCode) -> list[Case]:
     for rows in numbers:
         size = {"rows": rows, "dim": dim}
         result.append(Case("search", "exact", "search.exact", size))
-        result.append(Case("search", "FAISS", "search.approximate", size | {"probed": list(probed)}, missing))
+        result.append(Case("search", "FAISS", "search.approximate", size | {"probed": list(probes)}, missing))
     return result
 
 
@@ -78,9 +78,9 @@ def approximate(rows: int, dim: int, probed: list[int]) -> dict[str, Any]:
         truth = Neighbours(embeddings).search(queries, TOP)[1]
         neighbours.LIMIT = 0
         index = Neighbours(embeddings, Path(folder) / "rows.faiss")
-        started = time.perf_counter()
+        start = time.perf_counter()
         index.build(quiet=True)
-        row: dict[str, Any] = {"built_seconds": time.perf_counter() - started}
+        row: dict[str, Any] = {"built_seconds": time.perf_counter() - start}
         row["file_gb"] = index.path.stat().st_size / 1e9 if index.path else 0.0
         by: list[dict[str, float]] = []
         for lists in probed:

@@ -212,12 +212,12 @@ def product(device: str, precision: str, size: int = 8192) -> float:
 def shares(step: Callable[[], None], device: str) -> dict[str, float]:
     """Of the time that a step's kernels (on a CPU: operators) take, the part of each kind of work."""
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
-    with profile(activities=kinds, acc_events=True) as recorded:
+    with profile(activities=kinds, acc_events=True) as trace:
         step()
         if device == "cuda":
             torch.cuda.synchronize()
     total: dict[str, float] = {}
-    for event in recorded.key_averages():
+    for event in trace.key_averages():
         spent = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
         kind = next((kind for kind, parts in KINDS.items() if any(p in event.key.lower() for p in parts)), "the rest")
         total[kind] = total.get(kind, 0.0) + spent

@@ -50,18 +50,18 @@ def bench(
         return
     try:
         where = resolve_device(device)
-        released = ReleasedCode(mei2022, tymofieiev2025)
+        clones = ReleasedCode(mei2022, tymofieiev2025)
         os.environ.setdefault("ATR_COMMAND", f"atr {' '.join(sys.argv[1:])}")
         with as_exception():
-            result = run(parts or (), scale, where, released, again, show)
+            result = run(parts or (), scale, where, clones, again, show)
         result["command"] = without_credentials(os.environ["ATR_COMMAND"])
         if out is not None:
             atomic.write_json(out, result)
     except RuntimeError as error:
         raise fail(error) from error
-    reached = goals.table(result["rows"], where)
-    reached["factor"] = [f"{factor:.3g}" if factor == factor else "" for factor in reached["factor"].astype(float)]
-    print_table(reached, "Goals")
+    rows = goals.table(result["rows"], where)
+    rows["factor"] = [f"{factor:.3g}" if factor == factor else "" for factor in rows["factor"].astype(float)]
+    print_table(rows, "Goals")
     if out is not None:
         say(f"→ {out}")
 

@@ -152,8 +152,8 @@ YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def check_corpus(corpus: str, root: Path | None) -> None:
     """ValueError: no such corpus, or one that does not go with this root."""
     if corpus not in (*CORPORA, *LOADERS):
-        listed = ", ".join(dict.fromkeys((*CORPORA, *LOADERS)))
-        raise ValueError(f"unknown corpus {corpus!r}; known: {listed}; one of your own: set ATR_EXTENSIONS to its file")
+        names = ", ".join(dict.fromkeys((*CORPORA, *LOADERS)))
+        raise ValueError(f"unknown corpus {corpus!r}; known: {names}; one of your own: set ATR_EXTENSIONS to its file")
     if corpus in ROOT_CORPORA and root is None:
         raise ValueError(f"corpus {corpus!r} lies in a folder: name it with --root")
     if corpus == "soundscapes" and root is not None:

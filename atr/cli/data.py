@@ -63,9 +63,9 @@ def obtain(name: str, yes: bool, workers: int, again: bool, quiet: bool) -> None
     """`atr data <name>`: what it is, then, if one agrees, all of it that is not here, and what is left to do."""
     say(*catalogue.announcement(name).split("\n"))
     _agree(state(name), yes)
-    left, counts = catalogue.obtain(name, workers, again, quiet)
-    if left:
-        say(*left.split("\n"))
+    rest, counts = catalogue.obtain(name, workers, again, quiet)
+    if rest:
+        say(*rest.split("\n"))
     if counts is not None:
         _show(name, counts)
 

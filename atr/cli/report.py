@@ -41,10 +41,10 @@ def report(
     if tables:
         folder = (results or get_profile(profile).results) / "tables"
         return say(f"→ {folder}: {count_of(output.render(folder), 'table')} as .md and .tex")
-    gathered = gather(profile, results)
-    for line in gathered.notes:
+    material = gather(profile, results)
+    for line in material.notes:
         say(line)
-    if gathered.stale and not allow_stale:
-        raise ValueError(f"{gathered.stale} stale, nothing written; run the above, or mark them: --allow-stale")
-    page, archive = render.write(gathered, out)
-    say(str(gathered.counts), f"→ {page} ({page.stat().st_size / 1e6:.1f} MB)", f"→ {archive}")
+    if material.stale and not allow_stale:
+        raise ValueError(f"{material.stale} stale, nothing written; run the above, or mark them: --allow-stale")
+    page, archive = render.write(material, out)
+    say(str(material.counts), f"→ {page} ({page.stat().st_size / 1e6:.1f} MB)", f"→ {archive}")

@@ -208,10 +208,10 @@ def _needing(needs: list, runs: list) -> list:
         except (ValueError, OSError):
             return None  # damaged, or by another version
 
-    gone = [own.identity() for run in needs if (own := config(run))]
+    missing = [own.identity() for run in needs if (own := config(run))]
     paths = {run.path for run in needs}
     others = [(run, config(run)) for run in runs if run.path not in paths]
-    return [run for run, one in others if one and any(other.identity() in gone for other in one.needs().values())]
+    return [run for run, one in others if one and any(other.identity() in missing for other in one.needs().values())]
 
 
 @app.command("remove")

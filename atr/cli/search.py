@@ -300,8 +300,8 @@ def _embedder(record: dict[str, Any], device: str, quiet: bool) -> "Embedder":
     path = Path(record["run"])
     if (path / PACK).is_file():
         return Embedder.packed(path, device=device)
-    moved = places.results_home().joinpath(*path.parts[-3:])  # <profile>/runs/<address>
-    run = Run(path if path.is_dir() or not moved.is_dir() else moved)
+    here = places.results_home().joinpath(*path.parts[-3:])  # <profile>/runs/<address>
+    run = Run(path if path.is_dir() or not here.is_dir() else here)
     run.require_finished(" or gone; name another model, or index it again")
     return Embedder(run, identity.pretraining_corpus(run.config, record["root"]), device=device, quiet=quiet)
 
@@ -414,9 +414,9 @@ def _play(path: str, start: float, end: float) -> None:
         except soundfile.LibsndfileError as error:
             raise OSError(f"{path}: changed since it was indexed ({error}); run atr index again") from error
         say(f"{player}: {path}, {clock(start)} – {clock(end)}", error=True)
-        done = subprocess.run([player, *PLAYERS[player], str(piece)], capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(f"{player} failed: {done.stderr.strip() or done.returncode}; open {path} at {clock(start)}")
+        result = subprocess.run([player, *PLAYERS[player], str(piece)], capture_output=True, text=True)
+    if result.returncode:
+        raise OSError(f"{player} failed: {result.stderr.strip() or result.returncode}; open {path} at {clock(start)}")
 
 
 @contextmanager

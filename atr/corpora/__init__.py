@@ -60,8 +60,8 @@ def load_corpus(
         raise ValueError(f"corpus {name!r} takes no root (got {str(root)!r}): leave it out")
     unknown = sorted(set(options) - set(options_of))
     if unknown:
-        listed = ", ".join(option for option in (*options_of, "hold_out", "synthetic", "use") if option != "root")
-        raise ValueError(f"corpus {name!r}: unknown option(s) {', '.join(unknown)}; known: {listed}")
+        text = ", ".join(option for option in (*options_of, "hold_out", "synthetic", "use") if option != "root")
+        raise ValueError(f"corpus {name!r}: unknown option(s) {', '.join(unknown)}; known: {text}")
     if use not in USES:
         raise ValueError(f"corpus {name!r}: use is {use!r}; known: {', '.join(USES)}")
     if synthetic is None and use != "both":

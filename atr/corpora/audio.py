@@ -42,20 +42,20 @@ def _seconds_within_limit(path: str | PathLike[str], frames: int, rate: int) -> 
 def _blocks(path: str | PathLike[str], parts: list[Stream]) -> Iterator[np.ndarray]:
     """A file's channels' mean in blocks (samples,), at least one; AudioError as `read` has it, but for silence."""
     for part in parts:
-        done = 0
+        at = 0
         try:
             with part.open() as file:
                 # file.blocks() would fill up a file that was cut short with the block before
                 while len(block := file.read(1 << 18, dtype="float32", always_2d=True)):
                     yield _mean(path, block)
-                    done += len(block)
+                    at += len(block)
         except RuntimeError as error:
             reason = getattr(error, "error_string", error)
-            problem = f"cut short or damaged after {done / part.rate:.2f} of {part.frames / part.rate:.2f} s ({reason})"
+            problem = f"cut short or damaged after {at / part.rate:.2f} of {part.frames / part.rate:.2f} s ({reason})"
             raise AudioError(path, problem, "fetch it again") from None
         tolerance = 0 if part.exact else 0.01 * part.frames + 0.1 * part.rate  # compressed formats round their length
-        if not done or done < part.frames - tolerance:
-            raise short(path, done / part.rate, part.frames / part.rate)
+        if not at or at < part.frames - tolerance:
+            raise short(path, at / part.rate, part.frames / part.rate)
 
 
 def _mean(path: str | PathLike[str], block: np.ndarray) -> np.ndarray:
@@ -98,16 +98,16 @@ def segments(path: str | PathLike[str], seconds: float) -> Iterator[tuple[float,
     parts = streams(path)
     rate = parts[0].rate
     length, shortest = max(1, round(seconds * rate)), round(SHORTEST * rate)
-    rest, done, audible = np.empty(0, np.float32), 0, False
+    rest, at, audible = np.empty(0, np.float32), 0, False
     for block in _blocks(path, parts):
         rest = np.concatenate([rest, block])
         while len(rest) >= length + shortest:
             audible = audible or bool(rest[:length].any())
-            yield done / rate, rest[:length], rate
-            rest, done = rest[length:], done + length
+            yield at / rate, rest[:length], rate
+            rest, at = rest[length:], at + length
     if not audible and not rest.any():
         raise _silent(path)
-    yield done / rate, rest, rate
+    yield at / rate, rest, rate
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:

@@ -154,12 +154,12 @@ def clips_to_fetch(root: Path, again: bool = False) -> list[tuple[str, float, Pa
     """Clips to fetch: id, start in seconds, target file."""
     lists = clip_lists(root)
     here = files_of_clips(root, {clip for rows in lists.values() for clip in rows})
-    lost = {} if again else lost_clips(root)
+    missing = {} if again else lost_clips(root)
     return [
         (clip, float(start), root / "audio" / Path(TABLES[split][0]).stem / f"{clip}.wav")
         for split in ("test", "validation", "train")  # the small ones first: they can be evaluated early
         for clip, (start, _) in lists[split].items()
-        if clip not in here and clip not in lost
+        if clip not in here and clip not in missing
     ]
 
 
@@ -212,10 +212,10 @@ def _fetch_clip(clip: str, start: float, target: Path) -> str:
         command += ["--postprocessor-args", f"ExtractAudio:-ar {RATE} -ac 1", "--output", f"{folder}/clip.%(ext)s"]
         command += [f"https://www.youtube.com/watch?v={clip}"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
-            if done.returncode:
-                lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-                return lines[-1] if lines else f"yt-dlp ended with status {done.returncode}"
+            result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
+            if result.returncode:
+                lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+                return lines[-1] if lines else f"yt-dlp ended with status {result.returncode}"
             seconds = audio.duration(f"{folder}/clip.wav")
             if seconds > SECONDS + 1:
                 return f"yt-dlp left {seconds:.1f} s of the video where {SECONDS:g} s were asked for"

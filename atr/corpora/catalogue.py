@@ -56,11 +56,11 @@ def _count(corpus: Corpus) -> Counts:
 def _count_esc50(folder: Path) -> Counts:
     root = esc50(folder)
     split_of = {path: split for _, split, path in clipfolder.esc50(root)}
-    lost = [path for path in split_of if not (root / path).is_file()]
-    listed, gone = Counter(split_of.values()), Counter(split_of[path] for path in lost)
-    table = [(split, listed[split] - gone[split], listed[split], {"train": 1200}.get(split, 400)) for split in SPLITS]
+    missing = [path for path in split_of if not (root / path).is_file()]
+    total, absent = Counter(split_of.values()), Counter(split_of[path] for path in missing)
+    table = [(split, total[split] - absent[split], total[split], {"train": 1200}.get(split, 400)) for split in SPLITS]
     clips = pd.DataFrame(table, columns=["split", "clips here", "clips in the list", "clips in the paper"])
-    return Counts(clips, [f"{root / path}: no such file; run: atr data esc50" for path in lost])
+    return Counts(clips, [f"{root / path}: no such file; run: atr data esc50" for path in missing])
 
 
 def _count_dcase2022(folder: Path) -> Counts:

@@ -186,8 +186,8 @@ def answers(root: str | PathLike[str] | None = None) -> dict[str, list[str]]:
     files_of: dict[str, list[str]] = {}
     for row in csvtable.read_table(name, table, ("query", "audio_filenames")):
         try:
-            listed = ast.literal_eval(row["audio_filenames"])
-            files_of[row["query"]] = [_stem(file) for file in dict.fromkeys(listed)]
+            sounds = ast.literal_eval(row["audio_filenames"])
+            files_of[row["query"]] = [_stem(file) for file in dict.fromkeys(sounds)]
         except (ValueError, SyntaxError, TypeError) as error:
             problem = Problem(f"{table}, {row['query']!r}", f"no list of file names ({error})", "fetch it again")
             raise CorpusError(name, [problem]) from None

@@ -152,15 +152,15 @@ def walk(
 
     closed: filled with the folders that cannot be listed, and why; without it they raise OSError.
     """
-    entered: set[tuple[int, int]] = set()
+    visits: set[tuple[int, int]] = set()
     folders, links = [""], list[str]()
     while folders or links:
         below = folders.pop() if folders else links.pop()
         try:
             state = os.stat(folder / below)
-            if (state.st_dev, state.st_ino) in entered:
+            if (state.st_dev, state.st_ino) in visits:
                 continue
-            entered.add((state.st_dev, state.st_ino))
+            visits.add((state.st_dev, state.st_ino))
             entries = os.scandir(folder / below)
         except OSError as error:
             if closed is None:
@@ -203,26 +203,26 @@ def join(
     """
     matches: dict[str, str] = {}
     unclear: dict[str, list[str]] = {}
-    left, free = list(dict.fromkeys(names)), dict(there)
+    rest, free = list(dict.fromkeys(names)), dict(there)
     for spelling in spellings:
-        files, counts = defaultdict(list), Counter(map(spelling, left))
+        files, counts = defaultdict(list), Counter(map(spelling, rest))
         for path, name in free.items():
             files[spelling(name)].append(path)
-        for name in left:
+        for name in rest:
             here = files[spelling(name)]
             if len(here) == 1 == counts[spelling(name)]:
                 matches[name] = here[0]
                 del free[here[0]]
             elif here:
                 unclear[name] = here
-        left = [name for name in left if name not in matches and name not in unclear]
+        rest = [name for name in rest if name not in matches and name not in unclear]
     return matches, unclear
 
 
 def unclear_problem(where: str, paths: list[str]) -> Problem:
     """The problem of a name of a table that `join` calls unclear."""
-    listed = ", ".join(map(repr, paths[:3])) + (", …" if len(paths) > 3 else "")
-    problem = f"its file could be {listed}" + ("" if len(paths) > 1 else ", as another name's could")
+    names = ", ".join(map(repr, paths[:3])) + (", …" if len(paths) > 3 else "")
+    problem = f"its file could be {names}" + ("" if len(paths) > 1 else ", as another name's could")
     return Problem(where, problem, "give one file exactly the name in the table, and keep others alike elsewhere")
 
 

@@ -35,9 +35,9 @@ REGISTRY: dict[str, Checkpoint] = {}  # by audio encoder, from the modules that 
 
 
 def _add(checkpoint: Checkpoint) -> None:
-    taken = REGISTRY.setdefault(checkpoint.encoder, checkpoint)
-    if taken != checkpoint:
-        raise ValueError(f"encoder {checkpoint.encoder!r} has a checkpoint, {taken.file.name}; choose another name")
+    holder = REGISTRY.setdefault(checkpoint.encoder, checkpoint)
+    if holder != checkpoint:
+        raise ValueError(f"encoder {checkpoint.encoder!r} has a checkpoint, {holder.file.name}; choose another name")
 
 
 def zenodo(name: str, encoder: str, page: str, licence: str, file_name: str, size: int | None, md5: str) -> None:

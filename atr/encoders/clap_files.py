@@ -333,8 +333,8 @@ def htsat(tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:
         heads.append(tensors[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape[1])
     named = {}
     for name, tensor in tensors.items():
-        dropped = ("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")
-        if name.startswith(dropped) or name.endswith(".attn_mask"):
+        unused = ("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")
+        if name.startswith(unused) or name.endswith(".attn_mask"):
             continue
         for theirs, ours in (
             ("bn0.", "batch_norm."),

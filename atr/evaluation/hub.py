@@ -114,7 +114,7 @@ class HubCopy:
         path = download.fetch(File(f"{revision}.files.json", url), self.folder, quiet=True)
         try:
             rows = [row for row in json.loads(path.read_text("utf-8")) if row["path"].endswith(".parquet")]
-            listed = [
+            names = [
                 File(
                     row["path"].replace("/", "+"),
                     f"{hub}/datasets/{self.repo}/resolve/{revision}/{quote(row['path'])}",
@@ -125,9 +125,9 @@ class HubCopy:
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise DownloadError(f"{path}: no list of files ({error!r}); delete it and try again") from None
-        if not listed:
+        if not names:
             raise DownloadError(f"{url}: no Parquet files; name another copy: --copy")
-        return listed
+        return names
 
     def _keys(self, file: File) -> list[str]:
         """What identifies the clip of each row, read over the net without the sounds."""

@@ -53,8 +53,8 @@ def page(table: pd.DataFrame) -> str:
         by = max(("t2a R@10", "t2a R@1", "t2a mAP@16"), key=(part != "").sum().get)
         order = part.assign(sets=sets, best=-pd.to_numeric(part[by])).sort_values(["sets", "best"], kind="stable")
         part = part.loc[order.index]
-        shown = [column for column in NUMBERS if (part[column] != "").any()]
-        columns = ["model", *shown, "runs", "by", "source"]
+        numbers = [column for column in NUMBERS if (part[column] != "").any()]
+        columns = ["model", *numbers, "runs", "by", "source"]
         rows = [
             [*row[:-2], f"{row[-2]}: {row[-1]}" if row[-1] else row[-2]] for row in part[[*columns, "note"]].to_numpy()
         ]

@@ -52,8 +52,8 @@ def _captions(table: Path, must: bool, own: set[str]) -> Iterator[tuple[str, str
     if must and not columns:
         raise ValueError(f"{table}: no column 'caption' or 'caption_1'; name a table of captions")
     if "split" in rows:
-        written = rows["split"].str.strip().str.lower()
-        rows = rows[written.map(csvfolder.split_names(written.tolist())) == "train"]
+        splits = rows["split"].str.strip().str.lower()
+        rows = rows[splits.map(csvfolder.split_names(splits.tolist())) == "train"]
     for column in {"file_name", "youtube_id"} & set(rows):
         rows = rows[~rows[column].map(_last).isin(own)]
     for column in columns:
@@ -85,9 +85,9 @@ def leaks(part: Corpus, queries: Sequence[str], train: Path) -> Iterator[str]:
     captions (`captions`) of the same words or nearly so (`nearest`). The test set's own files do not count.
     """
     texts, unread = captions(train, part)
-    lost = [query for query in queries if words(query) in texts]
+    same = [query for query in queries if words(query) in texts]
     if texts:
-        line = f"{len(lost):,} of {len(queries):,} queries are in {train}" + (f", as {lost[0]!r}" if lost else "")
+        line = f"{len(same):,} of {len(queries):,} queries are in {train}" + (f", as {same[0]!r}" if same else "")
         others = [query for query in queries if words(query) not in texts]
         close = [pair for pair in nearest(others, list(texts.values())) if pair[2] >= CLOSE]
         if close:
@@ -138,12 +138,12 @@ def nearest(queries: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[str,
         return np.ones(len(columns), np.float32), columns, ends
 
     here, there = table(queries), table(texts)
-    left = csr_array(here, shape=(len(queries), len(places)))
+    counts = csr_array(here, shape=(len(queries), len(places)))
     right = csr_array(there, shape=(len(texts), len(places))).T.tocsr()
     sizes, sizes_there = np.diff(here[2]), np.diff(there[2])
     step = max(1, PAIRS // max(1, len(texts)))
     for start in range(0, len(queries), step):
-        common = left[start : start + step] @ right
+        common = counts[start : start + step] @ right
         for row, query in enumerate(queries[start : start + step]):
             part = slice(*common.indptr[row : row + 2])
             if part.start == part.stop:

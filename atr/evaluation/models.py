@@ -162,9 +162,9 @@ class Embeddings(Seedless):
 
     def _of(self, side: str, names: Sequence[str]) -> Tensor:
         places = self.places[side]
-        if lost := [name for name in names if name not in places]:
+        if gaps := [name for name in names if name not in places]:
             listing = self.folder / embeddings.LISTS[side]
-            raise ValueError(f"{listing}: {len(lost)} of {len(names)} are not in it, as {lost[0]!r}; embed them too")
+            raise ValueError(f"{listing}: {len(gaps)} of {len(names)} are not in it, as {gaps[0]!r}; embed them too")
         return self.rows[side][[places[name] for name in names]]
 
     def sounds(self, part: Corpus, quiet: bool = False) -> Tensor:
@@ -188,9 +188,9 @@ def load(name: str, profile: Profile, windows: str | None = None, device: str = 
         return OfMteb(what, None if device == "auto" else device)
     if kind == "own":
         return Own(what)
-    packed = pack.locate(what) if kind == "hf" else Path(what).expanduser()
-    if packed is not None and (packed / pack.PACK).is_file():
-        return EmbedderModel(Embedder.packed(packed, windows=windows, device=device))
+    folder = pack.locate(what) if kind == "hf" else Path(what).expanduser()
+    if folder is not None and (folder / pack.PACK).is_file():
+        return EmbedderModel(Embedder.packed(folder, windows=windows, device=device))
     if kind != "folder":
         return EmbedderModel(Embedder.clap(what if kind == "hf" else name, windows=windows, device=device))
     run = Run(Path(what).expanduser())

@@ -148,9 +148,9 @@ class Protocol:
         if names is not None:
             part = replace(part, clips=part.clips[here.isin(names)]).split(self.split)
         if not len(part):
-            missed = f" of the {len(names):,} that it names, as {names[0]!r}," if names else ""
+            missing = f" of the {len(names):,} that it names, as {names[0]!r}," if names else ""
             there = f"; there are {len(here):,}, as {here.iloc[0]!r}" if len(here) else ""
-            raise ValueError(f"protocol {self.name}: no clips{missed} in the split {self.split} of {where}{there}")
+            raise ValueError(f"protocol {self.name}: no clips{missing} in the split {self.split} of {where}{there}")
         return replace(part, clips=part.clips.assign(split="test"), test_only=True).check()
 
     def _check_without(self, names: Sequence[str], where: str) -> None:
@@ -169,10 +169,10 @@ class Protocol:
         if folder and not _has_splits(Path(root or "")):
             options["split"] = "test"
         name, others = options["name"], {option: value for option, value in options.items() if option != "name"}
-        loaded = load_corpus(name, root if folder else None, check=False, **others)
-        part = loaded.split(self.split)
+        whole = load_corpus(name, root if folder else None, check=False, **others)
+        part = whole.split(self.split)
         if not len(part):  # perhaps since something is wrong with all of it
-            replace(loaded, test_only=True).check()
+            replace(whole, test_only=True).check()
         return part, str(root or name)
 
     def missing(self, part: Corpus) -> list[str]:
@@ -208,11 +208,11 @@ class Protocol:
     def _ask_table(self, part: Corpus) -> "tuple[list[str], np.ndarray, Relevance]":
         """`ask` by a table of answers; queries are left out that describe no clip here, or that none answers."""
         places = {clip.removeprefix("test/"): place for place, clip in enumerate(part.clips["clip"])}
-        described = dict(reversed(list(zip(part.captions["caption"], part.clip_of_caption(), strict=True))))
+        clip_of = dict(reversed(list(zip(part.captions["caption"], part.clip_of_caption(), strict=True))))
         answers = {
             query: [places[clip] for clip in clips if clip in places] for query, clips in clotho.answers().items()
         }
-        texts = [query for query, clips in answers.items() if clips and query in described]
+        texts = [query for query, clips in answers.items() if clips and query in clip_of]
         if not texts:
             raise ValueError(
                 f"protocol {self.name}: none of the {len(answers):,} queries is a caption of the clips here"
@@ -220,7 +220,7 @@ class Protocol:
         relevance = np.zeros((len(texts), len(part)), bool)
         for row, query in enumerate(texts):
             relevance[row, answers[query]] = True
-        return texts, np.array([described[query] for query in texts]), relevance
+        return texts, np.array([clip_of[query] for query in texts]), relevance
 
 
 def names() -> list[str]:

@@ -131,8 +131,8 @@ class LocalExecutor:
             process.join()
             reason = f"its process ended with {process.exitcode}, as when it is killed or memory runs out"
             reason += "; run again to continue it"
-            with self.reasons.pop(process) as sent, suppress(EOFError, OSError):  # that of a process that said nothing
-                reason = sent.recv()
+            with self.reasons.pop(process) as pipe, suppress(EOFError, OSError):  # that of a process that said nothing
+                reason = pipe.recv()
             yield process, reason if process.exitcode else ""
 
     def stop(self, running: dict[Any, Task]) -> None:
@@ -216,8 +216,8 @@ class Ray:
         return self._submit(self.shared[task.corpus], _fit, task.config, options | paths, name=task.run.address)
 
     def wait(self, running: dict[Any, Task]) -> Iterator[tuple[Any, str]]:
-        done, _ = self.ray.wait(list(running), timeout=10)  # then look again whether machines have joined
-        for handle in done:
+        ready, _ = self.ray.wait(list(running), timeout=10)  # then look again whether machines have joined
+        for handle in ready:
             try:
                 reason = self.ray.get(handle) or _wait_for(running[handle].run)
             except self.ray.exceptions.RayError as error:
@@ -247,12 +247,12 @@ class Ray:
     def _check(self, folders: list[Path]) -> None:
         on = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         problems = []
-        with ExitStack() as held:
+        with ExitStack() as stack:
             probes = [folder / f".probe.{uuid4().hex}" for folder in folders]
             for probe in probes:
                 probe.parent.mkdir(parents=True, exist_ok=True)
-                held.callback(probe.unlink, missing_ok=True)
-                if isinstance(held.enter_context(FileLock(probe)), SoftFileLock):
+                stack.callback(probe.unlink, missing_ok=True)
+                if isinstance(stack.enter_context(FileLock(probe)), SoftFileLock):
                     raise ValueError(f"executor 'ray': {probe.parent}: {LOCK_NOTE}")
             shared, looks = self._share(probes, software()), {}
             for node in self._machines():

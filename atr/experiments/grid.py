@@ -85,13 +85,13 @@ def describe(config: RunConfig) -> str:
     stages = f" in {len(config.stages)} stages" if config.stages else ""
     mined = f" {config.mining} batches" if config.mining else ""
     source = f" from {config.needs()['start'].corpus['name']}" if config.start else ""
-    held = f" but {config.corpus['hold_out']} clips" if "hold_out" in config.corpus else ""
+    size = f" but {config.corpus['hold_out']} clips" if "hold_out" in config.corpus else ""
     use = {"both": " with {}", "synthetic": " by {}"}[config.corpus.get("use", "both")]
-    held += use.format(config.corpus["synthetic"]) if "synthetic" in config.corpus else ""
+    size += use.format(config.corpus["synthetic"]) if "synthetic" in config.corpus else ""
     pooling = " text-aware" if config.text_aware else ""
     return (
         f"{config.loss['name']}{penalty}{encoder}{pooling} {config.training}{stages}{mined} D{config.embedding_dim} "
-        f"B{config.batch_size} lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}{held}{source}"
+        f"B{config.batch_size} lr {config.rate('heads'):g} seed {config.seed} on {config.corpus['name']}{size}{source}"
     )
 
 

@@ -277,9 +277,9 @@ def commit_reference(profile_name: str, numbers: Sequence[str] = ()) -> Path:
     def fill(fresh: Path) -> None:
         for part in parts:
             (fresh / part).mkdir()
-            made = [path for path in (source / part).iterdir() if not numbers or path.name[:2] in own]
+            outputs = [path for path in (source / part).iterdir() if not numbers or path.name[:2] in own]
             others = [path for path in (target / part).glob("*") if numbers and path.name[:2] not in own]
-            for path in made + others:
+            for path in outputs + others:
                 if path.is_file() and not path.name.startswith(".") and not path.name.endswith(".failed.ipynb"):
                     shutil.copy2(path, fresh / part)
         (fresh / "ranks").mkdir()

@@ -272,8 +272,8 @@ def embed(
     clips = [(path, "test", duration(path), hashes.file_hash(Path(path)), "") for path in paths]
     captions = pd.DataFrame({"clip": paths[0], "caption": list(queries)})  # a caption needs a clip, any will do
     reader = FileReader(Path(), {path: digest for path, _, _, digest, _ in clips})
-    held = Corpus("files", clip_table(clips), captions, event_table(), reader)
-    network, _, split, to = model.restore_split(run, held, "test", device, quiet, config)
+    corpus_of_files = Corpus("files", clip_table(clips), captions, event_table(), reader)
+    network, _, split, to = model.restore_split(run, corpus_of_files, "test", device, quiet, config)
     with devices.threads(threads):
         sounds, words = evaluation.embed(network, split, to)
     return words, sounds

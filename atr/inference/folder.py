@@ -37,9 +37,9 @@ def scan(folder: Path, quiet: bool = False) -> tuple[pd.DataFrame, dict[str, str
     with the reason. Errors as in `check`.
     """
     check(folder)
-    closed: dict[str, str] = {}
-    rows = sorted(tqdm(walk(folder, closed), desc="looking for sounds", unit=" files", disable=quiet))
-    return pd.DataFrame(rows, columns=["path", "size", "mtime_ns"]), closed
+    unreadable: dict[str, str] = {}
+    rows = sorted(tqdm(walk(folder, unreadable), desc="looking for sounds", unit=" files", disable=quiet))
+    return pd.DataFrame(rows, columns=["path", "size", "mtime_ns"]), unreadable
 
 
 def walk(folder: Path, closed: dict[str, str]) -> Iterator[tuple[str, int, int]]:

@@ -48,13 +48,13 @@ class Lookup:
 
     def best(self, sentences: Tensor, top: int) -> list[list[Hit]]:
         """The `top` files for each sentence (N, dim), the best first."""
-        result, top, started = [], min(top, self.files), time.monotonic()
+        result, top, start = [], min(top, self.files), time.monotonic()
         for block in sentences.split(QUERIES):
             for sentence, files in zip(block, self._likely(block, top) if top else [[]] * len(block), strict=True):
                 hits = sorted((self._hit(sentence, file) for file in files), key=lambda hit: (-hit.score, hit.path))
                 result.append(hits[:top])
         if self.neighbours is not None:
-            self.neighbours.remark(time.monotonic() - started)
+            self.neighbours.remark(time.monotonic() - start)
         return result
 
     def open(self) -> str:

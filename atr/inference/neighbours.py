@@ -72,7 +72,7 @@ class Neighbours:
         if bad := np.flatnonzero(~np.isfinite(lengths) | (lengths == 0)).tolist():
             raise ValueError(f"query {bad[0]}: zeros alone, or not finite; nothing is near to it")
         queries = queries / lengths[:, None]
-        started, top = time.monotonic(), min(top, self.rows)
+        begin, top = time.monotonic(), min(top, self.rows)
         scores, rows = np.empty((len(queries), top)), np.empty((len(queries), top), np.int64)
         candidates = self.candidates(queries, OVERFETCH * top)
         lacking = []
@@ -85,7 +85,7 @@ class Neighbours:
         for start in range(0, len(lacking), QUERIES):
             block = lacking[start : start + QUERIES]
             scores[block], rows[block] = self._exact(queries[block], top)
-        self.remark(time.monotonic() - started)
+        self.remark(time.monotonic() - begin)
         return scores, rows
 
     def open(self) -> str:
@@ -188,8 +188,8 @@ class Neighbours:
                 if len(near) > top:
                     least = np.partition(rough[query, near], -top)[-top]
                     near = near[rough[query, near] >= least - 2 * slack]
-                joined = np.concatenate([scores[query], _cosines(queries[query], rows[near])])
-                scores[query], numbers[query] = _best(joined, np.concatenate([numbers[query], start + near]), top)
+                both = np.concatenate([scores[query], _cosines(queries[query], rows[near])])
+                scores[query], numbers[query] = _best(both, np.concatenate([numbers[query], start + near]), top)
                 if len(numbers[query]) == top:
                     floor[query] = scores[query][-1] - slack
         return np.stack(scores), np.stack(numbers)

@@ -125,8 +125,8 @@ def pack(run: Run, start: Preparation, target: Path, source: str = "") -> None:
     if run.config.training == "external":
         raise ValueError(f"{run.path}: CLAP as it is published; share that by its name, {run.config.text_encoder}")
     texts = text.files(start.text_folder)
-    if pickled := [file for file in texts if file.name == text.PICKLED]:
-        raise ValueError(f"{pickled[0]}: a pickle, which no pack holds; save the model there as safetensors")
+    if pickles := [file for file in texts if file.name == text.PICKLED]:
+        raise ValueError(f"{pickles[0]}: a pickle, which no pack holds; save the model there as safetensors")
     _check(target, run)
     written = target / CARD
     described = written.read_bytes() if written.is_file() else card(run, source).encode()

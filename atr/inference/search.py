@@ -155,13 +155,13 @@ class Index:
             both = here.merge(old, "left", ["path", "size", "mtime_ns"])
             todo = both.loc[both["segments"].isna(), ["path", "size", "mtime_ns"]]
             hidden = old["path"].str.startswith(tuple(f"{below}/" for below in closed))
-            gone = ~old["path"].isin(here["path"]) & ~hidden.astype(bool)
+            missing = ~old["path"].isin(here["path"]) & ~hidden.astype(bool)
             new = int((~todo["path"].isin(old["path"])).sum())
             if len(todo):
                 self._describe(before, complete=False)
                 parts += self._embed(todo, quiet)
             files = shards.files(parts)
-            parts = shards.compact(self.path, parts, files[~files["path"].isin(old["path"][gone])])
+            parts = shards.compact(self.path, parts, files[~files["path"].isin(old["path"][missing])])
             files = shards.files(parts)
             lookup = Lookup(self.path, parts, files, self.embedder)
             lookup.build(quiet)
@@ -174,7 +174,7 @@ class Index:
             new=new,
             changed=len(todo) - new,
             unchanged=len(files) - len(todo),
-            gone=int(gone.sum()),
+            gone=int(missing.sum()),
             usable=len(files) - len(bad),
             segments=int(files["segments"].sum()),
             seconds=float(files["seconds"].sum()),

@@ -126,11 +126,11 @@ def write(folder: Path, parts: Sequence[FileRows]) -> Shard:
     """A further shard; no other process may be writing one to this folder."""
     embeddings, times = torch.cat([part.embeddings for part in parts]), torch.cat([part.times for part in parts])
     rows = pd.concat([part.table for part in parts]).to_dict("records")
-    unnamed = folder / ".new.safetensors"
-    write_atomic(unnamed, lambda path: save_file({"embeddings": embeddings, "times": times}, path))
-    table = "".join(json.dumps(line) + "\n" for line in [hashes.blocks(unnamed), *rows]).encode()
+    temporary = folder / ".new.safetensors"
+    write_atomic(temporary, lambda path: save_file({"embeddings": embeddings, "times": times}, path))
+    table = "".join(json.dumps(line) + "\n" for line in [hashes.blocks(temporary), *rows]).encode()
     shard = Shard(folder, hashes.sha256(table)[:24])
-    os.replace(unnamed, shard.paths[1])
+    os.replace(temporary, shard.paths[1])
     write_atomic(shard.paths[0], lambda path: path.write_bytes(table))
     return shard
 

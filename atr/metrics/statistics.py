@@ -96,8 +96,8 @@ def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
     values = _scores(values, "values")
     seeds, clips = values.shape
     by_seed, by_clip = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
-    left = values - by_seed - by_clip + values.mean()
-    sums = clips * np.square(by_seed - values.mean()), seeds * np.square(by_clip - values.mean()), np.square(left)
+    rest = values - by_seed - by_clip + values.mean()
+    sums = clips * np.square(by_seed - values.mean()), seeds * np.square(by_clip - values.mean()), np.square(rest)
     freedoms = seeds - 1, clips - 1, (seeds - 1) * (clips - 1)
     return tuple(float(part.sum() / free) if free else np.nan for part, free in zip(sums, freedoms, strict=True))  # type: ignore[return-value]
 

@@ -89,8 +89,8 @@ def name_lines(axis: Axes, **options: Any) -> None:
     ends = [(0.0, float(pd.Series(line.get_ydata(), dtype=float).dropna().iloc[-1])) for line in lines]
     heights = axis.transData.transform(ends)[:, 1] * 72 / figure.dpi
     order, apart = np.argsort(heights, kind="stable"), 1.2 * look["size"] * np.arange(len(lines))
-    moved = isotonic_regression(heights[order] - apart).x + apart - heights[order]
-    for place, move in zip(order, moved, strict=True):
+    moves = isotonic_regression(heights[order] - apart).x + apart - heights[order]
+    for place, move in zip(order, moves, strict=True):
         at = (1, ends[place][1])
         axis.annotate(
             labels[place],

@@ -53,16 +53,16 @@ START, END = "<!-- {}: written by `atr reference` -->", "<!-- end -->"
 
 def page(project: Path) -> str:
     """The whole page, from the committed results, the notebooks and the verdicts of before."""
-    parts, by_notebook, made = [HEAD], {}, {}
+    parts, by_notebook, comparisons = [HEAD], {}, {}
     for folder, notebook in sections(project):
         parts.append(section(folder, notebook))
         by_notebook[folder.name, notebook.stem[:2]] = _claims(folder, notebook)
     for folder, notebook in [*sections(project), *sections_without_runs(project)]:
-        made[folder.name, notebook.stem[:2]] = _comparisons(folder, notebook)
+        comparisons[folder.name, notebook.stem[:2]] = _comparisons(folder, notebook)
     parts.append(apart(by_notebook))
     reference = project / "data" / "reference"
     before = pd.read_csv(reference / "verdicts_before.csv", dtype=str)
-    return "\n".join([*parts, papers(reference / "claims.csv", made), changes(before, by_notebook)])
+    return "\n".join([*parts, papers(reference / "claims.csv", comparisons), changes(before, by_notebook)])
 
 
 def papers(table: Path, made: Mapping[tuple[str, str], Sequence[ComparisonRow]]) -> str:

@@ -86,8 +86,8 @@ def _columns(part: pd.DataFrame) -> tuple[str, int]:
     rest = sum(size for size, wraps in zip(sizes, long, strict=True) if not wraps)
     share = max(LONG, (WIDE - rest) // max(1, sum(long))) / WIDE
     forms = ["r" if numeric(part[name]) else "l" for name in part]
-    wrapped = rf">{{\raggedright\arraybackslash}}p{{{0.85 * share:.2f}\linewidth}}"
-    return "".join(wrapped if wraps else form for form, wraps in zip(forms, long, strict=True)), rest
+    paragraph = rf">{{\raggedright\arraybackslash}}p{{{0.85 * share:.2f}\linewidth}}"
+    return "".join(paragraph if wraps else form for form, wraps in zip(forms, long, strict=True)), rest
 
 
 def widths(part: pd.DataFrame) -> list[int]:

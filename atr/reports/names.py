@@ -121,8 +121,8 @@ def effect(difference: float, low: float, high: float) -> tuple[str, str]:
     """
     alone = np.isnan(difference)
     sizes = [(abs(high), 3)] if alone else [(abs(difference), 2), ((high - low) / 6, 2)]
-    shown = [figures - 1 - np.floor(np.log10(size)) for size, figures in sizes if 0 < size < np.inf]
-    digits = int(np.clip(min(shown, default=1), 0 if alone else 1, 4))
+    places = [figures - 1 - np.floor(np.log10(size)) for size, figures in sizes if 0 < size < np.inf]
+    digits = int(np.clip(min(places, default=1), 0 if alone else 1, 4))
     return "—" if alone else f"{difference:+z.{digits}f}", interval(low, high, digits)
 
 

@@ -133,8 +133,8 @@ def read(file: Path | io.StringIO) -> pd.DataFrame:
 
 def drawings(table: pd.DataFrame, name: str, origin: Mapping[str, Any]) -> dict[str, str]:
     """A table as Markdown and LaTeX, by ending."""
-    title, shown = legend(table, origin), view(table)
-    blocks = [_escape(title), *map(markdown, shown.parts), _escape(shown.note), _escape(origin["note"])]
+    title, look = legend(table, origin), view(table)
+    blocks = [_escape(title), *map(markdown, look.parts), _escape(look.note), _escape(origin["note"])]
     paper = view(table, latex.WIDE)
     below = " ".join(filter(None, [paper.note, origin["note"]]))
     return {"md": "\n\n".join(filter(None, blocks)) + "\n", "tex": latex.table(paper.parts, title, below, name)}
@@ -201,8 +201,8 @@ def content(runs: Iterable[Run]) -> str:
 
 def _device(environment: Mapping[str, Any]) -> str:
     """Of a run; a CPU by its name, on which last bits hang, where that was recorded."""
-    named = environment["device"] == "cpu" and environment.get("processor")
-    return f"{environment['device']} ({named})" if named else environment["device"]
+    name = environment["device"] == "cpu" and environment.get("processor")
+    return f"{environment['device']} ({name})" if name else environment["device"]
 
 
 def provenance(runs: Iterable[Run]) -> dict[str, Any]:
@@ -211,13 +211,13 @@ def provenance(runs: Iterable[Run]) -> dict[str, Any]:
     """
     runs = list({run.address: run for run in runs}.values())
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    made = [run.environment for run in runs] or [environment(here, torch.get_num_threads())]
-    devices = sorted({f"{_device(one)}, {one['platform']}" for one in made})
-    versions = {name: sorted({one["versions"][name] for one in made}) for name in PACKAGES}
-    hours = sum(one["seconds"] for one in made) / 3600 if runs else 0.0
+    environments = [run.environment for run in runs] or [environment(here, torch.get_num_threads())]
+    devices = sorted({f"{_device(one)}, {one['platform']}" for one in environments})
+    versions = {name: sorted({one["versions"][name] for one in environments}) for name in PACKAGES}
+    hours = sum(one["seconds"] for one in environments) / 3600 if runs else 0.0
     total = f"{units.count_of(len(runs), 'run')}, {hours:.2f} h in sum; " if runs else ""
     note = f"{total}{'; '.join(devices)}; PyTorch {', '.join(versions['torch'])}."
-    commits = sorted({one["commit"] for one in made if one["commit"]})
+    commits = sorted({one["commit"] for one in environments if one["commit"]})
     return {
         "note": note,
         "runs": [run.address for run in runs],

@@ -125,10 +125,10 @@ class Paper:
         """What became of its claims."""
         of_paper = [one for one in self.claims if one.place]
         by = {verdict: [one.title for one in of_paper if one.verdict == verdict] for verdict in VERDICT_TITLES}
-        named = [f"{words}: {'; '.join(by[verdict])}." for verdict, words in VERDICT_TITLES.items() if by[verdict]]
+        parts = [f"{words}: {'; '.join(by[verdict])}." for verdict, words in VERDICT_TITLES.items() if by[verdict]]
         rest = Counter(one.verdict for one in of_paper if one.verdict not in VERDICT_TITLES)
         counts = ", ".join(f"{number} {verdict}" for verdict, number in rest.items())
-        return " ".join([*named, f"Of {len(of_paper)} claims {counts}." if rest else ""]).strip()
+        return " ".join([*parts, f"Of {len(of_paper)} claims {counts}." if rest else ""]).strip()
 
 
 @dataclass
@@ -242,8 +242,8 @@ def gather(profile_name: str, results: Path | None = None) -> Report:
 def citations() -> list[str]:
     """The papers, as the README asks to cite them, in Markdown."""
     readme = (places.PROJECT / "README.md").read_text(encoding="utf-8")
-    quoted = re.findall(r"(?:^> .+\n)+", readme.partition("\n## Citing\n")[2].partition("\n## ")[0], re.M)
-    return [" ".join(line.removeprefix("> ") for line in block.splitlines()) for block in quoted]
+    quotes = re.findall(r"(?:^> .+\n)+", readme.partition("\n## Citing\n")[2].partition("\n## ")[0], re.M)
+    return [" ".join(line.removeprefix("> ") for line in block.splitlines()) for block in quotes]
 
 
 def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, str]]) -> Study:
@@ -269,9 +269,9 @@ def _study(path: Path, profile: Profile, results: Path, files: set[tuple[str, st
         grid = study.grid(path, {"seeds": None, **study.parameters(copy), "profile_name": profile.name})
     except (ValueError, OSError) as error:
         lacking = f"what the grid needs is not here ({str(error).splitlines()[0]})"
-    made = {output.path: output.provenance for output in result.outputs}
+    provenances = {output.path: output.provenance for output in result.outputs}
     runs = results / "runs"
-    stale, unchecked = freshness.check(path, copy, made, grid, profile, runs)
+    stale, unchecked = freshness.check(path, copy, provenances, grid, profile, runs)
     result.unchecked = "; ".join(filter(None, [unchecked, lacking]))
     for output in result.outputs:
         output.stale = stale[output.path]

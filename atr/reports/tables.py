@@ -189,8 +189,8 @@ def formatted(table: pd.DataFrame, columns: Sequence[str] | None = None, digits:
 
 def rows_of(table: pd.DataFrame, configs: Iterable[RunConfig], **labels: Any) -> pd.DataFrame:
     """The rows of a frame whose runs are those of `configs`, with columns that hold a label each."""
-    wanted = {key(config) for config in configs}
-    rows = table[[key(run.config) in wanted for run in table["run"]]]
+    addresses = {key(config) for config in configs}
+    rows = table[[key(run.config) in addresses for run in table["run"]]]
     return rows.assign(**labels)
 
 
@@ -255,8 +255,8 @@ class Results:
         pair = [self.runs(name) for name in methods]
         seeds = [{run.config.seed for run in runs} for runs in pair]
         if not (common := set.intersection(*seeds)):
-            owned = ", ".join(f"{name} has seeds {sorted(own)}" for name, own in zip(methods, seeds, strict=True))
-            raise ValueError(f"{claim}: {owned}; give both a common one")
+            text = ", ".join(f"{name} has seeds {sorted(own)}" for name, own in zip(methods, seeds, strict=True))
+            raise ValueError(f"{claim}: {text}; give both a common one")
         return [[run for run in runs if run.config.seed in common] for runs in pair]
 
     def save_search(self, number: str) -> Figure:

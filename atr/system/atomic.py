@@ -61,8 +61,8 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
         number = _number(error, temporary)
-        named = Path(getattr(error, "filename", None) or path)
-        near = named.is_relative_to(path.parent) or path.is_relative_to(named)
+        file = Path(getattr(error, "filename", None) or path)
+        near = file.is_relative_to(path.parent) or path.is_relative_to(file)
         if number not in MENDS or not (near or number in WRITING):
             raise
         free = ""
@@ -82,9 +82,9 @@ def _number(error: Exception, temporary: Path | None) -> int | None:
     files = [temporary] if temporary and temporary.is_file() else list(temporary.rglob("*")) if temporary else []
     for file in sorted((file for file in files if file.is_file()), key=lambda file: -file.stat().st_size)[:1]:
         try:
-            with open(file, "ab") as filled:
-                filled.write(bytes(1 << 20))
-                os.fsync(filled.fileno())
+            with open(file, "ab") as target:
+                target.write(bytes(1 << 20))
+                os.fsync(target.fileno())
         except OSError as cause:
             return cause.errno
     return None

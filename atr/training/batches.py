@@ -124,9 +124,9 @@ def mine(
     pool = _Pool(index, torch.from_numpy(codes[order]).to(index.device), columns)
     batches: list[np.ndarray] = []
     while len(pool.pairs):
-        left = max(1, len(pool.pairs) // batch_size)
-        together = parallel or (left if how == "easy" else -(-left // 16))
-        grown, pool = _grow(pool, min(together, left), batch_size, 1.0 if how == "hard" else -1.0)
+        count = max(1, len(pool.pairs) // batch_size)
+        together = parallel or (count if how == "easy" else -(-count // 16))
+        grown, pool = _grow(pool, min(together, count), batch_size, 1.0 if how == "hard" else -1.0)
         batches += [np.array(batch) for batch in grown]
     return batches
 
@@ -207,14 +207,14 @@ def _grow(pool: _Pool, together: int, batch_size: int, sign: float) -> tuple[lis
 def _in_turn(scores: Tensor, used: Tensor) -> list[int]:
     """What each row picks after those above it, -1 where nothing is left for it; marks it in `used`."""
     picks: list[int] = []
-    taken = set()
+    pairs = set()
     for row, (score, pick) in enumerate(zip(*(best.tolist() for best in scores.max(1)), strict=True)):
-        if pick in taken:
+        if pick in pairs:
             score, pick = (best.item() for best in scores[row].masked_fill_(used, -torch.inf).max(0))
         if score == -torch.inf:
             pick = -1
         else:
-            taken.add(pick)
+            pairs.add(pick)
             used[pick] = True
         picks.append(pick)
     return picks

@@ -147,13 +147,13 @@ def start(work: Callable[..., object], size: int, device: str, *arguments: Any) 
         try:
             for rank in range(size):
                 surroundings = (dict(os.environ), hashes.file_hashes)
-                sent = (register.Extensions(), Group(rank, size), device, folder, surroundings, work, arguments)
-                members.append(context.Process(target=_member, args=sent, daemon=True))
+                message = (register.Extensions(), Group(rank, size), device, folder, surroundings, work, arguments)
+                members.append(context.Process(target=_member, args=message, daemon=True))
                 members[-1].start()
-            left = {member.sentinel: rank for rank, member in enumerate(members)}
-            while left:
-                for sentinel in wait(list(left)):
-                    rank = left.pop(sentinel)
+            waiting = {member.sentinel: rank for rank, member in enumerate(members)}
+            while waiting:
+                for sentinel in wait(list(waiting)):
+                    rank = waiting.pop(sentinel)
                     members[rank].join()
                     if members[rank].exitcode:
                         ended = {other: member.exitcode for other, member in enumerate(members) if member.exitcode}

@@ -145,11 +145,11 @@ def one_side(
     result: Any = None
     for members, wanted in batches[group.rank :: group.size] if shared else batches:
         batch = rows.batch(members).to(to)
-        done = model(**(dict.fromkeys(SIDES) | {side: batch, "pooled": pooled}))
-        done = done[SIDES.index(side)].float().to("cpu")
+        output = model(**(dict.fromkeys(SIDES) | {side: batch, "pooled": pooled}))
+        output = output[SIDES.index(side)].float().to("cpu")
         if result is None:  # of frames, the longest clips come first, so that there is room for all others
-            result = done.new_zeros(len(rows), *done.shape[1:])
-        result[wanted] = done[np.isin(members, wanted)]
+            result = output.new_zeros(len(rows), *output.shape[1:])
+        result[wanted] = output[np.isin(members, wanted)]
     model.train(training)
     if not shared or group.size == 1:
         return result

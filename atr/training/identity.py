@@ -103,9 +103,9 @@ def _weights_file(name: str, encoder: str) -> Path:
         matches = sorted(place.glob(f"{encoder}.*"))
         if matches:
             return matches[0]
-    looked = " and ".join(map(str, dict.fromkeys(places)))
+    where = " and ".join(map(str, dict.fromkeys(places)))
     raise FileNotFoundError(
-        f"audio_weights: {name!r}: no such file, nor a folder with a file {encoder}.*; looked at {looked}"
+        f"audio_weights: {name!r}: no such file, nor a folder with a file {encoder}.*; looked at {where}"
     )
 
 

@@ -412,11 +412,11 @@ class Run:
 
     def remove(self) -> None:
         """Remove the folder. BlockingIOError: a process is training the run; FileNotFoundError: it is not there."""
-        gone = self.path.with_name(f".{self.address}.removed")
+        temporary = self.path.with_name(f".{self.address}.removed")
         with self.lock("removed", timeout=1):
-            shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed
-            os.rename(self.path, gone)  # at once: a reader finds the whole run or none
-            shutil.rmtree(gone)
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            os.rename(self.path, temporary)  # at once: a reader finds the whole run or none
+            shutil.rmtree(temporary)
 
 
 def _table(path: Path, **options: Any) -> pd.DataFrame:

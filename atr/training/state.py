@@ -58,12 +58,12 @@ class Keeper:
         self.path, self.took, self.ended = path, 0.0, 0.0
 
     def keep(self, state: State) -> None:
-        started = time.perf_counter()
-        if self.took > self.QUICK and started - self.ended < 9 * self.took:
+        start = time.perf_counter()
+        if self.took > self.QUICK and start - self.ended < 9 * self.took:
             return
         atomic.write_atomic(self.path, partial(_save, state))
         self.ended = time.perf_counter()
-        self.took = self.ended - started
+        self.took = self.ended - start
 
 
 def _save(state: State, path: Path) -> None:

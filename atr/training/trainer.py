@@ -197,7 +197,7 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
         now = State()
         if not trainer.last_epoch:  # else the first epoch is the best so far
             now.select(0, -math.inf, trainer.evaluate(splits["validation"]).scores, network.trainable_state())
-    started = trainer.started - now.seconds
+    start = trainer.started - now.seconds
     for logger in trainer.fabric.loggers:
         logger.log_hyperparams(config.to_dict())
 
@@ -226,7 +226,7 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
             score = selection_score(part, validation_result.scores, epoch + 1)
             if score >= now.best_score:
                 now.select(epoch + 1, score, validation_result.scores, network.trainable_state())
-            now.epoch, now.seconds = epoch + 1, time.perf_counter() - started
+            now.epoch, now.seconds = epoch + 1, time.perf_counter() - start
             now.model, now.loss, now.optimizer = network.trainable_state(), loss.state_dict(), optimizer.state_dict()
             if writes:
                 if epoch + 1 < trainer.last_epoch:  # what follows the last epoch is short
@@ -239,7 +239,7 @@ def train(trainer: Trainer, run: Run, threads: int) -> None:
         now.stages.append({"test": test_result.scores, "best_epoch": now.best_epoch, "validation": now.validation})
 
     if writes:
-        surroundings = trainer.surroundings(threads, time.perf_counter() - started)
+        surroundings = trainer.surroundings(threads, time.perf_counter() - start)
         run.finish(now, test_result.to_tensors(), surroundings, {"stages": now.stages} if config.stages else {})
         trainer.fabric.log_dict({f"test_{name}": value for name, value in test_result.scores.items()}, step=now.epoch)
         for logger in trainer.fabric.loggers:

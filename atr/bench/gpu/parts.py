@@ -31,12 +31,12 @@ Row = dict[str, Any]
 def measure_cases(cases: list[Case], deadline: float) -> Iterator[Row]:
     """A row of each case: what it comes to, or an error that says why there is nothing."""
     for case in cases:
-        left = deadline - time.monotonic()
-        if left < LEAST_SECONDS:
+        remaining = deadline - time.monotonic()
+        if remaining < LEAST_SECONDS:
             yield case.row() | {"error": "no time was left"}
             continue
         try:
-            row = harness.measure(case, left, threads=1 if case.arguments.get("device") == "cpu" else None)
+            row = harness.measure(case, remaining, threads=1 if case.arguments.get("device") == "cpu" else None)
         except harness.MeasurementError as error:
             row = case.row() | {"error": error.reason}
         if "seconds" in row and "clips" in row:

@@ -138,8 +138,8 @@ def generate(
         failure = run.ask_all(concurrency, quiet)
     report = run.report(record, content.bad_lines)
     if failure is not None:
-        done = f"{report.valid:,} of {report.clips:,} clips are done and kept in {record}"
-        raise CaptioningError(f"{failure}. {done}; the same command goes on from there") from failure
+        state = f"{report.valid:,} of {report.clips:,} clips are done and kept in {record}"
+        raise CaptioningError(f"{failure}. {state}; the same command goes on from there") from failure
     return report
 
 

@@ -27,9 +27,9 @@ def collect(tables: Sequence[str | Path], without: Iterable[str] = ()) -> str:
         for caption in captions
     ]
     if not rows:
-        named = ", ".join(map(str, tables)) or "no tables"
+        names = ", ".join(map(str, tables)) or "no tables"
         raise ValueError(
-            f"{named}: no clip with several captions is left; give tables with caption_1, caption_2 and on"
+            f"{names}: no clip with several captions is left; give tables with caption_1, caption_2 and on"
         )
     content = pd.DataFrame(rows, columns=["clip", "caption"]).to_csv(index=False, lineterminator="\n")
     name = f"{hashes.sha256(content)[:12]}.csv"
@@ -45,9 +45,9 @@ def read(name: str) -> pd.DataFrame:
     places = [Path(name).expanduser(), home() / "captions" / name]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        looked = " and ".join(map(str, places))
+        where = " and ".join(map(str, places))
         raise FileNotFoundError(
-            f"text_contrast: {name!r}: no such file, looked at {looked}; `collect` of {__name__} makes one"
+            f"text_contrast: {name!r}: no such file, looked at {where}; `collect` of {__name__} makes one"
         )
     table = csvtable.frame(path)
     if not {"clip", "caption"} <= set(table.columns) or not table["clip"].duplicated().any():

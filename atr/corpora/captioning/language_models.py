@@ -128,15 +128,15 @@ class Endpoint:
     def _body(self, messages: list[dict[str, str]]) -> str:
         import openai
 
-        tried = f"{self.retries + 1} times" if self.retries else "once"
+        tries = f"{self.retries + 1} times" if self.retries else "once"
         try:
             completions: Any = self._client.chat.completions.with_raw_response
             return completions.create(model=self.model, messages=messages).text
         except openai.APITimeoutError:
             mend = "give a longer timeout, or a lower concurrency if the server is busy"
-            raise self._error(f"no answer within {self.timeout:g} s, tried {tried}", mend) from None
+            raise self._error(f"no answer within {self.timeout:g} s, tried {tries}", mend) from None
         except openai.APIConnectionError as error:
-            reason = f"{error.__cause__ or error}, tried {tried}"
+            reason = f"{error.__cause__ or error}, tried {tries}"
             raise self._error(f"cannot be reached ({reason})", "is the server running?") from None
         except openai.APIStatusError as error:
             status, message = error.status_code, f"HTTP {error.status_code}: {error.response.text}"
@@ -149,7 +149,7 @@ class Endpoint:
                 raise self._error(message, mend) from None
             wait = error.response.headers.get("retry-after")
             mend = f"it asks to wait {wait} s" if wait else "try again later"
-            raise self._error(f"tried up to {tried}, {message}", mend) from None
+            raise self._error(f"tried up to {tries}, {message}", mend) from None
         except CaptioningError as error:
             raise self._error(str(error), "does it stream, or is the address complete?") from None
         except openai.OpenAIError as error:
@@ -176,12 +176,12 @@ def _reply(body: str) -> Reply | None:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
     counts = usage if isinstance(usage, dict) else {}
-    counted = {name: number for name, number in counts.items() if isinstance(number, int)}
+    tokens = {name: number for name, number in counts.items() if isinstance(number, int)}
     if not text.strip() and isinstance(refusal, str) and refusal:
         text, finish = whole(refusal), REFUSAL
     elif not without_thoughts(text) and (text.strip() or any(thought)):
         finish = ONLY_REASONING
-    return Reply(text, finish if isinstance(finish, str) else None, counted)
+    return Reply(text, finish if isinstance(finish, str) else None, tokens)
 
 
 def _text(content: Any, *kinds: str) -> str:

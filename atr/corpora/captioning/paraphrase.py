@@ -104,13 +104,13 @@ def paraphrase(captions: Sequence[str], seed_text: str, count: int = CAPTIONS) -
     if not bodies:
         raise ValueError(f"{seed_text!r}: no caption with a word in it, so there is nothing to paraphrase")
     rng = random.Random(hashes.content_key(seed_text, list(captions)))
-    taken = {plain(caption) for caption in captions}
+    texts = {plain(caption) for caption in captions}
     result: list[str] = []
     for candidate in _candidates(rng, bodies):
         if len(result) == count:
             break
-        if plain(candidate) not in taken and len(candidate.split()) <= MOST_WORDS:
-            taken.add(plain(candidate))
+        if plain(candidate) not in texts and len(candidate.split()) <= MOST_WORDS:
+            texts.add(plain(candidate))
             result.append(candidate)
     if len(result) < count:
         raise ValueError(f"{seed_text!r}: {count} paraphrases wanted, the rules make {len(result)}; ask for fewer")
@@ -158,9 +158,9 @@ def _arrangements(body: str) -> list[str]:
     """Other orders of the clauses that say the same; none where the build of the caption is not understood."""
     if re.search(r"[.!?;:()\"“”]", body):
         return []
-    fronted = re.fullmatch(r"(while|as|after|before) ([^,]+), ([^,]+)", body)
-    if fronted:
-        joint, other, main = fronted.groups()
+    clause = re.fullmatch(r"(while|as|after|before) ([^,]+), ([^,]+)", body)
+    if clause:
+        joint, other, main = clause.groups()
         return [] if _JOINT.search(f" {other} {main}") else [f"{main} {joint} {other}"]
     parts = _JOINT.split(body)
     if len(parts) == 3:
@@ -186,8 +186,8 @@ def _arrangements(body: str) -> list[str]:
     if (pair := body.split(" and ")) and len(pair) == 2 and "," not in body:
         both = all(_SUBJECT.match(side) and re.search(r"\w\wing\b", side) for side in pair)
         return [f"{pair[1]} and {pair[0]}"] if both else []
-    if (placed := _PLACE.fullmatch(body)) and not re.search(r"\b(and|with|or)\b", body):
-        return [f"{placed[2]}, {placed[1]}"]
+    if (place := _PLACE.fullmatch(body)) and not re.search(r"\b(and|with|or)\b", body):
+        return [f"{place[2]}, {place[1]}"]
     return []
 
 

@@ -160,9 +160,9 @@ def load(
         return MIXER_VERSION, RECORDINGS.noise, seed, split, index, duration, scene.description, used, *at
 
     stream = partial(_scenes, seed, sources, duration)
-    made = (str(root), wanted, seed, duration, stream, content, words, RECORDINGS)
+    key = (str(root), wanted, seed, duration, stream, content, words, RECORDINGS)
     mend = "add classes or recordings, or ask for fewer clips"
-    scenes, tables = draw_splits(*made, mend=mend, times=TIMES, unseen=unseen, repeats=True)
+    scenes, tables = draw_splits(*key, mend=mend, times=TIMES, unseen=unseen, repeats=True)
     mixes = {clip: (int(sha256(f"{seed} {clip}")[:16], 16), scene) for clip, scene in scenes.items()}
     licence = next((file.name for file in sorted(root.iterdir()) if file.name.lower().startswith("licen")), "unknown")
     counts = _counts(wanted, sources, tables[0])
@@ -246,12 +246,12 @@ def recording(path: str, sha256: str, rate: int = RATE) -> np.ndarray:
 def _stretch(wave: np.ndarray, length: int, rate: int) -> np.ndarray:
     """The first `length` samples; a shorter recording is looped with cross-fades of a quarter second."""
     overlap = min(rate // 4, len(wave) // 4)
-    looped = wave
-    while len(looped) < length:
+    loop = wave
+    while len(loop) < length:
         ramp = np.linspace(0, 1, overlap, dtype=np.float32)
-        joint = looped[-overlap:] * np.sqrt(1 - ramp) + wave[:overlap] * np.sqrt(ramp)
-        looped = np.concatenate([looped[:-overlap], joint, wave[overlap:]])
-    return looped[:length].copy()
+        joint = loop[-overlap:] * np.sqrt(1 - ramp) + wave[:overlap] * np.sqrt(ramp)
+        loop = np.concatenate([loop[:-overlap], joint, wave[overlap:]])
+    return loop[:length].copy()
 
 
 def _kind(wave: np.ndarray, rate: int) -> Kind:

@@ -160,8 +160,8 @@ def load(
             yield draw(rng, names, lambda name: EVENTS[name][0], duration, SYNTHETIC)
 
     mend = "ask for fewer clips in '{split}' or use more events"
-    made = ("soundscapes", counts, seed, duration, stream, content, WORDS, SYNTHETIC)
-    scenes, tables = draw_splits(*made, mend=mend, unseen=unseen)
+    key = ("soundscapes", counts, seed, duration, stream, content, WORDS, SYNTHETIC)
+    scenes, tables = draw_splits(*key, mend=mend, unseen=unseen)
     source = f"synthesised scenes of {len(names)} kinds of sound, generator {GENERATOR_VERSION}, seed {seed}; MIT"
     source += "; test scenes of combinations that occur in none to train on" * unseen
     return Corpus("soundscapes", *tables, SoundscapeReader(seed, duration, scenes), source)

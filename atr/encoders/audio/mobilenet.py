@@ -88,8 +88,8 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        squeezed = channels(width // 4)
-        inner = nn.ModuleDict({"fc1": nn.Linear(width, squeezed), "fc2": nn.Linear(squeezed, width)})
+        bottleneck = channels(width // 4)
+        inner = nn.ModuleDict({"fc1": nn.Linear(width, bottleneck), "fc2": nn.Linear(bottleneck, width)})
         self.conc_se_layers = nn.ModuleList([inner])  # as official files name it
 
     def forward(self, x: Frames) -> Tensor:
